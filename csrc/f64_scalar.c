@@ -1,0 +1,6 @@
+#define REAL_BITS 64
+#define LANES 1
+#define TILE_VECS 2
+#define ISA "scalar"
+#define TABLE rnnfast_f64_scalar
+#include "sequence.h"

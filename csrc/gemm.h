@@ -1,0 +1,289 @@
+/* Products of matrices: packing, the one micro-kernel, and the loops around it.
+ *
+ *   C[r, j] = start[r, j] + sum over k = 0 .. K-1, in this order, of A[r, k] * B[k, j]
+ *
+ * Every element is one chain of muladd() over k in rising order, whatever the tile it falls into: so the bits of a row of C depend
+ * on nothing but that row of A. Error: at most K roundings of the running sum, as with any plain loop (with the fused instruction the
+ * products are exact).
+ *
+ * B is packed into panels of TILE_VECS vectors side by side, [panel][k][column], the last panel narrower by whole vectors and filled
+ * up with zeros. A tile of up to 6 rows x TILE_VECS vectors of C stays in registers over the whole chain: per k it loads TILE_VECS
+ * vectors and 6 numbers for 6 * TILE_VECS multiply-adds. Rows are dealt evenly over the tiles, so that none is left with one row.
+ * A is read along its rows, or, where a product runs over the rows of a matrix (gradients of weights), from tiles packed down its columns.
+ */
+#ifndef RNNFAST_GEMM_H
+#define RNNFAST_GEMM_H
+
+#include "pool.h"
+#include "rnnfast.h"
+#include "simd.h"
+
+enum {
+    TILE_ROWS = 6,
+    TILE_COLUMNS = TILE_VECS * LANES,
+    POLL_WORK = 1 << 24 /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
+};
+
+/* What a thread knows of a wish to stop. Only the calling thread asks; all see the answer in *stopped. */
+typedef struct {
+    rnnfast_flag *stopped;
+    const rnnfast_poll *poll; /* NULL on the other threads */
+    double left;
+} watch;
+
+static int stop_after(watch *w, double work)
+{
+    w->left -= work;
+    if (w->left > 0) return 0;
+    w->left = POLL_WORK;
+    if (w->poll && w->poll->stop && w->poll->stop(w->poll->context)) *w->stopped = 1;
+    return *w->stopped;
+}
+
+static ptrdiff_t at_most(ptrdiff_t a, ptrdiff_t b)
+{
+    return a < b ? a : b;
+}
+
+static ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t to)
+{
+    return (a + to - 1) / to * to;
+}
+
+/* Part k of n of a range, as begin and end: parts differ by one at most. */
+typedef struct {
+    ptrdiff_t begin, end;
+} range;
+
+static range part(ptrdiff_t total, ptrdiff_t k, ptrdiff_t n)
+{
+    ptrdiff_t each = total / n, more = total % n;
+    range p = {k * each + at_most(k, more), (k + 1) * each + at_most(k + 1, more)};
+    return p;
+}
+
+/* Rows that come in steps of N: row r begins at at + (r / N) * step + (r % N) * row. */
+typedef struct {
+    REAL *at;
+    ptrdiff_t N, step, row;
+} grid;
+
+static REAL *row_at(const grid *g, ptrdiff_t r)
+{
+    return g->at + r / g->N * g->step + r % g->N * g->row;
+}
+
+static grid plain_rows(const REAL *at, ptrdiff_t row)
+{
+    grid g = {(REAL *)at, PTRDIFF_MAX, 0, row};
+    return g;
+}
+
+static ptrdiff_t tiles_of(ptrdiff_t rows)
+{
+    return (rows + TILE_ROWS - 1) / TILE_ROWS;
+}
+
+static ptrdiff_t panels_of(ptrdiff_t columns)
+{
+    return (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+}
+
+/* Numbers that K x columns take when packed. */
+static ptrdiff_t packed_size(ptrdiff_t K, ptrdiff_t columns)
+{
+    return K * round_up(columns, LANES);
+}
+
+/* One row k of a K x columns matrix into its place in the panels. */
+static void pack_row(REAL *packed, ptrdiff_t K, ptrdiff_t k, ptrdiff_t columns, const REAL *row)
+{
+    for (ptrdiff_t j = 0; j < columns; j += TILE_COLUMNS) {
+        ptrdiff_t some = at_most(TILE_COLUMNS, columns - j), width = round_up(some, LANES);
+        REAL *to = packed + j * K + k * width;
+        ptrdiff_t i = 0;
+        for (; i + LANES <= some; i += LANES) store(to + i, load(row + j + i));
+        if (i < some) store(to + i, load_part(row + j + i, some - i));
+    }
+}
+
+/* Columns j0 .. j0+count-1 of a K x columns matrix, each given as a row of `from` ([count, K], rows apart by `apart`). j0 may be any. */
+static void pack_columns(REAL *packed, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t count, const REAL *from, ptrdiff_t apart)
+{
+    enum { DEPTH = 16 };
+    for (ptrdiff_t j = j0; j < j0 + count;) {
+        ptrdiff_t first = j / TILE_COLUMNS * TILE_COLUMNS;
+        ptrdiff_t width = round_up(at_most(TILE_COLUMNS, columns - first), LANES);
+        ptrdiff_t end = at_most(first + TILE_COLUMNS, j0 + count);
+        REAL *panel = packed + first * K;
+        /* DEPTH numbers of each source row at a time, so that what is read and what is written stays in the first cache */
+        for (ptrdiff_t k0 = 0; k0 < K; k0 += DEPTH) {
+            ptrdiff_t k1 = at_most(k0 + DEPTH, K);
+            for (ptrdiff_t i = j; i < end; i++) {
+                const REAL *row = from + (i - j0) * apart;
+                for (ptrdiff_t k = k0; k < k1; k++) panel[k * width + i - first] = row[k];
+            }
+        }
+        j = end;
+    }
+}
+
+/* The columns beyond the last one, up to a whole vector. */
+static void pack_padding(REAL *packed, ptrdiff_t K, ptrdiff_t columns)
+{
+    ptrdiff_t first = columns / TILE_COLUMNS * TILE_COLUMNS, width = round_up(columns - first, LANES);
+    REAL *panel = packed + first * K;
+    for (ptrdiff_t k = 0; k < K; k++)
+        for (ptrdiff_t j = columns - first; j < width; j++) panel[k * width + j] = 0;
+}
+
+INLINE void copy_tile(const int R, REAL *to, ptrdiff_t K, const REAL *from, ptrdiff_t apart)
+{
+    for (ptrdiff_t k = 0; k < K; k++) memcpy(to + k * R, from + k * apart, (size_t)R * sizeof(REAL));
+}
+
+/* Columns of a K-row matrix (rows apart by `apart`) as the rows of A, tile by tile: [tile][k][row of the tile]. */
+static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *from, ptrdiff_t apart, range which)
+{
+    for (ptrdiff_t i = which.begin; i < which.end; i++) {
+        range rows = part(columns, i, tiles_of(columns));
+        REAL *to = tiles + rows.begin * K;
+        const REAL *at = from + rows.begin;
+        switch (rows.end - rows.begin) {
+        case 1: copy_tile(1, to, K, at, apart); break;
+        case 2: copy_tile(2, to, K, at, apart); break;
+        case 3: copy_tile(3, to, K, at, apart); break;
+        case 4: copy_tile(4, to, K, at, apart); break;
+        case 5: copy_tile(5, to, K, at, apart); break;
+        default: copy_tile(6, to, K, at, apart);
+        }
+    }
+}
+
+/* The micro-kernel: R rows x V vectors. a[m][k * a_step] is A[m, k]; start and c hold a row's first column each. */
+INLINE void tile(const int R, const int V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b,
+                 const REAL *const *start, REAL *const *c)
+{
+    vec sum[TILE_ROWS][TILE_VECS];
+#pragma GCC unroll 6
+    for (int m = 0; m < R; m++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[m][v] = load(start[m] + v * LANES);
+    ptrdiff_t i = 0;
+    do { /* K >= 1; with a loop that might not run at all gcc would move the sums through memory */
+        vec bs[TILE_VECS];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) bs[v] = load(b + v * LANES);
+#pragma GCC unroll 6
+        for (int m = 0; m < R; m++) {
+            vec am = broadcast(a[m][i]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sum[m][v] = muladd(am, bs[v], sum[m][v]);
+        }
+        i += a_step;
+        b += V * LANES;
+    } while (--K);
+#pragma GCC unroll 6
+    for (int m = 0; m < R; m++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(c[m] + v * LANES, sum[m][v]);
+}
+
+INLINE void strip(const int R, ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start,
+                  REAL *const *c)
+{
+#if TILE_VECS == 4
+    if (V == 4) tile(R, 4, K, a, a_step, b, start, c);
+    else if (V == 3) tile(R, 3, K, a, a_step, b, start, c);
+    else
+#endif
+    if (V == 2) tile(R, 2, K, a, a_step, b, start, c);
+    else tile(R, 1, K, a, a_step, b, start, c);
+}
+
+typedef void strip_of_rows(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start,
+                           REAL *const *c);
+
+static void strip_1(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+{
+    strip(1, V, K, a, a_step, b, start, c);
+}
+
+static void strip_2(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+{
+    strip(2, V, K, a, a_step, b, start, c);
+}
+
+static void strip_3(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+{
+    strip(3, V, K, a, a_step, b, start, c);
+}
+
+static void strip_4(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+{
+    strip(4, V, K, a, a_step, b, start, c);
+}
+
+static void strip_5(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+{
+    strip(5, V, K, a, a_step, b, start, c);
+}
+
+static void strip_6(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+{
+    strip(6, V, K, a, a_step, b, start, c);
+}
+
+static strip_of_rows *const strips[TILE_ROWS] = {strip_1, strip_2, strip_3, strip_4, strip_5, strip_6};
+
+typedef struct {
+    ptrdiff_t rows, K, columns;
+    grid a;
+    const REAL *tiles; /* A in packed tiles instead; a is not looked at then */
+    const REAL *b;     /* packed */
+    enum { FROM_ZERO, FROM_ROW, FROM_C } from;
+    const REAL *start; /* FROM_ROW: the same start for every row, room for whole vectors */
+    grid c;
+    enum { WHOLE, EXACT, ADD } into; /* WHOLE: rows of C have room for whole vectors; EXACT: write the columns alone; ADD: add to them */
+} product;
+
+/* The tiles and panels of a product that fall into the two ranges. FROM_C needs WHOLE. */
+static void multiply(const product *p, range tiles, range panels, watch *w)
+{
+    static const REAL zeros[TILE_COLUMNS];
+    for (ptrdiff_t panel = panels.begin; panel < panels.end; panel++) {
+        ptrdiff_t j = panel * TILE_COLUMNS, some = at_most(TILE_COLUMNS, p->columns - j), width = round_up(some, LANES);
+        int aside = p->into == ADD || (p->into == EXACT && width > some);
+        const REAL *b = p->b + j * p->K;
+        for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
+            range rows = part(p->rows, t, tiles_of(p->rows));
+            ptrdiff_t R = rows.end - rows.begin;
+            const REAL *a[TILE_ROWS], *start[TILE_ROWS];
+            REAL *c[TILE_ROWS], *to[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
+            if (stop_after(w, (double)(R * p->K) * width)) return;
+            for (ptrdiff_t m = 0; m < R; m++) {
+                a[m] = p->tiles ? p->tiles + rows.begin * p->K + m : row_at(&p->a, rows.begin + m);
+                c[m] = row_at(&p->c, rows.begin + m) + j;
+                to[m] = aside ? scratch + m * TILE_COLUMNS : c[m];
+                start[m] = p->from == FROM_ZERO ? zeros : p->from == FROM_ROW ? p->start + j : c[m];
+            }
+            strips[R - 1](width / LANES, p->K, a, p->tiles ? R : 1, b, start, to);
+            for (ptrdiff_t m = 0; aside && m < R; m++)
+                for (ptrdiff_t i = 0; i < some; i++) c[m][i] = p->into == ADD ? c[m][i] + to[m][i] : to[m][i];
+        }
+    }
+}
+
+static range all_tiles(const product *p)
+{
+    range r = {0, tiles_of(p->rows)};
+    return r;
+}
+
+static range all_panels(const product *p)
+{
+    range r = {0, panels_of(p->columns)};
+    return r;
+}
+
+#endif

@@ -1,0 +1,105 @@
+#include "rnnfast.h"
+
+#include <string.h>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define X86 1
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
+
+extern const rnnfast_table rnnfast_f32_scalar, rnnfast_f64_scalar;
+#ifndef RNNFAST_SCALAR_ONLY
+extern const rnnfast_table rnnfast_f32_base, rnnfast_f64_base;
+#ifdef X86
+extern const rnnfast_table rnnfast_f32_avx2, rnnfast_f64_avx2, rnnfast_f32_avx512, rnnfast_f64_avx512;
+#endif
+#endif
+
+#if defined(X86) && !defined(RNNFAST_SCALAR_ONLY)
+
+static void cpuid(unsigned leaf, unsigned out[4])
+{
+#if defined(_MSC_VER) && !defined(__clang__)
+    int answer[4];
+    __cpuidex(answer, (int)leaf, 0);
+    memcpy(out, answer, sizeof answer);
+#else
+    __cpuid_count(leaf, 0, out[0], out[1], out[2], out[3]);
+#endif
+}
+
+/* The registers that the operating system saves: bits 1, 2 for AVX, 5 to 7 as well for AVX-512. */
+static unsigned long long saved_registers(void)
+{
+#if defined(_MSC_VER) && !defined(__clang__)
+    return _xgetbv(0);
+#else
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low | (unsigned long long)high << 32;
+#endif
+}
+
+static int has_bits(unsigned long long word, unsigned long long bits)
+{
+    return (word & bits) == bits;
+}
+
+/* 2: AVX-512 F, VL, DQ, BW; 1: AVX2 and FMA; 0: neither. */
+static int vector_level(void)
+{
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, AVX2 = 1 << 5 };
+    const unsigned F = 1u << 16, DQ = 1u << 17, BW = 1u << 30, VL = 1u << 31;
+    unsigned most[4], basic[4], extended[4];
+    cpuid(0, most);
+    if (most[0] < 7) return 0;
+    cpuid(1, basic);
+    cpuid(7, extended);
+    if (!has_bits(basic[2], FMA | OSXSAVE | AVX) || !has_bits(extended[1], AVX2) || !has_bits(saved_registers(), 0x6)) return 0;
+    return has_bits(extended[1], F | DQ | BW | VL) && has_bits(saved_registers(), 0xe6) ? 2 : 1;
+}
+
+#endif
+
+/* All tables that were compiled, best first, float and double of each instruction set; how many of the first do not run here. */
+static const rnnfast_table *const tables[][2] = {
+#ifndef RNNFAST_SCALAR_ONLY
+#ifdef X86
+    {&rnnfast_f32_avx512, &rnnfast_f64_avx512},
+    {&rnnfast_f32_avx2, &rnnfast_f64_avx2},
+#endif
+    {&rnnfast_f32_base, &rnnfast_f64_base},
+#endif
+    {&rnnfast_f32_scalar, &rnnfast_f64_scalar},
+};
+
+static size_t unusable(void)
+{
+#if defined(X86) && !defined(RNNFAST_SCALAR_ONLY)
+    return 2 - (size_t)vector_level();
+#else
+    return 0;
+#endif
+}
+
+const char *const *rnnfast_isas(void)
+{
+    static const char *names[COUNT(tables) + 1];
+    size_t skipped = unusable();
+    for (size_t i = skipped; i < COUNT(tables); i++) names[i - skipped] = tables[i][0]->isa;
+    return names;
+}
+
+const rnnfast_table *rnnfast_get_table(const char *isa, size_t item)
+{
+    for (size_t i = unusable(); i < COUNT(tables); i++)
+        for (int j = 0; j < 2; j++)
+            if (!strcmp(tables[i][j]->isa, isa) && tables[i][j]->item == item) return tables[i][j];
+    return NULL;
+}

@@ -1,0 +1,915 @@
+/* The engine: forward and backward time loops for any cell, the readout, and the table that a stub exports.
+ *
+ * Forward, for each layer and direction, in blocks of steps: the input product bias + W_ih x for the block; then, step by step, the
+ * cell's stages (cells.h). Backward, in blocks of steps from the last: step by step the stages in reverse; then, for the block, dx and
+ * the sums for the gradients of the weights. The loops count steps as the direction takes them: a reverse direction has its grids
+ * turned around, and nothing else knows of it. Inference is training whose tape has stride zero.
+ *
+ * Order of sums. A pre-activation: bias_ih + bias_hh, then the features of x, then the units of h. A gradient of a weight: blocks of
+ * at most SUM_ROWS rows (step by step, rows of the batch within), each one chain from zero, added block by block from the last; the
+ * edges depend on T and N alone. dx of two directions: the forward one's plus the reverse one's.
+ *
+ * Threads. Two directions go to two crews if there are two threads. Within a crew rows of the batch are dealt out, without any
+ * meeting in forward; where there are too few rows, the columns of every product and the units of every pointwise part, with a meeting
+ * after each. Sums over rows are dealt out by columns. None of this changes an order of summation.
+ *
+ * Memory: all rows of internal matrices begin at whole vectors, so whole vectors may be written to their ends.
+ */
+#ifndef RNNFAST_SEQUENCE_H
+#define RNNFAST_SEQUENCE_H
+
+#include "cells.h"
+
+enum {
+    SUM_ROWS = 256,          /* rows in one chain of a weight's gradient: a longer chain would lose accuracy */
+    CHUNK_ROWS = 128,        /* rows of a batch that go through time together: their gates stay in cache */
+    BLOCK_BYTES = 1 << 18,   /* gates of a block of steps, to stay in the second-level cache */
+    BLOCK_ROWS = 48,         /* but at least so many rows, to pay for reading W_ih */
+    THREAD_WORK = 1 << 20,   /* multiply-adds that are worth a further thread */
+    MEETING_WORK = 1 << 16,  /* and those of one step that are worth meetings */
+    ALIGN = 64 / sizeof(REAL)
+};
+
+/* ---- sizes: numbers, not bytes; they stay at TOO_MANY once they reach it ---- */
+
+#define TOO_MANY (PTRDIFF_MAX / (ptrdiff_t)sizeof(REAL))
+
+static ptrdiff_t times(ptrdiff_t a, ptrdiff_t b)
+{
+    return b && a > TOO_MANY / b ? TOO_MANY : a * b;
+}
+
+static ptrdiff_t plus(ptrdiff_t a, ptrdiff_t b)
+{
+    return a > TOO_MANY - b ? TOO_MANY : a + b;
+}
+
+static ptrdiff_t whole(ptrdiff_t a, ptrdiff_t to)
+{
+    return a > TOO_MANY - to ? TOO_MANY : round_up(a, to);
+}
+
+/* A stack with its cell, and the lengths of rows. */
+typedef struct {
+    cell cell;
+    ptrdiff_t L, D, I, H, P;
+    ptrdiff_t gates_row, H_row, P_row;
+} shape;
+
+static shape shape_of(const rnnfast_stack *s)
+{
+    shape z = {.cell = cell_of(s), .L = s->layers, .D = s->directions, .I = s->I, .H = s->H, .P = s->P};
+    z.gates_row = whole(times(z.cell.width, s->H), LANES);
+    z.H_row = whole(s->H, LANES);
+    z.P_row = whole(s->P, LANES);
+    return z;
+}
+
+static ptrdiff_t width_of_input(const shape *z, ptrdiff_t layer)
+{
+    return layer ? times(z->D, z->P) : z->I;
+}
+
+static ptrdiff_t stage_source(const shape *z, const stage *g)
+{
+    return g->from_aux ? z->H : z->P;
+}
+
+static ptrdiff_t stage_columns(const shape *z, const stage *g)
+{
+    return g->count ? times(g->count, z->H) : z->P;
+}
+
+static ptrdiff_t packed_of_layer(const shape *z, ptrdiff_t layer)
+{
+    ptrdiff_t sum = times(width_of_input(z, layer), whole(times(z->cell.gates, z->H), LANES));
+    for (int i = 0; i < z->cell.stages; i++)
+        sum = plus(sum, times(stage_source(z, &z->cell.stage[i]), whole(stage_columns(z, &z->cell.stage[i]), LANES)));
+    return whole(plus(sum, z->gates_row), ALIGN);
+}
+
+static ptrdiff_t packed_back_of_layer(const shape *z, ptrdiff_t layer)
+{
+    ptrdiff_t sum = times(times(z->cell.gates, z->H), whole(width_of_input(z, layer), LANES));
+    for (int i = 0; i < z->cell.stages; i++)
+        sum = plus(sum, times(stage_columns(z, &z->cell.stage[i]), whole(stage_source(z, &z->cell.stage[i]), LANES)));
+    return whole(sum, ALIGN);
+}
+
+/* Where the part of a layer and direction begins, if those of layer 0 have the size `first` and the others the size `later`. */
+static ptrdiff_t place(const shape *z, ptrdiff_t layer, ptrdiff_t direction, ptrdiff_t first, ptrdiff_t later)
+{
+    return layer ? plus(times(z->D, first), times(plus(times(layer - 1, z->D), direction), later)) : direction * first;
+}
+
+/* Outputs of one layer. */
+static ptrdiff_t outputs(const shape *z, ptrdiff_t T, ptrdiff_t N)
+{
+    return whole(times(times(times(T, N), z->D), z->P), ALIGN);
+}
+
+/* What a direction keeps of all steps: gates, c, aux, each [T, N, row]. */
+static ptrdiff_t kept(const shape *z, ptrdiff_t T, ptrdiff_t N)
+{
+    ptrdiff_t rows = times(T, N), c = z->cell.has_c ? z->H_row : 0, aux = z->cell.has_aux ? z->H_row : 0;
+    ptrdiff_t gates = z->cell.keeps_gates ? z->gates_row : 0;
+    return whole(plus(times(rows, gates), plus(times(rows, c), times(rows, aux))), ALIGN);
+}
+
+static ptrdiff_t forward_block(const shape *z, ptrdiff_t N)
+{
+    ptrdiff_t rows = at_most(BLOCK_BYTES / (ptrdiff_t)sizeof(REAL) / z->gates_row, SUM_ROWS);
+    if (rows < BLOCK_ROWS) rows = BLOCK_ROWS;
+    return rows > N ? rows / N : 1;
+}
+
+static ptrdiff_t backward_block(ptrdiff_t N)
+{
+    return SUM_ROWS > N ? SUM_ROWS / N : 1;
+}
+
+static ptrdiff_t zero_row(const shape *z)
+{
+    return whole(z->H_row, ALIGN);
+}
+
+static ptrdiff_t between_layers(const shape *z)
+{
+    return at_most(z->L - 1, 2);
+}
+
+/* A direction's own workspace in forward: gates of a block of steps, aux of a step. */
+static ptrdiff_t forward_own(const shape *z, ptrdiff_t T, ptrdiff_t N)
+{
+    ptrdiff_t steps = at_most(forward_block(z, N), T);
+    return whole(plus(times(times(steps, N), z->gates_row), times(N, z->H_row)), ALIGN);
+}
+
+/* And in backward: dgates and dh of a block of steps, dh, dc, daux of a step, tiles and panels for the sums. */
+static ptrdiff_t backward_own(const shape *z, ptrdiff_t T, ptrdiff_t N)
+{
+    ptrdiff_t rows = times(at_most(backward_block(N), T), N), sums = at_most(rows, SUM_ROWS);
+    ptrdiff_t widest = width_of_input(z, 0) > width_of_input(z, 1) ? z->I : width_of_input(z, 1);
+    ptrdiff_t of_step = plus(z->P_row, times(2, z->H_row));
+    ptrdiff_t of_sum = plus(plus(z->gates_row, times(2, z->P_row)), plus(whole(widest, LANES), z->H_row));
+    return whole(plus(plus(times(rows, plus(z->gates_row, z->P_row)), times(N, of_step)), times(sums, of_sum)), ALIGN);
+}
+
+static int sizes(const rnnfast_stack *s, ptrdiff_t T, ptrdiff_t N, rnnfast_sizes *out)
+{
+    shape z = shape_of(s);
+    ptrdiff_t packed = place(&z, z.L, 0, packed_of_layer(&z, 0), packed_of_layer(&z, 1));
+    ptrdiff_t back = place(&z, z.L, 0, packed_back_of_layer(&z, 0), packed_back_of_layer(&z, 1));
+    ptrdiff_t tape = plus(times(times(z.L, z.D), kept(&z, T, N)), times(z.L - 1, outputs(&z, T, N)));
+    ptrdiff_t forward = plus(plus(zero_row(&z), times(between_layers(&z), outputs(&z, T, N))), times(z.D, forward_own(&z, T, N)));
+    ptrdiff_t widest = z.L > 1 && width_of_input(&z, 1) > z.I ? width_of_input(&z, 1) : z.I;
+    ptrdiff_t second_dx = z.D > 1 ? whole(times(times(T, N), widest), ALIGN) : 0;
+    ptrdiff_t dropped = z.L > 1 ? outputs(&z, T, N) : 0;
+    ptrdiff_t backward = plus(plus(zero_row(&z), plus(times(between_layers(&z), outputs(&z, T, N)), dropped)),
+                              plus(second_dx, times(z.D, backward_own(&z, T, N))));
+    ptrdiff_t data = times(times(T, N), plus(z.I, times(z.D, z.P)));
+    out->packed = (size_t)packed * sizeof(REAL);
+    out->packed_back = (size_t)back * sizeof(REAL);
+    out->tape = (size_t)tape * sizeof(REAL);
+    out->forward_workspace = (size_t)forward * sizeof(REAL);
+    out->backward_workspace = (size_t)backward * sizeof(REAL);
+    return packed == TOO_MANY || back == TOO_MANY || tape == TOO_MANY || forward == TOO_MANY || backward == TOO_MANY || data == TOO_MANY;
+}
+
+/* ---- packing ---- */
+
+static REAL *take(REAL **from, ptrdiff_t numbers)
+{
+    REAL *p = *from;
+    *from += numbers;
+    return p;
+}
+
+static void pack_direction(const shape *z, ptrdiff_t K, const void *const *parameters, REAL *packed, REAL *back, watch *w)
+{
+    const REAL *w_ih = parameters[0], *w_hh = parameters[1], *b_ih = parameters[2], *b_hh = parameters[3], *w_hr = parameters[4];
+    const cell *cell = &z->cell;
+    ptrdiff_t H = z->H, columns = cell->gates * H;
+    REAL *panels = packed ? take(&packed, packed_size(K, columns)) : NULL;
+    REAL *back_panels = back ? take(&back, packed_size(columns, K)) : NULL;
+    if (panels) pack_padding(panels, K, columns);
+    for (int b = 0; b < cell->gates; b++) {
+        const REAL *from = w_ih + cell->ih[b] * H * K;
+        if (stop_after(w, 4.0 * H * K)) return;
+        if (panels) pack_columns(panels, K, columns, b * H, H, from, K);
+        for (ptrdiff_t j = 0; back_panels && j < H; j++) pack_row(back_panels, columns, b * H + j, K, from + j * K);
+    }
+    for (int i = 0; i < cell->stages; i++) {
+        const stage *g = &cell->stage[i];
+        ptrdiff_t source = stage_source(z, g), some = stage_columns(z, g);
+        const REAL *from = g->count ? w_hh + cell->hh[g->first] * H * source : w_hr;
+        if (stop_after(w, 4.0 * some * source)) return;
+        if (packed) {
+            REAL *to = take(&packed, packed_size(source, some));
+            pack_padding(to, source, some);
+            pack_columns(to, source, some, 0, some, from, source);
+        }
+        if (back) {
+            REAL *to = take(&back, packed_size(some, source));
+            for (ptrdiff_t j = 0; j < some; j++) pack_row(to, some, j, source, from + j * source);
+        }
+    }
+    for (ptrdiff_t j = 0; packed && j < z->gates_row; j++) {
+        int b = (int)(j / H);
+        int of_ih = b < cell->width && b_ih ? cell->ih[b] : -1, of_hh = b < cell->width && b_hh ? cell->hh[b] : -1;
+        packed[j] = (of_ih < 0 ? 0 : b_ih[of_ih * H + j % H]) + (of_hh < 0 ? 0 : b_hh[of_hh * H + j % H]);
+    }
+}
+
+static void pack(const rnnfast_stack *s, const void *const *parameters, void *packed, void *packed_back, rnnfast_poll poll)
+{
+    shape z = shape_of(s);
+    rnnfast_flag stopped = 0;
+    watch w = {&stopped, &poll, 0};
+    ptrdiff_t first = packed_of_layer(&z, 0), later = packed_of_layer(&z, 1);
+    ptrdiff_t first_back = packed_back_of_layer(&z, 0), later_back = packed_back_of_layer(&z, 1);
+    for (ptrdiff_t layer = 0; layer < z.L; layer++)
+        for (ptrdiff_t d = 0; d < z.D; d++)
+            pack_direction(&z, width_of_input(&z, layer), parameters + 5 * (layer * z.D + d),
+                           packed ? (REAL *)packed + place(&z, layer, d, first, later) : NULL,
+                           packed_back ? (REAL *)packed_back + place(&z, layer, d, first_back, later_back) : NULL, &w);
+}
+
+/* ---- those who work on one call ---- */
+
+typedef struct {
+    const rnnfast_problem *problem;
+    const rnnfast_linear *linear;
+    rnnfast_flag stopped;
+    rnnfast_barrier all, of_crew[2];
+} call;
+
+typedef struct {
+    call *call;
+    rnnfast_barrier *barrier;
+    int k, n;          /* which of how many members */
+    int by_rows;       /* rows are dealt out, else columns and units */
+    watch watch;
+} crew;
+
+static void start(call *c)
+{
+    c->all.stop = c->of_crew[0].stop = c->of_crew[1].stop = &c->stopped;
+}
+
+static int worthwhile(int threads, double work)
+{
+    double most = 1 + work / THREAD_WORK;
+    return most < threads ? (int)most : threads;
+}
+
+static void meet(crew *w)
+{
+    rnnfast_wait(w->barrier, w->n);
+}
+
+/* ---- grids: what is at (step, row) ---- */
+
+static grid grid_of(const void *at, ptrdiff_t N, ptrdiff_t step, ptrdiff_t row)
+{
+    grid g = {(REAL *)at, N, step, row};
+    return g;
+}
+
+static REAL *cell_at(const grid *g, ptrdiff_t s, ptrdiff_t n)
+{
+    return g->at + s * g->step + n * g->row;
+}
+
+/* The same, beginning at a step and with these rows only. */
+static grid window(const grid *g, ptrdiff_t s, range rows)
+{
+    return grid_of(cell_at(g, s, rows.begin), rows.end - rows.begin, g->step, g->row);
+}
+
+/* T steps from the other end. */
+static grid turned(grid g, ptrdiff_t T)
+{
+    return grid_of(g.at + (T - 1) * g.step, g.N, -g.step, g.row);
+}
+
+static grid shifted(grid g, ptrdiff_t columns)
+{
+    g.at += columns;
+    return g;
+}
+
+static void copy_rows(grid to, grid from, ptrdiff_t columns, range rows)
+{
+    for (ptrdiff_t n = rows.begin; n < rows.end; n++) memmove(cell_at(&to, 0, n), cell_at(&from, 0, n), (size_t)columns * sizeof(REAL));
+}
+
+/* ---- one direction of one layer ---- */
+
+typedef struct {
+    shape z;
+    ptrdiff_t T, N, K;             /* K features of the layer's input */
+    int keeps;                     /* a tape is kept */
+    grid x, y, h0, c0;
+    grid gates, c, aux;            /* of all steps; c and aux of one step alone, and gates of a block, if no tape is kept */
+    const REAL *w_ih, *w[2], *bias;
+    grid h_n, c_n;
+    grid dy, dx, dh_n, dc_n;       /* backward only, as all that follows; dy.at NULL: zeros */
+    grid dgates, dh_steps;         /* of a block of steps */
+    grid dh, dc, daux;             /* of a step */
+    REAL *tiles, *panels;
+    grid dh0, dc0;
+    REAL *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr;
+} direction;
+
+static int projects(const cell *c)
+{
+    return c->stage[c->stages - 1].count == 0;
+}
+
+/* What was there before step s. */
+static grid before(const grid *g, const grid *initial, ptrdiff_t s)
+{
+    return s ? grid_of(g->at + (s - 1) * g->step, g->N, 0, g->row) : *initial;
+}
+
+/* Units (or other columns) that fall to member k of n, in whole vectors. */
+static range units_of(ptrdiff_t columns, int k, int n)
+{
+    range vectors = part((columns + LANES - 1) / LANES, k, n);
+    range units = {vectors.begin * LANES, at_most(vectors.end * LANES, columns)};
+    return units;
+}
+
+static void multiply_part(const product *p, int k, int n, watch *w)
+{
+    multiply(p, all_tiles(p), part(panels_of(p->columns), k, n), w);
+}
+
+/* What the pointwise parts see of row n at step s; slot: where the gates and dgates of the step are. */
+static point point_at(const direction *d, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
+{
+    grid c_before = before(&d->c, &d->c0, s), h_before = before(&d->y, &d->h0, s);
+    point p = {.H = d->z.H, .gates = cell_at(&d->gates, slot, n), .h_before = cell_at(&h_before, 0, n), .aux = cell_at(&d->aux, s, n)};
+    p.h = projects(&d->z.cell) ? p.aux : cell_at(&d->y, s, n);
+    if (d->z.cell.has_c) {
+        p.c_before = cell_at(&c_before, 0, n);
+        p.c = cell_at(&d->c, s, n);
+    }
+    return p;
+}
+
+/* ---- forward ---- */
+
+static product input_product(const direction *d, ptrdiff_t s0, ptrdiff_t s1, ptrdiff_t slot, range rows)
+{
+    product p = {.rows = (s1 - s0) * (rows.end - rows.begin), .K = d->K, .columns = d->z.cell.gates * d->z.H, .b = d->w_ih,
+                 .from = FROM_ROW, .start = d->bias, .into = d->z.cell.gates == d->z.cell.width ? WHOLE : EXACT};
+    p.a = window(&d->x, s0, rows);
+    p.c = window(&d->gates, slot, rows);
+    return p;
+}
+
+static product stage_product(const direction *d, int i, ptrdiff_t s, ptrdiff_t slot, range rows)
+{
+    const stage *g = &d->z.cell.stage[i];
+    grid h_before = before(&d->y, &d->h0, s);
+    product p = {.rows = rows.end - rows.begin, .K = stage_source(&d->z, g), .columns = stage_columns(&d->z, g), .b = d->w[i]};
+    p.a = g->from_aux ? window(&d->aux, s, rows) : window(&h_before, 0, rows);
+    if (g->count) {
+        p.from = FROM_C;
+        p.c = shifted(window(&d->gates, slot, rows), g->first * d->z.H);
+        p.into = g->first + g->count == d->z.cell.width ? WHOLE : EXACT;
+    } else {
+        p.from = FROM_ZERO;
+        p.c = window(&d->y, s, rows);
+        p.into = EXACT;
+    }
+    return p;
+}
+
+/* Columns that no input feeds start from their bias. */
+static void fill_unfed(const direction *d, grid gates, range rows)
+{
+    const cell *cell = &d->z.cell;
+    size_t bytes = (size_t)d->z.H * sizeof(REAL);
+    for (int b = cell->gates; b < cell->width; b++)
+        for (ptrdiff_t r = rows.begin; r < rows.end; r++) memcpy(row_at(&gates, r) + b * d->z.H, d->bias + b * d->z.H, bytes);
+}
+
+/* Some rows through all steps; k, n: which part of the columns and units. */
+static void forward_rows(const direction *d, crew *w, range rows, int k, int n)
+{
+    const cell *cell = &d->z.cell;
+    ptrdiff_t block = forward_block(&d->z, d->N);
+    range units = units_of(d->z.H, k, n);
+    for (ptrdiff_t s0 = 0; s0 < d->T; s0 += block) {
+        ptrdiff_t s1 = at_most(s0 + block, d->T), first = d->keeps && cell->keeps_gates ? 0 : s0;
+        product input = input_product(d, s0, s1, s0 - first, rows);
+        multiply_part(&input, k, n, &w->watch);
+        fill_unfed(d, input.c, part(input.rows, k, n));
+        if (n > 1) meet(w);
+        for (ptrdiff_t s = s0; s < s1; s++) {
+            for (int i = 0; i < cell->stages; i++) {
+                product p = stage_product(d, i, s, s - first, rows);
+                multiply_part(&p, k, n, &w->watch);
+                if (n > 1) meet(w);
+                if (!cell->stage[i].forward) continue;
+                for (ptrdiff_t r = rows.begin; r < rows.end; r++) {
+                    point at = point_at(d, s, s - first, r);
+                    cell->stage[i].forward(&at, units);
+                }
+                if (n > 1) meet(w);
+            }
+            if (stop_after(&w->watch, 1000.0 + (double)d->z.gates_row * (rows.end - rows.begin))) return;
+        }
+    }
+}
+
+static void forward_direction(const direction *d, crew *w)
+{
+    range own = part(d->N, w->k, w->n), all = {0, d->N};
+    if (w->by_rows) {
+        for (ptrdiff_t n = own.begin; n < own.end; n += CHUNK_ROWS) {
+            range some = {n, at_most(n + CHUNK_ROWS, own.end)};
+            forward_rows(d, w, some, 0, 1);
+        }
+    } else {
+        forward_rows(d, w, all, w->k, w->n);
+    }
+    copy_rows(d->h_n, window(&d->y, d->T - 1, all), d->z.P, own);
+    if (d->z.cell.has_c) copy_rows(d->c_n, window(&d->c, d->T - 1, all), d->z.H, own);
+}
+
+/* ---- backward ---- */
+
+static product stage_product_back(const direction *d, int i, ptrdiff_t slot, range rows)
+{
+    const stage *g = &d->z.cell.stage[i];
+    product p = {.rows = rows.end - rows.begin, .K = stage_columns(&d->z, g), .columns = stage_source(&d->z, g), .b = d->w[i],
+                 .from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO, .into = WHOLE};
+    p.a = g->count ? shifted(window(&d->dgates, slot, rows), g->first * d->z.H) : window(&d->dh, 0, rows);
+    p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);
+    return p;
+}
+
+static product input_product_back(const direction *d, ptrdiff_t s0, ptrdiff_t s1, range rows)
+{
+    product p = {.rows = (s1 - s0) * (rows.end - rows.begin), .K = d->z.cell.gates * d->z.H, .columns = d->K, .b = d->w_ih,
+                 .from = FROM_ZERO, .into = EXACT};
+    p.a = window(&d->dgates, 0, rows);
+    p.c = window(&d->dx, s0, rows);
+    return p;
+}
+
+/* dh += dy for some columns; with a projection the sum is kept for its weight's gradient. */
+static void add_dy(const direction *d, ptrdiff_t s, ptrdiff_t slot, range rows, range columns)
+{
+    int keep = projects(&d->z.cell);
+    for (ptrdiff_t n = rows.begin; n < rows.end; n++) {
+        REAL *dh = cell_at(&d->dh, 0, n), *kept_dh = keep ? cell_at(&d->dh_steps, slot, n) : NULL;
+        const REAL *dy = d->dy.at ? cell_at(&d->dy, s, n) : NULL;
+        for (ptrdiff_t j = columns.begin; dy && j < columns.end; j++) dh[j] += dy[j];
+        for (ptrdiff_t j = columns.begin; keep && j < columns.end; j++) kept_dh[j] = dh[j];
+    }
+}
+
+static void step_back(const direction *d, crew *w, ptrdiff_t s, ptrdiff_t slot, range rows, int k, int n)
+{
+    const cell *cell = &d->z.cell;
+    range units = units_of(d->z.H, k, n);
+    ptrdiff_t gates_slot = cell->keeps_gates ? s : 0;
+    add_dy(d, s, slot, rows, units_of(d->z.P, k, n));
+    if (n > 1) meet(w);
+    for (int i = cell->stages - 1; i >= 0; i--) {
+        for (ptrdiff_t r = rows.begin; cell->stage[i].backward && r < rows.end; r++) {
+            point at = point_at(d, s, gates_slot, r);
+            at.dgates = cell_at(&d->dgates, slot, r);
+            at.daux = cell_at(&d->daux, 0, r);
+            at.dh = projects(cell) ? at.daux : cell_at(&d->dh, 0, r);
+            at.dc = cell_at(&d->dc, 0, r);
+            cell->stage[i].backward(&at, units);
+        }
+        if (n > 1) meet(w);
+        product p = stage_product_back(d, i, slot, rows);
+        multiply_part(&p, k, n, &w->watch);
+        if (n > 1) meet(w);
+    }
+}
+
+/* dW[j, i] += sum over rows r of d[r, j] * source[r, i], d in tiles, the source in panels; some of the tiles. */
+static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL *panels, ptrdiff_t columns, REAL *dw, range which, watch *w)
+{
+    product p = {.rows = rows, .K = R, .columns = columns, .tiles = tiles, .b = panels, .from = FROM_ZERO, .into = ADD};
+    p.c = plain_rows(dw, columns);
+    multiply(&p, which, all_panels(&p), w);
+}
+
+/* db[j] += sum over rows of d[r, j], into one or two places (NULL: not there). */
+static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range columns, REAL *db, REAL *db_too)
+{
+    for (ptrdiff_t j = columns.begin; j < columns.end; j += LANES) {
+        ptrdiff_t some = at_most(LANES, columns.end - j);
+        vec sum = broadcast(0);
+        for (ptrdiff_t r = 0; r < R; r++) sum = sum + get(d + r * apart + j, some);
+        if (db) put(db + j, get(db + j, some) + sum, some);
+        if (db_too) put(db_too + j, get(db_too + j, some) + sum, some);
+    }
+}
+
+static REAL *block_of(REAL *matrix, int gate, ptrdiff_t numbers)
+{
+    return matrix && gate >= 0 ? matrix + gate * numbers : NULL;
+}
+
+/* Gradients of all parameters from rows r0 .. r0+R-1 of the block of steps that begins at s0. */
+static void sum_rows(const direction *d, crew *w, ptrdiff_t s0, ptrdiff_t r0, ptrdiff_t R)
+{
+    const cell *cell = &d->z.cell;
+    ptrdiff_t H = d->z.H, P = d->z.P, K = d->K;
+    const REAL *dgates = row_at(&d->dgates, r0), *dh = row_at(&d->dh_steps, r0);
+    REAL *of_gates = d->tiles, *of_dh = of_gates + R * cell->width * H;
+    REAL *of_x = d->panels, *of_h = of_x + packed_size(R, K), *of_aux = of_h + packed_size(R, P);
+    range own = part(tiles_of(H), w->k, w->n), own_units = units_of(H, w->k, w->n), own_of_P = part(tiles_of(P), w->k, w->n);
+    range own_rows = part(R, w->k, w->n);
+    for (ptrdiff_t r = own_rows.begin; r < own_rows.end; r++) {
+        ptrdiff_t s = s0 + (r0 + r) / d->N, n = (r0 + r) % d->N;
+        grid h_before = before(&d->y, &d->h0, s);
+        pack_row(of_x, R, r, K, cell_at(&d->x, s, n));
+        pack_row(of_h, R, r, P, cell_at(&h_before, 0, n));
+        if (cell->has_aux) pack_row(of_aux, R, r, H, cell_at(&d->aux, s, n));
+    }
+    for (int b = 0; b < cell->width; b++) pack_tiles(of_gates + R * b * H, R, H, dgates + b * H, d->dgates.row, own);
+    if (projects(cell)) pack_tiles(of_dh, R, P, dh, d->dh_steps.row, own_of_P);
+    meet(w);
+    for (int b = 0; b < cell->width; b++) {
+        const REAL *tiles = of_gates + R * b * H;
+        if (cell->ih[b] >= 0) add_outer(tiles, H, R, of_x, K, d->dw_ih + cell->ih[b] * H * K, own, &w->watch);
+        add_columns(dgates + b * H, d->dgates.row, R, own_units, block_of(d->db_ih, cell->ih[b], H), block_of(d->db_hh, cell->hh[b], H));
+    }
+    for (int i = 0; i < cell->stages; i++) {
+        const stage *g = &cell->stage[i];
+        const REAL *source = g->from_aux ? of_aux : of_h;
+        ptrdiff_t columns = stage_source(&d->z, g);
+        for (int b = g->first; b < g->first + g->count; b++)
+            add_outer(of_gates + R * b * H, H, R, source, columns, d->dw_hh + cell->hh[b] * H * columns, own, &w->watch);
+        if (!g->count) add_outer(of_dh, P, R, source, columns, d->dw_hr, own_of_P, &w->watch);
+    }
+    meet(w);
+}
+
+static void backward_direction(const direction *d, crew *w)
+{
+    ptrdiff_t block = backward_block(d->N);
+    range own = part(d->N, w->k, w->n), all = {0, d->N};
+    range rows = w->by_rows ? own : all;
+    int k = w->by_rows ? 0 : w->k, n = w->by_rows ? 1 : w->n;
+    copy_rows(d->dh, d->dh_n, d->z.P, own);
+    if (d->z.cell.has_c) copy_rows(d->dc, d->dc_n, d->z.H, own);
+    meet(w);
+    for (ptrdiff_t s0 = (d->T - 1) / block * block; s0 >= 0; s0 -= block) {
+        ptrdiff_t s1 = at_most(s0 + block, d->T), total = (s1 - s0) * d->N;
+        for (ptrdiff_t s = s1 - 1; s >= s0; s--) {
+            step_back(d, w, s, s - s0, rows, k, n);
+            if (stop_after(&w->watch, 1000.0 + (double)d->z.gates_row * (rows.end - rows.begin))) return;
+        }
+        product p = input_product_back(d, s0, s1, rows);
+        multiply_part(&p, k, n, &w->watch);
+        meet(w);
+        for (ptrdiff_t r = 0; r < total; r += SUM_ROWS) sum_rows(d, w, s0, r, at_most(SUM_ROWS, total - r));
+    }
+    copy_rows(d->dh0, d->dh, d->z.P, own);
+    if (d->z.cell.has_c) copy_rows(d->dc0, d->dc, d->z.H, own);
+}
+
+/* ---- a stack ---- */
+
+/* The state of a layer and direction out of [L*D, N, columns]; a row of zeros for all where there is none. */
+static grid state_of(const void *states, ptrdiff_t which, ptrdiff_t N, ptrdiff_t columns, const REAL *zeros)
+{
+    return states ? grid_of((const REAL *)states + which * N * columns, N, 0, columns) : grid_of(zeros, N, 0, 0);
+}
+
+/* What forward and backward share: sizes, the states at the start, and the tape if there is one. */
+static direction direction_of(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, int which, const REAL *zeros)
+{
+    ptrdiff_t T = p->T, N = p->N, state = layer * z->D + which, rows = T * N;
+    direction d = {.z = *z, .T = T, .N = N, .K = width_of_input(z, layer), .keeps = p->tape != NULL};
+    d.h0 = state_of(p->h0, state, N, z->P, zeros);
+    d.c0 = state_of(p->c0, state, N, z->H, zeros);
+    if (p->tape) {
+        REAL *from = (REAL *)p->tape + (z->L - 1) * outputs(z, T, N) + state * kept(z, T, N);
+        if (z->cell.keeps_gates) d.gates = grid_of(take(&from, rows * z->gates_row), N, N * z->gates_row, z->gates_row);
+        if (z->cell.has_c) d.c = grid_of(take(&from, rows * z->H_row), N, N * z->H_row, z->H_row);
+        if (z->cell.has_aux) d.aux = grid_of(take(&from, rows * z->H_row), N, N * z->H_row, z->H_row);
+    }
+    return d;
+}
+
+static int is_reverse(const rnnfast_problem *p, int which)
+{
+    return p->stack.directions == 2 ? which == 1 : p->stack.reverse;
+}
+
+/* Outputs of a layer before the last: on the tape, or in one of two buffers in turn. */
+static REAL *layer_output(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, REAL *buffers)
+{
+    ptrdiff_t size = outputs(z, p->T, p->N);
+    return p->tape ? (REAL *)p->tape + layer * size : buffers + layer % 2 * size;
+}
+
+/* out = a * mask for the outputs of a layer; each of n threads does its part. */
+static void apply_mask(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, const REAL *a, REAL *out, int k, int n)
+{
+    ptrdiff_t count = p->T * p->N * z->D * z->P;
+    const REAL *mask = (const REAL *)p->masks + layer * count;
+    range own = part(count, k, n);
+    for (ptrdiff_t i = own.begin; i < own.end; i++) out[i] = a[i] * mask[i];
+}
+
+/* Member k of n of all takes its place in a crew: one crew, or one for each direction. Returns whether it is needed at all. */
+static int join(crew *w, call *c, int k, int n, const shape *z, range *directions)
+{
+    const rnnfast_problem *p = c->problem;
+    int two = z->D == 2 && n > 1, second = two && k >= (n + 1) / 2;
+    w->call = c;
+    w->barrier = &c->of_crew[second];
+    w->k = second ? k - (n + 1) / 2 : k;
+    w->n = !two ? n : second ? n / 2 : (n + 1) / 2;
+    w->watch.stopped = &c->stopped;
+    w->watch.poll = k ? NULL : &p->poll;
+    w->watch.left = 0;
+    directions->begin = second;
+    directions->end = two ? second + 1 : z->D;
+    if (!(w->by_rows = p->N >= 2 * w->n) && (double)p->N * z->cell.gates * z->H * z->P < (double)MEETING_WORK * w->n) {
+        if (w->k) return 0;
+        w->n = 1;
+    }
+    if (w->n == 1) w->by_rows = 1;
+    return 1;
+}
+
+static void forward_work(void *argument, int k, int n)
+{
+    call *c = argument;
+    const rnnfast_problem *p = c->problem;
+    shape z = shape_of(&p->stack);
+    ptrdiff_t T = p->T, N = p->N, between = z.D * z.P, size = outputs(&z, T, N);
+    REAL *zeros = p->workspace, *buffers = zeros + zero_row(&z), *own = buffers + between_layers(&z) * size;
+    crew w;
+    range directions;
+    int needed = join(&w, c, k, n, &z, &directions);
+    grid x = grid_of(p->x, N, p->x_step, p->x_row);
+    for (ptrdiff_t layer = 0; layer < z.L; layer++) {
+        REAL *output = layer_output(p, &z, layer, buffers);
+        int last = layer == z.L - 1;
+        grid y = last ? grid_of(p->y, N, p->y_step, p->y_row) : grid_of(output, N, N * between, between);
+        for (int which = (int)directions.begin; needed && which < directions.end; which++) {
+            direction d = direction_of(p, &z, layer, which, zeros);
+            const REAL *packed = (const REAL *)p->packed + place(&z, layer, which, packed_of_layer(&z, 0), packed_of_layer(&z, 1));
+            REAL *work = own + which * forward_own(&z, T, N);
+            REAL *from = (REAL *)packed;
+            ptrdiff_t state = layer * z.D + which;
+            d.x = is_reverse(p, which) ? turned(x, T) : x;
+            d.y = shifted(is_reverse(p, which) ? turned(y, T) : y, which * z.P);
+            d.h_n = state_of(p->h_n, state, N, z.P, NULL);
+            d.c_n = state_of(p->c_n, state, N, z.H, NULL);
+            d.w_ih = take(&from, packed_size(d.K, z.cell.gates * z.H));
+            for (int i = 0; i < z.cell.stages; i++)
+                d.w[i] = take(&from, packed_size(stage_source(&z, &z.cell.stage[i]), stage_columns(&z, &z.cell.stage[i])));
+            d.bias = from;
+            if (!d.gates.at) {
+                ptrdiff_t steps = at_most(forward_block(&z, N), T);
+                d.gates = grid_of(take(&work, steps * N * z.gates_row), N, N * z.gates_row, z.gates_row);
+            }
+            if (!d.keeps) {
+                d.c = grid_of(d.c_n.at, N, 0, z.H);
+                d.aux = grid_of(work, N, 0, z.H_row);
+            }
+            forward_direction(&d, &w);
+        }
+        rnnfast_wait(&c->all, n);
+        x = y;
+        if (!last && p->masks) {
+            apply_mask(p, &z, layer, output, buffers, k, n);
+            rnnfast_wait(&c->all, n);
+            x.at = buffers;
+        }
+    }
+}
+
+static double stack_work(const rnnfast_problem *p, const shape *z)
+{
+    double of_row = (double)z->cell.gates * z->H * (z->I + z->P + (z->L - 1.0) * (z->D + 1.0) * z->P);
+    return of_row * z->D * p->T * p->N;
+}
+
+static void forward(const rnnfast_problem *p)
+{
+    shape z = shape_of(&p->stack);
+    call c = {.problem = p};
+    start(&c);
+    memset(p->workspace, 0, (size_t)zero_row(&z) * sizeof(REAL));
+    rnnfast_run(worthwhile(p->threads, stack_work(p, &z)), forward_work, &c);
+}
+
+/* dx of both directions, and the mask of the layer below. */
+static void finish_dx(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, grid dx, const REAL *second, int k, int n)
+{
+    ptrdiff_t K = width_of_input(z, layer), count = p->T * p->N;
+    range own = part(count, k, n);
+    const REAL *mask = layer && p->masks ? (const REAL *)p->masks + (layer - 1) * count * K : NULL;
+    if (z->D == 1 && !mask) return;
+    for (ptrdiff_t r = own.begin; r < own.end; r++) {
+        REAL *to = row_at(&dx, r);
+        for (ptrdiff_t i = 0; z->D == 2 && i < K; i++) to[i] += second[r * K + i];
+        for (ptrdiff_t i = 0; mask && i < K; i++) to[i] *= mask[r * K + i];
+    }
+}
+
+static void backward_work(void *argument, int k, int n)
+{
+    call *c = argument;
+    const rnnfast_problem *p = c->problem;
+    shape z = shape_of(&p->stack);
+    ptrdiff_t T = p->T, N = p->N, between = z.D * z.P, size = outputs(&z, T, N);
+    REAL *zeros = p->workspace, *buffers = zeros + zero_row(&z), *dropped = buffers + between_layers(&z) * size;
+    REAL *second = dropped + (z.L > 1 ? size : 0);
+    ptrdiff_t widest = z.L > 1 && between > z.I ? between : z.I;
+    REAL *own = second + (z.D > 1 ? whole(T * N * widest, ALIGN) : 0);
+    ptrdiff_t steps = at_most(backward_block(N), T), sums = at_most(steps * N, SUM_ROWS);
+    crew w;
+    range directions;
+    int needed = join(&w, c, k, n, &z, &directions);
+    grid dy = grid_of(p->dy, N, p->dy_step, p->dy_row);
+    for (ptrdiff_t layer = z.L - 1; layer >= 0; layer--) {
+        ptrdiff_t K = width_of_input(&z, layer);
+        grid y = grid_of(p->y, N, p->y_step, p->y_row), x = grid_of(p->x, N, p->x_step, p->x_row);
+        grid dx = grid_of(p->dx, N, p->dx_step, p->dx_row);
+        if (layer < z.L - 1) y = grid_of(layer_output(p, &z, layer, NULL), N, N * between, between);
+        if (layer) {
+            x = grid_of(layer_output(p, &z, layer - 1, NULL), N, N * between, between);
+            dx = grid_of(buffers + layer % 2 * (z.L > 2 ? size : 0), N, N * between, between);
+        }
+        if (layer && p->masks) {
+            apply_mask(p, &z, layer - 1, x.at, dropped, k, n);
+            rnnfast_wait(&c->all, n);
+            x.at = dropped;
+        }
+        for (int which = (int)directions.begin; needed && which < directions.end; which++) {
+            direction d = direction_of(p, &z, layer, which, zeros);
+            const REAL *packed = (const REAL *)p->packed_back + place(&z, layer, which, packed_back_of_layer(&z, 0), packed_back_of_layer(&z, 1));
+            REAL *work = own + which * backward_own(&z, T, N), *from = (REAL *)packed;
+            ptrdiff_t state = layer * z.D + which;
+            void *const *gradients = p->dparameters + 5 * state;
+            int reverse = is_reverse(p, which);
+            grid own_dx = which ? grid_of(second, N, N * K, K) : dx;
+            d.x = reverse ? turned(x, T) : x;
+            d.y = shifted(reverse ? turned(y, T) : y, which * z.P);
+            d.dx = reverse ? turned(own_dx, T) : own_dx;
+            if (dy.at) d.dy = shifted(reverse ? turned(dy, T) : dy, which * z.P);
+            d.dh_n = state_of(p->dh_n, state, N, z.P, zeros);
+            d.dc_n = state_of(p->dc_n, state, N, z.H, zeros);
+            d.dh0 = state_of(p->dh0, state, N, z.P, NULL);
+            d.dc0 = state_of(p->dc0, state, N, z.H, NULL);
+            d.w_ih = take(&from, packed_size(z.cell.gates * z.H, K));
+            for (int i = 0; i < z.cell.stages; i++)
+                d.w[i] = take(&from, packed_size(stage_columns(&z, &z.cell.stage[i]), stage_source(&z, &z.cell.stage[i])));
+            d.dgates = grid_of(take(&work, steps * N * z.gates_row), N, N * z.gates_row, z.gates_row);
+            d.dh_steps = grid_of(take(&work, steps * N * z.P_row), N, N * z.P_row, z.P_row);
+            d.dh = grid_of(take(&work, N * z.P_row), N, 0, z.P_row);
+            d.dc = grid_of(take(&work, N * z.H_row), N, 0, z.H_row);
+            d.daux = grid_of(take(&work, N * z.H_row), N, 0, z.H_row);
+            d.tiles = take(&work, sums * (z.gates_row + z.P_row));
+            d.panels = work;
+            d.dw_ih = gradients[0];
+            d.dw_hh = gradients[1];
+            d.db_ih = gradients[2];
+            d.db_hh = gradients[3];
+            d.dw_hr = gradients[4];
+            backward_direction(&d, &w);
+        }
+        rnnfast_wait(&c->all, n);
+        finish_dx(p, &z, layer, dx, second, k, n);
+        rnnfast_wait(&c->all, n);
+        dy = dx;
+    }
+}
+
+static void backward(const rnnfast_problem *p)
+{
+    shape z = shape_of(&p->stack);
+    call c = {.problem = p};
+    start(&c);
+    memset(p->workspace, 0, (size_t)zero_row(&z) * sizeof(REAL));
+    rnnfast_run(worthwhile(p->threads, stack_work(p, &z)), backward_work, &c);
+}
+
+/* ---- the readout y = x W' + b: the same kernel; workspace: W packed, the bias; tiles of dy and panels of x ---- */
+
+static int linear_sizes(const rnnfast_linear *p, size_t *forward_workspace, size_t *backward_workspace)
+{
+    ptrdiff_t R = at_most(p->M, SUM_ROWS), O_row = whole(p->O, LANES), I_row = whole(p->I, LANES);
+    ptrdiff_t forward_numbers = plus(times(p->I, O_row), O_row);
+    ptrdiff_t backward_numbers = plus(whole(times(p->O, I_row), ALIGN), times(R, plus(O_row, I_row)));
+    *forward_workspace = (size_t)forward_numbers * sizeof(REAL);
+    *backward_workspace = (size_t)backward_numbers * sizeof(REAL);
+    return forward_numbers == TOO_MANY || backward_numbers == TOO_MANY || times(p->M, plus(p->I, p->O)) == TOO_MANY;
+}
+
+static watch watch_linear(call *c, int k)
+{
+    watch w = {&c->stopped, k ? NULL : &c->linear->poll, 0};
+    return w;
+}
+
+static void linear_forward_work(void *argument, int k, int n)
+{
+    call *c = argument;
+    const rnnfast_linear *p = c->linear;
+    watch w = watch_linear(c, k);
+    REAL *packed = p->workspace, *bias = packed + packed_size(p->I, p->O);
+    range panels = part(panels_of(p->O), k, n);
+    ptrdiff_t first = panels.begin * TILE_COLUMNS, end = at_most(panels.end * TILE_COLUMNS, p->O);
+    if (k == 0) {
+        pack_padding(packed, p->I, p->O);
+        memset(bias, 0, (size_t)round_up(p->O, LANES) * sizeof(REAL));
+        if (p->bias) memcpy(bias, p->bias, (size_t)p->O * sizeof(REAL));
+    }
+    pack_columns(packed, p->I, p->O, first, end - first, (const REAL *)p->weight + first * p->I, p->I);
+    rnnfast_wait(&c->all, n);
+    product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = bias, .into = EXACT};
+    y.a = plain_rows(p->x, p->x_row);
+    y.c = plain_rows(p->y, p->y_row);
+    multiply(&y, part(tiles_of(p->M), k, n), all_panels(&y), &w);
+}
+
+static void linear_backward_work(void *argument, int k, int n)
+{
+    call *c = argument;
+    const rnnfast_linear *p = c->linear;
+    watch w = watch_linear(c, k);
+    ptrdiff_t I = p->I, O = p->O;
+    REAL *packed = p->workspace, *tiles = packed + round_up(packed_size(O, I), ALIGN);
+    range own = part(O, k, n), own_tiles = part(tiles_of(O), k, n), own_columns = units_of(O, k, n);
+    for (ptrdiff_t o = own.begin; o < own.end; o++) pack_row(packed, O, o, I, (const REAL *)p->weight + o * I);
+    rnnfast_wait(&c->all, n);
+    product dx = {.rows = p->M, .K = O, .columns = I, .b = packed, .from = FROM_ZERO, .into = EXACT};
+    dx.a = plain_rows(p->dy, p->dy_row);
+    dx.c = plain_rows(p->dx, p->dx_row);
+    multiply(&dx, part(tiles_of(p->M), k, n), all_panels(&dx), &w);
+    for (ptrdiff_t r = 0; r < p->M; r += SUM_ROWS) {
+        ptrdiff_t R = at_most(SUM_ROWS, p->M - r);
+        const REAL *dy = (const REAL *)p->dy + r * p->dy_row, *x = (const REAL *)p->x + r * p->x_row;
+        REAL *panels = tiles + R * O;
+        range rows = part(R, k, n);
+        rnnfast_wait(&c->all, n);
+        pack_tiles(tiles, R, O, dy, p->dy_row, own_tiles);
+        for (ptrdiff_t i = rows.begin; i < rows.end; i++) pack_row(panels, R, i, I, x + i * p->x_row);
+        rnnfast_wait(&c->all, n);
+        add_outer(tiles, O, R, panels, I, p->dweight, own_tiles, &w);
+        add_columns(dy, p->dy_row, R, own_columns, p->dbias, NULL);
+        if (*w.stopped) return;
+    }
+}
+
+static void linear_run(const rnnfast_linear *p, void (*work)(void *, int, int))
+{
+    call c = {.linear = p};
+    start(&c);
+    rnnfast_run(worthwhile(p->threads, (double)p->M * p->I * p->O), work, &c);
+}
+
+static void linear_forward(const rnnfast_linear *p)
+{
+    linear_run(p, linear_forward_work);
+}
+
+static void linear_backward(const rnnfast_linear *p)
+{
+    linear_run(p, linear_backward_work);
+}
+
+/* ---- activations of arrays ---- */
+
+static void sigmoid_of_array(const void *a, void *out, size_t count)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        ptrdiff_t n = at_most(LANES, (ptrdiff_t)(count - i));
+        put((REAL *)out + i, sigmoid(get((const REAL *)a + i, n)), n);
+    }
+}
+
+static void tanh_of_array(const void *a, void *out, size_t count)
+{
+    for (size_t i = 0; i < count; i += LANES) {
+        ptrdiff_t n = at_most(LANES, (ptrdiff_t)(count - i));
+        put((REAL *)out + i, hyperbolic_tangent(get((const REAL *)a + i, n)), n);
+    }
+}
+
+extern const rnnfast_table TABLE;
+const rnnfast_table TABLE = {ISA,  sizeof(REAL),   sizes,          pack,    forward, backward, linear_sizes, linear_forward, linear_backward,
+                             sigmoid_of_array, tanh_of_array};
+
+#endif

@@ -1,0 +1,164 @@
+/* The vector type of one instruction set, and the few things that the kernels do with it.
+ *
+ * The stub that includes this has defined REAL_BITS (32 or 64) and LANES (numbers in a vector). With LANES 1 a vector is a plain
+ * number and any C11 compiler will do; otherwise the compiler must know GNU vector types (gcc, clang, clang-cl).
+ *
+ * muladd() is the only place where a product and a sum may be fused: the stubs are compiled with -ffp-contract=off, so that the
+ * same expression rounds alike wherever it is inlined. A tail is the same code on a vector of which only the first n lanes count:
+ * load_part() fills the others with zeros, store_part() leaves their memory alone; neither touches memory beyond the n.
+ */
+#ifndef RNNFAST_SIMD_H
+#define RNNFAST_SIMD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if REAL_BITS == 32
+typedef float REAL;
+typedef int32_t BITS;
+#else
+typedef double REAL;
+typedef int64_t BITS;
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline, unused))
+#else
+#define INLINE static inline
+#endif
+
+#if LANES == 1
+typedef REAL vec;
+typedef BITS ivec;
+#else
+typedef REAL vec __attribute__((vector_size(LANES * sizeof(REAL))));
+typedef BITS ivec __attribute__((vector_size(LANES * sizeof(REAL))));
+#endif
+
+#if LANES > 1 && (defined(__AVX512F__) || defined(__FMA__))
+#include <immintrin.h>
+#elif LANES > 1 && defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+INLINE vec load(const REAL *p)
+{
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store(REAL *p, vec v)
+{
+    memcpy(p, &v, sizeof v);
+}
+
+INLINE vec broadcast(REAL a)
+{
+#if LANES == 1
+    return a;
+#else
+    return a - (vec){0}; /* minus: plus would turn -0 into 0 */
+#endif
+}
+
+INLINE vec from_bits(ivec b)
+{
+    vec v;
+    memcpy(&v, &b, sizeof v);
+    return v;
+}
+
+INLINE ivec to_bits(vec v)
+{
+    ivec b;
+    memcpy(&b, &v, sizeof b);
+    return b;
+}
+
+INLINE ivec broadcast_bits(BITS a)
+{
+#if LANES == 1
+    return a;
+#else
+    return a - (ivec){0};
+#endif
+}
+
+/* a * b + c: one rounding where the instruction set has the fused instruction, two where not. */
+INLINE vec muladd(vec a, vec b, vec c)
+{
+#if LANES == 1
+    return a * b + c;
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512 && REAL_BITS == 32
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512
+    return (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__) && REAL_BITS == 32
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__)
+    return (vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__ARM_NEON) && defined(__aarch64__) && REAL_BITS == 32
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    return (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+/* All bits set where a < b; false where either is NaN. */
+INLINE ivec less(vec a, vec b)
+{
+#if LANES == 1
+    return -(BITS)(a < b);
+#else
+    return (ivec)(a < b);
+#endif
+}
+
+/* a where the mask's bits are set, else b. */
+INLINE vec select(ivec mask, vec a, vec b)
+{
+#if LANES == 1
+    return mask ? a : b;
+#else
+    return from_bits((mask & to_bits(a)) | (~mask & to_bits(b)));
+#endif
+}
+
+INLINE ivec sign_bit(vec v)
+{
+    return to_bits(v) & broadcast_bits((BITS)((uint64_t)1 << (REAL_BITS - 1)));
+}
+
+/* The first n lanes (0 <= n <= LANES) from memory, the others zero. */
+INLINE vec load_part(const REAL *p, ptrdiff_t n)
+{
+#if defined(__AVX512F__) && LANES * REAL_BITS == 512 && REAL_BITS == 32
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
+    REAL lanes[LANES] = {0};
+    for (ptrdiff_t i = 0; i < n; i++) lanes[i] = p[i];
+    return load(lanes);
+#endif
+}
+
+/* The first n lanes (0 <= n <= LANES) to memory. */
+INLINE void store_part(REAL *p, vec v, ptrdiff_t n)
+{
+#if defined(__AVX512F__) && LANES * REAL_BITS == 512 && REAL_BITS == 32
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#else
+    REAL lanes[LANES];
+    store(lanes, v);
+    for (ptrdiff_t i = 0; i < n; i++) p[i] = lanes[i];
+#endif
+}
+
+#endif

@@ -1,0 +1,31 @@
+"""Recurrent neural networks for NumPy: RNN, LSTM and GRU, forward and backward, with torch's names and layouts.
+
+>>> import numpy as np, rnnfast
+>>> layer = rnnfast.LSTM(4, 8, rng=0)
+>>> y, (h, c) = layer(np.zeros((5, 2, 4), np.float32))
+>>> y.shape
+(5, 2, 8)
+"""
+
+from . import training
+from .functional import get_num_threads, isas, set_num_threads
+from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Bidirectional",
+    "Embedding",
+    "Gradients",
+    "Linear",
+    "Tape",
+    "__version__",
+    "get_num_threads",
+    "isas",
+    "load",
+    "set_num_threads",
+    "training",
+]

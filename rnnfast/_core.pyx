@@ -1,0 +1,435 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+# cython: freethreading_compatible=True
+"""The gate to the kernels: chooses a table, takes pointers out of buffers, drops the GIL and calls. It checks nothing.
+
+What the arguments must be is said in rnnfast/functional.py, what happens to them in csrc/rnnfast.h.
+"""
+from collections import namedtuple
+
+from libc.string cimport memset
+from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
+
+
+cdef extern from "Python.h":
+    ctypedef struct Py_buffer:
+        void *buf
+        Py_ssize_t *strides
+    enum:
+        PyBUF_SIMPLE
+        PyBUF_WRITABLE
+        PyBUF_STRIDES
+    int PyObject_GetBuffer(object, Py_buffer *, int) except -1
+    void PyBuffer_Release(Py_buffer *)
+    void *PyMem_Calloc(size_t, size_t)
+    void PyMem_Free(void *)
+    int PyErr_CheckSignals()            # no "except": an exception that it sets is raised after the kernels have returned
+
+
+cdef extern from "rnnfast.h":
+    ctypedef int rnnfast_cell
+    ctypedef struct rnnfast_stack:
+        rnnfast_cell cell
+        int directions, reverse
+        ptrdiff_t layers, I, H, P
+    ctypedef struct rnnfast_sizes:
+        size_t packed, packed_back, tape, forward_workspace, backward_workspace
+    ctypedef struct rnnfast_poll:
+        int (*stop)(void *) noexcept nogil
+        void *context
+    ctypedef struct rnnfast_problem:
+        rnnfast_stack stack
+        ptrdiff_t T, N
+        int threads
+        rnnfast_poll poll
+        void *workspace
+        const void *x
+        ptrdiff_t x_step, x_row
+        const void *h0
+        const void *c0
+        void *y
+        ptrdiff_t y_step, y_row
+        void *tape
+        const void *masks
+        const void *packed
+        void *h_n
+        void *c_n
+        const void *packed_back
+        const void *dy
+        ptrdiff_t dy_step, dy_row
+        const void *dh_n
+        const void *dc_n
+        void *dx
+        ptrdiff_t dx_step, dx_row
+        void *dh0
+        void *dc0
+        void **dparameters
+    ctypedef struct rnnfast_linear:
+        ptrdiff_t M, I, O
+        int threads
+        rnnfast_poll poll
+        void *workspace
+        const void *x
+        ptrdiff_t x_row
+        const void *weight
+        const void *bias
+        void *y
+        ptrdiff_t y_row
+        const void *dy
+        ptrdiff_t dy_row
+        void *dx
+        ptrdiff_t dx_row
+        void *dweight
+        void *dbias
+    ctypedef struct rnnfast_table:
+        const char *isa
+        size_t item
+        int (*sizes)(const rnnfast_stack *, ptrdiff_t, ptrdiff_t, rnnfast_sizes *) noexcept nogil
+        void (*pack)(const rnnfast_stack *, const void **, void *, void *, rnnfast_poll) noexcept nogil
+        void (*forward)(const rnnfast_problem *) noexcept nogil
+        void (*backward)(const rnnfast_problem *) noexcept nogil
+        int (*linear_sizes)(const rnnfast_linear *, size_t *, size_t *) noexcept nogil
+        void (*linear_forward)(const rnnfast_linear *) noexcept nogil
+        void (*linear_backward)(const rnnfast_linear *) noexcept nogil
+        void (*sigmoid)(const void *, void *, size_t) noexcept nogil
+        void (*tanh)(const void *, void *, size_t) noexcept nogil
+    const char **rnnfast_isas()
+    const rnnfast_table *rnnfast_get_table(const char *, size_t)
+
+
+CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell
+Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
+
+cdef int threads = 1
+cdef bytes default_isa
+
+
+def isas():
+    cdef const char **names = rnnfast_isas()
+    found = []
+    while names[len(found)] != NULL:
+        found.append((<bytes>names[len(found)]).decode())
+    return found
+
+
+def get_default_isa():
+    return default_isa.decode()
+
+
+def set_default_isa(name):
+    global default_isa
+    default_isa = name.encode()
+
+
+set_default_isa(isas()[0])
+
+
+def get_num_threads():
+    return threads
+
+
+def set_num_threads(int n):
+    global threads
+    threads = n
+
+
+cdef const rnnfast_table *table_of(size_t item, isa=None) except NULL:
+    cdef bytes name = default_isa if isa is None else isa.encode()
+    cdef const rnnfast_table *table = rnnfast_get_table(name, item)
+    if table == NULL:
+        raise ValueError(f"isa is {name.decode()!r}; what runs here is {', '.join(isas())}")
+    return table
+
+
+# ---- Ctrl-C: asked for by the kernels every few milliseconds, looked for some 30 times a second ----
+
+cdef struct Watch:
+    clock_t last
+    int raised
+
+
+cdef int look_for_signals(void *context) noexcept nogil:
+    cdef Watch *watch = <Watch *>context
+    cdef clock_t now = clock()
+    if 0 <= now - watch.last < CLOCKS_PER_SEC // 30:
+        return 0
+    watch.last = now
+    with gil:
+        watch.raised = PyErr_CheckSignals() < 0
+    return watch.raised
+
+
+cdef rnnfast_poll start(Watch *watch) noexcept nogil:
+    cdef rnnfast_poll poll
+    watch.last = clock()
+    watch.raised = 0
+    poll.stop = look_for_signals
+    poll.context = watch
+    return poll
+
+
+cdef int finish(Watch *watch) except -1:
+    return -1 if watch.raised else 0    # with the exception that PyErr_CheckSignals has set
+
+
+# ---- buffers: the memory of some objects, for as long as a call takes ----
+
+cdef struct Memory:
+    int count
+    Py_buffer taken[16]
+
+
+cdef void *take(Memory *memory, obj, int flags) except? NULL:
+    if obj is None:
+        return NULL
+    cdef Py_buffer *view = &memory.taken[memory.count]
+    PyObject_GetBuffer(obj, view, flags)
+    memory.count += 1
+    return view.buf
+
+
+cdef ptrdiff_t stride(Memory *memory, int axis, size_t item) noexcept:
+    """Of the object taken last, in numbers."""
+    return memory.taken[memory.count - 1].strides[axis] // <ptrdiff_t>item
+
+
+cdef void give_back(Memory *memory) noexcept:
+    for i in range(memory.count):
+        PyBuffer_Release(&memory.taken[i])
+
+
+cdef class Pointers:
+    """Pointers to a list of arrays, each with the place that it has among five a layer and direction."""
+    cdef void **at
+    cdef Py_buffer *views
+    cdef int count
+
+    def __cinit__(self, Engine engine, arrays, int flags):
+        cdef int places = 5 * engine.stack.layers * engine.stack.directions
+        self.at = <void **>PyMem_Calloc(places, sizeof(void *))
+        self.views = <Py_buffer *>PyMem_Calloc(places, sizeof(Py_buffer))
+        if self.at == NULL or self.views == NULL:
+            raise MemoryError()
+        for i, array in enumerate(arrays):
+            PyObject_GetBuffer(array, &self.views[i], flags)
+            self.count = i + 1
+            self.at[engine.places[i]] = self.views[i].buf
+
+    def __dealloc__(self):
+        for i in range(self.count):
+            PyBuffer_Release(&self.views[i])
+        PyMem_Free(self.at)
+        PyMem_Free(self.views)
+
+
+cdef class Engine:
+    """A stack of recurrent layers without its weights: a cell, sizes, a number type and an instruction set."""
+    cdef rnnfast_stack stack
+    cdef const rnnfast_table *table
+    cdef readonly str cell, isa
+    cdef readonly object dtype
+    cdef readonly Py_ssize_t input_size, hidden_size, proj_size, num_layers, output_size
+    cdef readonly bint bidirectional, reverse, bias, has_cell
+    cdef readonly int directions, gates
+    cdef readonly size_t packed_size, packed_back_size
+    cdef tuple places
+
+    def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
+                 reverse=False, bias=True, isa=None):
+        cdef rnnfast_sizes sizes
+        self.table = table_of(dtype.itemsize, isa)
+        self.isa = (<bytes>self.table.isa).decode()
+        self.cell, self.dtype, self.bias, self.reverse, self.bidirectional = cell, dtype, bias, reverse, bidirectional
+        self.has_cell = cell == "lstm"
+        self.gates = {"lstm": 4, "gru": 3, "gru_reset_before": 3}.get(cell, 1)
+        self.directions = 2 if bidirectional else 1
+        try:
+            self.input_size, self.hidden_size, self.proj_size, self.num_layers = input_size, hidden_size, proj_size, num_layers
+        except OverflowError:
+            raise ValueError(self._too_large()) from None
+        self.output_size = self.proj_size or self.hidden_size
+        self.stack = rnnfast_stack(CELLS.index(cell), self.directions, reverse, self.num_layers, self.input_size, self.hidden_size,
+                                   self.output_size)
+        if self.table.sizes(&self.stack, 1, 1, &sizes):
+            raise ValueError(self._too_large())
+        self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
+        kinds = [0, 1] + [2, 3] * self.bias + [4] * bool(self.proj_size)
+        self.places = tuple(5 * part + kind for part in range(self.num_layers * self.directions) for kind in kinds)
+
+    def _too_large(self):
+        return ("input_size, hidden_size and num_layers are too large together: the weights would take more bytes than "
+                "an address can count")
+
+    def sizes(self, T, N):
+        """Sizes(tape, forward_workspace, backward_workspace) in bytes, for T steps and N rows."""
+        cdef rnnfast_sizes sizes
+        cdef ptrdiff_t steps, rows
+        try:
+            steps, rows = T, N
+        except OverflowError:
+            steps = rows = 0
+        if steps == 0 or self.table.sizes(&self.stack, steps, rows, &sizes):
+            raise ValueError(f"x has {T} steps and {N} rows: its states would take more bytes than an address can count")
+        return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
+
+
+cdef void describe(rnnfast_problem *p, Engine engine, object x, Watch *watch) except *:
+    memset(p, 0, sizeof(p[0]))
+    p.stack = engine.stack
+    p.T, p.N = x.shape[0], x.shape[1]
+    p.threads = threads
+    p.poll = start(watch)
+
+
+def pack(Engine engine, parameters, packed, packed_back):
+    cdef Watch watch
+    cdef Memory memory
+    cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE)
+    cdef void *forward_form
+    cdef void *backward_form
+    memory.count = 0
+    try:
+        forward_form = take(&memory, packed, PyBUF_WRITABLE)
+        backward_form = take(&memory, packed_back, PyBUF_WRITABLE)
+        with nogil:
+            engine.table.pack(&engine.stack, <const void **>pointers.at, forward_form, backward_form, start(&watch))
+    finally:
+        give_back(&memory)
+    finish(&watch)
+
+
+def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace):
+    cdef rnnfast_problem p
+    cdef Watch watch
+    cdef Memory memory
+    cdef size_t item = engine.table.item
+    describe(&p, engine, x, &watch)
+    memory.count = 0
+    try:
+        p.packed = take(&memory, packed, PyBUF_SIMPLE)
+        p.x = take(&memory, x, PyBUF_STRIDES)
+        p.x_step, p.x_row = stride(&memory, 0, item), stride(&memory, 1, item)
+        p.h0, p.c0 = take(&memory, h0, PyBUF_SIMPLE), take(&memory, c0, PyBUF_SIMPLE)
+        p.y = take(&memory, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.y_step, p.y_row = stride(&memory, 0, item), stride(&memory, 1, item)
+        p.h_n, p.c_n = take(&memory, h_n, PyBUF_WRITABLE), take(&memory, c_n, PyBUF_WRITABLE)
+        p.tape, p.masks = take(&memory, tape, PyBUF_WRITABLE), take(&memory, masks, PyBUF_SIMPLE)
+        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+        with nogil:
+            engine.table.forward(&p)
+    finally:
+        give_back(&memory)
+    finish(&watch)
+
+
+def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace):
+    cdef rnnfast_problem p
+    cdef Watch watch
+    cdef Memory memory
+    cdef size_t item = engine.table.item
+    cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
+    describe(&p, engine, x, &watch)
+    p.dparameters = pointers.at
+    memory.count = 0
+    try:
+        p.packed_back = take(&memory, packed_back, PyBUF_SIMPLE)
+        p.x = take(&memory, x, PyBUF_STRIDES)
+        p.x_step, p.x_row = stride(&memory, 0, item), stride(&memory, 1, item)
+        p.h0, p.c0 = take(&memory, h0, PyBUF_SIMPLE), take(&memory, c0, PyBUF_SIMPLE)
+        p.y = take(&memory, y, PyBUF_STRIDES)
+        p.y_step, p.y_row = stride(&memory, 0, item), stride(&memory, 1, item)
+        p.tape, p.masks = take(&memory, tape, PyBUF_SIMPLE), take(&memory, masks, PyBUF_SIMPLE)
+        if dy is not None:
+            p.dy = take(&memory, dy, PyBUF_STRIDES)
+            p.dy_step, p.dy_row = stride(&memory, 0, item), stride(&memory, 1, item)
+        p.dh_n, p.dc_n = take(&memory, dh_n, PyBUF_SIMPLE), take(&memory, dc_n, PyBUF_SIMPLE)
+        p.dx = take(&memory, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dx_step, p.dx_row = stride(&memory, 0, item), stride(&memory, 1, item)
+        p.dh0, p.dc0 = take(&memory, dh0, PyBUF_WRITABLE), take(&memory, dc0, PyBUF_WRITABLE)
+        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+        with nogil:
+            engine.table.backward(&p)
+    finally:
+        give_back(&memory)
+    finish(&watch)
+
+
+def linear_sizes(M, I, O, size_t item):
+    """(forward_workspace, backward_workspace) in bytes."""
+    cdef rnnfast_linear p
+    cdef size_t forward_workspace, backward_workspace
+    try:
+        p.M, p.I, p.O = M, I, O
+    except OverflowError:
+        p.I = 0
+    if p.I == 0 or table_of(item).linear_sizes(&p, &forward_workspace, &backward_workspace):
+        raise ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
+    return forward_workspace, backward_workspace
+
+
+def linear_forward(x, weight, bias, y, workspace):
+    cdef rnnfast_linear p
+    cdef Watch watch
+    cdef Memory memory
+    cdef size_t item = x.itemsize
+    cdef const rnnfast_table *table = table_of(item)
+    memset(&p, 0, sizeof(p))
+    p.M, p.I, p.O = x.shape[0], x.shape[1], y.shape[1]
+    p.threads, p.poll = threads, start(&watch)
+    memory.count = 0
+    try:
+        p.x = take(&memory, x, PyBUF_STRIDES)
+        p.x_row = stride(&memory, 0, item)
+        p.weight, p.bias = take(&memory, weight, PyBUF_SIMPLE), take(&memory, bias, PyBUF_SIMPLE)
+        p.y = take(&memory, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.y_row = stride(&memory, 0, item)
+        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+        with nogil:
+            table.linear_forward(&p)
+    finally:
+        give_back(&memory)
+    finish(&watch)
+
+
+def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
+    cdef rnnfast_linear p
+    cdef Watch watch
+    cdef Memory memory
+    cdef size_t item = x.itemsize
+    cdef const rnnfast_table *table = table_of(item)
+    memset(&p, 0, sizeof(p))
+    p.M, p.I, p.O = x.shape[0], x.shape[1], dy.shape[1]
+    p.threads, p.poll = threads, start(&watch)
+    memory.count = 0
+    try:
+        p.x = take(&memory, x, PyBUF_STRIDES)
+        p.x_row = stride(&memory, 0, item)
+        p.weight = take(&memory, weight, PyBUF_SIMPLE)
+        p.dy = take(&memory, dy, PyBUF_STRIDES)
+        p.dy_row = stride(&memory, 0, item)
+        p.dx = take(&memory, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dx_row = stride(&memory, 0, item)
+        p.dweight, p.dbias = take(&memory, dweight, PyBUF_WRITABLE), take(&memory, dbias, PyBUF_WRITABLE)
+        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+        with nogil:
+            table.linear_backward(&p)
+    finally:
+        give_back(&memory)
+    finish(&watch)
+
+
+def activation(str name, a, out, isa=None):
+    cdef Memory memory
+    cdef const rnnfast_table *table = table_of(a.itemsize, isa)
+    cdef size_t count = a.size
+    cdef const void *source
+    cdef void *target
+    memory.count = 0
+    try:
+        source, target = take(&memory, a, PyBUF_SIMPLE), take(&memory, out, PyBUF_WRITABLE)
+        with nogil:
+            if name == "sigmoid":
+                table.sigmoid(source, target, count)
+            else:
+                table.tanh(source, target, count)
+    finally:
+        give_back(&memory)

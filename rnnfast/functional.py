@@ -1,0 +1,147 @@
+"""The stateless level: buffers in, buffers out.
+
+An `Engine` says what a stack of layers is; it holds no weights and no state. Its `sizes` tell, from shapes alone, how many bytes each
+buffer takes; `pack` brings weights into the form that the kernels read; `forward` and `backward` run. Nothing is checked here and
+nothing is allocated by the kernels: `rnnfast.layers` does both, and back ends for other frameworks may do it their own way.
+
+Arrays are of the engine's dtype, in native byte order and aligned. `x`, `y`, `dy` and `dx` are (T, N, features) with any strides on the
+first two axes, also negative ones, and unit stride on the last, so ``a.transpose(1, 0, 2)`` makes them of batch-first arrays without
+a copy. States are C-contiguous (num_layers * directions, N, size). All others are C-contiguous, and flat buffers come from `empty`.
+T and N are at least 1. The functions drop the GIL, may be called from several threads at once, and raise KeyboardInterrupt on
+Ctrl-C, which leaves their outputs undefined.
+"""
+import contextlib
+import mmap
+import os
+
+import numpy as np
+
+from rnnfast import _core
+from rnnfast._core import (
+    CELLS,
+    Engine,
+    Sizes,
+    backward,
+    forward,
+    get_num_threads,
+    isas,
+    pack,
+)
+
+__all__ = ["CELLS", "Engine", "Sizes", "activation", "backward", "empty", "forward", "get_num_threads", "isas", "linear_backward",
+           "linear_forward", "pack", "parameter_shapes", "set_num_threads", "use_isa"]
+
+LINE = 64                       # bytes: buffers begin at a cache line
+HUGE_PAGE = 1 << 21
+
+
+def parameter_shapes(engine):
+    """Names and shapes of the parameters of an engine, in torch's flat order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> parameter_shapes(Engine("gru", np.dtype(np.float32), 3, 5, bias=False))
+    {'weight_ih_l0': (15, 3), 'weight_hh_l0': (15, 5)}
+    """
+    shapes, features, rows = {}, engine.input_size, engine.gates * engine.hidden_size
+    for layer in range(engine.num_layers):
+        for suffix in [f"_l{layer}", f"_l{layer}_reverse"][: engine.directions]:
+            shapes["weight_ih" + suffix] = (rows, features)
+            shapes["weight_hh" + suffix] = (rows, engine.output_size)
+            if engine.bias:
+                shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
+            if engine.proj_size:
+                shapes["weight_hr" + suffix] = (engine.proj_size, engine.hidden_size)
+        features = engine.directions * engine.output_size
+    return shapes
+
+
+def empty(nbytes):
+    """A flat buffer of bytes, uninitialised, at a cache line; on huge pages where it is large and the system has them.
+
+    Raises
+    ------
+    MemoryError
+        If there is not that much memory.
+    """
+    if nbytes < HUGE_PAGE:
+        buffer = np.empty(nbytes + LINE, np.uint8)
+        start = -buffer.ctypes.data % LINE
+        return buffer[start:start + nbytes]
+    try:
+        pages = mmap.mmap(-1, -(-nbytes // HUGE_PAGE) * HUGE_PAGE)
+    except (OSError, OverflowError, ValueError) as error:
+        raise MemoryError(f"no room for a buffer of {nbytes} bytes") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8, nbytes)
+
+
+def linear_forward(x, weight, bias, y):
+    """y = x weight' + bias for x (M, I), weight (O, I), bias (O,) or None; rows of x and y may lie any distance apart."""
+    size, _ = _core.linear_sizes(*x.shape, y.shape[1], x.itemsize)
+    _core.linear_forward(x, weight, bias, y, empty(size))
+
+
+def linear_backward(x, weight, dy, dx, dweight, dbias):
+    """dx is written; the gradients of the weight and of the bias (None: there is none) are added to dweight and dbias."""
+    _, size = _core.linear_sizes(*x.shape, dy.shape[1], x.itemsize)
+    _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size))
+
+
+def activation(name, a, isa=None):
+    """"sigmoid" or "tanh" of a contiguous array, as the cells compute it."""
+    out = np.empty_like(a)
+    _core.activation(name, a, out, isa)
+    return out
+
+
+@contextlib.contextmanager
+def use_isa(name):
+    """Engines made in this context, and the linear functions, use this instruction set. Not for several threads: it is process-wide."""
+    before = _core.get_default_isa()
+    _choose_isa(name, "isa")
+    try:
+        yield
+    finally:
+        _core.set_default_isa(before)
+
+
+def _choose_isa(name, source):
+    if name not in isas():
+        raise ValueError(f"{source} is {name!r}, which does not run here; choose one of {', '.join(isas())}")
+    _core.set_default_isa(name)
+
+
+def set_num_threads(n):
+    """The number of threads that a call may use from now on, taken to the letter.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If n is not a positive integer.
+    """
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n, the number of threads, must be an integer, not {type(n).__name__}")
+    if not 1 <= n.__index__() <= 1 << 20:
+        raise ValueError(f"n, the number of threads, must be at least 1, not {n}")
+    _core.set_num_threads(n.__index__())
+
+
+def _default_num_threads():
+    """The least of the processors that this process may run on, its share of them, and what the environment asks for."""
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
+        quota, period = file.read().split()
+        limits.append(-(-int(quota) // int(period)))
+    for name in ["RNNFAST_NUM_THREADS", "OMP_NUM_THREADS"]:
+        with contextlib.suppress(ValueError):
+            limits.append(int(os.environ.get(name, "").split(",")[0]))
+    return max(1, min(limits))
+
+
+if "RNNFAST_ISA" in os.environ:
+    _choose_isa(os.environ["RNNFAST_ISA"], "The environment variable RNNFAST_ISA")
+set_num_threads(_default_num_threads())

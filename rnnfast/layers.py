@@ -1,0 +1,1428 @@
+"""The layers: parameters, the one place where arguments are checked, inference, training, saving.
+
+Letters in the shapes: T time steps, N batch, I input size, H hidden size, P projected size, L layers, D directions
+(2 when bidirectional, else 1). H_out is P where there is a projection, else H. Names, shapes, gate order, state layout
+and initial values are torch's (docs.pytorch.org, torch.nn), so a torch ``state_dict`` loads as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import operator
+import os
+import types
+import warnings
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
+
+import numpy as np
+
+from . import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    Array = NDArray[Any]
+    Seed = int | np.random.Generator | None
+    Path = str | bytes | os.PathLike[Any]
+
+__all__ = ["GRU", "LSTM", "RNN", "Bidirectional", "Embedding", "Gradients", "Linear", "Tape", "load"]
+
+State = TypeVar("State")  # what a layer returns as its state: h, or for LSTM the pair (h, c)
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Gradients(NamedTuple):
+    """What ``backward`` returns, each part in the shape of what it is the gradient of.
+
+    Attributes
+    ----------
+    x : ndarray or None
+        Gradient of the input; None for :class:`Embedding`.
+    state : ndarray, tuple or None
+        Gradient of the initial state, in its structure; None for :class:`Linear` and :class:`Embedding`.
+    parameters : dict of str to ndarray
+        Gradients of the parameters under their names.
+    """
+
+    x: Any
+    state: Any
+    parameters: dict[str, Any]
+
+
+class Tape:
+    """What one ``forward`` keeps for ``backward``; made by ``forward`` only, and nothing in it is for other eyes.
+
+    It holds the input by reference (leave that array as it is until the last ``backward``), and all else as it was
+    at the time of its ``forward``: the weights, the initial state, the dropout. Any number of tapes of a layer can be
+    used, in any order, each any number of times. A tape does not pickle.
+    """
+
+    __slots__ = ("_kept", "_owner")
+
+    def __init__(self, owner: Layer, *kept: Any) -> None:
+        self._owner = owner
+        self._kept = kept
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Tape can be neither pickled nor copied: pickle the layer, and run forward again")
+
+
+# ---------------------------------------------------------------------------------------- checks of single arguments
+
+
+def _size(name: str, value: Any, least: int = 1) -> int:
+    """An integer option of at least `least`."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = None
+    if size is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if size < least:
+        raise ValueError(f"{name} must be at least {least}, got {size}")
+    return size
+
+
+def _flag(name: str, value: Any) -> bool:
+    """An option that is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """An option that is one of a few values."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def _dtype(value: Any) -> np.dtype[Any]:
+    """The dtype option, as the one object that native arrays of this dtype carry."""
+    with contextlib.suppress(TypeError):
+        if value is not None and np.dtype(value) in _DTYPES:
+            return _DTYPES[_DTYPES.index(np.dtype(value))]
+    raise ValueError(f"dtype must be numpy.float32 or numpy.float64, got {value!r}")
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    """The rng option: None for a fresh seed, a seed, or a Generator, which is then shared with the caller."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng must be None, a seed or a numpy.random.Generator, got {rng!r}") from error
+
+
+def _array(name: str, value: Any) -> Array:
+    """`value` as an array; ValueError where its members do not make one."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """`value` as an array that the kernels can read, itself where it is one.
+
+    That is: native `dtype`, aligned, whole strides, and neighbours in memory along the last axis.
+    """
+    if type(value) is np.ndarray and value.dtype is dtype and value.flags.carray:
+        return value
+    array = _array(name, value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, to be used as {dtype}, but its dtype is {array.dtype}")
+    whole = array.flags.aligned and not any(stride % dtype.itemsize for stride in array.strides)
+    if array.dtype != dtype or not whole or array.strides[-1:] != (dtype.itemsize,):
+        array = np.array(array, dtype, order="C")
+    return array
+
+
+def _shaped(
+    name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], layout: str = "the shape of the tape's y"
+) -> Array | None:
+    """`value` as `_real` has it, of just this shape; None, which stands for zeros, stays None."""
+    if value is None:
+        return None
+    array = _real(name, value, dtype)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have {layout} = {shape}, got {array.shape}")
+    return array
+
+
+def _pair(name: str, value: Any, members: str) -> tuple[Any, Any]:
+    """The two members of a pair."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        got = f"{len(value)} members" if isinstance(value, (tuple, list)) else f"one {type(value).__name__}"
+        raise ValueError(f"{name} must be the pair {members}, got {got}")
+    return value[0], value[1]
+
+
+# ----------------------------------------------------------------------------------------- what all layers can do
+
+
+class Layer:
+    """What all layers can do with their parameters: show, copy, save and load them."""
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        """The parameters by name, a read-only mapping; what is written into an array acts from the next call."""
+        raise NotImplementedError
+
+    def _options(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one: all that the constructor takes but rng."""
+        import inspect
+
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "rng"}
+
+    def _description(self) -> dict[str, Any]:
+        """Class and options in JSON's types."""
+        options = {name: _plain(value) for name, value in self._options().items()}
+        return {"class": type(self).__name__, **options}
+
+    def _call(self) -> str:
+        """The call that makes a layer like this one, without the options that have their default."""
+        import inspect
+
+        arguments = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = None if name == "rng" else getattr(self, name)
+            if value != parameter.default:
+                text = value._call() if isinstance(value, Layer) else repr(_plain(value))
+                arguments.append(text if parameter.default is parameter.empty else f"{name}={text}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+    def __repr__(self) -> str:
+        count = sum(array.size for array in self.parameters.values())
+        return f"{self._call()}  # {count} parameters"
+
+    def _open(self, tape: Tape) -> tuple[Any, ...]:
+        """What a tape of this layer holds."""
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape must be the Tape that forward returned, got {type(tape).__name__}")
+        if tape._owner is not self:
+            raise ValueError(
+                f"tape comes from another layer, {tape._owner._call()}: give it to that layer's backward, "
+                f"or give this {type(self).__name__} a tape that its own forward returned"
+            )
+        return tape._kept
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters.
+
+        Returns
+        -------
+        dict of str to ndarray
+            In torch's order and under torch's names.
+        """
+        return {name: array.copy() for name, array in self.parameters.items()}
+
+    def load_state_dict(self, arrays: Mapping[str, ArrayLike], strict: bool = True) -> None:
+        """Copy values into the parameters, after all of them were checked.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array_like
+            Real values under the parameters' names and in their shapes: a ``state_dict`` of this library or of torch,
+            an opened ``.npz``, a dict of lists. They are converted to the layer's dtype.
+        strict : bool, default True
+            Refuse missing and unknown names. With False they are passed over; shapes must agree nonetheless.
+
+        Raises
+        ------
+        ValueError
+            When names or shapes do not agree (the text lists all that do not), or when the layer is frozen.
+        TypeError
+            When `arrays` is no mapping or holds what is not real.
+        """
+        own = self.parameters
+        if not all(array.flags.writeable for array in own.values()):
+            raise ValueError(f"this {type(self).__name__} is frozen: call unfreeze() before new parameters are loaded")
+        if not hasattr(arrays, "keys"):
+            raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
+        strict = _flag("strict", strict)
+        values = {}
+        faults = []
+        for name in arrays:
+            if name in own:
+                value = _real(f"arrays[{name!r}]", arrays[name], own[name].dtype)
+                if value.shape == own[name].shape:
+                    # Copied now, as it may be a view of a parameter that is written before it is read.
+                    values[name] = value.copy()
+                else:
+                    faults.append(f"{name} must have shape {own[name].shape} (torch's layout), got {value.shape}")
+            elif strict:
+                faults.append(f"{name} is no parameter of this layer")
+        if strict:
+            faults.extend(f"{name} is missing" for name in own if name not in arrays)
+        if faults:
+            raise ValueError(f"arrays do not fit {self._call()}: {'; '.join(faults)}")
+        for name, value in values.items():
+            own[name][...] = value
+
+    def save(self, path: Path) -> None:
+        """Save parameters, class and options in one ``.npz`` file, for :meth:`load` and :func:`rnnfast.load`.
+
+        The file is complete on the disk before it takes the name `path`: a crash or a full disk leaves what was there.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Used as it is: no suffix is added.
+
+        Raises
+        ------
+        OSError
+            When the file cannot be written; nothing is left behind.
+        """
+        path = os.path.realpath(os.fsdecode(path))
+        unfinished = os.path.join(os.path.dirname(path), f".rnnfast-{os.urandom(8).hex()}")
+        header = json.dumps({"format": 1, "layer": self._description()})
+        try:
+            with open(unfinished, "xb") as file:
+                np.savez(file, rnnfast=np.array(header), **self.parameters)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
+
+    def load(self, path: Path) -> None:
+        """Copy the parameters that :meth:`save` wrote into this layer's, after all was checked.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A file of a layer of this class and these options. Only batch_first, dropout and dtype may differ.
+
+        Raises
+        ------
+        ValueError
+            When the file is not one of rnnfast, holds another kind of layer, or when this layer is frozen.
+        OSError
+            When it cannot be read.
+        """
+        description, arrays = _read(path)
+        own = self._description()
+        if _essence(description) != _essence(own):
+            raise ValueError(f"{path!r} holds {description}, but this is {own}; rnnfast.load(path) makes a layer of it")
+        self.load_state_dict(arrays)
+
+
+def _plain(option: Any) -> Any:
+    """An option in JSON's types."""
+    if isinstance(option, Layer):
+        return option._description()
+    return option.name if isinstance(option, np.dtype) else option
+
+
+def _essence(description: Any) -> Any:
+    """The part of a layer's description on which its results depend, its parameters given."""
+    if not isinstance(description, dict):
+        return description
+    free = ("batch_first", "dropout", "dtype")
+    return {name: _essence(value) for name, value in description.items() if name not in free}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Description and parameters from a file that `Layer.save` wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        header = json.loads(arrays.pop("rnnfast").item())
+        version, description = header["format"], header["layer"]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a file that is not ours can fail in any of the layers that read it
+        raise ValueError(f"{path!r} is not a file that rnnfast saved: {error}") from error
+    if version != 1:
+        raise ValueError(f"{path!r} has format {version!r}, but this rnnfast reads format 1: use a newer one")
+    return description, arrays
+
+
+def _build(description: dict[str, Any]) -> Layer:
+    """A layer as described, with fresh parameters."""
+    options = {name: _build(value) if isinstance(value, dict) else value for name, value in description.items()}
+    return _CLASSES[options.pop("class")](**options)
+
+
+def load(path: Path) -> Any:
+    """Rebuild a layer from a file: the file carries its class and options.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        What a layer's ``save(path)`` wrote.
+
+    Returns
+    -------
+    RNN, LSTM, GRU, Bidirectional, Linear or Embedding
+        Not frozen, and with a fresh random generator for dropout.
+
+    Raises
+    ------
+    ValueError
+        When the file is not one that rnnfast saved.
+    OSError
+        When it cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile, rnnfast
+    >>> path = os.path.join(tempfile.mkdtemp(), "model")
+    >>> rnnfast.GRU(4, 8, rng=0).save(path)
+    >>> rnnfast.load(path)
+    GRU(4, 8)  # 336 parameters
+    """
+    description, arrays = _read(path)
+    try:
+        layer = _build(description)
+        layer.load_state_dict(arrays)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path!r} does not describe a layer of rnnfast: {error}") from error
+    return layer
+
+
+class ArrayLayer(Layer):
+    """A layer with arrays of its own."""
+
+    _transient: tuple[str, ...] = ()  # attributes that _prepare makes from the others
+
+    def __init__(self, dtype: Any, rng: Any) -> None:
+        self.dtype = _dtype(dtype)
+        self._rng = _generator(rng)
+        self._parameters: dict[str, Array] = {}
+        self._packed: tuple[Array, ...] | None = None  # the form that results come from while frozen
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        return types.MappingProxyType(self._parameters)
+
+    def _draw(self, bound: float, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Make the parameters, uniform in (-bound, bound)."""
+        for name, shape in shapes.items():
+            self._parameters[name] = self._rng.uniform(-bound, bound, shape).astype(self.dtype)
+
+    def _prepare(self) -> None:
+        """Make the attributes that are not pickled."""
+
+    def _pack(self) -> tuple[Array, ...]:
+        """A copy of the parameters in the form that freeze() keeps."""
+        raise NotImplementedError
+
+    def _zeros(self) -> dict[str, Array]:
+        """Where the gradients of the parameters are summed."""
+        return {name: np.zeros_like(array) for name, array in self._parameters.items()}
+
+    def freeze(self) -> None:
+        """Prepare the weights once for all calls to come, and make the parameter arrays read-only.
+
+        Results are the same bits as before; short calls get faster, as they no longer rearrange the weights. Views of
+        the arrays that were made earlier stay writable and are not watched: do not write through them.
+        """
+        if self._packed is None:
+            self._packed = self._pack()
+            self._protect(True)
+
+    def unfreeze(self) -> None:
+        """Undo freeze(): the parameter arrays are writable again, and calls see what is written."""
+        self._packed = None
+        self._protect(False)
+
+    def _protect(self, frozen: bool) -> None:
+        for array in self._parameters.values():
+            array.flags.writeable = not frozen
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name not in self._transient}
+        return {**kept, "_packed": self._packed is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        frozen = state["_packed"]
+        vars(self).update(state, _packed=None, dtype=_dtype(state["dtype"]))
+        # Unpickled arrays may be read-only views of the pickle.
+        self._parameters = {name: np.array(array, order="C") for name, array in state["_parameters"].items()}
+        self._prepare()
+        if frozen:
+            self.freeze()
+
+
+# ------------------------------------------------------------------------------------------------- recurrent layers
+
+
+class _Plan(NamedTuple):
+    """All that follows from the shape of x."""
+
+    y: tuple[int, ...]
+    h: tuple[int, ...]
+    c: tuple[int, ...]
+    T: int
+    N: int
+    time_major: bool
+    sizes: Any  # of tape and workspaces, None when N = 0
+
+
+class _Spare(list):  # type: ignore[type-arg]
+    """Buffers for the calls to come. list.pop and list.append are atomic: each buffer goes to one thread at a time."""
+
+    def take(self, nbytes: int) -> Array:
+        """A buffer of at least `nbytes`; the caller appends it again when done."""
+        if self:
+            with contextlib.suppress(IndexError):
+                buffer: Array = self.pop()
+                if len(buffer) >= nbytes:
+                    return buffer
+        return functional.empty(nbytes)
+
+
+class Recurrent(ArrayLayer, Generic[State]):
+    """What RNN, LSTM and GRU share, which is all but their options."""
+
+    _transient = ("_engine", "_plans", "_packs", "_workspaces")
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        reverse: bool,
+        dtype: DTypeLike,
+        rng: Seed,
+        proj_size: int = 0,
+    ) -> None:
+        super().__init__(dtype, rng)
+        self._cell = cell
+        self.input_size = _size("input_size", input_size)
+        self.hidden_size = _size("hidden_size", hidden_size)
+        self.num_layers = _size("num_layers", num_layers)
+        self.proj_size = _size("proj_size", proj_size, least=0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size must be below hidden_size={self.hidden_size}, got {self.proj_size}")
+        self.bias = _flag("bias", bias)
+        self.batch_first = _flag("batch_first", batch_first)
+        if isinstance(dropout, (bool, np.bool_)) or not isinstance(dropout, (int, float, np.integer, np.floating)):
+            raise TypeError(f"dropout must be a number from 0 to 1, got {dropout!r}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must lie from 0 to 1, got {dropout!r}")
+        self.dropout = float(dropout)
+        if self.dropout and self.num_layers == 1:
+            warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
+        self.bidirectional = _flag("bidirectional", bidirectional)
+        self.reverse = _flag("reverse", reverse)
+        if self.bidirectional and self.reverse:
+            raise ValueError("bidirectional=True and reverse=True exclude each other: both directions include that one")
+        self._prepare()
+        self._draw(1 / math.sqrt(self.hidden_size), functional.parameter_shapes(self._engine))
+
+    def _prepare(self) -> None:
+        self._engine = functional.Engine(
+            self._cell,
+            self.dtype,
+            self.input_size,
+            self.hidden_size,
+            proj_size=self.proj_size,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            reverse=self.reverse,
+            bias=self.bias,
+        )
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._packs = _Spare()
+        self._workspaces = _Spare()
+
+    def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Array, State]:
+        """Run over a sequence for its results alone: nothing is kept, and dropout does not act.
+
+        Several threads may call one layer at once.
+
+        Parameters
+        ----------
+        x : array_like of real numbers, (T, N, I), with batch_first (N, T, I), or unbatched (T, I)
+            Any strides and byte order; other dtypes than the layer's are converted. T is at least 1. With N = 0 the
+            results are empty.
+        state : array_like (L*D, N, H_out), unbatched (L*D, H_out); for LSTM the pair of it and (L*D, N, H), optional
+            The initial state, never batch-first. None, for all or for a member, is zeros.
+
+        Returns
+        -------
+        y : ndarray, (T, N, D*H_out), in the layout of `x`
+            Outputs of the last layer; the caller's.
+        state : ndarray, or for LSTM the pair (h, c)
+            The state after the last step, in the layout of the initial state; the caller's.
+
+        Raises
+        ------
+        ValueError
+            When a shape does not fit.
+        TypeError
+            When an argument does not hold real numbers.
+        MemoryError
+            When the results do not fit into memory.
+        """
+        return self._infer(*self._inputs(x, state))
+
+    def forward(self, x: ArrayLike, state: Any = None) -> tuple[Array, State, Tape]:
+        """Run over a sequence and keep what the gradient needs; dropout acts.
+
+        Parameters
+        ----------
+        x, state
+            As for a call of the layer. The tape holds `x` by reference: leave it as it is until the last ``backward``.
+
+        Returns
+        -------
+        y : ndarray
+            As from a call, but read-only, as the tape uses it too.
+        state : ndarray, or for LSTM the pair (h, c)
+        tape : Tape
+            For :meth:`backward`; it keeps the weights of this call.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As a call of the layer.
+        """
+        return self._train(*self._inputs(x, state))
+
+    def backward(self, tape: Tape, dy: ArrayLike | None, dstate: Any = None) -> Gradients:
+        """The gradient of the ``forward`` that made `tape`, whatever happened to the parameters since.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's forward. It can be used again.
+        dy : array_like in the shape of y, or None
+            Gradient of a scalar with respect to y; None is zeros.
+        dstate : array_like in the shape of state, for LSTM a pair of them, optional
+            Gradient with respect to the last state. None, for all or for a member, is zeros.
+
+        Returns
+        -------
+        Gradients
+            ``x``, ``state`` (always given, as the state is) and ``parameters``.
+
+        Raises
+        ------
+        ValueError
+            When the tape comes from another layer, or a shape does not fit.
+        TypeError
+            When `tape` is none, or an argument does not hold real numbers.
+        """
+        return self._differentiate(tape, dy, dstate)
+
+    def _inputs(self, x: Any, state: Any, member: str = "") -> tuple[Any, ...]:
+        """The arguments of a call as the kernels take them, checked, and the plan."""
+        x = _real("x", x, self.dtype)
+        plan = self._plans.get(x.shape) or self._plan(x.shape)
+        if state is None:
+            return x, None, None, plan
+        return x, *self._state("state" + member, state, plan), plan
+
+    def _plan(self, shape: tuple[int, ...]) -> _Plan:
+        """Check the shape of x and work out all that follows from it."""
+        layout = "(N, T, I)" if self.batch_first else "(T, N, I)"
+        name = type(self).__name__
+        if len(shape) not in (2, 3):
+            raise ValueError(f"x must have layout {layout}, or unbatched (T, I), for this {name}, got shape {shape}")
+        if shape[-1] != self.input_size:
+            raise ValueError(
+                f"x has {shape[-1]} features in its last axis, but this {name} was built with "
+                f"input_size={self.input_size}; the layout is {layout if len(shape) == 3 else '(T, I)'}, got {shape}"
+            )
+        swapped = self.batch_first and len(shape) == 3
+        T, *batch = shape[1::-1] if swapped else shape[:-1]
+        if T == 0:
+            raise ValueError(f"x has no time steps: layout {layout if batch else '(T, I)'} with T >= 1, got {shape}")
+        N = batch[0] if batch else 1
+        engine = self._engine
+        states = self.num_layers * engine.directions
+        plan = _Plan(
+            y=(*shape[:-1], engine.directions * engine.output_size),
+            h=(states, *batch, engine.output_size),
+            c=(states, *batch, self.hidden_size),
+            T=T,
+            N=N,
+            time_major=bool(batch) and not swapped,
+            sizes=engine.sizes(T, N) if N else None,
+        )
+        if len(self._plans) >= 64:  # lengths may vary without end
+            self._plans.clear()
+        self._plans[shape] = plan
+        return plan
+
+    def _state(self, name: str, value: Any, plan: _Plan) -> tuple[Array | None, Array | None]:
+        """h and c from the caller's form of the state."""
+        if value is None:
+            return None, None
+        if not self._engine.has_cell:
+            return self._member(name, value, plan.h, "hidden_size"), None
+        h, c = _pair(name, value, f"(h, c) of shapes {plan.h} and {plan.c}")
+        h = self._member(f"{name}[0] (h)", h, plan.h, "proj_size" if self.proj_size else "hidden_size")
+        return h, self._member(f"{name}[1] (c)", c, plan.c, "hidden_size")
+
+    def _member(self, name: str, value: Any, shape: tuple[int, ...], width: str) -> Array | None:
+        layout = f"shape (num_layers * directions{', N' if len(shape) == 3 else ''}, {width})"
+        array = _shaped(name, value, self.dtype, shape, layout)
+        return None if array is None else np.ascontiguousarray(array)
+
+    def _view(self, plan: _Plan, sequence: Array | None, h: Array | None, c: Array | None) -> tuple[Array | None, ...]:
+        """A sequence and its states as the engine indexes them: time first, and with a batch axis."""
+        if plan.time_major:
+            return sequence, h, c
+        if len(plan.y) == 2:
+            return tuple(None if array is None else array[:, np.newaxis] for array in (sequence, h, c))
+        return None if sequence is None else sequence.transpose(1, 0, 2), h, c
+
+    def _fresh(self, plan: _Plan, sequence: tuple[int, ...]) -> tuple[Array, Array, Array | None]:
+        """Arrays for a sequence and its states to be written to, in the caller's layout."""
+        c = np.empty(plan.c, self.dtype) if self._engine.has_cell else None
+        return np.empty(sequence, self.dtype), np.empty(plan.h, self.dtype), c
+
+    def _pack(self, backward: bool = True) -> tuple[Array, ...]:
+        packed = self._packs.take(self._engine.packed_size)
+        packed_back = functional.empty(self._engine.packed_back_size) if backward else None
+        functional.pack(self._engine, list(self._parameters.values()), packed, packed_back)
+        return packed, packed_back
+
+    def _run(
+        self,
+        x: Array,
+        h0: Array | None,
+        c0: Array | None,
+        plan: _Plan,
+        packed: Array,
+        tape: Array | None = None,
+        masks: Array | None = None,
+    ) -> tuple[Array, Any]:
+        """y and the last state, from checked arguments."""
+        y, h_n, c_n = self._fresh(plan, plan.y)
+        if plan.N:
+            workspace = self._workspaces.take(plan.sizes.forward_workspace)
+            before = self._view(plan, x, h0, c0)
+            after = self._view(plan, y, h_n, c_n)
+            functional.forward(self._engine, packed, *before, *after, tape, masks, workspace)
+            self._workspaces.append(workspace)
+        return y, h_n if c_n is None else (h_n, c_n)
+
+    def _infer(self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan) -> tuple[Array, State]:
+        frozen = self._packed
+        packed = frozen[0] if frozen else self._pack(backward=False)[0]
+        y, state = self._run(x, h0, c0, plan, packed)
+        if not frozen:
+            self._packs.append(packed)
+        return y, state
+
+    def _train(self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan) -> tuple[Array, State, Tape]:
+        h0, c0 = (None if array is None else array.copy() for array in (h0, c0))
+        frozen = self._packed
+        packed, packed_back = frozen or self._pack()
+        tape = functional.empty(plan.sizes.tape) if plan.N else None
+        masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
+        y, state = self._run(x, h0, c0, plan, packed, tape, masks)
+        y.flags.writeable = False
+        if not frozen:
+            self._packs.append(packed)
+        return y, state, Tape(self, x, h0, c0, plan, y, tape, masks, packed_back)
+
+    def _masks(self, plan: _Plan) -> Array:
+        """Factors for the outputs of all layers but the last: 0 where dropped, else what keeps the mean."""
+        shape = (self.num_layers - 1, plan.T, plan.N, plan.y[-1])
+        kept = self._rng.random(shape, np.float32) >= self.dropout
+        return np.multiply(kept, 1 / (1 - self.dropout) if self.dropout < 1 else 0, dtype=self.dtype)
+
+    def _differentiate(self, tape: Tape, dy: Any, dstate: Any, member: str = "") -> Gradients:
+        x, h0, c0, plan, y, kept, masks, packed_back = self._open(tape)
+        dy = _shaped("dy" + member, dy, self.dtype, y.shape)
+        dh_n, dc_n = self._state("dstate" + member, dstate, plan)
+        dx, dh0, dc0 = self._fresh(plan, x.shape)
+        parameters = self._zeros()
+        if plan.N:
+            workspace = self._workspaces.take(plan.sizes.backward_workspace)
+            inputs = (*self._view(plan, x, h0, c0), self._view(plan, y, None, None)[0], kept, masks)
+            outputs = (*self._view(plan, dx, dh0, dc0), list(parameters.values()))
+            slopes = self._view(plan, dy, dh_n, dc_n)
+            functional.backward(self._engine, packed_back, *inputs, *slopes, *outputs, workspace)
+            self._workspaces.append(workspace)
+        return Gradients(dx, dh0 if dc0 is None else (dh0, dc0), parameters)
+
+
+class RNN(Recurrent["Array"]):
+    """Elman's recurrent network, of one layer or several.
+
+    For every step, with f = tanh or relu::
+
+        h = f(W_ih x + b_ih + W_hh h_before + b_hh)
+
+    Source: J. Elman, "Finding structure in time", 1990; the form of ``torch.nn.RNN``.
+
+    Parameters
+    ----------
+    input_size : int
+        I, features of x at a step.
+    hidden_size : int
+        H, units of a layer.
+    num_layers : int, default 1
+        L, layers on top of each other; each takes the outputs of the one below.
+    nonlinearity : {"tanh", "relu"}
+        f above.
+    bias : bool, default True
+        Whether there are b_ih and b_hh.
+    batch_first : bool, default False
+        x and y are (N, T, ...) in place of (T, N, ...). States never are.
+    dropout : float from 0 to 1, default 0
+        Fraction of the outputs of all layers but the last that ``forward`` drops, scaling the others by
+        1 / (1 - dropout). A call of the layer drops nothing.
+    bidirectional : bool, default False
+        Each layer runs in both directions; y has the two side by side, forward first.
+    reverse : bool, default False
+        The layer runs from the last step to the first; y stays in the order of x.
+    dtype : {numpy.float32, numpy.float64}
+    rng : None, int or numpy.random.Generator
+        Gives the initial values, uniform in (-1/sqrt(H), 1/sqrt(H)) as in torch, and then drives dropout.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight_ih_l{k}`` (H, I or D*H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H,) of layer
+        k, and the same with ``_reverse`` of its other direction when bidirectional.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the parameters do not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.RNN(4, 8, rng=0)
+    >>> layer
+    RNN(4, 8)  # 112 parameters
+    >>> y, h = layer(np.ones((5, 2, 4)))
+    >>> y.shape, h.shape
+    ((5, 2, 8), (1, 2, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        self.nonlinearity = _choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        cell = f"rnn_{nonlinearity}"
+        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
+        super().__init__(cell, input_size, hidden_size, num_layers, *shared)
+
+
+class LSTM(Recurrent["tuple[Array, Array]"]):
+    """Long short-term memory, of one layer or several, with an optional projection.
+
+    For every step, the gates stacked in the order i, f, g, o in all parameters::
+
+        i, f, o = sigmoid(W_ih x + b_ih + W_hh h_before + b_hh)
+        g       = tanh(W_ih x + b_ih + W_hh h_before + b_hh)
+        c       = f * c_before + i * g
+        h       = o * tanh(c)                 with proj_size: W_hr (o * tanh(c))
+
+    Sources: S. Hochreiter and J. Schmidhuber, "Long short-term memory", 1997; the forget gate: F. Gers et al.,
+    "Learning to forget", 2000; the projection: H. Sak et al., "Long short-term memory recurrent neural network
+    architectures for large scale acoustic modeling", 2014; the form of ``torch.nn.LSTM``.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers
+        I, H and L as for :class:`RNN`.
+    proj_size : int, default 0
+        P, the width of h where it is not 0; below H.
+    bias, batch_first, dropout, bidirectional, reverse, dtype, rng
+        As for :class:`RNN`.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight_ih_l{k}`` (4*H, I or D*H_out), ``weight_hh_l{k}`` (4*H, H_out), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
+        (4*H,), with a projection ``weight_hr_l{k}`` (P, H), and the same with ``_reverse`` when bidirectional.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the parameters do not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.LSTM(4, 8, num_layers=2, rng=0)
+    >>> y, (h, c), tape = layer.forward(np.ones((5, 2, 4), np.float32))
+    >>> grads = layer.backward(tape, np.ones_like(y))
+    >>> grads.x.shape, grads.parameters["weight_hh_l1"].shape
+    ((5, 2, 4), (32, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        proj_size: int = 0,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
+        super().__init__("lstm", input_size, hidden_size, num_layers, *shared, proj_size)
+
+
+class GRU(Recurrent["Array"]):
+    """The gated recurrent unit, of one layer or several, in both conventions of its reset gate.
+
+    For every step, the gates stacked in the order r, z, n in all parameters::
+
+        r, z = sigmoid(W_ih x + b_ih + W_hh h_before + b_hh)
+        n    = tanh(W_in x + b_in + r * (W_hn h_before + b_hn))      reset_after=True
+        n    = tanh(W_in x + b_in + W_hn (r * h_before) + b_hn)      reset_after=False
+        h    = (1 - z) * n + z * h_before
+
+    Sources: K. Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
+    translation", 2014 (reset before the product); the form of ``torch.nn.GRU`` and cuDNN (reset after it).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers
+        I, H and L as for :class:`RNN`.
+    reset_after : bool, default True
+        Whether the reset gate acts after the product with W_hn, as in torch, or before it, as in the paper.
+    bias, batch_first, dropout, bidirectional, reverse, dtype, rng
+        As for :class:`RNN`.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight_ih_l{k}`` (3*H, I or D*H), ``weight_hh_l{k}`` (3*H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3*H,),
+        and the same with ``_reverse`` when bidirectional.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the parameters do not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.GRU(4, 8, batch_first=True, bidirectional=True, rng=0)
+    >>> y, h = layer(np.ones((2, 5, 4)))
+    >>> y.shape, h.shape
+    ((2, 5, 16), (2, 2, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        self.reset_after = _flag("reset_after", reset_after)
+        cell = "gru" if reset_after else "gru_reset_before"
+        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
+        super().__init__(cell, input_size, hidden_size, num_layers, *shared)
+
+
+# Of a merge: what it makes of the outputs of both directions, and their gradients from that of what it made.
+_MERGES: dict[str | None, tuple[Any, Any]] = {
+    "concat": (
+        lambda f, b: np.concatenate((f, b), axis=-1),
+        lambda dy, f, _b: (dy[..., : f.shape[-1]], dy[..., f.shape[-1] :]),
+    ),
+    "sum": (np.add, lambda dy, _f, _b: (dy, dy)),
+    "mul": (np.multiply, lambda dy, f, b: (dy * b, dy * f)),
+    "mean": (lambda f, b: (f + b) / 2, lambda dy, _f, _b: (dy / 2, dy / 2)),
+    None: (lambda f, b: (f, b), None),
+}
+
+
+class Bidirectional(Layer):
+    """Two single-direction layers of any class over one sequence, in both directions.
+
+    ``y[t] = merge(forward_layer's y[t], backward_layer's y[t])``, where the backward layer walks from the last step to
+    the first. Stacks of several layers are merged at the end, not layer by layer as with ``bidirectional=True``.
+    Sources: M. Schuster and K. Paliwal, "Bidirectional recurrent neural networks", 1997; the form of
+    ``keras.layers.Bidirectional``.
+
+    Parameters
+    ----------
+    forward_layer : RNN, LSTM or GRU
+        Neither bidirectional nor reverse.
+    backward_layer : RNN, LSTM or GRU, optional
+        Not bidirectional, and like forward_layer in input_size, dtype and batch_first, for sum, mul and mean in the
+        width of y too. One built with reverse=True runs as it is; another is given time reversed, and what it returns
+        is turned back. None makes a layer of the same class and options, reverse=True, with fresh values from the
+        random generator of forward_layer.
+    merge : {"concat", "sum", "mul", "mean", None}
+        How the two outputs make one; with None, y is the pair of them, and so is the dy that backward takes.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``forward.<name>`` and ``backward.<name>``, the two layers' own arrays.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an argument is not as above.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.Bidirectional(rnnfast.LSTM(4, 8, rng=0), rnnfast.GRU(4, 6, rng=1))
+    >>> y, ((h, c), h_backward) = layer(np.ones((5, 2, 4)))
+    >>> y.shape, h.shape, h_backward.shape
+    ((5, 2, 14), (1, 2, 8), (1, 2, 6))
+    """
+
+    def __init__(
+        self,
+        forward_layer: Recurrent[Any],
+        backward_layer: Recurrent[Any] | None = None,
+        merge: str | None = "concat",
+    ) -> None:
+        _choice("merge", merge, tuple(_MERGES))
+        for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
+            if not (isinstance(layer, Recurrent) or layer is backward_layer is None):
+                raise TypeError(f"{name} must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+            if layer is not None and layer.bidirectional:
+                raise ValueError(f"{name} must run in one direction, got {layer._call()}")
+        if forward_layer.reverse:
+            raise ValueError(f"forward_layer must run from the first step to the last, got {forward_layer._call()}")
+        if backward_layer is None:
+            options = {**forward_layer._options(), "reverse": True}
+            backward_layer = type(forward_layer)(**options, rng=forward_layer._rng)
+        for name in ("input_size", "dtype", "batch_first"):
+            ours, other = getattr(forward_layer, name), getattr(backward_layer, name)
+            if ours != other:
+                raise ValueError(f"backward_layer must have {name}={ours} as forward_layer has, got {other}")
+        widths = forward_layer._engine.output_size, backward_layer._engine.output_size
+        if merge in ("sum", "mul", "mean") and widths[0] != widths[1]:
+            raise ValueError(f"merge={merge!r} needs layers with outputs of one width, got {widths[0]} and {widths[1]}")
+        self.forward_layer = forward_layer
+        self.backward_layer = backward_layer
+        self.merge = merge
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        return types.MappingProxyType(_sides(self.forward_layer.parameters, self.backward_layer.parameters))
+
+    def freeze(self) -> None:
+        """Freeze both layers: see their ``freeze``."""
+        self.forward_layer.freeze()
+        self.backward_layer.freeze()
+
+    def unfreeze(self) -> None:
+        """Undo freeze() on both layers."""
+        self.forward_layer.unfreeze()
+        self.backward_layer.unfreeze()
+
+    def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Any, tuple[Any, Any]]:
+        """Run over a sequence for its results alone.
+
+        Parameters
+        ----------
+        x : array_like of real numbers
+            As for the two layers.
+        state : pair, optional
+            The initial states of the forward and the backward layer, each in that layer's own form or None.
+
+        Returns
+        -------
+        y : ndarray, (T, N, width) in the layout of `x`; with merge=None a pair of them
+            For concat the width is the sum of the two layers'.
+        state : pair
+            The forward layer's and the backward layer's state, each after the last step that it walked.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As the two layers.
+        """
+        forward, backward = self._inputs(x, state)
+        y, state = self.forward_layer._infer(*forward)
+        y_backward, state_backward = self.backward_layer._infer(*backward)
+        return _MERGES[self.merge][0](y, self._turn(y_backward)), (state, state_backward)
+
+    def forward(self, x: ArrayLike, state: Any = None) -> tuple[Any, tuple[Any, Any], Tape]:
+        """Run over a sequence and keep what the gradient needs; dropout acts.
+
+        Parameters
+        ----------
+        x, state
+            As for a call. The tape holds `x` by reference: leave it as it is until the last ``backward``.
+
+        Returns
+        -------
+        y, state
+            As from a call; with merge=None the two y are read-only, as the tape uses them too.
+        tape : Tape
+            For :meth:`backward`.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As the two layers.
+        """
+        forward, backward = self._inputs(x, state)
+        y, state, tape = self.forward_layer._train(*forward)
+        y_backward, state_backward, tape_backward = self.backward_layer._train(*backward)
+        outputs = y, self._turn(y_backward)
+        merged = _MERGES[self.merge][0](*outputs)
+        shape = None if self.merge is None else merged.shape
+        return merged, (state, state_backward), Tape(self, tape, tape_backward, outputs, shape)
+
+    def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
+        """The gradient of the ``forward`` that made `tape`.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's forward. It can be used again.
+        dy : array_like in the shape of y, or None
+            With merge=None a pair, either of which may be None. None is zeros.
+        dstate : pair, optional
+            Gradients with respect to the last states, each in that layer's own form or None.
+
+        Returns
+        -------
+        Gradients
+            ``x``, ``state`` (the pair of the two layers') and ``parameters``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the two layers.
+        """
+        tape, tape_backward, outputs, shape = self._open(tape)
+        dtype = self.forward_layer.dtype
+        if self.merge is None:
+            both = _both("dy", dy)
+            dy, dy_backward = (_shaped(f"dy[{k}]", both[k], dtype, outputs[k].shape) for k in range(2))
+        else:
+            dy = _shaped("dy", dy, dtype, shape)
+            dy, dy_backward = (None, None) if dy is None else _MERGES[self.merge][1](dy, *outputs)
+        dstate, dstate_backward = _both("dstate", dstate)
+        ours = self.forward_layer._differentiate(tape, dy, dstate, "[0]")
+        other = self.backward_layer._differentiate(tape_backward, self._turn(dy_backward), dstate_backward, "[1]")
+        parameters = _sides(ours.parameters, other.parameters)
+        return Gradients(ours.x + self._turn(other.x), (ours.state, other.state), parameters)
+
+    def _inputs(self, x: Any, state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The checked arguments of both layers."""
+        state, state_backward = _both("state", state)
+        forward = self.forward_layer._inputs(x, state, "[0]")
+        return forward, self.backward_layer._inputs(self._turn(forward[0]), state_backward, "[1]")
+
+    def _turn(self, array: Array | None) -> Array | None:
+        """A sequence in the order in which the backward layer takes it, and back: a view."""
+        if array is None or self.backward_layer.reverse:
+            return array
+        return array[:, ::-1] if self.backward_layer.batch_first and array.ndim == 3 else array[::-1]
+
+
+def _both(name: str, value: Any) -> tuple[Any, Any]:
+    """What belongs to the forward and to the backward layer; None is none for both."""
+    return (None, None) if value is None else _pair(name, value, "of the forward and the backward layer's")
+
+
+def _sides(forward: Mapping[str, Any], backward: Mapping[str, Any]) -> dict[str, Any]:
+    """What two layers have under their names, under the names of Bidirectional."""
+    sides = {"forward": forward, "backward": backward}
+    return {f"{side}.{name}": value for side, values in sides.items() for name, value in values.items()}
+
+
+# ------------------------------------------------------------------------------------------- layers without time
+
+
+class Pointwise(ArrayLayer):
+    """What Linear and Embedding share: each position of x gives a vector of y on its own."""
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Map every position.
+
+        Parameters
+        ----------
+        x : array_like
+            For Linear real numbers (..., in_features), of any strides and byte order; other dtypes than the layer's
+            are converted. For Embedding integers of any shape, from 0 to num_embeddings - 1.
+
+        Returns
+        -------
+        ndarray, (..., out_features) or (..., embedding_dim)
+            The caller's.
+
+        Raises
+        ------
+        ValueError
+            When the last axis does not fit, or an id lies outside of the table.
+        TypeError
+            When `x` does not hold real numbers, for Embedding integers.
+        MemoryError
+            When the result does not fit into memory.
+        """
+        return self._map(self._input(x), *(self._packed or self._parameters.values()))
+
+    def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
+        """Map every position and keep what the gradient needs.
+
+        Parameters
+        ----------
+        x
+            As for a call. The tape holds it by reference: leave it as it is until the last ``backward``.
+
+        Returns
+        -------
+        y : ndarray
+            As from a call; the caller's.
+        tape : Tape
+            For :meth:`backward`; it keeps the weights of this call.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As a call.
+        """
+        x = self._input(x)
+        weights = self._packed or self._pack()
+        y = self._map(x, *weights)
+        return y, Tape(self, y.shape, x, *weights)
+
+    def backward(self, tape: Tape, dy: ArrayLike | None) -> Gradients:
+        """The gradient of the ``forward`` that made `tape`, whatever happened to the parameters since.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's forward. It can be used again.
+        dy : array_like in the shape of y, or None
+            Gradient of a scalar with respect to y; None is zeros.
+
+        Returns
+        -------
+        Gradients
+            ``x`` (None for Embedding) and ``parameters``; ``state`` is None.
+
+        Raises
+        ------
+        ValueError
+            When the tape comes from another layer, or `dy` is not of the shape of y.
+        TypeError
+            When `tape` is none, or `dy` does not hold real numbers.
+        """
+        shape, *kept = self._open(tape)
+        dy = _shaped("dy", dy, self.dtype, shape)
+        parameters = self._zeros()
+        dx = self._differentiate(np.zeros(shape, self.dtype) if dy is None else dy, parameters, *kept)
+        return Gradients(dx, None, parameters)
+
+    def _input(self, x: Any) -> Array:
+        raise NotImplementedError
+
+    def _map(self, x: Array, *weights: Array) -> Array:
+        raise NotImplementedError
+
+    def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array | None:
+        """The gradient of x; those of the parameters are added to `parameters`."""
+        raise NotImplementedError
+
+
+def _rows(array: Array) -> Array:
+    """The vectors along the last axis, one below the other."""
+    return array.reshape(-1, array.shape[-1])
+
+
+class Linear(Pointwise):
+    """The affine map of the last axis, the readout of a recurrent layer: ``y = x W^T + b``.
+
+    Source: the form of ``torch.nn.Linear``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool, default True
+        Whether there is b.
+    dtype : {numpy.float32, numpy.float64}
+    rng : None, int or numpy.random.Generator
+        Gives the initial values, uniform in (-1/sqrt(in_features), 1/sqrt(in_features)) as in torch.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight`` (out_features, in_features) and ``bias`` (out_features,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the parameters do not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> readout = rnnfast.Linear(8, 3, rng=0)
+    >>> y, tape = readout.forward(np.ones((5, 2, 8), np.float32))
+    >>> y.shape
+    (5, 2, 3)
+    >>> grads = readout.backward(tape, np.ones_like(y))
+    >>> grads.x.shape, grads.parameters["bias"].tolist()
+    ((5, 2, 8), [10.0, 10.0, 10.0])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        super().__init__(dtype, rng)
+        self.in_features = _size("in_features", in_features)
+        self.out_features = _size("out_features", out_features)
+        self.bias = _flag("bias", bias)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        if self.bias:
+            shapes["bias"] = (self.out_features,)
+        self._draw(1 / math.sqrt(self.in_features), shapes)
+
+    def _pack(self) -> tuple[Array, ...]:
+        return tuple(array.copy() for array in self._parameters.values())
+
+    def _input(self, x: Any) -> Array:
+        x = _real("x", x, self.dtype)
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x must have layout (..., in_features) with in_features={self.in_features}, but its shape is {x.shape}"
+            )
+        return x
+
+    def _map(self, x: Array, *weights: Array) -> Array:
+        weight, bias = weights if self.bias else (*weights, None)
+        y = np.empty((*x.shape[:-1], self.out_features), self.dtype)
+        if y.size:
+            functional.linear_forward(_rows(x), weight, bias, _rows(y))
+        return y
+
+    def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
+        dx = np.empty(x.shape, self.dtype)
+        if dx.size:
+            dweight, dbias = parameters["weight"], parameters.get("bias")
+            functional.linear_backward(_rows(x), weights[0], _rows(dy), _rows(dx), dweight, dbias)
+        return dx
+
+
+class Embedding(Pointwise):
+    """A table of vectors, looked up by integer: ``y = weight[x]``.
+
+    Source: the form of ``torch.nn.Embedding``.
+
+    Parameters
+    ----------
+    num_embeddings : int
+        Rows of the table; ids run from 0 to num_embeddings - 1.
+    embedding_dim : int
+        Width of a row.
+    dtype : {numpy.float32, numpy.float64}
+    rng : None, int or numpy.random.Generator
+        Gives the initial values, standard normal as in torch.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight`` (num_embeddings, embedding_dim).
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the table does not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> embedding = rnnfast.Embedding(100, 8, rng=0)
+    >>> y, tape = embedding.forward([[3, 1, 4], [1, 5, 9]])
+    >>> y.shape
+    (2, 3, 8)
+    >>> embedding.backward(tape, np.ones_like(y)).parameters["weight"][:5, 0].tolist()
+    [0.0, 2.0, 0.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32, rng: Seed = None
+    ) -> None:
+        super().__init__(dtype, rng)
+        self.num_embeddings = _size("num_embeddings", num_embeddings)
+        self.embedding_dim = _size("embedding_dim", embedding_dim)
+        shape = (self.num_embeddings, self.embedding_dim)
+        self._parameters["weight"] = self._rng.standard_normal(shape).astype(self.dtype)
+
+    def _pack(self) -> tuple[Array, ...]:
+        return tuple(self._parameters.values())  # not copied: rows are looked up in the table as it is
+
+    def _input(self, x: Any) -> Array:
+        ids = _array("x", x)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"x must hold integer ids, but its dtype is {ids.dtype}")
+        if ids.size and (ids.min() < 0 or ids.max() >= self.num_embeddings):
+            wrong = ids[(ids < 0) | (ids >= self.num_embeddings)][0]
+            raise ValueError(f"x must hold ids from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {wrong}")
+        return ids.astype(np.intp, copy=False)
+
+    def _map(self, x: Array, *weights: Array) -> Array:
+        return weights[0][x]
+
+    def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *_: Array) -> None:
+        # Summed in float64, column by column, over the rows that are used: exact enough for a million of one id.
+        used, place = np.unique(x.ravel(), return_inverse=True)
+        parameters["weight"][used] = np.transpose([np.bincount(place, column) for column in _rows(dy).T])
+
+
+_CLASSES: dict[str, type[Layer]] = {kind.__name__: kind for kind in (RNN, LSTM, GRU, Bidirectional, Linear, Embedding)}

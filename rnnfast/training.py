@@ -1,0 +1,458 @@
+"""Losses, optimisers and gradient clipping: what it takes to train without another framework.
+
+Formulas and defaults are torch's. Optimisers and clipping work in place on the arrays of mappings from names to arrays,
+such as ``layer.parameters`` and ``grads.parameters``; to train several layers together, join theirs into one dict under
+distinct names.
+
+Examples
+--------
+Fit a line:
+
+>>> import numpy as np
+>>> x, target = np.array([[0.0], [1.0], [2.0]]), np.array([[1.0], [3.0], [5.0]])
+>>> parameters = {"slope": np.zeros((1, 1)), "offset": np.zeros(1)}
+>>> optimizer = Adam(parameters, lr=0.1)
+>>> for _ in range(500):
+...     loss, dy = mean_squared_error(x @ parameters["slope"] + parameters["offset"], target)
+...     optimizer.step({"slope": x.T @ dy, "offset": dy.sum(0)})
+>>> print(parameters["slope"].round(2), parameters["offset"].round(2))
+[[2.]] [1.]
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+
+import numpy as np
+
+__all__ = ["SGD", "Adam", "clip_grad_norm", "mean_squared_error", "softmax_cross_entropy"]
+
+# Elements that an optimiser or a norm takes at a time: few enough that they and the scratch beside them stay in cache.
+_CHUNK = 32768
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _real(name, value):
+    """The values as a native float32 or float64 array: other real dtypes become float64."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    native = array.dtype.newbyteorder("=")
+    return array.astype(native if native in _DTYPES else np.float64, copy=False)
+
+
+def softmax_cross_entropy(logits, targets, mask=None):
+    """The mean of -log(softmax(logits)[target]) over all positions that count, and its gradient.
+
+    Parameters
+    ----------
+    logits : array_like of float, (..., C)
+        Scores of the C classes, not normalised. Dtypes other than float32 and float64 are computed in float64.
+    targets : array_like of int, (...)
+        The class of each position, from 0 to C - 1.
+    mask : array_like of bool, (...), optional
+        True where a position counts; elsewhere logits and targets are not looked at and may be anything. All count
+        when it is not given.
+
+    Returns
+    -------
+    loss : float
+    dlogits : ndarray, (..., C), float32 or float64
+        The gradient of `loss`: (softmax(logits) - onehot(targets)) / the number of positions that count, zero at those
+        that do not.
+
+    Raises
+    ------
+    TypeError
+        `logits` are not real numbers, `targets` not integers, `mask` not booleans.
+    ValueError
+        `targets` or `mask` has another shape than ``logits.shape[:-1]``, a target that counts lies outside 0 to C - 1,
+        or no position counts.
+
+    Examples
+    --------
+    >>> logits = np.zeros((2, 4), np.float32)
+    >>> loss, dlogits = softmax_cross_entropy(logits, [1, 3], mask=[True, False])
+    >>> round(loss, 4)
+    1.3863
+    >>> dlogits
+    array([[ 0.25, -0.75,  0.25,  0.25],
+           [ 0.  ,  0.  ,  0.  ,  0.  ]], dtype=float32)
+    """
+    logits = _real("logits", logits)
+    targets = np.asarray(targets)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must have shape (..., C) with at least one class C, got shape {logits.shape}")
+    if targets.dtype.kind not in "iu":
+        raise TypeError(f"targets must be integers, got dtype {targets.dtype}")
+    _require_shape("targets", targets.shape, logits.shape[:-1], "logits.shape[:-1]")
+    classes = logits.shape[-1]
+    rows, targets = logits.reshape(-1, classes), targets.reshape(-1)
+    counted = slice(None)
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.dtype != bool:
+            raise TypeError(f"mask must be booleans, True where a position counts, got dtype {mask.dtype}")
+        _require_shape("mask", mask.shape, logits.shape[:-1], "logits.shape[:-1]")
+        counted = np.flatnonzero(mask)
+    rows, targets = rows[counted], targets[counted]
+    if len(rows) == 0:
+        raise ValueError("logits and mask leave no position that counts: the mean over none is not defined")
+    wrong = (targets < 0) | (targets >= classes)
+    if wrong.any():
+        raise ValueError(
+            f"targets must lie between 0 and {classes - 1}, as logits have {classes} classes, "
+            f"got {targets[wrong.argmax()]}; give a mask to leave positions out"
+        )
+
+    picked = np.arange(len(rows)), targets
+    rows = rows - rows.max(axis=1, keepdims=True)
+    chosen = rows[picked]
+    np.exp(rows, out=rows)
+    totals = rows.sum(axis=1)
+    loss = float(np.mean(np.log(totals) - chosen, dtype=np.float64))
+    rows *= (1 / (len(rows) * totals))[:, None]
+    rows[picked] -= rows.dtype.type(1 / len(rows))
+    if mask is None:
+        return loss, rows.reshape(logits.shape)
+    dlogits = np.zeros(logits.shape, rows.dtype)
+    dlogits[mask] = rows
+    return loss, dlogits
+
+
+def mean_squared_error(y, target):
+    """The mean of (y - target)**2 over all elements, and its gradient 2 (y - target) / size.
+
+    Parameters
+    ----------
+    y : array_like of float, any shape
+        Dtypes other than float32 and float64 are computed in float64.
+    target : array_like of float, the shape of `y`
+
+    Returns
+    -------
+    loss : float
+    dy : ndarray, the shape of `y`, float32 or float64
+
+    Raises
+    ------
+    TypeError
+        `y` or `target` are not real numbers.
+    ValueError
+        The shapes differ, or there are no elements.
+
+    Examples
+    --------
+    >>> mean_squared_error([1.0, 2.0], [1.0, 4.0])
+    (2.0, array([ 0., -2.]))
+    """
+    y, target = _real("y", y), _real("target", target)
+    _require_shape("target", target.shape, y.shape, "y.shape")
+    if y.size == 0:
+        raise ValueError(f"y must have at least one element, got shape {y.shape}")
+    difference = np.asarray(np.subtract(y, target, dtype=y.dtype, casting="same_kind"))
+    loss = _sum_of_squares(difference) / y.size
+    difference *= 2 / y.size
+    return loss, difference
+
+
+def _require_shape(name, shape, expected, source):
+    if shape != expected:
+        raise ValueError(f"{name} must have shape {expected}, that is {source}, got shape {shape}")
+
+
+def _sum_of_squares(array):
+    """In float64, a chunk at a time."""
+    chunks = np.nditer(
+        array, ["external_loop", "buffered", "zerosize_ok"], ["readonly"], op_dtypes=[np.float64], buffersize=_CHUNK
+    )
+    return sum(float(chunk @ chunk) for chunk in chunks)
+
+
+def clip_grad_norm(gradients, max_norm):
+    """Scale all gradients in place so that their common norm is at most `max_norm`.
+
+    As in torch, the factor is ``max_norm / (norm + 1e-6)`` where that is below 1, and nothing is done otherwise.
+
+    Parameters
+    ----------
+    gradients : mapping of str to ndarray
+        Float arrays that may be written to.
+    max_norm : float
+        At least 0; inf only measures.
+
+    Returns
+    -------
+    norm : float
+        The square root of the sum of the squares of all elements of all arrays before scaling, computed in float64. NaN
+        where a gradient is NaN; then nothing is scaled. Look at it to skip a step whose gradients are not finite.
+
+    Raises
+    ------
+    TypeError
+        `gradients` is not a mapping to float32 or float64 arrays, or `max_norm` is no number.
+    ValueError
+        An array is read-only or `max_norm` is negative; nothing has been scaled then.
+
+    Examples
+    --------
+    >>> gradients = {"weight": np.array([3.0, 4.0])}
+    >>> clip_grad_norm(gradients, 1.0)
+    5.0
+    >>> gradients["weight"].round(4)
+    array([0.6, 0.8])
+    """
+    max_norm = _number("max_norm", max_norm)
+    arrays = _float_arrays("gradients", gradients)
+    for name, array in arrays.items():
+        _require_writeable("gradients", name, array)
+    norm = math.sqrt(sum(map(_sum_of_squares, arrays.values())))
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1:
+        for array in arrays.values():
+            array *= factor
+    return norm
+
+
+def _number(name, value, below=None):
+    """The value as a float, at least 0 and, where that is given, below a bound."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not value >= 0 or (below is not None and value >= below):
+        bounds = "at least 0" if below is None else f"at least 0 and below {below}"
+        raise ValueError(f"{name} must be {bounds}, got {value!r}")
+    return float(value)
+
+
+def _float_arrays(argument, mapping):
+    """The mapping as a dict, after a look at its values."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{argument} must be a mapping from names to arrays, got a {type(mapping).__name__}")
+    for name, array in mapping.items():
+        if not isinstance(array, np.ndarray) or array.dtype not in _DTYPES:
+            came = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            raise TypeError(f"{argument}[{name!r}] must be a NumPy array of float32 or float64, got {came}")
+    return dict(mapping)
+
+
+def _require_writeable(argument, name, array):
+    if not array.flags.writeable:
+        raise ValueError(
+            f"{argument}[{name!r}] must be an array that may be written to, but is read-only "
+            "(the arrays of a frozen layer are: unfreeze() it, or leave them out)"
+        )
+
+
+def _require_fit(argument, arrays, shapes):
+    """The arrays have exactly the names and shapes asked for."""
+    missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    if missing or extra:
+        lists = [f"{words} {', '.join(names)}" for words, names in (("lacks", missing), ("also has", extra)) if names]
+        raise ValueError(f"{argument} must have the names {', '.join(shapes)}, but it {' and '.join(lists)}")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{argument}[{name!r}] must have shape {shape}, got shape {arrays[name].shape}")
+
+
+class _Optimizer:
+    """What SGD and Adam share: parameters, moments of each parameter, and the walk over all of them."""
+
+    def __init__(self, parameters, lr, kinds):
+        self.lr = _number("lr", lr)
+        self._parameters = _float_arrays("parameters", parameters)
+        self._moments = {
+            f"{kind}.{name}": np.zeros_like(parameter, order="C")
+            for kind in kinds
+            for name, parameter in self._parameters.items()
+        }
+        self._kinds = kinds
+        self._steps = 0
+
+    def step(self, gradients):
+        """Update all parameters in place by one step.
+
+        Parameters
+        ----------
+        gradients : mapping of str to ndarray
+            Float arrays with the names and shapes of the parameters. They are only read.
+
+        Raises
+        ------
+        TypeError
+            `gradients` is not a mapping to float32 or float64 arrays.
+        ValueError
+            Names or shapes differ from those of the parameters, or a parameter is read-only (its layer is frozen).
+            Nothing has changed then.
+        """
+        gradients = _float_arrays("gradients", gradients)
+        _require_fit("gradients", gradients, {name: array.shape for name, array in self._parameters.items()})
+        for name, parameter in self._parameters.items():
+            _require_writeable("parameters", name, parameter)
+        self._steps += 1
+        for name, parameter in self._parameters.items():
+            operands = [parameter, gradients[name], *(self._moments[f"{kind}.{name}"] for kind in self._kinds)]
+            scratch = np.empty(_CHUNK, parameter.dtype)
+            with np.nditer(
+                operands,
+                ["external_loop", "buffered", "zerosize_ok"],
+                [["readwrite"], ["readonly"]] + [["readwrite"]] * (len(operands) - 2),
+                op_dtypes=[parameter.dtype] * len(operands),
+                casting="same_kind",
+                buffersize=_CHUNK,
+            ) as chunks:
+                for chunk in chunks:
+                    self._update(*chunk, scratch[: chunk[0].size])
+
+    def state_dict(self):
+        """Copies of all that the optimiser has gathered so far, as a flat dict of arrays.
+
+        With the parameters it is what a later run needs to go on along the same curve. `lr` and the other options are
+        not in it: they come from whoever makes the optimiser.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``step``, the steps taken, and every moment under torch's word for it and the parameter's name, such as
+            ``exp_avg.weight_ih_l0``.
+        """
+        return {"step": np.array(self._steps), **{name: moment.copy() for name, moment in self._moments.items()}}
+
+    def load_state_dict(self, arrays):
+        """Go on from where the optimiser stood that gave this `state_dict`.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            From `state_dict` of an optimiser of this class over parameters of the same names and shapes. The values are
+            copied.
+
+        Raises
+        ------
+        TypeError
+            `arrays` is not a mapping, a moment is not an array of floats, or ``step`` is no integer.
+        ValueError
+            Names or shapes do not fit, or ``step`` is negative. Nothing has changed then.
+        """
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays must be a mapping from names to arrays, got a {type(arrays).__name__}")
+        given = {name: np.asarray(array) for name, array in arrays.items()}
+        _require_fit("arrays", given, {"step": (), **{name: moment.shape for name, moment in self._moments.items()}})
+        step = given.pop("step")
+        if step.dtype.kind not in "iu":
+            raise TypeError(f"arrays['step'] must be an integer, got dtype {step.dtype}")
+        if step < 0:
+            raise ValueError(f"arrays['step'] must be at least 0, got {step}")
+        _float_arrays("arrays", given)
+        self._steps = int(step)
+        for name, moment in self._moments.items():
+            moment[...] = given[name]
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent: ``buffer = momentum * buffer + gradient``, ``parameter -= lr * buffer``.
+
+    Parameters
+    ----------
+    parameters : mapping of str to ndarray
+        Arrays of float32 or float64, updated in place.
+    lr : float
+        The step size, at least 0. A plain attribute: it may be changed between steps.
+    momentum : float
+        At least 0 and below 1. At 0 no buffer is kept.
+
+    Raises
+    ------
+    TypeError
+        `parameters` is not a mapping to float32 or float64 arrays, or an option is no number.
+    ValueError
+        An option is out of its range.
+
+    Examples
+    --------
+    >>> parameters = {"weight": np.array([1.0, 2.0])}
+    >>> SGD(parameters, lr=0.5).step({"weight": np.array([2.0, 0.0])})
+    >>> parameters["weight"]
+    array([0., 2.])
+    """
+
+    def __init__(self, parameters, lr, momentum=0.0):
+        self._momentum = _number("momentum", momentum, below=1)
+        super().__init__(parameters, lr, ["momentum_buffer"] if self._momentum else [])
+
+    def __repr__(self):
+        return f"SGD(lr={self.lr}, momentum={self._momentum})"
+
+    def _update(self, parameter, gradient, *moments_and_scratch):
+        *moments, scratch = moments_and_scratch
+        for buffer in moments:
+            buffer *= self._momentum
+            buffer += gradient
+            gradient = buffer
+        np.multiply(gradient, self.lr, out=scratch)
+        parameter -= scratch
+
+
+class Adam(_Optimizer):
+    """Adam: steps of about `lr`, by averages of the gradient and of its square (Kingma and Ba, 2015, algorithm 1).
+
+    With t the number of steps, this one included::
+
+        m = beta1 * m + (1 - beta1) * gradient
+        v = beta2 * v + (1 - beta2) * gradient**2
+        parameter -= lr * m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps)
+
+    Parameters
+    ----------
+    parameters : mapping of str to ndarray
+        Arrays of float32 or float64, updated in place. Two more of each size are kept.
+    lr : float
+        The step size, at least 0. A plain attribute: it may be changed between steps.
+    betas : pair of float
+        Each at least 0 and below 1.
+    eps : float
+        At least 0.
+
+    Raises
+    ------
+    TypeError
+        `parameters` is not a mapping to float32 or float64 arrays, `betas` no pair, or an option is no number.
+    ValueError
+        An option is out of its range.
+
+    Examples
+    --------
+    >>> parameters = {"weight": np.array([1.0, 2.0])}
+    >>> Adam(parameters, lr=0.5).step({"weight": np.array([2.0, 0.0])})
+    >>> parameters["weight"].round(6)
+    array([0.5, 2. ])
+    """
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+        try:
+            beta1, beta2 = betas
+        except (TypeError, ValueError):
+            raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from None
+        self._betas = _number("betas[0]", beta1, below=1), _number("betas[1]", beta2, below=1)
+        self._eps = _number("eps", eps)
+        super().__init__(parameters, lr, ["exp_avg", "exp_avg_sq"])
+
+    def __repr__(self):
+        return f"Adam(lr={self.lr}, betas={self._betas}, eps={self._eps})"
+
+    def _update(self, parameter, gradient, m, v, scratch):
+        beta1, beta2 = self._betas
+        correction1, correction2 = 1 - beta1**self._steps, math.sqrt(1 - beta2**self._steps)
+        np.multiply(gradient, 1 - beta1, out=scratch)
+        m *= beta1
+        m += scratch
+        np.multiply(gradient, 1 - beta2, out=scratch)
+        scratch *= gradient
+        v *= beta2
+        v += scratch
+        # Both corrections as one factor on the quotient, which leaves eps to be scaled.
+        np.sqrt(v, out=scratch)
+        scratch += self._eps * correction2
+        np.divide(m, scratch, out=scratch)
+        scratch *= self.lr * correction2 / correction1
+        parameter -= scratch

@@ -1,0 +1,93 @@
+"""Build the extension; everything else about the package is in pyproject.toml.
+
+The kernels are one source compiled once for each number type and instruction set, every time with flags of its own.
+Setuptools knows no flags per source, hence the override of build_extension below.
+"""
+
+import os
+import platform
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
+
+# A universal2 Python asks for both processors at once, which flags per instruction set cannot serve.
+if sysconfig.get_platform().endswith("universal2"):
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+    IS_X86_64 = platform.machine() == "x86_64"
+else:
+    IS_X86_64 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
+
+# One wheel serves every CPython from 3.11 on. A free-threaded one cannot load it and gets a wheel of its own.
+LIMITED_API = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+# They follow the user's CFLAGS, so -march=native or -ffast-math there cannot change what the kernels compute.
+FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-std=c11", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+ISA_FLAGS = {"base": [], "scalar": []}
+if IS_X86_64:
+    x86 = ["-march=x86-64", "-mtune=generic"]
+    avx2 = ["-mavx2", "-mfma"]
+    avx512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
+    ISA_FLAGS = {
+        "avx512": [*x86, *avx2, *avx512],
+        "avx2": [*x86, "-mno-avx512f", *avx2],
+        "base": [*x86, "-mno-avx"],
+        "scalar": [*x86, "-mno-avx"],
+    }
+
+
+class BuildKernels(build_ext):
+    """Compile csrc/ side by side, what has changed, and link the objects into the extension."""
+
+    def build_extension(self, ext):
+        self.cython_c_in_temp = True
+        isa_flags, flags, macros = ISA_FLAGS, FLAGS, []
+        ext.extra_compile_args = ["-g0", "-fvisibility=hidden"]
+        ext.extra_link_args = ["-pthread", "-fno-fast-math"]
+        if sys.platform == "linux":
+            ext.extra_link_args.append("-Wl,-s")
+        if self.compiler.compiler_type == "msvc":
+            ext.extra_compile_args = ext.extra_link_args = []
+            if "clang-cl" in os.environ.get("CC", ""):
+                self.compiler.initialize()
+                self.compiler.cc = os.environ["CC"]
+                flags = [f"/clang:{flag}" for flag in FLAGS]
+                isa_flags = {isa: [f"/clang:{flag}" for flag in own] for isa, own in ISA_FLAGS.items()}
+            else:  # cl has no vector types
+                isa_flags, flags, macros = {"scalar": []}, ["/std:c11"], [("RNNFAST_SCALAR_ONLY", "1")]
+
+        units = {"csrc/rnnfast.c": flags, "csrc/pool.c": flags}
+        for isa, own in isa_flags.items():
+            units |= {f"csrc/f{bits}_{isa}.c": flags + own for bits in (32, 64)}
+
+        def compile_unit(source):
+            [unit] = self.compiler.object_filenames([source], output_dir=self.build_temp)
+            if self.force or newer_group([source, *HEADERS, "setup.py"], unit):
+                self.compiler.compile([source], self.build_temp, macros, extra_postargs=units[source])
+            return unit
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ext.extra_objects = list(pool.map(compile_unit, units))
+        super().build_extension(ext)
+
+
+HEADERS = sorted(glob("csrc/*.h"))
+CORE = Extension(
+    "rnnfast._core",
+    ["rnnfast/_core.pyx"],
+    include_dirs=["csrc"],
+    define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
+    py_limited_api=LIMITED_API,
+    depends=[*HEADERS, *sorted(glob("csrc/*.c")), "setup.py"],
+)
+
+setup(
+    ext_modules=[CORE],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
+)

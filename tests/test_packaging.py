@@ -1,0 +1,173 @@
+"""What is in the wheel, that it builds to the same bytes anywhere, and what importing rnnfast costs."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import rnnfast
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+NOT_SOURCES = shutil.ignore_patterns(
+    ".git", "build", "dist", "*.egg-info", "*.so", "*.pyd", "__pycache__", ".*_cache", ".hypothesis", ".venv", "venv"
+)
+
+
+def version_of(distribution):
+    try:
+        return tuple(map(int, importlib.metadata.version(distribution).split(".")[:2]))
+    except importlib.metadata.PackageNotFoundError:
+        return (0, 0)
+
+
+def build(kind, directory, out):
+    """Build the "sdist" or "wheel" of the sources in a directory with the tools of this environment; its path."""
+    out.mkdir()
+    command = f"import sys; from setuptools.build_meta import build_{kind}; build_{kind}(sys.argv[1])"
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+    result = subprocess.run(
+        [sys.executable, "-c", command, str(out)], cwd=directory, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    [path] = out.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A copy of the checkout without anything that was built in it."""
+    if not (CHECKOUT / "csrc").is_dir() or not (CHECKOUT / "setup.py").is_file():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there is nothing to build")
+    if version_of("setuptools") < (77, 0) or version_of("cython") < (3, 1):
+        pytest.skip("needs setuptools >= 77 and cython >= 3.1: pip install '.[test]'")
+    return shutil.copytree(CHECKOUT, tmp_path_factory.mktemp("checkout") / "sources", ignore=NOT_SOURCES)
+
+
+@pytest.fixture(scope="module")
+def sdist(sources, tmp_path_factory):
+    return build("sdist", sources, tmp_path_factory.mktemp("sdist") / "dist")
+
+
+@pytest.fixture(scope="module")
+def wheel(sources, tmp_path_factory):
+    return build("wheel", sources, tmp_path_factory.mktemp("wheel") / "dist")
+
+
+def test_sdist_holds_what_building_and_testing_take_and_nothing_generated(sdist, sources):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ["csrc", "rnnfast", "tests", "benchmarks", "examples", "docs"]
+    expected = {path for folder in folders for path in (sources / folder).rglob("*") if path.is_file()}
+    assert {path.relative_to(sources).as_posix() for path in expected} <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"} <= names
+    assert "rnnfast/_core.c" not in names
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel, sources):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = {f"rnnfast/{path.name}" for path in (sources / "rnnfast").iterdir() if path.suffix in {".py", ".pyi"}}
+    [extension] = {name for name in names if name.startswith("rnnfast/_core.")}
+    [info] = {name.partition("/")[0] for name in names if ".dist-info/" in name}
+    notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")}
+    assert names == package | {extension, "rnnfast/py.typed", "rnnfast/include/rnnfast.h"} | notes
+
+
+@pytest.mark.slow
+def test_wheel_serves_every_cpython_from_3_11_on(wheel):
+    serves = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+    assert ("-cp311-abi3-" in wheel.name) == serves
+
+
+@pytest.mark.slow
+def test_wheel_is_small_and_without_debug_information(wheel):
+    assert wheel.stat().st_size < 1_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        [extension] = [name for name in archive.namelist() if name.startswith("rnnfast/_core.")]
+        assert b".debug_info" not in archive.read(extension)
+
+
+@pytest.mark.slow
+def test_wheel_from_the_sdist_has_the_same_bytes(wheel, sdist, tmp_path):
+    with tarfile.open(sdist) as archive:
+        for member in filter(tarfile.TarInfo.isfile, archive):
+            path = tmp_path / "another" / "place" / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.extractfile(member).read())
+    [unpacked] = (tmp_path / "another" / "place").iterdir()
+    again = build("wheel", unpacked, tmp_path / "dist")
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+        assert first.namelist() == second.namelist()
+        assert [name for name in first.namelist() if first.read(name) != second.read(name)] == []
+    assert wheel.name == again.name
+    assert wheel.read_bytes() == again.read_bytes()
+
+
+def run_python(code, **environment):
+    """Run code in a fresh interpreter that finds the same rnnfast."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RNNFAST_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**inherited, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_import_adds_less_than_20_ms_to_numpy():
+    code = "import time, numpy; start = time.perf_counter(); import rnnfast; print(time.perf_counter() - start)"
+    seconds = min(float(run_python(code).stdout) for _ in range(7))
+    assert seconds < 0.020
+
+
+def test_import_loads_nothing_but_numpy_and_the_standard_library():
+    loaded = "{name.partition('.')[0] for name, module in sys.modules.items() if getattr(module, '__file__', None)}"
+    code = f"import sys, numpy; before = {loaded}; import rnnfast; print(*{loaded} - before)"
+    names = set(run_python(code).stdout.split())
+    assert "rnnfast" in names
+    assert names - {"rnnfast"} <= sys.stdlib_module_names
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc, which only Linux has")
+def test_import_starts_no_thread():
+    count = "len(os.listdir('/proc/self/task'))"
+    code = f"import os, numpy; before = {count}; import rnnfast; print({count} - before)"
+    assert run_python(code).stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("isa", rnnfast.isas())
+def test_rnnfast_isa_chooses_the_instruction_set(isa):
+    code = "import numpy, rnnfast; print(rnnfast.LSTM(3, 4, rng=0)(numpy.ones((2, 1, 3)))[0].shape)"
+    result = run_python(code, RNNFAST_ISA=isa)
+    assert result.stdout.strip() == "(2, 1, 4)", result.stderr
+
+
+def test_rnnfast_isa_with_an_unusable_name_says_what_can_be_used():
+    result = run_python("import rnnfast", RNNFAST_ISA="no-such-set")
+    assert result.returncode != 0
+    message = result.stderr.splitlines()[-1]
+    for word in ["RNNFAST_ISA", "no-such-set", *rnnfast.isas()]:
+        assert word in message
+
+
+def test_version_is_the_installed_one():
+    assert importlib.metadata.version("rnnfast") == rnnfast.__version__
+
+
+def test_the_example_of_the_readme_runs_and_learns():
+    readme = CHECKOUT / "README.md"
+    if not readme.is_file():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there is no README.md")
+    [code] = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["loss"] < 0.01

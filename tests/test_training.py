@@ -1,0 +1,447 @@
+"""Losses and optimisers against central differences and torch; what they refuse; runs that are saved and go on."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from oracles import central_differences
+
+from rnnfast import training
+
+DTYPES = [np.float32, np.float64]
+OPTIMIZERS = {
+    "SGD": lambda parameters: training.SGD(parameters, lr=0.1),
+    "SGD with momentum": lambda parameters: training.SGD(parameters, lr=0.1, momentum=0.9),
+    "Adam": lambda parameters: training.Adam(parameters, lr=0.1, betas=(0.8, 0.95), eps=1e-6),
+}
+
+
+def scores(rng, masked, dtype=np.float64):
+    logits = rng.normal(size=(4, 3, 5)).astype(dtype)
+    targets = rng.integers(0, 5, (4, 3))
+    return logits, targets, rng.random((4, 3)) < 0.7 if masked else None
+
+
+def arrays(rng, dtype=np.float64):
+    shapes = {"weight": (3, 4), "bias": (3,), "scale": (), "empty": (0, 2)}
+    return {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+
+
+def copies(mapping):
+    return {name: array.copy() for name, array in mapping.items()}
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name], err_msg=name, strict=True)
+
+
+# --- losses
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_cross_entropy_gradient_is_central_differences(masked):
+    logits, targets, mask = scores(np.random.default_rng(0), masked)
+    _, dlogits = training.softmax_cross_entropy(logits, targets, mask)
+    expected = central_differences(lambda: training.softmax_cross_entropy(logits, targets, mask)[0], logits)
+    np.testing.assert_allclose(dlogits, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_agrees_with_torch(torch, dtype, masked):
+    logits, targets, mask = scores(np.random.default_rng(1), masked, dtype)
+    loss, dlogits = training.softmax_cross_entropy(logits, targets, mask)
+    assert isinstance(loss, float)
+    assert dlogits.dtype == dtype
+    assert dlogits.shape == logits.shape
+    x = torch.from_numpy(logits).requires_grad_()
+    wanted = torch.from_numpy(targets if mask is None else np.where(mask, targets, -100))
+    expected = torch.nn.functional.cross_entropy(x.reshape(-1, 5), wanted.reshape(-1))
+    expected.backward()
+    tolerance = 8 * float(np.finfo(dtype).eps)
+    assert loss == pytest.approx(expected.item(), rel=tolerance)
+    np.testing.assert_allclose(dlogits, x.grad.numpy(), atol=tolerance)
+
+
+def test_cross_entropy_of_one_position():
+    loss, dlogits = training.softmax_cross_entropy(np.array([0.0, 0.0]), 1)
+    assert loss == pytest.approx(math.log(2))
+    np.testing.assert_allclose(dlogits, [0.5, -0.5])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_of_extreme_logits(dtype):
+    top = np.finfo(dtype).max / 4
+    loss, dlogits = training.softmax_cross_entropy(np.array([[top, 0, -top], [-np.inf, 1, 1]], dtype), [0, 1])
+    assert loss == pytest.approx(math.log(2) / 2)
+    np.testing.assert_allclose(dlogits, [[0, 0, 0], [0, -0.25, 0.25]], atol=1e-7)
+    assert training.softmax_cross_entropy(np.array([[1000.0, 0.0]], dtype), [1])[0] == 1000
+
+
+def test_cross_entropy_looks_only_at_positions_that_count():
+    logits, targets, mask = scores(np.random.default_rng(2), True)
+    loss, dlogits = training.softmax_cross_entropy(logits, targets, mask)
+    logits[~mask] = np.nan
+    targets[~mask] = -100
+    same_loss, same_dlogits = training.softmax_cross_entropy(logits, targets, mask)
+    assert loss == same_loss
+    np.testing.assert_array_equal(dlogits, same_dlogits)
+    assert not dlogits[~mask].any()
+    alone, _ = training.softmax_cross_entropy(logits[mask], targets[mask])
+    assert alone == pytest.approx(loss, rel=1e-15)
+
+
+@pytest.mark.parametrize("cast", [np.uint8, np.int8, np.uint64, list])
+def test_cross_entropy_takes_any_integers(cast):
+    logits, targets, _ = scores(np.random.default_rng(3), False)
+    expected = training.softmax_cross_entropy(logits, targets)
+    given = targets.tolist() if cast is list else targets.astype(cast)
+    loss, dlogits = training.softmax_cross_entropy(logits, given)
+    assert loss == expected[0]
+    np.testing.assert_array_equal(dlogits, expected[1])
+
+
+@pytest.mark.parametrize("layout", ["strided", "swapped", "read-only", "float16", "int"])
+def test_losses_take_any_layout_and_real_dtype(layout):
+    rng = np.random.default_rng(4)
+    logits = rng.integers(-8, 8, (4, 3, 5)).astype(np.float64)
+    targets = rng.integers(0, 5, (4, 3))
+    given = {
+        "strided": np.repeat(logits, 2, axis=2).transpose(1, 0, 2).copy().transpose(1, 0, 2)[..., ::2],
+        "swapped": logits.astype(">f8"),
+        "read-only": logits.copy(),
+        "float16": logits.astype(np.float16),
+        "int": logits.astype(int),
+    }[layout]
+    given.setflags(write=False)
+    before = given.copy()
+    for loss, other in [(training.softmax_cross_entropy, targets), (training.mean_squared_error, logits + 1)]:
+        got, expected = loss(given, other), loss(logits, other)
+        assert got[0] == expected[0]
+        assert got[1].dtype == np.float64
+        np.testing.assert_array_equal(got[1], expected[1])
+    np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (TypeError, "logits must hold real numbers, got dtype complex128", {"logits": np.zeros((2, 3), complex)}),
+        (TypeError, "logits must hold real numbers, got dtype <U1", {"logits": [["a", "b"]]}),
+        (TypeError, "logits must hold real numbers, got dtype object", {"logits": np.zeros((2, 3), object)}),
+        (ValueError, r"logits must have shape \(..., C\).* got shape \(\)", {"logits": 1.0}),
+        (ValueError, r"logits must have shape \(..., C\).* got shape \(2, 0\)", {"logits": np.zeros((2, 0))}),
+        (TypeError, "targets must be integers, got dtype float64", {"targets": [0.0, 1.0]}),
+        (TypeError, "targets must be integers, got dtype bool", {"targets": [True, False]}),
+        (ValueError, r"targets must have shape \(2,\), .* got shape \(2, 1\)", {"targets": [[0], [1]]}),
+        (ValueError, "targets must lie between 0 and 2, .* got 3", {"targets": [0, 3]}),
+        (ValueError, "targets must lie between 0 and 2, .* got -1", {"targets": [-1, 0], "mask": [True, True]}),
+        (TypeError, "mask must be booleans, .* got dtype int64", {"mask": np.array([1, 0], np.int64)}),
+        (ValueError, r"mask must have shape \(2,\), .* got shape \(1,\)", {"mask": [True]}),
+        (ValueError, "logits and mask leave no position", {"mask": [False, False]}),
+        (ValueError, "logits and mask leave no position", {"logits": np.zeros((0, 3)), "targets": np.zeros(0, int)}),
+    ],
+)
+def test_cross_entropy_refuses(error, words, change):
+    with pytest.raises(error, match=words):
+        training.softmax_cross_entropy(**{"logits": np.zeros((2, 3)), "targets": [0, 2], **change})
+
+
+def test_squared_error_gradient_is_central_differences():
+    rng = np.random.default_rng(5)
+    y, target = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    _, dy = training.mean_squared_error(y, target)
+    expected = central_differences(lambda: training.mean_squared_error(y, target)[0], y)
+    np.testing.assert_allclose(dy, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squared_error_agrees_with_torch(torch, dtype):
+    rng = np.random.default_rng(6)
+    y, target = rng.normal(size=(30, 4)).astype(dtype), rng.normal(size=(30, 4))
+    loss, dy = training.mean_squared_error(y, target)
+    assert isinstance(loss, float)
+    assert dy.dtype == dtype
+    x = torch.from_numpy(y).requires_grad_()
+    expected = torch.nn.functional.mse_loss(x, torch.from_numpy(target.astype(dtype)))
+    expected.backward()
+    tolerance = 8 * float(np.finfo(dtype).eps)
+    assert loss == pytest.approx(expected.item(), rel=tolerance)
+    np.testing.assert_allclose(dy, x.grad.numpy(), atol=tolerance)
+
+
+def test_squared_error_of_one_number():
+    loss, dy = training.mean_squared_error(3.0, 1.0)
+    assert loss == 4
+    assert dy.shape == ()
+    assert dy == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "y", "target"),
+    [
+        (ValueError, r"target must have shape \(2, 1\), that is y.shape, got shape \(2,\)", [[1], [2]], [1, 2]),
+        (ValueError, r"y must have at least one element, got shape \(0, 3\)", np.zeros((0, 3)), np.zeros((0, 3))),
+        (TypeError, "y must hold real numbers, got dtype complex128", [1j], [1.0]),
+        (TypeError, "target must hold real numbers, got dtype object", [1.0], [None]),
+    ],
+)
+def test_squared_error_refuses(error, words, y, target):
+    with pytest.raises(error, match=words):
+        training.mean_squared_error(y, target)
+
+
+# --- optimisers
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_optimizers_agree_with_torch(torch, name, dtype):
+    rng = np.random.default_rng(7)
+    parameters = arrays(rng, dtype)
+    ours = OPTIMIZERS[name](parameters)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in parameters.items()}
+    theirs = {
+        "SGD": lambda values: torch.optim.SGD(values, lr=0.1),
+        "SGD with momentum": lambda values: torch.optim.SGD(values, lr=0.1, momentum=0.9),
+        "Adam": lambda values: torch.optim.Adam(values, lr=0.1, betas=(0.8, 0.95), eps=1e-6),
+    }[name](list(tensors.values()))
+    for step in range(20):
+        if step == 10:
+            ours.lr = theirs.param_groups[0]["lr"] = 0.03
+        gradients = arrays(rng, dtype)
+        for key, tensor in tensors.items():
+            tensor.grad = torch.from_numpy(gradients[key])
+        ours.step(gradients)
+        theirs.step()
+    for key, tensor in tensors.items():
+        np.testing.assert_allclose(parameters[key], tensor.numpy(), rtol=0, atol=100 * np.finfo(dtype).eps, err_msg=key)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_give_the_same_bits_in_any_layout(name):
+    """Arrays of several chunks, in C and Fortran order and with holes, whatever the order of their gradients."""
+    rng = np.random.default_rng(8)
+    start, gradient = rng.normal(size=(2, 300, 301)).astype(np.float32)
+    plain = start.copy()
+    layouts = [
+        (start.copy(), gradient.copy(order="F")),
+        (start.copy(order="F"), gradient),
+        (np.repeat(start, 2, axis=1)[:, ::2], gradient[::-1].copy()[::-1]),
+        (start.copy(), gradient.astype(np.float64)),
+    ]
+    optimizer = OPTIMIZERS[name]({"a": plain})
+    for _ in range(3):
+        optimizer.step({"a": gradient})
+    assert (plain != start).all()
+    for parameter, strided in layouts:
+        before = strided.copy()
+        optimizer = OPTIMIZERS[name]({"a": parameter})
+        for _ in range(3):
+            optimizer.step({"a": strided})
+        np.testing.assert_array_equal(parameter, plain)
+        np.testing.assert_array_equal(strided, before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_run_goes_on_along_the_same_curve(name):
+    rng = np.random.default_rng(9)
+    parameters = arrays(rng, np.float32)
+    steps = [arrays(rng, np.float32) for _ in range(8)]
+    optimizer = OPTIMIZERS[name](parameters)
+    for gradients in steps[:4]:
+        optimizer.step(gradients)
+    file = io.BytesIO()
+    np.savez(file, **optimizer.state_dict())
+    resumed = copies(parameters)
+    for gradients in steps[4:]:
+        optimizer.step(gradients)
+
+    file.seek(0)
+    other = OPTIMIZERS[name](resumed)
+    with np.load(file) as saved:
+        other.load_state_dict(saved)
+    for gradients in steps[4:]:
+        other.step(gradients)
+    assert_same(resumed, parameters)
+    assert_same(other.state_dict(), optimizer.state_dict())
+
+
+def test_state_dict_is_a_copy_under_torchs_names():
+    parameters = {"a": np.ones(2), "b": np.ones(3)}
+    adam = training.Adam(parameters)
+    adam.step(copies(parameters))
+    state = adam.state_dict()
+    assert list(state) == ["step", "exp_avg.a", "exp_avg.b", "exp_avg_sq.a", "exp_avg_sq.b"]
+    assert state["step"] == 1
+    kept = copies(state)
+    adam.load_state_dict(state)
+    adam.step(copies(parameters))
+    assert_same(state, kept)
+    assert list(training.SGD(parameters, lr=0.1).state_dict()) == ["step"]
+    assert list(training.SGD(parameters, lr=0.1, momentum=0.5).state_dict()) == [
+        "step",
+        "momentum_buffer.a",
+        "momentum_buffer.b",
+    ]
+
+
+def read_only(array):
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (TypeError, "gradients must be a mapping from names to arrays, got a list", lambda g: [g]),
+        (TypeError, r"gradients\['bias'\] must be a NumPy array .* got a list", lambda g: {**g, "bias": [1.0] * 3}),
+        (TypeError, r"gradients\['bias'\] .* got an array of int", lambda g: {**g, "bias": g["bias"].astype(int)}),
+        (TypeError, r"gradients\['bias'\] .* got a NoneType", lambda g: {**g, "bias": None}),
+        (
+            ValueError,
+            "names weight, bias, scale, empty, but it lacks weight$",
+            lambda g: {k: g[k] for k in list(g)[1:]},
+        ),
+        (ValueError, "names weight, bias, scale, empty, but it also has more$", lambda g: {**g, "more": g["bias"]}),
+        (
+            ValueError,
+            r"gradients\['bias'\] must have shape \(3,\), .* \(1, 3\)",
+            lambda g: {**g, "bias": g["bias"][None]},
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_refused_step_changes_nothing(name, error, words, change):
+    rng = np.random.default_rng(10)
+    parameters, gradients = arrays(rng), arrays(rng)
+    optimizer = OPTIMIZERS[name](parameters)
+    optimizer.step(gradients)
+    before, state = copies(parameters), optimizer.state_dict()
+    with pytest.raises(error, match=words):
+        optimizer.step(change(gradients))
+    assert_same(parameters, before)
+    assert_same(optimizer.state_dict(), state)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_frozen_parameter_is_refused_until_it_is_writeable_again(name):
+    rng = np.random.default_rng(11)
+    parameters, gradients = arrays(rng), arrays(rng)
+    optimizer = OPTIMIZERS[name](parameters)
+    before, state = copies(parameters), optimizer.state_dict()
+    parameters["scale"].setflags(write=False)
+    with pytest.raises(ValueError, match=r"parameters\['scale'\] must be .* read-only .*frozen"):
+        optimizer.step(gradients)
+    assert_same(parameters, before)
+    assert_same(optimizer.state_dict(), state)
+    parameters["scale"].setflags(write=True)
+    optimizer.step({name: read_only(gradient) for name, gradient in gradients.items()})
+    assert parameters["scale"] != before["scale"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (TypeError, "arrays must be a mapping", lambda s: list(s.items())),
+        (ValueError, "arrays must have the names step, .* but it lacks step$", lambda s: {"exp_avg.a": s["exp_avg.a"]}),
+        (ValueError, "but it also has b$", lambda s: {**s, "b": s["step"]}),
+        (ValueError, r"arrays\['exp_avg.a'\] must have shape \(2,\)", lambda s: {**s, "exp_avg.a": np.ones(3)}),
+        (ValueError, r"arrays\['step'\] must have shape \(\)", lambda s: {**s, "step": np.ones(1, int)}),
+        (TypeError, r"arrays\['step'\] must be an integer", lambda s: {**s, "step": np.array(1.0)}),
+        (ValueError, r"arrays\['step'\] must be at least 0, got -1", lambda s: {**s, "step": np.array(-1)}),
+        (TypeError, r"arrays\['exp_avg.a'\] .* array of complex", lambda s: {**s, "exp_avg.a": np.ones(2, complex)}),
+    ],
+)
+def test_a_refused_state_changes_nothing(error, words, change):
+    adam = training.Adam({"a": np.ones(2)})
+    adam.step({"a": np.ones(2)})
+    state = adam.state_dict()
+    other = {"step": np.array(7), "exp_avg.a": np.full(2, 3.0), "exp_avg_sq.a": np.full(2, 4.0)}
+    changed = change(other)
+    if isinstance(changed, dict) and len(changed) == 1:
+        words = words.replace("lacks step", "lacks exp_avg_sq.a, step")
+    with pytest.raises(error, match=words):
+        adam.load_state_dict(changed)
+    assert_same(adam.state_dict(), state)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "make"),
+    [
+        (TypeError, "parameters must be a mapping from names to arrays, got a list", lambda _: training.Adam([1.0])),
+        (TypeError, r"parameters\['a'\] .* array of int64", lambda _: training.Adam({"a": np.ones(2, np.int64)})),
+        (ValueError, "lr must be at least 0, got -1", lambda p: training.Adam(p, lr=-1)),
+        (ValueError, "lr must be at least 0, got nan", lambda p: training.SGD(p, lr=math.nan)),
+        (TypeError, "lr must be a number, got '0.1'", lambda p: training.SGD(p, lr="0.1")),
+        (ValueError, "momentum must be at least 0 and below 1, got 1", lambda p: training.SGD(p, 0.1, momentum=1)),
+        (ValueError, r"betas\[1\] must be at least 0 and below 1", lambda p: training.Adam(p, betas=(0.9, 1.0))),
+        (TypeError, "betas must be a pair of numbers, got 0.9", lambda p: training.Adam(p, betas=0.9)),
+        (ValueError, "eps must be at least 0", lambda p: training.Adam(p, eps=-1e-8)),
+    ],
+)
+def test_optimizers_refuse_options(error, words, make):
+    with pytest.raises(error, match=words):
+        make({"a": np.ones(2)})
+
+
+def test_repr_shows_the_options():
+    parameters = {"a": np.ones(2)}
+    assert repr(training.SGD(parameters, lr=0.1, momentum=0.9)) == "SGD(lr=0.1, momentum=0.9)"
+    assert repr(training.Adam(parameters)) == "Adam(lr=0.001, betas=(0.9, 0.999), eps=1e-08)"
+
+
+# --- clipping
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e9, math.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clipping_agrees_with_torch(torch, dtype, max_norm):
+    gradients = arrays(np.random.default_rng(12), dtype)
+    tensors = [torch.zeros(array.shape, dtype=torch.from_numpy(array).dtype) for array in gradients.values()]
+    for tensor, array in zip(tensors, gradients.values(), strict=True):
+        tensor.grad = torch.from_numpy(array.copy())
+    expected = torch.nn.utils.clip_grad_norm_(tensors, max_norm)
+    tolerance = 4 * float(np.finfo(dtype).eps)
+    assert training.clip_grad_norm(gradients, max_norm) == pytest.approx(expected.item(), rel=tolerance)
+    for tensor, array in zip(tensors, gradients.values(), strict=True):
+        np.testing.assert_allclose(array, tensor.grad.numpy(), rtol=tolerance)
+
+
+def test_the_norm_is_computed_in_float64():
+    """In float32 the square of 1e25 overflows, and the million small squares beside 1 would be lost one by one."""
+    assert training.clip_grad_norm({"a": np.full(4, 1e25, np.float32)}, math.inf) == pytest.approx(2e25)
+    tail = np.full(10**6, 1e-4, np.float32)
+    tail[0] = 1
+    assert training.clip_grad_norm({"a": tail[::-1]}, math.inf) == pytest.approx(math.sqrt(1.01), rel=1e-7)
+
+
+def test_clipping_keeps_small_gradients_and_shows_nan():
+    gradients = {"a": np.array([0.3, 0.4]), "b": np.array([np.nan, 1.0])}
+    kept = copies(gradients)
+    assert math.isnan(training.clip_grad_norm(gradients, 0.1))
+    assert_same(gradients, kept)
+    del gradients["b"], kept["b"]
+    assert training.clip_grad_norm(gradients, 0.6) == pytest.approx(0.5)
+    assert_same(gradients, kept)
+    assert training.clip_grad_norm({}, 1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change", "max_norm"),
+    [
+        (TypeError, "gradients must be a mapping", lambda g: list(g.values()), 1.0),
+        (TypeError, r"gradients\['b'\] .* array of int", lambda g: {**g, "b": np.ones(2, int)}, 1.0),
+        (ValueError, r"gradients\['b'\] .* read-only", lambda g: {**g, "b": read_only(np.ones(2))}, 1.0),
+        (ValueError, "max_norm must be at least 0, got -1", lambda g: g, -1),
+        (TypeError, "max_norm must be a number, got None", lambda g: g, None),
+    ],
+)
+def test_refused_clipping_changes_nothing(error, words, change, max_norm):
+    gradients = {"a": np.array([3.0, 4.0])}
+    with pytest.raises(error, match=words):
+        training.clip_grad_norm(change(gradients), max_norm)
+    np.testing.assert_array_equal(gradients["a"], [3.0, 4.0])
