@@ -21,6 +21,7 @@
 enum {
     TILE_ROWS = 6,
     TILE_COLUMNS = TILE_VECS * LANES,
+    DEPTH = 512,        /* of a panel that stays in the second-level cache; tiles packed down the columns of A are no deeper */
     POLL_WORK = 1 << 24 /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
 };
 
@@ -31,12 +32,13 @@ typedef struct {
     double left;
 } watch;
 
+/* Once the answer was yes it stays so. */
 static int stop_after(watch *w, double work)
 {
     w->left -= work;
     if (w->left > 0) return 0;
-    w->left = POLL_WORK;
-    if (w->poll && w->poll->stop && w->poll->stop(w->poll->context)) *w->stopped = 1;
+    if (!*w->stopped && w->poll && w->poll->stop && w->poll->stop(w->poll->context)) *w->stopped = 1;
+    w->left = *w->stopped ? 0 : POLL_WORK;
     return *w->stopped;
 }
 
@@ -110,15 +112,15 @@ static void pack_row(REAL *packed, ptrdiff_t K, ptrdiff_t k, ptrdiff_t columns, 
 /* Columns j0 .. j0+count-1 of a K x columns matrix, each given as a row of `from` ([count, K], rows apart by `apart`). j0 may be any. */
 static void pack_columns(REAL *packed, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t count, const REAL *from, ptrdiff_t apart)
 {
-    enum { DEPTH = 16 };
+    enum { SOME = 16 };
     for (ptrdiff_t j = j0; j < j0 + count;) {
         ptrdiff_t first = j / TILE_COLUMNS * TILE_COLUMNS;
         ptrdiff_t width = round_up(at_most(TILE_COLUMNS, columns - first), LANES);
         ptrdiff_t end = at_most(first + TILE_COLUMNS, j0 + count);
         REAL *panel = packed + first * K;
-        /* DEPTH numbers of each source row at a time, so that what is read and what is written stays in the first cache */
-        for (ptrdiff_t k0 = 0; k0 < K; k0 += DEPTH) {
-            ptrdiff_t k1 = at_most(k0 + DEPTH, K);
+        /* SOME numbers of each source row at a time, so that what is read and what is written stays in the first cache */
+        for (ptrdiff_t k0 = 0; k0 < K; k0 += SOME) {
+            ptrdiff_t k1 = at_most(k0 + SOME, K);
             for (ptrdiff_t i = j; i < end; i++) {
                 const REAL *row = from + (i - j0) * apart;
                 for (ptrdiff_t k = k0; k < k1; k++) panel[k * width + i - first] = row[k];
@@ -160,15 +162,26 @@ static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *
     }
 }
 
-/* The micro-kernel: R rows x V vectors. a[m][k * a_step] is A[m, k]; start and c hold a row's first column each. */
-INLINE void tile(const int R, const int V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b,
-                 const REAL *const *start, REAL *const *c)
+/* What the micro-kernel works on: a[m][k * a_step] is A[m, k]; start[m] and c[m] hold row m's first column; add: to what is in c. */
+typedef struct {
+    ptrdiff_t K, a_step;
+    const REAL *a[TILE_ROWS], *b, *start[TILE_ROWS];
+    REAL *c[TILE_ROWS];
+    int add;
+} operands;
+
+/* The micro-kernel: R rows x V vectors. */
+INLINE void tile(const int R, const int V, const operands *o)
 {
+    const REAL *b = o->b, *a[TILE_ROWS];
+    ptrdiff_t K = o->K, a_step = o->a_step;
     vec sum[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[m][v] = load(start[m] + v * LANES);
+        for (int v = 0; v < V; v++) sum[m][v] = load(o->start[m] + v * LANES);
+#pragma GCC unroll 6
+    for (int m = 0; m < R; m++) a[m] = o->a[m];
     ptrdiff_t i = 0;
     do { /* K >= 1; with a loop that might not run at all gcc would move the sums through memory */
         vec bs[TILE_VECS];
@@ -186,55 +199,54 @@ INLINE void tile(const int R, const int V, ptrdiff_t K, const REAL *const *a, pt
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) store(c[m] + v * LANES, sum[m][v]);
+        for (int v = 0; v < V; v++) {
+            REAL *c = o->c[m] + v * LANES;
+            store(c, o->add ? load(c) + sum[m][v] : sum[m][v]);
+        }
 }
 
-INLINE void strip(const int R, ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start,
-                  REAL *const *c)
+INLINE void strip(const int R, ptrdiff_t V, const operands *o)
 {
 #if TILE_VECS == 4
-    if (V == 4) tile(R, 4, K, a, a_step, b, start, c);
-    else if (V == 3) tile(R, 3, K, a, a_step, b, start, c);
+    if (V == 4) tile(R, 4, o);
+    else if (V == 3) tile(R, 3, o);
     else
 #endif
-    if (V == 2) tile(R, 2, K, a, a_step, b, start, c);
-    else tile(R, 1, K, a, a_step, b, start, c);
+    if (V == 2) tile(R, 2, o);
+    else tile(R, 1, o);
 }
 
-typedef void strip_of_rows(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start,
-                           REAL *const *c);
-
-static void strip_1(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+static void strip_1(ptrdiff_t V, const operands *o)
 {
-    strip(1, V, K, a, a_step, b, start, c);
+    strip(1, V, o);
 }
 
-static void strip_2(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+static void strip_2(ptrdiff_t V, const operands *o)
 {
-    strip(2, V, K, a, a_step, b, start, c);
+    strip(2, V, o);
 }
 
-static void strip_3(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+static void strip_3(ptrdiff_t V, const operands *o)
 {
-    strip(3, V, K, a, a_step, b, start, c);
+    strip(3, V, o);
 }
 
-static void strip_4(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+static void strip_4(ptrdiff_t V, const operands *o)
 {
-    strip(4, V, K, a, a_step, b, start, c);
+    strip(4, V, o);
 }
 
-static void strip_5(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+static void strip_5(ptrdiff_t V, const operands *o)
 {
-    strip(5, V, K, a, a_step, b, start, c);
+    strip(5, V, o);
 }
 
-static void strip_6(ptrdiff_t V, ptrdiff_t K, const REAL *const *a, ptrdiff_t a_step, const REAL *b, const REAL *const *start, REAL *const *c)
+static void strip_6(ptrdiff_t V, const operands *o)
 {
-    strip(6, V, K, a, a_step, b, start, c);
+    strip(6, V, o);
 }
 
-static strip_of_rows *const strips[TILE_ROWS] = {strip_1, strip_2, strip_3, strip_4, strip_5, strip_6};
+static void (*const strips[TILE_ROWS])(ptrdiff_t V, const operands *) = {strip_1, strip_2, strip_3, strip_4, strip_5, strip_6};
 
 typedef struct {
     ptrdiff_t rows, K, columns;
@@ -247,29 +259,40 @@ typedef struct {
     enum { WHOLE, EXACT, ADD } into; /* WHOLE: rows of C have room for whole vectors; EXACT: write the columns alone; ADD: add to them */
 } product;
 
-/* The tiles and panels of a product that fall into the two ranges. FROM_C needs WHOLE. */
+static void copy_numbers(REAL *to, const REAL *from, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < n; i++) to[i] = from[i];
+}
+
+/* The tiles and panels of a product that fall into the two ranges. FROM_C needs room to read whole vectors.
+ * A long K is taken DEPTH at a time, so that a panel's part is read from the second-level cache by all tiles: the sums rest in C meanwhile. */
 static void multiply(const product *p, range tiles, range panels, watch *w)
 {
     static const REAL zeros[TILE_COLUMNS];
     for (ptrdiff_t panel = panels.begin; panel < panels.end; panel++) {
         ptrdiff_t j = panel * TILE_COLUMNS, some = at_most(TILE_COLUMNS, p->columns - j), width = round_up(some, LANES);
-        int aside = p->into == ADD || (p->into == EXACT && width > some);
-        const REAL *b = p->b + j * p->K;
-        for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
-            range rows = part(p->rows, t, tiles_of(p->rows));
-            ptrdiff_t R = rows.end - rows.begin;
-            const REAL *a[TILE_ROWS], *start[TILE_ROWS];
-            REAL *c[TILE_ROWS], *to[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
-            if (stop_after(w, (double)(R * p->K) * width)) return;
-            for (ptrdiff_t m = 0; m < R; m++) {
-                a[m] = p->tiles ? p->tiles + rows.begin * p->K + m : row_at(&p->a, rows.begin + m);
-                c[m] = row_at(&p->c, rows.begin + m) + j;
-                to[m] = aside ? scratch + m * TILE_COLUMNS : c[m];
-                start[m] = p->from == FROM_ZERO ? zeros : p->from == FROM_ROW ? p->start + j : c[m];
+        int aside = p->into != WHOLE && width > some;
+        for (ptrdiff_t k = 0; k < p->K; k += DEPTH) {
+            operands o = {.K = at_most(DEPTH, p->K - k), .b = p->b + j * p->K + k * width, .add = p->into == ADD && !aside};
+            for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
+                range rows = part(p->rows, t, tiles_of(p->rows));
+                ptrdiff_t R = rows.end - rows.begin;
+                REAL *c[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
+                if (stop_after(w, (double)(R * o.K) * width)) return;
+                o.a_step = p->tiles ? R : 1;
+                for (ptrdiff_t m = 0; m < R; m++) {
+                    REAL *from = c[m] = row_at(&p->c, rows.begin + m) + j;
+                    o.c[m] = aside ? scratch + m * TILE_COLUMNS : c[m];
+                    if (k && aside) copy_numbers(from = o.c[m], c[m], some);
+                    o.a[m] = p->tiles ? p->tiles + rows.begin * p->K + m : row_at(&p->a, rows.begin + m) + k;
+                    o.start[m] = k || p->from == FROM_C ? from : p->from == FROM_ZERO ? zeros : p->start + j;
+                }
+                strips[R - 1](width / LANES, &o);
+                for (ptrdiff_t m = 0; aside && m < R; m++) {
+                    if (p->into == ADD) for (ptrdiff_t i = 0; i < some; i++) c[m][i] += o.c[m][i];
+                    else copy_numbers(c[m], o.c[m], some);
+                }
             }
-            strips[R - 1](width / LANES, p->K, a, p->tiles ? R : 1, b, start, to);
-            for (ptrdiff_t m = 0; aside && m < R; m++)
-                for (ptrdiff_t i = 0; i < some; i++) c[m][i] = p->into == ADD ? c[m][i] + to[m][i] : to[m][i];
         }
     }
 }

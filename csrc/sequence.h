@@ -27,6 +27,8 @@ enum {
     BLOCK_ROWS = 48,         /* but at least so many rows, to pay for reading W_ih */
     THREAD_WORK = 1 << 20,   /* multiply-adds that are worth a further thread */
     MEETING_WORK = 1 << 16,  /* and those of one step that are worth meetings */
+    MOVE_WORK = 8,           /* what moving a number costs, counted in multiply-adds at the slowest */
+    POINT_WORK = 64,         /* and a unit's pointwise part */
     ALIGN = 64 / sizeof(REAL)
 };
 
@@ -185,6 +187,18 @@ static REAL *take(REAL **from, ptrdiff_t numbers)
     return p;
 }
 
+/* Rows of a weight [count, K], K numbers apart, as columns j0 .. of what forward multiplies with and as rows j0 .. of what backward does;
+ * either may be NULL. */
+static void pack_weight(REAL *packed, REAL *back, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t count, const REAL *from, watch *w)
+{
+    for (ptrdiff_t j = 0; j < count; j += TILE_COLUMNS) {
+        ptrdiff_t some = at_most(TILE_COLUMNS, count - j);
+        if (stop_after(w, (double)MOVE_WORK * some * K)) return;
+        if (packed) pack_columns(packed, K, columns, j0 + j, some, from + j * K, K);
+        for (ptrdiff_t i = j; back && i < j + some; i++) pack_row(back, columns, j0 + i, K, from + i * K);
+    }
+}
+
 static void pack_direction(const shape *z, ptrdiff_t K, const void *const *parameters, REAL *packed, REAL *back, watch *w)
 {
     const REAL *w_ih = parameters[0], *w_hh = parameters[1], *b_ih = parameters[2], *b_hh = parameters[3], *w_hr = parameters[4];
@@ -193,26 +207,14 @@ static void pack_direction(const shape *z, ptrdiff_t K, const void *const *param
     REAL *panels = packed ? take(&packed, packed_size(K, columns)) : NULL;
     REAL *back_panels = back ? take(&back, packed_size(columns, K)) : NULL;
     if (panels) pack_padding(panels, K, columns);
-    for (int b = 0; b < cell->gates; b++) {
-        const REAL *from = w_ih + cell->ih[b] * H * K;
-        if (stop_after(w, 4.0 * H * K)) return;
-        if (panels) pack_columns(panels, K, columns, b * H, H, from, K);
-        for (ptrdiff_t j = 0; back_panels && j < H; j++) pack_row(back_panels, columns, b * H + j, K, from + j * K);
-    }
+    for (int b = 0; b < cell->gates; b++) pack_weight(panels, back_panels, K, columns, b * H, H, w_ih + cell->ih[b] * H * K, w);
     for (int i = 0; i < cell->stages; i++) {
         const stage *g = &cell->stage[i];
         ptrdiff_t source = stage_source(z, g), some = stage_columns(z, g);
-        const REAL *from = g->count ? w_hh + cell->hh[g->first] * H * source : w_hr;
-        if (stop_after(w, 4.0 * some * source)) return;
-        if (packed) {
-            REAL *to = take(&packed, packed_size(source, some));
-            pack_padding(to, source, some);
-            pack_columns(to, source, some, 0, some, from, source);
-        }
-        if (back) {
-            REAL *to = take(&back, packed_size(some, source));
-            for (ptrdiff_t j = 0; j < some; j++) pack_row(to, some, j, source, from + j * source);
-        }
+        panels = packed ? take(&packed, packed_size(source, some)) : NULL;
+        back_panels = back ? take(&back, packed_size(some, source)) : NULL;
+        if (panels) pack_padding(panels, source, some);
+        pack_weight(panels, back_panels, source, some, 0, some, g->count ? w_hh + cell->hh[g->first] * H * source : w_hr, w);
     }
     for (ptrdiff_t j = 0; packed && j < z->gates_row; j++) {
         int b = (int)(j / H);
@@ -407,6 +409,7 @@ static void forward_rows(const direction *d, crew *w, range rows, int k, int n)
         ptrdiff_t s1 = at_most(s0 + block, d->T), first = d->keeps && cell->keeps_gates ? 0 : s0;
         product input = input_product(d, s0, s1, s0 - first, rows);
         multiply_part(&input, k, n, &w->watch);
+        if (*w->watch.stopped) return;
         fill_unfed(d, input.c, part(input.rows, k, n));
         if (n > 1) meet(w);
         for (ptrdiff_t s = s0; s < s1; s++) {
@@ -416,12 +419,12 @@ static void forward_rows(const direction *d, crew *w, range rows, int k, int n)
                 if (n > 1) meet(w);
                 if (!cell->stage[i].forward) continue;
                 for (ptrdiff_t r = rows.begin; r < rows.end; r++) {
+                    if (stop_after(&w->watch, (double)POINT_WORK * d->z.H_row)) return;
                     point at = point_at(d, s, s - first, r);
                     cell->stage[i].forward(&at, units);
                 }
                 if (n > 1) meet(w);
             }
-            if (stop_after(&w->watch, 1000.0 + (double)d->z.gates_row * (rows.end - rows.begin))) return;
         }
     }
 }
@@ -430,13 +433,14 @@ static void forward_direction(const direction *d, crew *w)
 {
     range own = part(d->N, w->k, w->n), all = {0, d->N};
     if (w->by_rows) {
-        for (ptrdiff_t n = own.begin; n < own.end; n += CHUNK_ROWS) {
+        for (ptrdiff_t n = own.begin; n < own.end && !*w->watch.stopped; n += CHUNK_ROWS) {
             range some = {n, at_most(n + CHUNK_ROWS, own.end)};
             forward_rows(d, w, some, 0, 1);
         }
     } else {
         forward_rows(d, w, all, w->k, w->n);
     }
+    if (*w->watch.stopped) return;
     copy_rows(d->h_n, window(&d->y, d->T - 1, all), d->z.P, own);
     if (d->z.cell.has_c) copy_rows(d->c_n, window(&d->c, d->T - 1, all), d->z.H, own);
 }
@@ -483,6 +487,7 @@ static void step_back(const direction *d, crew *w, ptrdiff_t s, ptrdiff_t slot, 
     if (n > 1) meet(w);
     for (int i = cell->stages - 1; i >= 0; i--) {
         for (ptrdiff_t r = rows.begin; cell->stage[i].backward && r < rows.end; r++) {
+            if (stop_after(&w->watch, (double)POINT_WORK * d->z.H_row)) return;
             point at = point_at(d, s, gates_slot, r);
             at.dgates = cell_at(&d->dgates, slot, r);
             at.daux = cell_at(&d->daux, 0, r);
@@ -567,17 +572,15 @@ static void backward_direction(const direction *d, crew *w)
     copy_rows(d->dh, d->dh_n, d->z.P, own);
     if (d->z.cell.has_c) copy_rows(d->dc, d->dc_n, d->z.H, own);
     meet(w);
-    for (ptrdiff_t s0 = (d->T - 1) / block * block; s0 >= 0; s0 -= block) {
+    for (ptrdiff_t s0 = (d->T - 1) / block * block; s0 >= 0 && !*w->watch.stopped; s0 -= block) {
         ptrdiff_t s1 = at_most(s0 + block, d->T), total = (s1 - s0) * d->N;
-        for (ptrdiff_t s = s1 - 1; s >= s0; s--) {
-            step_back(d, w, s, s - s0, rows, k, n);
-            if (stop_after(&w->watch, 1000.0 + (double)d->z.gates_row * (rows.end - rows.begin))) return;
-        }
+        for (ptrdiff_t s = s1 - 1; s >= s0 && !*w->watch.stopped; s--) step_back(d, w, s, s - s0, rows, k, n);
         product p = input_product_back(d, s0, s1, rows);
         multiply_part(&p, k, n, &w->watch);
         meet(w);
-        for (ptrdiff_t r = 0; r < total; r += SUM_ROWS) sum_rows(d, w, s0, r, at_most(SUM_ROWS, total - r));
+        for (ptrdiff_t r = 0; r < total && !*w->watch.stopped; r += SUM_ROWS) sum_rows(d, w, s0, r, at_most(SUM_ROWS, total - r));
     }
+    if (*w->watch.stopped) return;
     copy_rows(d->dh0, d->dh, d->z.P, own);
     if (d->z.cell.has_c) copy_rows(d->dc0, d->dc, d->z.H, own);
 }
@@ -619,12 +622,13 @@ static REAL *layer_output(const rnnfast_problem *p, const shape *z, ptrdiff_t la
 }
 
 /* out = a * mask for the outputs of a layer; each of n threads does its part. */
-static void apply_mask(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, const REAL *a, REAL *out, int k, int n)
+static void apply_mask(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, const REAL *a, REAL *out, int k, int n, watch *w)
 {
-    ptrdiff_t count = p->T * p->N * z->D * z->P;
-    const REAL *mask = (const REAL *)p->masks + layer * count;
+    ptrdiff_t columns = z->D * z->P, count = p->T * p->N;
+    const REAL *mask = (const REAL *)p->masks + layer * count * columns;
     range own = part(count, k, n);
-    for (ptrdiff_t i = own.begin; i < own.end; i++) out[i] = a[i] * mask[i];
+    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w, (double)MOVE_WORK * columns); r++)
+        for (ptrdiff_t i = r * columns; i < (r + 1) * columns; i++) out[i] = a[i] * mask[i];
 }
 
 /* Member k of n of all takes its place in a crew: one crew, or one for each direction. Returns whether it is needed at all. */
@@ -691,7 +695,7 @@ static void forward_work(void *argument, int k, int n)
         rnnfast_wait(&c->all, n);
         x = y;
         if (!last && p->masks) {
-            apply_mask(p, &z, layer, output, buffers, k, n);
+            apply_mask(p, &z, layer, output, buffers, k, n, &w.watch);
             rnnfast_wait(&c->all, n);
             x.at = buffers;
         }
@@ -714,13 +718,13 @@ static void forward(const rnnfast_problem *p)
 }
 
 /* dx of both directions, and the mask of the layer below. */
-static void finish_dx(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, grid dx, const REAL *second, int k, int n)
+static void finish_dx(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, grid dx, const REAL *second, int k, int n, watch *w)
 {
     ptrdiff_t K = width_of_input(z, layer), count = p->T * p->N;
     range own = part(count, k, n);
     const REAL *mask = layer && p->masks ? (const REAL *)p->masks + (layer - 1) * count * K : NULL;
     if (z->D == 1 && !mask) return;
-    for (ptrdiff_t r = own.begin; r < own.end; r++) {
+    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w, (double)MOVE_WORK * K); r++) {
         REAL *to = row_at(&dx, r);
         for (ptrdiff_t i = 0; z->D == 2 && i < K; i++) to[i] += second[r * K + i];
         for (ptrdiff_t i = 0; mask && i < K; i++) to[i] *= mask[r * K + i];
@@ -752,7 +756,7 @@ static void backward_work(void *argument, int k, int n)
             dx = grid_of(buffers + layer % 2 * (z.L > 2 ? size : 0), N, N * between, between);
         }
         if (layer && p->masks) {
-            apply_mask(p, &z, layer - 1, x.at, dropped, k, n);
+            apply_mask(p, &z, layer - 1, x.at, dropped, k, n, &w.watch);
             rnnfast_wait(&c->all, n);
             x.at = dropped;
         }
@@ -790,7 +794,7 @@ static void backward_work(void *argument, int k, int n)
             backward_direction(&d, &w);
         }
         rnnfast_wait(&c->all, n);
-        finish_dx(p, &z, layer, dx, second, k, n);
+        finish_dx(p, &z, layer, dx, second, k, n, &w.watch);
         rnnfast_wait(&c->all, n);
         dy = dx;
     }
@@ -836,7 +840,7 @@ static void linear_forward_work(void *argument, int k, int n)
         memset(bias, 0, (size_t)round_up(p->O, LANES) * sizeof(REAL));
         if (p->bias) memcpy(bias, p->bias, (size_t)p->O * sizeof(REAL));
     }
-    pack_columns(packed, p->I, p->O, first, end - first, (const REAL *)p->weight + first * p->I, p->I);
+    pack_weight(packed, NULL, p->I, p->O, first, end - first, (const REAL *)p->weight + first * p->I, &w);
     rnnfast_wait(&c->all, n);
     product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = bias, .into = EXACT};
     y.a = plain_rows(p->x, p->x_row);
@@ -852,13 +856,13 @@ static void linear_backward_work(void *argument, int k, int n)
     ptrdiff_t I = p->I, O = p->O;
     REAL *packed = p->workspace, *tiles = packed + round_up(packed_size(O, I), ALIGN);
     range own = part(O, k, n), own_tiles = part(tiles_of(O), k, n), own_columns = units_of(O, k, n);
-    for (ptrdiff_t o = own.begin; o < own.end; o++) pack_row(packed, O, o, I, (const REAL *)p->weight + o * I);
+    pack_weight(NULL, packed, I, O, own.begin, own.end - own.begin, (const REAL *)p->weight + own.begin * I, &w);
     rnnfast_wait(&c->all, n);
     product dx = {.rows = p->M, .K = O, .columns = I, .b = packed, .from = FROM_ZERO, .into = EXACT};
     dx.a = plain_rows(p->dy, p->dy_row);
     dx.c = plain_rows(p->dx, p->dx_row);
     multiply(&dx, part(tiles_of(p->M), k, n), all_panels(&dx), &w);
-    for (ptrdiff_t r = 0; r < p->M; r += SUM_ROWS) {
+    for (ptrdiff_t r = 0; r < p->M && !*w.stopped; r += SUM_ROWS) {
         ptrdiff_t R = at_most(SUM_ROWS, p->M - r);
         const REAL *dy = (const REAL *)p->dy + r * p->dy_row, *x = (const REAL *)p->x + r * p->x_row;
         REAL *panels = tiles + R * O;
@@ -869,7 +873,6 @@ static void linear_backward_work(void *argument, int k, int n)
         rnnfast_wait(&c->all, n);
         add_outer(tiles, O, R, panels, I, p->dweight, own_tiles, &w);
         add_columns(dy, p->dy_row, R, own_columns, p->dbias, NULL);
-        if (*w.stopped) return;
     }
 }
 

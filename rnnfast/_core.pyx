@@ -62,7 +62,7 @@ cdef extern from "rnnfast.h":
         ptrdiff_t dx_step, dx_row
         void *dh0
         void *dc0
-        void **dparameters
+        void *const *dparameters
     ctypedef struct rnnfast_linear:
         ptrdiff_t M, I, O
         int threads
@@ -84,7 +84,7 @@ cdef extern from "rnnfast.h":
         const char *isa
         size_t item
         int (*sizes)(const rnnfast_stack *, ptrdiff_t, ptrdiff_t, rnnfast_sizes *) noexcept nogil
-        void (*pack)(const rnnfast_stack *, const void **, void *, void *, rnnfast_poll) noexcept nogil
+        void (*pack)(const rnnfast_stack *, const void *const *, void *, void *, rnnfast_poll) noexcept nogil
         void (*forward)(const rnnfast_problem *) noexcept nogil
         void (*backward)(const rnnfast_problem *) noexcept nogil
         int (*linear_sizes)(const rnnfast_linear *, size_t *, size_t *) noexcept nogil
@@ -92,7 +92,7 @@ cdef extern from "rnnfast.h":
         void (*linear_backward)(const rnnfast_linear *) noexcept nogil
         void (*sigmoid)(const void *, void *, size_t) noexcept nogil
         void (*tanh)(const void *, void *, size_t) noexcept nogil
-    const char **rnnfast_isas()
+    const char *const *rnnfast_isas()
     const rnnfast_table *rnnfast_get_table(const char *, size_t)
 
 
@@ -104,7 +104,7 @@ cdef bytes default_isa
 
 
 def isas():
-    cdef const char **names = rnnfast_isas()
+    cdef const char *const *names = rnnfast_isas()
     found = []
     while names[len(found)] != NULL:
         found.append((<bytes>names[len(found)]).decode())
@@ -291,7 +291,7 @@ def pack(Engine engine, parameters, packed, packed_back):
         forward_form = take(&memory, packed, PyBUF_WRITABLE)
         backward_form = take(&memory, packed_back, PyBUF_WRITABLE)
         with nogil:
-            engine.table.pack(&engine.stack, <const void **>pointers.at, forward_form, backward_form, start(&watch))
+            engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, start(&watch))
     finally:
         give_back(&memory)
     finish(&watch)

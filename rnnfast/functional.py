@@ -33,6 +33,8 @@ __all__ = ["CELLS", "Engine", "Sizes", "activation", "backward", "empty", "forwa
 
 LINE = 64                       # bytes: buffers begin at a cache line
 HUGE_PAGE = 1 << 21
+# Shared memory, which Python maps if not told otherwise, gets no huge pages; Windows knows no such flags.
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 def parameter_shapes(engine):
@@ -70,7 +72,7 @@ def empty(nbytes):
         start = -buffer.ctypes.data % LINE
         return buffer[start:start + nbytes]
     try:
-        pages = mmap.mmap(-1, -(-nbytes // HUGE_PAGE) * HUGE_PAGE)
+        pages = mmap.mmap(-1, -(-nbytes // HUGE_PAGE) * HUGE_PAGE, **PRIVATE)
     except (OSError, OverflowError, ValueError) as error:
         raise MemoryError(f"no room for a buffer of {nbytes} bytes") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -8,10 +8,12 @@ and initial values are torch's (docs.pytorch.org, torch.nn), so a torch ``state_
 from __future__ import annotations
 
 import contextlib
-import json
+import inspect
 import math
+import numbers
 import operator
 import os
+import sys
 import types
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
@@ -95,6 +97,15 @@ def _flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def _fraction(name: str, value: Any) -> float:
+    """An option from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= (fraction := float(value)) <= 1:
+        raise ValueError(f"{name} must lie from 0 to 1, got {value!r}")
+    return fraction
+
+
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     """An option that is one of a few values."""
     if not (value is None or isinstance(value, str)) or value not in choices:
@@ -162,6 +173,13 @@ def _pair(name: str, value: Any, members: str) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
+def _countable(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse the shape of an array whose bytes no address can count: NumPy's own error would not name it."""
+    if math.prod(shape) > sys.maxsize // 8:
+        raise ValueError(f"{name} would have shape {shape}, more bytes than an address can count: take smaller sizes")
+    return shape
+
+
 # ----------------------------------------------------------------------------------------- what all layers can do
 
 
@@ -175,22 +193,17 @@ class Layer:
 
     def _options(self) -> dict[str, Any]:
         """The arguments that make a layer like this one: all that the constructor takes but rng."""
-        import inspect
-
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "rng"}
+        return {name: getattr(self, name) for name in _signature(type(self))}
 
     def _description(self) -> dict[str, Any]:
         """Class and options in JSON's types."""
-        options = {name: _plain(value) for name, value in self._options().items()}
-        return {"class": type(self).__name__, **options}
+        return {"class": type(self).__name__, **{name: _plain(value) for name, value in self._options().items()}}
 
     def _call(self) -> str:
         """The call that makes a layer like this one, without the options that have their default."""
-        import inspect
-
         arguments = []
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value = None if name == "rng" else getattr(self, name)
+        for name, parameter in _signature(type(self)).items():
+            value = getattr(self, name)
             if value != parameter.default:
                 text = value._call() if isinstance(value, Layer) else repr(_plain(value))
                 arguments.append(text if parameter.default is parameter.empty else f"{name}={text}")
@@ -279,6 +292,8 @@ class Layer:
         OSError
             When the file cannot be written; nothing is left behind.
         """
+        import json  # here, to be quick to import
+
         path = os.path.realpath(os.fsdecode(path))
         unfinished = os.path.join(os.path.dirname(path), f".rnnfast-{os.urandom(8).hex()}")
         header = json.dumps({"format": 1, "layer": self._description()})
@@ -315,6 +330,11 @@ class Layer:
         self.load_state_dict(arrays)
 
 
+def _signature(kind: type[Layer]) -> dict[str, inspect.Parameter]:
+    """The options of a class: what its constructor takes but rng."""
+    return {name: value for name, value in inspect.signature(kind).parameters.items() if name != "rng"}
+
+
 def _plain(option: Any) -> Any:
     """An option in JSON's types."""
     if isinstance(option, Layer):
@@ -332,14 +352,16 @@ def _essence(description: Any) -> Any:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """Description and parameters from a file that `Layer.save` wrote."""
+    import json
+
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with open(os.fsdecode(path), "rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = dict(content)
         header = json.loads(arrays.pop("rnnfast").item())
         version, description = header["format"], header["layer"]
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # a file that is not ours can fail in any of the layers that read it
+    except Exception as error:  # what a file that is not ours raises depends on how far it could be read
         raise ValueError(f"{path!r} is not a file that rnnfast saved: {error}") from error
     if version != 1:
         raise ValueError(f"{path!r} has format {version!r}, but this rnnfast reads format 1: use a newer one")
@@ -348,7 +370,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
 def _build(description: dict[str, Any]) -> Layer:
     """A layer as described, with fresh parameters."""
-    options = {name: _build(value) if isinstance(value, dict) else value for name, value in description.items()}
+    options: dict[str, Any] = {}
+    for name, value in description.items():
+        options[name] = _build(value) if isinstance(value, dict) else value
     return _CLASSES[options.pop("class")](**options)
 
 
@@ -375,9 +399,10 @@ def load(path: Path) -> Any:
     Examples
     --------
     >>> import os, tempfile, rnnfast
-    >>> path = os.path.join(tempfile.mkdtemp(), "model")
-    >>> rnnfast.GRU(4, 8, rng=0).save(path)
-    >>> rnnfast.load(path)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model")
+    ...     rnnfast.GRU(4, 8, rng=0).save(path)
+    ...     rnnfast.load(path)
     GRU(4, 8)  # 336 parameters
     """
     description, arrays = _read(path)
@@ -407,7 +432,7 @@ class ArrayLayer(Layer):
     def _draw(self, bound: float, shapes: dict[str, tuple[int, ...]]) -> None:
         """Make the parameters, uniform in (-bound, bound)."""
         for name, shape in shapes.items():
-            self._parameters[name] = self._rng.uniform(-bound, bound, shape).astype(self.dtype)
+            self._parameters[name] = self._rng.uniform(-bound, bound, _countable(name, shape)).astype(self.dtype)
 
     def _prepare(self) -> None:
         """Make the attributes that are not pickled."""
@@ -471,14 +496,13 @@ class _Plan(NamedTuple):
 class _Spare(list):  # type: ignore[type-arg]
     """Buffers for the calls to come. list.pop and list.append are atomic: each buffer goes to one thread at a time."""
 
-    def take(self, nbytes: int) -> Array:
+    def take(self, nbytes: int) -> Any:
         """A buffer of at least `nbytes`; the caller appends it again when done."""
-        if self:
-            with contextlib.suppress(IndexError):
-                buffer: Array = self.pop()
-                if len(buffer) >= nbytes:
-                    return buffer
-        return functional.empty(nbytes)
+        try:
+            buffer = self.pop()
+        except IndexError:
+            return functional.empty(nbytes)
+        return buffer if len(buffer) >= nbytes else functional.empty(nbytes)
 
 
 class Recurrent(ArrayLayer, Generic[State]):
@@ -511,11 +535,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             raise ValueError(f"proj_size must be below hidden_size={self.hidden_size}, got {self.proj_size}")
         self.bias = _flag("bias", bias)
         self.batch_first = _flag("batch_first", batch_first)
-        if isinstance(dropout, (bool, np.bool_)) or not isinstance(dropout, (int, float, np.integer, np.floating)):
-            raise TypeError(f"dropout must be a number from 0 to 1, got {dropout!r}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must lie from 0 to 1, got {dropout!r}")
-        self.dropout = float(dropout)
+        self.dropout = _fraction("dropout", dropout)
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
         self.bidirectional = _flag("bidirectional", bidirectional)
@@ -676,20 +696,21 @@ class Recurrent(ArrayLayer, Generic[State]):
         array = _shaped(name, value, self.dtype, shape, layout)
         return None if array is None else np.ascontiguousarray(array)
 
-    def _view(self, plan: _Plan, sequence: Array | None, h: Array | None, c: Array | None) -> tuple[Array | None, ...]:
+    def _view(self, plan: _Plan, sequence: Array | None, h: Array | None, c: Array | None) -> tuple[Any, Any, Any]:
         """A sequence and its states as the engine indexes them: time first, and with a batch axis."""
         if plan.time_major:
             return sequence, h, c
         if len(plan.y) == 2:
-            return tuple(None if array is None else array[:, np.newaxis] for array in (sequence, h, c))
+            sequence, h, c = (None if array is None else array[:, np.newaxis] for array in (sequence, h, c))
+            return sequence, h, c
         return None if sequence is None else sequence.transpose(1, 0, 2), h, c
 
-    def _fresh(self, plan: _Plan, sequence: tuple[int, ...]) -> tuple[Array, Array, Array | None]:
+    def _fresh(self, plan: _Plan, sequence: tuple[int, ...]) -> tuple[Any, Any, Any]:
         """Arrays for a sequence and its states to be written to, in the caller's layout."""
         c = np.empty(plan.c, self.dtype) if self._engine.has_cell else None
         return np.empty(sequence, self.dtype), np.empty(plan.h, self.dtype), c
 
-    def _pack(self, backward: bool = True) -> tuple[Array, ...]:
+    def _pack(self, backward: bool = True) -> tuple[Any, ...]:
         packed = self._packs.take(self._engine.packed_size)
         packed_back = functional.empty(self._engine.packed_back_size) if backward else None
         functional.pack(self._engine, list(self._parameters.values()), packed, packed_back)
@@ -702,15 +723,16 @@ class Recurrent(ArrayLayer, Generic[State]):
         c0: Array | None,
         plan: _Plan,
         packed: Array,
-        tape: Array | None = None,
+        tape: Any = None,
         masks: Array | None = None,
     ) -> tuple[Array, Any]:
         """y and the last state, from checked arguments."""
         y, h_n, c_n = self._fresh(plan, plan.y)
         if plan.N:
             workspace = self._workspaces.take(plan.sizes.forward_workspace)
-            before = self._view(plan, x, h0, c0)
-            after = self._view(plan, y, h_n, c_n)
+            before, after = (x, h0, c0), (y, h_n, c_n)
+            if not plan.time_major:
+                before, after = self._view(plan, *before), self._view(plan, *after)
             functional.forward(self._engine, packed, *before, *after, tape, masks, workspace)
             self._workspaces.append(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
@@ -735,7 +757,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             self._packs.append(packed)
         return y, state, Tape(self, x, h0, c0, plan, y, tape, masks, packed_back)
 
-    def _masks(self, plan: _Plan) -> Array:
+    def _masks(self, plan: _Plan) -> Any:
         """Factors for the outputs of all layers but the last: 0 where dropped, else what keeps the mean."""
         shape = (self.num_layers - 1, plan.T, plan.N, plan.y[-1])
         kept = self._rng.random(shape, np.float32) >= self.dropout
@@ -749,10 +771,19 @@ class Recurrent(ArrayLayer, Generic[State]):
         parameters = self._zeros()
         if plan.N:
             workspace = self._workspaces.take(plan.sizes.backward_workspace)
-            inputs = (*self._view(plan, x, h0, c0), self._view(plan, y, None, None)[0], kept, masks)
-            outputs = (*self._view(plan, dx, dh0, dc0), list(parameters.values()))
-            slopes = self._view(plan, dy, dh_n, dc_n)
-            functional.backward(self._engine, packed_back, *inputs, *slopes, *outputs, workspace)
+            outputs, _, _ = self._view(plan, y, None, None)
+            functional.backward(
+                self._engine,
+                packed_back,
+                *self._view(plan, x, h0, c0),
+                outputs,
+                kept,
+                masks,
+                *self._view(plan, dy, dh_n, dc_n),
+                *self._view(plan, dx, dh0, dc0),
+                list(parameters.values()),
+                workspace,
+            )
             self._workspaces.append(workspace)
         return Gradients(dx, dh0 if dc0 is None else (dh0, dc0), parameters)
 
@@ -1335,16 +1366,16 @@ class Linear(Pointwise):
         return tuple(array.copy() for array in self._parameters.values())
 
     def _input(self, x: Any) -> Array:
-        x = _real("x", x, self.dtype)
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
+        array = _real("x", x, self.dtype)
+        if array.shape[-1:] != (self.in_features,):
             raise ValueError(
-                f"x must have layout (..., in_features) with in_features={self.in_features}, but its shape is {x.shape}"
+                f"x must have layout (..., in_features) with in_features={self.in_features}, got shape {array.shape}"
             )
-        return x
+        return array
 
     def _map(self, x: Array, *weights: Array) -> Array:
         weight, bias = weights if self.bias else (*weights, None)
-        y = np.empty((*x.shape[:-1], self.out_features), self.dtype)
+        y = np.empty(_countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
         if y.size:
             functional.linear_forward(_rows(x), weight, bias, _rows(y))
         return y
@@ -1401,7 +1432,7 @@ class Embedding(Pointwise):
         super().__init__(dtype, rng)
         self.num_embeddings = _size("num_embeddings", num_embeddings)
         self.embedding_dim = _size("embedding_dim", embedding_dim)
-        shape = (self.num_embeddings, self.embedding_dim)
+        shape = _countable("weight", (self.num_embeddings, self.embedding_dim))
         self._parameters["weight"] = self._rng.standard_normal(shape).astype(self.dtype)
 
     def _pack(self) -> tuple[Array, ...]:
@@ -1417,6 +1448,7 @@ class Embedding(Pointwise):
         return ids.astype(np.intp, copy=False)
 
     def _map(self, x: Array, *weights: Array) -> Array:
+        _countable("y", (*x.shape, self.embedding_dim))
         return weights[0][x]
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *_: Array) -> None:

@@ -1,54 +1,65 @@
-"""Runs the engine on buffers that are watched: what it must not write stays as it is, what it must write starts as NaN."""
+"""Runs the engine on watched buffers: what it must not write stays as it is, what it must write starts as NaN."""
+
+import math
 
 import numpy as np
 from oracles import members, named
 
 from rnnfast import functional
 
-GUARD = (
-    256  # bytes on either side of a buffer; a multiple of 64, so that a buffer is aligned like the memory it lies in
-)
-FILL = 0xFF  # in every byte: NaN in both dtypes
+# Bytes on either side of a buffer: a multiple of 64, so that a buffer is aligned like the memory in which it lies.
+GUARD = 256
+
+# What has no value yet, and what must not be touched: signalling NaNs, which spread like any NaN and do not survive even
+# an addition of zero.
+FILL = {np.dtype(np.float32): np.uint32(0x7FA5A5A5), np.dtype(np.float64): np.uint64(0x7FF5A5A5A5A5A5A5)}
 
 
 class Guards:
     """Hands out buffers and remembers all that lies around them and all that is only to be read."""
 
-    def __init__(self):
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
         self._watched = []
+
+    def _filled(self, memory):
+        """Flat bytes of memory, now all FILL."""
+        fill = FILL[self.dtype]
+        memory.view(fill.dtype)[...] = fill
+        return memory
 
     def bytes(self, count, offset=0):
         """Bytes without a value between guards, offset from a multiple of 64."""
-        memory = functional.empty(count + offset + 2 * GUARD)
-        memory.fill(FILL)
+        memory = self._filled(functional.empty(count + offset + 2 * GUARD))
         inside = slice(GUARD + offset, GUARD + offset + count)
+        blank = memory.copy()
 
         def check():
-            around = memory.copy()
-            around[inside] = FILL
-            assert (around == FILL).all(), f"written outside of a buffer of {count} bytes"
+            before, after = memory[: inside.start], memory[inside.stop :]
+            assert before.tobytes() == blank[: inside.start].tobytes(), f"written before a buffer of {count} bytes"
+            assert after.tobytes() == blank[inside.stop :].tobytes(), f"written behind a buffer of {count} bytes"
 
         self._watched.append(check)
         return memory[inside]
 
-    def array(self, shape, dtype):
+    def array(self, shape):
         """A contiguous array, aligned to its items and no further."""
-        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return self.bytes(count, offset=np.dtype(dtype).itemsize).view(dtype).reshape(shape)
+        item = self.dtype.itemsize
+        return self.bytes(math.prod(shape) * item, offset=item).view(self.dtype).reshape(shape)
 
-    def sequence(self, shape, dtype, layout):
+    def sequence(self, shape, layout):
         """An array (T, N, features) that lies in memory as LAYOUTS[layout] says, the gaps between its rows watched."""
         outer, inner = LAYOUTS[layout]
-        memory = self.array(outer(*shape), dtype)
+        memory = self.array(outer(*shape))
         window = inner(memory, shape[2])
         assert window.shape == shape
 
+        gaps = np.ones(memory.shape, bool)
+        inner(gaps, shape[2])[...] = False
+
         def check():
-            around = memory.copy()
-            inner(around, shape[2])[...] = 0
-            blank = np.full(memory.nbytes, FILL, np.uint8).view(dtype).reshape(memory.shape)
-            inner(blank, shape[2])[...] = 0
-            assert around.tobytes() == blank.tobytes(), "written between the rows of an array"
+            bits = memory.view(FILL[self.dtype].dtype)
+            assert (bits[gaps] == FILL[self.dtype]).all(), "written between the rows of an array"
 
         self._watched.append(check)
         return window
@@ -57,10 +68,7 @@ class Guards:
         """A copy of the values that must stay as it is; None stays None."""
         if values is None:
             return None
-        if layout is None:
-            array = self.array(values.shape, values.dtype)
-        else:
-            array = self.sequence(values.shape, values.dtype, layout)
+        array = self.array(values.shape) if layout is None else self.sequence(values.shape, layout)
         array[...] = values
         array.setflags(write=False)
 
@@ -119,68 +127,67 @@ class Run:
     def __init__(self, p, isa=None, *, layout="plain", keep_tape=True):
         self.p, self.layout = p, layout
         self.engine = engine = make_engine(p, isa)
-        self.guards = guards = Guards()
+        self.guards = guards = Guards(p.dtype)
         T, N, _ = p.x.shape
         self.sizes = sizes = engine.sizes(T, N)
         parameters = [guards.constant(value) for value in p.parameters.values()]
         packed, self.packed_back = guards.bytes(engine.packed_size), guards.bytes(engine.packed_back_size)
         functional.pack(engine, parameters, packed, self.packed_back)
-        packed.setflags(write=False)
+        for array in (packed, self.packed_back):
+            array.setflags(write=False)
         self.x = guards.constant(p.x, layout)
         self.h0, self.c0 = map(guards.constant, pair(p.state))
         self.masks = guards.constant(p.options["masks"])
-        self.y = guards.sequence((T, N, engine.directions * engine.output_size), p.dtype, layout)
-        h_n, c_n = self.states()
+        self.y = guards.sequence((T, N, engine.directions * engine.output_size), layout)
+        h_n, c_n = self._states()
+        self.state = unpair(h_n, c_n)
         self.tape = guards.bytes(sizes.tape) if keep_tape else None
         workspace = guards.bytes(sizes.forward_workspace)
-        functional.forward(engine, packed, self.x, self.h0, self.c0, self.y, h_n, c_n, self.tape, self.masks, workspace)
-        self.state = unpair(h_n, c_n)
+        self.forward = lambda: functional.forward(
+            engine, packed, self.x, self.h0, self.c0, self.y, h_n, c_n, self.tape, self.masks, workspace
+        )
+        self.forward()
         guards.check()
 
-    def states(self):
+    def _states(self):
         engine, N = self.engine, self.p.x.shape[1]
         rows = engine.num_layers * engine.directions
-        h = self.guards.array((rows, N, engine.output_size), self.p.dtype)
-        return h, self.guards.array((rows, N, engine.hidden_size), self.p.dtype) if engine.has_cell else None
+        h = self.guards.array((rows, N, engine.output_size))
+        return h, self.guards.array((rows, N, engine.hidden_size)) if engine.has_cell else None
 
     def forward_results(self):
         return {"y": self.y, **{f"state {i}": member for i, member in enumerate(members(self.state))}}
 
-    def backward(self, *, start=0.0):
-        """All results by name; the gradients of parameters are added to `start`."""
+    def prepare_backward(self, start=0.0):
+        """A backward to be called, and the results that the call will write; gradients of parameters from `start`."""
         p, engine, guards = self.p, self.engine, self.guards
-        for array in (self.y, self.tape, self.packed_back):
-            array.setflags(write=False)
         dy = guards.constant(p.dy, self.layout)
         dh_n, dc_n = map(guards.constant, pair(p.dstate))
-        dx = guards.sequence(p.x.shape, p.dtype, self.layout)
-        dh0, dc0 = self.states()
-        dparameters = {name: guards.array(value.shape, p.dtype) for name, value in p.parameters.items()}
+        dx = guards.sequence(p.x.shape, self.layout)
+        dh0, dc0 = self._states()
+        dparameters = {name: guards.array(value.shape) for name, value in p.parameters.items()}
         for gradient in dparameters.values():
             gradient.fill(start)
-        kept = self.tape.copy(), self.y.copy()
-        functional.backward(
-            engine,
-            self.packed_back,
-            self.x,
-            self.h0,
-            self.c0,
-            self.y,
-            self.tape,
-            self.masks,
-            dy,
-            dh_n,
-            dc_n,
-            dx,
-            dh0,
-            dc0,
-            list(dparameters.values()),
-            guards.bytes(self.sizes.backward_workspace),
-        )
-        guards.check()
-        assert np.array_equal(kept[0], self.tape), "backward wrote to the tape"
-        assert kept[1].tobytes() == self.y.tobytes(), "backward wrote to y"
-        return named(self.y, self.state, dx, unpair(dh0, dc0), dparameters)
+        workspace = guards.bytes(self.sizes.backward_workspace)
+
+        def backward():
+            inputs = self.x, self.h0, self.c0, self.y, self.tape, self.masks, dy, dh_n, dc_n
+            outputs = dx, dh0, dc0, list(dparameters.values())
+            functional.backward(engine, self.packed_back, *inputs, *outputs, workspace)
+
+        return backward, named(self.y, self.state, dx, unpair(dh0, dc0), dparameters)
+
+    def backward(self, start=0.0):
+        """All results by name."""
+        backward, results = self.prepare_backward(start)
+        self.y.setflags(write=False)
+        self.tape.setflags(write=False)
+        y, tape = self.y.tobytes(), self.tape.tobytes()
+        backward()
+        self.guards.check()
+        assert self.y.tobytes() == y, "backward wrote to y"
+        assert self.tape.tobytes() == tape, "backward wrote to the tape"
+        return results
 
 
 def run_engine(p, isa=None, *, layout="plain"):

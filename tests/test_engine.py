@@ -1,5 +1,8 @@
-"""The engine, through rnnfast.functional: against the reference and central differences, in every cell, dtype, instruction set,
-direction and depth; at the edges of its tiles; the same bits however it is called; nothing written outside of its buffers."""
+"""The engine, through rnnfast.functional.
+
+Against the reference and central differences, in every cell, dtype, instruction set, direction and depth; at the edges
+of its tiles; the same bits however it is called; nothing written outside of its buffers.
+"""
 
 import os
 import signal
@@ -108,10 +111,9 @@ def test_large_sizes(variant, T, N, I, H, dtype, isa):
     assert_close(run_engine(p, isa), expected, 4 * TOLERANCE[p.dtype])
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_gradients_are_central_differences(variant, direction, num_layers, isa):
-    p = variant_problem(variant, 3, 2, 2, 3, num_layers=num_layers, dropout=num_layers > 1, **DIRECTIONS[direction])
+def test_gradients_are_central_differences(variant, direction, isa):
+    p = variant_problem(variant, 3, 2, 2, 3, num_layers=2, dropout=True, **DIRECTIONS[direction])
     results = run_engine(p, isa)
 
     def run_forward(p):
@@ -153,23 +155,23 @@ def test_gradients_are_sums_of_a_million_rows(T, N, isa):
     """All summands are positive; one chain of float32 sums over them would be wrong in the fourth digit."""
     p = problem("rnn_relu", T, N, 1, 1, dtype=np.float32)
     rng = np.random.default_rng(1)
-    p.x = rng.uniform(0.5, 1, p.x.shape).astype(np.float32)
-    p.dy = rng.uniform(0.5, 1, p.dy.shape).astype(np.float32)
-    p.state.fill(1)
+    p.x, p.dy = rng.uniform(0.5, 1, (2, T, N, 1)).astype(np.float32)
+    p.state.fill(0.5)
     p.dstate.fill(0)
-    for name, value in {"weight_ih": 0.5, "weight_hh": 0.25, "bias_ih": 0.5, "bias_hh": 0.25}.items():
-        p.parameters[name + "_l0"].fill(value)
-    run = Run(p, isa)
-    results = run.backward()
-    # The gradient of a step by the equations in float64, from the very outputs that the engine used.
-    da = p.dy.astype(np.float64)
-    for t in reversed(range(T - 1)):
-        da[t] += 0.25 * da[t + 1]
-    before = np.concatenate([p.state, run.y[:-1]]).astype(np.float64)
-    expected = {"weight_ih": (da * p.x).sum(), "weight_hh": (da * before).sum(), "bias_ih": da.sum()}
-    expected["bias_hh"] = expected["bias_ih"]
-    for name, value in expected.items():
-        assert results[f"d{name}_l0"].item() == pytest.approx(value, rel=1e-5), name
+    for name, value in p.parameters.items():
+        value.fill(0 if "weight_hh" in name else 1)
+    # Without a weight on h, and with all outputs positive, the gradient of a pre-activation is dy itself.
+    y = p.x.astype(np.float64) + 2
+    before = np.concatenate([p.state, y[:-1]])
+    summands = {
+        "weight_ih": p.dy * p.x.astype(np.float64),
+        "weight_hh": p.dy * before,
+        "bias_ih": p.dy,
+        "bias_hh": p.dy,
+    }
+    results = run_engine(p, isa)
+    for name, values in summands.items():
+        assert results[f"d{name}_l0"].item() == pytest.approx(values.sum(dtype=np.float64), rel=1e-5), name
 
 
 # --- arguments that may be left out, and what is added to
@@ -212,7 +214,7 @@ def test_gradients_of_parameters_are_added(variant, dtype, isa):
 def test_packed_weights_may_be_made_one_by_one(variant, isa):
     p = variant_problem(variant, 1, 1, 5, 6, num_layers=2, bidirectional=True, dtype=np.float32)
     engine = make_engine(p, isa)
-    guards = Guards()
+    guards = Guards(p.dtype)
     parameters = [guards.constant(value) for value in p.parameters.values()]
     sizes = engine.packed_size, engine.packed_back_size
     together, alone = ([guards.bytes(size) for size in sizes] for _ in range(2))
@@ -382,24 +384,21 @@ def test_engine_knows_its_shapes(variant, direction, num_layers, bias):
     assert engine.has_cell == (p.cell == "lstm")
 
 
-HUGE = 2**40
-
-
-@pytest.mark.parametrize("sizes", [(HUGE, 8), (8, HUGE), (2**62, 2**62), (2**31, 2**31)])
+@pytest.mark.parametrize("sizes", [(2**40, 2**40), (2**62, 8), (8, 2**62), (2**70, 8), (8, 2**70)])
 def test_engine_refuses_weights_whose_size_overflows(variant, sizes, isa):
     cell, projected = VARIANTS[variant]
-    with pytest.raises(ValueError, match="size"):
-        functional.Engine(cell, np.float32, *(s * HUGE for s in sizes), proj_size=4 * projected, isa=isa)
+    with pytest.raises(ValueError, match="too large"):
+        functional.Engine(cell, np.dtype(np.float32), *sizes, proj_size=4 * projected, isa=isa)
 
 
-@pytest.mark.parametrize(("T", "N"), [(2**62, 1), (1, 2**62), (2**32, 2**32), (2**31, 2**31)])
+@pytest.mark.parametrize(("T", "N"), [(2**62, 1), (1, 2**62), (2**32, 2**32), (2**31, 2**31), (2**70, 1), (1, 2**70)])
 def test_sizes_refuse_to_overflow(variant, T, N, isa):
     p = variant_problem(variant, 1, 1, 5, 6, num_layers=2)
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ValueError, match=f"{T} steps and {N} rows"):
         make_engine(p, isa).sizes(T, N)
 
 
-@pytest.mark.parametrize("count", [0, 1, 64, 1000, 1 << 22, (1 << 22) + 1])
+@pytest.mark.parametrize("count", [1, 64, 1000, 1 << 22, (1 << 22) + 1])
 def test_empty_is_aligned(count):
     buffer = functional.empty(count)
     assert buffer.dtype == np.uint8
@@ -431,30 +430,24 @@ def linear_problem(M, I, O, dtype, bias):
     return x, weight, rng.uniform(-1, 1, O).astype(dtype) if bias else None, dy
 
 
-def run_linear(x, weight, bias, dy, isa, *, start=0.0, gap=0):
-    """y, dx, dweight and dbias on guarded buffers, rows `gap` numbers apart."""
-    guards = Guards()
+def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain"):
+    """y, dx, dweight and dbias, on guarded buffers."""
+    guards = Guards(x.dtype)
 
-    def spread(values):
-        array = guards.sequence((1, *values.shape), values.dtype, "gaps")[0] if gap else guards.array(*like(values))
-        array[...] = values
-        return array
+    def rows(values):
+        return guards.sequence((1, *values.shape), layout)[0]
 
-    def like(values):
-        return values.shape, values.dtype
-
-    held = [spread(x), guards.constant(weight), guards.constant(bias), spread(dy)]
-    y, dx = (spread(np.full_like(values, np.nan)) for values in (dy, x))
-    dweight, dbias = guards.array(*like(weight)), None if bias is None else guards.array(*like(bias))
+    held_x, held_dy = (guards.constant(values[None], layout)[0] for values in (x, dy))
+    held_weight, held_bias = guards.constant(weight), guards.constant(bias)
+    y, dx = rows(dy), rows(x)
+    dweight, dbias = guards.array(weight.shape), None if bias is None else guards.array(bias.shape)
     for gradient in (dweight, dbias):
         if gradient is not None:
             gradient.fill(start)
     with functional.use_isa(isa):
-        functional.linear_forward(*held[:3], y)
-        functional.linear_backward(held[0], held[1], held[3], dx, dweight, dbias)
+        functional.linear_forward(held_x, held_weight, held_bias, y)
+        functional.linear_backward(held_x, held_weight, held_dy, dx, dweight, dbias)
     guards.check()
-    np.testing.assert_array_equal(held[0], x)
-    np.testing.assert_array_equal(held[3], dy)
     results = {"y": y, "dx": dx, "dweight": dweight}
     return results if bias is None else {**results, "dbias": dbias}
 
@@ -472,7 +465,8 @@ def test_linear_agrees_with_numpy(M, bias, dtype, isa):
         arrays = linear_problem(M, EDGES[-1 - k], O, dtype, bias)
         results = run_linear(*arrays, isa)
         assert_close(results, linear_by_numpy(*arrays), TOLERANCE[np.dtype(dtype)])
-        assert_same_bits(run_linear(*arrays, isa, gap=1), results)
+        assert_same_bits(run_linear(*arrays, isa, layout="gaps"), results)
+        assert_same_bits(run_linear(*arrays, isa, layout="backwards"), results)
 
 
 def test_linear_gradients_are_added(dtype, isa):
@@ -579,40 +573,42 @@ def test_a_forked_child_goes_on():
     run_script(script)
 
 
+def endless_call(call):
+    """A call that takes long, on some 100 MB."""
+    if call in ("forward", "backward"):
+        run = Run(problem("lstm", 500, 16, 64, 1024, dtype=np.float32))
+        return run.forward if call == "forward" else run.prepare_backward()[0]
+    x, weight, bias, dy = linear_problem(64, 2048, 2048, np.float32, True)
+    x, dy = np.tile(x, (100, 1)), np.tile(dy, (100, 1))
+    if call == "linear_forward":
+        return lambda: functional.linear_forward(x, weight, bias, dy)
+    dx, dweight, dbias = np.empty_like(x), np.zeros_like(weight), np.zeros_like(bias)
+    return lambda: functional.linear_backward(x, weight, dy, dx, dweight, dbias)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("call", ["forward", "backward", "linear_forward", "linear_backward"])
 def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
-    """And what comes after it is right."""
+    """And what comes after it is right. The best of three, as the machine may have other work to do."""
     threads(count)
-    p = problem("lstm", 400, 64, 512, 1024, dtype=np.float32)
-    M, I, O = 20000, 2048, 2048
-    if call.startswith("linear"):
-        x, weight, bias, dy = linear_problem(64, I, O, np.float32, True)
-        x, dy = np.tile(x, (M // 64, 1)), np.tile(dy, (M // 64, 1))
-        y, dx, dweight, dbias = np.empty_like(dy), np.empty_like(x), np.zeros_like(weight), np.zeros_like(bias)
-        run = {
-            "linear_forward": lambda: functional.linear_forward(x, weight, bias, y),
-            "linear_backward": lambda: functional.linear_backward(x, weight, dy, dx, dweight, dbias),
-        }[call]
-    elif call == "forward":
-        run = lambda: Run(p, keep_tape=False)  # noqa: E731
-    else:
-        run = Run(p).backward
+    call = endless_call(call)
+    sent = []
+
+    def interrupt():
+        sent.append(time.perf_counter())
+        signal.raise_signal(signal.SIGINT)
+
+    def call_until_interrupted():
+        threading.Timer(0.3, interrupt).start()
+        end = time.perf_counter() + 20
+        while time.perf_counter() < end:
+            call()
+
     delays = []
     for _ in range(3):
-        sent = []
-
-        def interrupt(sent=sent):
-            sent.append(time.perf_counter())
-            signal.raise_signal(signal.SIGINT)
-
-        timer = threading.Timer(0.3, interrupt)
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
-            run()
-            run()
-            time.sleep(10)
-        delays.append(time.perf_counter() - sent[0])
+            call_until_interrupted()
+        delays.append(time.perf_counter() - sent[-1])
     assert min(delays) < 0.2, delays
-    small, expected = solved("lstm", 7, 5, 9, 12, np.float32)
-    assert_close(run_engine(small), expected, TOLERANCE[small.dtype])
+    p, expected = solved("lstm", 7, 5, 9, 12, np.float32)
+    assert_close(run_engine(p), expected, TOLERANCE[p.dtype])

@@ -1,0 +1,99 @@
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CELLS: tuple[str, ...]
+
+class Sizes(NamedTuple):
+    tape: int
+    forward_workspace: int
+    backward_workspace: int
+
+class Engine:
+    cell: str
+    isa: str
+    dtype: np.dtype[Any]
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    output_size: int
+    bidirectional: bool
+    reverse: bool
+    bias: bool
+    has_cell: bool
+    directions: int
+    gates: int
+    packed_size: int
+    packed_back_size: int
+    def __init__(
+        self,
+        cell: str,
+        dtype: np.dtype[Any],
+        input_size: int,
+        hidden_size: int,
+        *,
+        proj_size: int = 0,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        bias: bool = True,
+        isa: str | None = None,
+    ) -> None: ...
+    def sizes(self, T: int, N: int) -> Sizes: ...
+
+def isas() -> list[str]: ...
+def get_default_isa() -> str: ...
+def set_default_isa(name: str) -> None: ...
+def get_num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def pack(
+    engine: Engine, parameters: Sequence[NDArray[Any]], packed: NDArray[Any] | None, packed_back: NDArray[Any] | None
+) -> None: ...
+def forward(
+    engine: Engine,
+    packed: NDArray[Any],
+    x: NDArray[Any],
+    h0: NDArray[Any] | None,
+    c0: NDArray[Any] | None,
+    y: NDArray[Any],
+    h_n: NDArray[Any],
+    c_n: NDArray[Any] | None,
+    tape: NDArray[Any] | None,
+    masks: NDArray[Any] | None,
+    workspace: NDArray[Any],
+) -> None: ...
+def backward(
+    engine: Engine,
+    packed_back: NDArray[Any],
+    x: NDArray[Any],
+    h0: NDArray[Any] | None,
+    c0: NDArray[Any] | None,
+    y: NDArray[Any],
+    tape: NDArray[Any],
+    masks: NDArray[Any] | None,
+    dy: NDArray[Any] | None,
+    dh_n: NDArray[Any] | None,
+    dc_n: NDArray[Any] | None,
+    dx: NDArray[Any],
+    dh0: NDArray[Any],
+    dc0: NDArray[Any] | None,
+    dparameters: Sequence[NDArray[Any]],
+    workspace: NDArray[Any],
+) -> None: ...
+def linear_sizes(M: int, I: int, O: int, item: int) -> tuple[int, int]: ...
+def linear_forward(
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, y: NDArray[Any], workspace: NDArray[Any]
+) -> None: ...
+def linear_backward(
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    dy: NDArray[Any],
+    dx: NDArray[Any],
+    dweight: NDArray[Any],
+    dbias: NDArray[Any] | None,
+    workspace: NDArray[Any],
+) -> None: ...
+def activation(name: str, a: NDArray[Any], out: NDArray[Any], isa: str | None = None) -> None: ...
