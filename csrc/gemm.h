@@ -21,7 +21,6 @@
 enum {
     TILE_ROWS = 6,
     TILE_COLUMNS = TILE_VECS * LANES,
-    DEPTH = 512,        /* of a panel that stays in the second-level cache; tiles packed down the columns of A are no deeper */
     POLL_WORK = 1 << 24 /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
 };
 
@@ -112,15 +111,15 @@ static void pack_row(REAL *packed, ptrdiff_t K, ptrdiff_t k, ptrdiff_t columns, 
 /* Columns j0 .. j0+count-1 of a K x columns matrix, each given as a row of `from` ([count, K], rows apart by `apart`). j0 may be any. */
 static void pack_columns(REAL *packed, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t count, const REAL *from, ptrdiff_t apart)
 {
-    enum { SOME = 16 };
+    enum { DEPTH = 16 };
     for (ptrdiff_t j = j0; j < j0 + count;) {
         ptrdiff_t first = j / TILE_COLUMNS * TILE_COLUMNS;
         ptrdiff_t width = round_up(at_most(TILE_COLUMNS, columns - first), LANES);
         ptrdiff_t end = at_most(first + TILE_COLUMNS, j0 + count);
         REAL *panel = packed + first * K;
-        /* SOME numbers of each source row at a time, so that what is read and what is written stays in the first cache */
-        for (ptrdiff_t k0 = 0; k0 < K; k0 += SOME) {
-            ptrdiff_t k1 = at_most(k0 + SOME, K);
+        /* DEPTH numbers of each source row at a time, so that what is read and what is written stays in the first cache */
+        for (ptrdiff_t k0 = 0; k0 < K; k0 += DEPTH) {
+            ptrdiff_t k1 = at_most(k0 + DEPTH, K);
             for (ptrdiff_t i = j; i < end; i++) {
                 const REAL *row = from + (i - j0) * apart;
                 for (ptrdiff_t k = k0; k < k1; k++) panel[k * width + i - first] = row[k];
@@ -259,40 +258,30 @@ typedef struct {
     enum { WHOLE, EXACT, ADD } into; /* WHOLE: rows of C have room for whole vectors; EXACT: write the columns alone; ADD: add to them */
 } product;
 
-static void copy_numbers(REAL *to, const REAL *from, ptrdiff_t n)
-{
-    for (ptrdiff_t i = 0; i < n; i++) to[i] = from[i];
-}
-
-/* The tiles and panels of a product that fall into the two ranges. FROM_C needs room to read whole vectors.
- * A long K is taken DEPTH at a time, so that a panel's part is read from the second-level cache by all tiles: the sums rest in C meanwhile. */
+/* The tiles and panels of a product that fall into the two ranges. */
 static void multiply(const product *p, range tiles, range panels, watch *w)
 {
     static const REAL zeros[TILE_COLUMNS];
     for (ptrdiff_t panel = panels.begin; panel < panels.end; panel++) {
         ptrdiff_t j = panel * TILE_COLUMNS, some = at_most(TILE_COLUMNS, p->columns - j), width = round_up(some, LANES);
         int aside = p->into != WHOLE && width > some;
-        for (ptrdiff_t k = 0; k < p->K; k += DEPTH) {
-            operands o = {.K = at_most(DEPTH, p->K - k), .b = p->b + j * p->K + k * width, .add = p->into == ADD && !aside};
-            for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
-                range rows = part(p->rows, t, tiles_of(p->rows));
-                ptrdiff_t R = rows.end - rows.begin;
-                REAL *c[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
-                if (stop_after(w, (double)(R * o.K) * width)) return;
-                o.a_step = p->tiles ? R : 1;
-                for (ptrdiff_t m = 0; m < R; m++) {
-                    REAL *from = c[m] = row_at(&p->c, rows.begin + m) + j;
-                    o.c[m] = aside ? scratch + m * TILE_COLUMNS : c[m];
-                    if (k && aside) copy_numbers(from = o.c[m], c[m], some);
-                    o.a[m] = p->tiles ? p->tiles + rows.begin * p->K + m : row_at(&p->a, rows.begin + m) + k;
-                    o.start[m] = k || p->from == FROM_C ? from : p->from == FROM_ZERO ? zeros : p->start + j;
-                }
-                strips[R - 1](width / LANES, &o);
-                for (ptrdiff_t m = 0; aside && m < R; m++) {
-                    if (p->into == ADD) for (ptrdiff_t i = 0; i < some; i++) c[m][i] += o.c[m][i];
-                    else copy_numbers(c[m], o.c[m], some);
-                }
+        operands o = {.K = p->K, .b = p->b + j * p->K, .add = p->into == ADD && !aside};
+        for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
+            range rows = part(p->rows, t, tiles_of(p->rows));
+            ptrdiff_t R = rows.end - rows.begin;
+            REAL *c[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
+            if (stop_after(w, (double)(R * p->K) * width)) return;
+            o.a_step = p->tiles ? R : 1;
+            for (ptrdiff_t m = 0; m < R; m++) {
+                c[m] = row_at(&p->c, rows.begin + m) + j;
+                o.a[m] = p->tiles ? p->tiles + rows.begin * p->K + m : row_at(&p->a, rows.begin + m);
+                o.c[m] = aside ? scratch + m * TILE_COLUMNS : c[m];
+                if (aside && p->from == FROM_C) memcpy(o.c[m], c[m], (size_t)some * sizeof(REAL));
+                o.start[m] = p->from == FROM_ZERO ? zeros : p->from == FROM_ROW ? p->start + j : o.c[m];
             }
+            strips[R - 1](width / LANES, &o);
+            for (ptrdiff_t m = 0; aside && m < R; m++)
+                for (ptrdiff_t i = 0; i < some; i++) c[m][i] = p->into == ADD ? c[m][i] + o.c[m][i] : o.c[m][i];
         }
     }
 }

@@ -381,7 +381,7 @@ static product stage_product(const direction *d, int i, ptrdiff_t s, ptrdiff_t s
     if (g->count) {
         p.from = FROM_C;
         p.c = shifted(window(&d->gates, slot, rows), g->first * d->z.H);
-        p.into = g->first + g->count == d->z.cell.width ? WHOLE : EXACT;
+        p.into = g->first + g->count == d->z.cell.width && g->first * d->z.H + round_up(p.columns, LANES) <= d->z.gates_row ? WHOLE : EXACT;
     } else {
         p.from = FROM_ZERO;
         p.c = window(&d->y, s, rows);

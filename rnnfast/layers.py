@@ -64,11 +64,17 @@ class Tape:
     used, in any order, each any number of times. A tape does not pickle.
     """
 
-    __slots__ = ("_kept", "_owner")
+    __slots__ = ("_kept", "_lent", "_owner")
 
-    def __init__(self, owner: Layer, *kept: Any) -> None:
+    def __init__(self, owner: Layer, *kept: Any, lent: tuple[tuple[list[Any], Any], ...] = ()) -> None:
         self._owner = owner
         self._kept = kept
+        self._lent = lent  # buffers, each with the list that it goes back to
+
+    def __del__(self) -> None:
+        for spare, buffer in self._lent:
+            if len(spare) < 4:  # where many tapes lived at once, the next ones may not
+                spare.append(buffer)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Tape can be neither pickled nor copied: pickle the layer, and run forward again")
@@ -508,7 +514,7 @@ class _Spare(list):  # type: ignore[type-arg]
 class Recurrent(ArrayLayer, Generic[State]):
     """What RNN, LSTM and GRU share, which is all but their options."""
 
-    _transient = ("_engine", "_plans", "_packs", "_workspaces")
+    _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces")
 
     def __init__(
         self,
@@ -559,6 +565,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         )
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._packs = _Spare()
+        self._tapes = _Spare()
         self._workspaces = _Spare()
 
     def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Array, State]:
@@ -712,7 +719,7 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _pack(self, backward: bool = True) -> tuple[Any, ...]:
         packed = self._packs.take(self._engine.packed_size)
-        packed_back = functional.empty(self._engine.packed_back_size) if backward else None
+        packed_back = self._packs.take(self._engine.packed_back_size) if backward else None
         functional.pack(self._engine, list(self._parameters.values()), packed, packed_back)
         return packed, packed_back
 
@@ -749,13 +756,15 @@ class Recurrent(ArrayLayer, Generic[State]):
         h0, c0 = (None if array is None else array.copy() for array in (h0, c0))
         frozen = self._packed
         packed, packed_back = frozen or self._pack()
-        tape = functional.empty(plan.sizes.tape) if plan.N else None
+        tape = self._tapes.take(plan.sizes.tape) if plan.N else None
         masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
         y, state = self._run(x, h0, c0, plan, packed, tape, masks)
         y.flags.writeable = False
+        lent: tuple[Any, ...] = () if tape is None else ((self._tapes, tape),)
         if not frozen:
             self._packs.append(packed)
-        return y, state, Tape(self, x, h0, c0, plan, y, tape, masks, packed_back)
+            lent += ((self._packs, packed_back),)
+        return y, state, Tape(self, x, h0, c0, plan, y, tape, masks, packed_back, lent=lent)
 
     def _masks(self, plan: _Plan) -> Any:
         """Factors for the outputs of all layers but the last: 0 where dropped, else what keeps the mean."""

@@ -1,6 +1,8 @@
 """Runs the engine on watched buffers: what it must not write stays as it is, what it must write starts as NaN."""
 
+import ctypes
 import math
+import mmap
 
 import numpy as np
 from oracles import members, named
@@ -10,8 +12,8 @@ from rnnfast import functional
 # Bytes on either side of a buffer: a multiple of 64, so that a buffer is aligned like the memory in which it lies.
 GUARD = 256
 
-# What has no value yet, and what must not be touched: signalling NaNs, which spread like any NaN and do not survive even
-# an addition of zero.
+# What has no value yet, and what must not be touched: signalling NaNs, which spread like any NaN and do not survive
+# even an addition of zero.
 FILL = {np.dtype(np.float32): np.uint32(0x7FA5A5A5), np.dtype(np.float64): np.uint64(0x7FF5A5A5A5A5A5A5)}
 
 
@@ -31,16 +33,15 @@ class Guards:
     def bytes(self, count, offset=0):
         """Bytes without a value between guards, offset from a multiple of 64."""
         memory = self._filled(functional.empty(count + offset + 2 * GUARD))
-        inside = slice(GUARD + offset, GUARD + offset + count)
-        blank = memory.copy()
+        before, inside, after = np.split(memory, [GUARD + offset, GUARD + offset + count])
+        kept = before.tobytes(), after.tobytes()
 
         def check():
-            before, after = memory[: inside.start], memory[inside.stop :]
-            assert before.tobytes() == blank[: inside.start].tobytes(), f"written before a buffer of {count} bytes"
-            assert after.tobytes() == blank[inside.stop :].tobytes(), f"written behind a buffer of {count} bytes"
+            assert before.tobytes() == kept[0], f"written before a buffer of {count} bytes"
+            assert after.tobytes() == kept[1], f"written behind a buffer of {count} bytes"
 
         self._watched.append(check)
-        return memory[inside]
+        return inside
 
     def array(self, shape):
         """A contiguous array, aligned to its items and no further."""
@@ -81,6 +82,32 @@ class Guards:
     def check(self):
         for check in self._watched:
             check()
+
+
+class Fences(Guards):
+    """Guards that cannot even be read: a buffer ends where an inaccessible page begins, or begins where one ends.
+
+    To touch them ends the process. Flat buffers, which the engine wants at multiples of 64 bytes, end at one as well.
+    """
+
+    def __init__(self, dtype, side):
+        super().__init__(dtype)
+        self._side = side
+
+    def bytes(self, count, offset=0):
+        page = mmap.PAGESIZE
+        room = -(-count // page) * page
+        pages = mmap.mmap(-1, room + 2 * page)
+        memory = np.frombuffer(pages, np.uint8)
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        for fence in (0, page + room):
+            if protect(ctypes.c_void_p(memory.ctypes.data + fence), ctypes.c_size_t(page), 0):
+                raise OSError(ctypes.get_errno(), "mprotect failed")
+        inside = self._filled(memory[page : page + room])
+        if self._side == "before":
+            return inside[:count]
+        start = room - (count if offset else -(-count // 64) * 64)
+        return inside[start : start + count]
 
 
 # Where the rows of a (T, N, features) array may lie: the shape of the memory, and the array in it.
@@ -124,10 +151,10 @@ def unpair(h, c):
 class Run:
     """A forward of the engine on guarded buffers, and any number of backwards on its tape."""
 
-    def __init__(self, p, isa=None, *, layout="plain", keep_tape=True):
+    def __init__(self, p, isa=None, *, layout="plain", keep_tape=True, guards=None):
         self.p, self.layout = p, layout
         self.engine = engine = make_engine(p, isa)
-        self.guards = guards = Guards(p.dtype)
+        self.guards = guards = guards or Guards(p.dtype)
         T, N, _ = p.x.shape
         self.sizes = sizes = engine.sizes(T, N)
         parameters = [guards.constant(value) for value in p.parameters.values()]

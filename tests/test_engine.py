@@ -430,9 +430,9 @@ def linear_problem(M, I, O, dtype, bias):
     return x, weight, rng.uniform(-1, 1, O).astype(dtype) if bias else None, dy
 
 
-def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain"):
+def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain", guards=None):
     """y, dx, dweight and dbias, on guarded buffers."""
-    guards = Guards(x.dtype)
+    guards = guards or Guards(x.dtype)
 
     def rows(values):
         return guards.sequence((1, *values.shape), layout)[0]
@@ -499,11 +499,11 @@ def test_linear_gradients_are_sums_of_a_million_rows(isa):
     assert results["dbias"].item() == pytest.approx(dy.sum(dtype=np.float64), rel=1e-5)
 
 
-# --- threads, forks and signals
+# --- fences, threads, forks and signals
 
 
 def run_script(script):
-    """A script in a process of its own, where no other library has made threads."""
+    """A script in a process of its own, which may end badly, and where no other library has made threads."""
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -511,6 +511,29 @@ def run_script(script):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fences are made with Linux's mprotect")
+@pytest.mark.parametrize("side", ["before", "behind"])
+def test_nothing_is_read_outside_of_a_buffer(isa, side):
+    """Not even where what is read does not matter: there may be no memory."""
+    script = f"""
+    import numpy as np
+    from guards import Fences, Run
+    from test_engine import EDGES, VARIANTS, linear_problem, run_linear, variant_problem
+
+    for k, H in enumerate(EDGES):
+        N, I, dtype = 1 + k % 7, EDGES[-1 - k], (np.float32, np.float64)[k % 2]
+        options = dict(num_layers=2, dropout=True, bidirectional=k % 3 == 0, dtype=dtype)
+        for variant in VARIANTS:
+            print(variant, N, I, H, options, flush=True)
+            p = variant_problem(variant, 2, N, I, H, **options)
+            Run(p, {isa!r}, guards=Fences(dtype, {side!r}), keep_tape=False)
+            Run(p, {isa!r}, guards=Fences(dtype, {side!r})).backward()
+        print("linear", N, I, H, dtype, flush=True)
+        run_linear(*linear_problem(N, I, H, dtype, True), {isa!r}, guards=Fences(dtype, {side!r}))
+    """
+    run_script(script)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not show the threads of a process")
@@ -573,25 +596,35 @@ def test_a_forked_child_goes_on():
     run_script(script)
 
 
-def endless_call(call):
-    """A call that takes long, on some 100 MB."""
-    if call in ("forward", "backward"):
-        run = Run(problem("lstm", 500, 16, 64, 1024, dtype=np.float32))
-        return run.forward if call == "forward" else run.prepare_backward()[0]
+LONG_RUNS = {
+    "many steps": lambda: Run(problem("lstm", 300, 16, 64, 1024, dtype=np.float32)),
+    "many rows": lambda: Run(problem("lstm", 1, 200_000, 1, 16, dtype=np.float32), "scalar"),
+}
+
+
+def long_call(call):
+    """A call that takes some tenths of a second at least."""
+    name, _, shape = call.partition(", ")
+    if shape:
+        run = LONG_RUNS[shape]()
+        return run.forward if name == "forward" else run.prepare_backward()[0]
     x, weight, bias, dy = linear_problem(64, 2048, 2048, np.float32, True)
     x, dy = np.tile(x, (100, 1)), np.tile(dy, (100, 1))
-    if call == "linear_forward":
+    if name == "linear_forward":
         return lambda: functional.linear_forward(x, weight, bias, dy)
     dx, dweight, dbias = np.empty_like(x), np.zeros_like(weight), np.zeros_like(bias)
     return lambda: functional.linear_backward(x, weight, dy, dx, dweight, dbias)
 
 
+LONG_CALLS = [f"{name}, {shape}" for name in ("forward", "backward") for shape in LONG_RUNS]
+
+
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("call", ["forward", "backward", "linear_forward", "linear_backward"])
+@pytest.mark.parametrize("call", [*LONG_CALLS, "linear_forward", "linear_backward"])
 def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
     """And what comes after it is right. The best of three, as the machine may have other work to do."""
     threads(count)
-    call = endless_call(call)
+    call = long_call(call)
     sent = []
 
     def interrupt():

@@ -424,11 +424,13 @@ def test_tape_is_of_its_forward(kind, frozen, rng):
     for scale in (1, 2, 3):
         _, _, tape = layer.forward(scale * x[: T - scale], state)
         tapes.append(tape)
+        layer.forward(x)  # its tape ends here, and its memory is used again
         expected.append(layer.backward(tape, dy[: T - scale], dstate))
     layer.unfreeze()
     for array in layer.parameters.values():
         array[...] = np.nan
     layer(x)
+    layer.forward(x)
     for k in (1, 0, 2, 1):  # out of order, and more than once
         got = layer.backward(tapes[k], dy[: T - 1 - k], dstate)
         assert_same(got.parameters, expected[k].parameters)
