@@ -15,7 +15,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # NumPy's BLAS reads these once, when NumPy is imported; the other engines are told by their own functions.
     if "numpy" in sys.modules:
-        raise pytest.UsageError("a plugin imported numpy before --threads could act on it: leave it out with -p no:NAME")
+        raise pytest.UsageError(
+            "numpy was imported before --threads could act: leave out the plugin that did (-p no:NAME)"
+        )
     for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB"):
         threads = "MAXIMUM_THREADS" if library == "VECLIB" else "NUM_THREADS"
         os.environ[f"{library}_{threads}"] = str(config.getoption("threads"))
@@ -23,18 +25,20 @@ def pytest_configure(config):
 
 def _versions():
     """The version of every engine's package, None where it is not installed."""
-    versions = dict.fromkeys(["numpy", "torch", "onnx", "onnxruntime"])
-    for name in versions:
+    import rnnfast  # which imports numpy
+
+    versions = {"rnnfast": rnnfast.__version__}
+    for name in ("numpy", "torch", "onnx", "onnxruntime"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue
+            versions[name] = None
     return versions
 
 
 def pytest_report_header(config):
     engines = [f"{name} {version or 'is NOT installed'}" for name, version in _versions().items()]
-    return f"rnnfast and {', '.join(engines)}; threads: {config.getoption('threads')}"
+    return f"{', '.join(engines)}; threads: {config.getoption('threads')}"
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

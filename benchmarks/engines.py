@@ -150,7 +150,7 @@ def onnx_linear(problem):
 
 
 def onnx_recurrent(problem):
-    """A node for each layer, followed by the change from ONNX's (T, directions, N, H) to torch's (T, N, directions * H)."""
+    """A node for each layer, and its y brought from ONNX's (T, directions, N, H) to torch's (T, N, directions * H)."""
     from onnx import helper
 
     # Where ONNX's gates stand in torch's order: LSTM i, o, f, g of i, f, g, o; GRU z, r, n of r, z, n.

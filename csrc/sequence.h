@@ -227,7 +227,7 @@ static void pack(const rnnfast_stack *s, const void *const *parameters, void *pa
 {
     shape z = shape_of(s);
     rnnfast_flag stopped = 0;
-    watch w = {&stopped, &poll, 0};
+    watch w = {&stopped, &poll, POLL_WORK};
     ptrdiff_t first = packed_of_layer(&z, 0), later = packed_of_layer(&z, 1);
     ptrdiff_t first_back = packed_back_of_layer(&z, 0), later_back = packed_back_of_layer(&z, 1);
     for (ptrdiff_t layer = 0; layer < z.L; layer++)
@@ -642,7 +642,7 @@ static int join(crew *w, call *c, int k, int n, const shape *z, range *direction
     w->n = !two ? n : second ? n / 2 : (n + 1) / 2;
     w->watch.stopped = &c->stopped;
     w->watch.poll = k ? NULL : &p->poll;
-    w->watch.left = 0;
+    w->watch.left = POLL_WORK;
     directions->begin = second;
     directions->end = two ? second + 1 : z->D;
     if (!(w->by_rows = p->N >= 2 * w->n) && (double)p->N * z->cell.gates * z->H * z->P < (double)MEETING_WORK * w->n) {
@@ -823,7 +823,7 @@ static int linear_sizes(const rnnfast_linear *p, size_t *forward_workspace, size
 
 static watch watch_linear(call *c, int k)
 {
-    watch w = {&c->stopped, k ? NULL : &c->linear->poll, 0};
+    watch w = {&c->stopped, k ? NULL : &c->linear->poll, POLL_WORK};
     return w;
 }
 

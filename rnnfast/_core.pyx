@@ -13,6 +13,7 @@ from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 cdef extern from "Python.h":
     ctypedef struct Py_buffer:
         void *buf
+        Py_ssize_t *shape
         Py_ssize_t *strides
     enum:
         PyBUF_SIMPLE
@@ -150,7 +151,8 @@ cdef struct Watch:
 cdef int look_for_signals(void *context) noexcept nogil:
     cdef Watch *watch = <Watch *>context
     cdef clock_t now = clock()
-    if 0 <= now - watch.last < CLOCKS_PER_SEC // 30:
+    if not watch.last or 0 <= now - watch.last < CLOCKS_PER_SEC // 30:
+        watch.last = watch.last or now
         return 0
     watch.last = now
     with gil:
@@ -160,8 +162,7 @@ cdef int look_for_signals(void *context) noexcept nogil:
 
 cdef rnnfast_poll start(Watch *watch) noexcept nogil:
     cdef rnnfast_poll poll
-    watch.last = clock()
-    watch.raised = 0
+    watch.last = watch.raised = 0
     poll.stop = look_for_signals
     poll.context = watch
     return poll
@@ -190,6 +191,10 @@ cdef void *take(Memory *memory, obj, int flags) except? NULL:
 cdef ptrdiff_t stride(Memory *memory, int axis, size_t item) noexcept:
     """Of the object taken last, in numbers."""
     return memory.taken[memory.count - 1].strides[axis] // <ptrdiff_t>item
+
+
+cdef ptrdiff_t length(Memory *memory, int axis) noexcept:
+    return memory.taken[memory.count - 1].shape[axis]
 
 
 cdef void give_back(Memory *memory) noexcept:
@@ -272,10 +277,9 @@ cdef class Engine:
         return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
 
 
-cdef void describe(rnnfast_problem *p, Engine engine, object x, Watch *watch) except *:
+cdef void describe(rnnfast_problem *p, Engine engine, Watch *watch) noexcept:
     memset(p, 0, sizeof(p[0]))
     p.stack = engine.stack
-    p.T, p.N = x.shape[0], x.shape[1]
     p.threads = threads
     p.poll = start(watch)
 
@@ -302,11 +306,12 @@ def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspac
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
-    describe(&p, engine, x, &watch)
+    describe(&p, engine, &watch)
     memory.count = 0
     try:
         p.packed = take(&memory, packed, PyBUF_SIMPLE)
         p.x = take(&memory, x, PyBUF_STRIDES)
+        p.T, p.N = length(&memory, 0), length(&memory, 1)
         p.x_step, p.x_row = stride(&memory, 0, item), stride(&memory, 1, item)
         p.h0, p.c0 = take(&memory, h0, PyBUF_SIMPLE), take(&memory, c0, PyBUF_SIMPLE)
         p.y = take(&memory, y, PyBUF_STRIDES | PyBUF_WRITABLE)
@@ -327,12 +332,13 @@ def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc
     cdef Memory memory
     cdef size_t item = engine.table.item
     cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
-    describe(&p, engine, x, &watch)
+    describe(&p, engine, &watch)
     p.dparameters = pointers.at
     memory.count = 0
     try:
         p.packed_back = take(&memory, packed_back, PyBUF_SIMPLE)
         p.x = take(&memory, x, PyBUF_STRIDES)
+        p.T, p.N = length(&memory, 0), length(&memory, 1)
         p.x_step, p.x_row = stride(&memory, 0, item), stride(&memory, 1, item)
         p.h0, p.c0 = take(&memory, h0, PyBUF_SIMPLE), take(&memory, c0, PyBUF_SIMPLE)
         p.y = take(&memory, y, PyBUF_STRIDES)
@@ -373,14 +379,15 @@ def linear_forward(x, weight, bias, y, workspace):
     cdef size_t item = x.itemsize
     cdef const rnnfast_table *table = table_of(item)
     memset(&p, 0, sizeof(p))
-    p.M, p.I, p.O = x.shape[0], x.shape[1], y.shape[1]
     p.threads, p.poll = threads, start(&watch)
     memory.count = 0
     try:
         p.x = take(&memory, x, PyBUF_STRIDES)
+        p.M, p.I = length(&memory, 0), length(&memory, 1)
         p.x_row = stride(&memory, 0, item)
         p.weight, p.bias = take(&memory, weight, PyBUF_SIMPLE), take(&memory, bias, PyBUF_SIMPLE)
         p.y = take(&memory, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.O = length(&memory, 1)
         p.y_row = stride(&memory, 0, item)
         p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
         with nogil:
@@ -397,14 +404,15 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
     cdef size_t item = x.itemsize
     cdef const rnnfast_table *table = table_of(item)
     memset(&p, 0, sizeof(p))
-    p.M, p.I, p.O = x.shape[0], x.shape[1], dy.shape[1]
     p.threads, p.poll = threads, start(&watch)
     memory.count = 0
     try:
         p.x = take(&memory, x, PyBUF_STRIDES)
+        p.M, p.I = length(&memory, 0), length(&memory, 1)
         p.x_row = stride(&memory, 0, item)
         p.weight = take(&memory, weight, PyBUF_SIMPLE)
         p.dy = take(&memory, dy, PyBUF_STRIDES)
+        p.O = length(&memory, 1)
         p.dy_row = stride(&memory, 0, item)
         p.dx = take(&memory, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
         p.dx_row = stride(&memory, 0, item)

@@ -1,43 +1,83 @@
 """The stateless level: buffers in, buffers out.
 
-An `Engine` says what a stack of layers is; it holds no weights and no state. Its `sizes` tell, from shapes alone, how many bytes each
-buffer takes; `pack` brings weights into the form that the kernels read; `forward` and `backward` run. Nothing is checked here and
-nothing is allocated by the kernels: `rnnfast.layers` does both, and back ends for other frameworks may do it their own way.
+An `Engine` says what a stack of layers is; it holds no weights and no state. Its `sizes` tell, from shapes alone, how
+many bytes each buffer takes; `pack` brings weights into the form that the kernels read; `forward` and `backward` run.
+Nothing is checked here and nothing is allocated by the kernels: `rnnfast.layers` does both, and back ends for other
+frameworks may do it their own way.
 
-Arrays are of the engine's dtype, in native byte order and aligned. `x`, `y`, `dy` and `dx` are (T, N, features) with any strides on the
-first two axes, also negative ones, and unit stride on the last, so ``a.transpose(1, 0, 2)`` makes them of batch-first arrays without
-a copy. States are C-contiguous (num_layers * directions, N, size). All others are C-contiguous, and flat buffers come from `empty`.
-T and N are at least 1. The functions drop the GIL, may be called from several threads at once, and raise KeyboardInterrupt on
-Ctrl-C, which leaves their outputs undefined.
+Arrays are of the engine's dtype, in native byte order and aligned. `x`, `y`, `dy` and `dx` are (T, N, features) with
+any strides on the first two axes, also negative ones, and unit stride on the last, so ``a.transpose(1, 0, 2)`` makes
+them of batch-first arrays without a copy. States are C-contiguous (num_layers * directions, N, size). All others are
+C-contiguous, and flat buffers come from `empty`. T and N are at least 1. The functions drop the GIL, may be called from
+several threads at once, and raise KeyboardInterrupt on Ctrl-C, which leaves their outputs undefined.
+
+pack(engine, parameters, packed, packed_back)
+    `parameters`: arrays in the order of `parameter_shapes`. `packed` (engine.packed_size bytes) is what forward reads,
+    `packed_back` (engine.packed_back_size bytes) what backward reads; either may be None.
+forward(engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace)
+    Writes y, h_n, c_n (None for cells without c) and the tape (None: none is kept). h0 and c0 may be None, for zeros.
+    `masks`: None, or (num_layers - 1, T, N, features of y), factors for the outputs of all layers but the last.
+backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace)
+    Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros.
+
+Examples
+--------
+>>> import numpy as np
+>>> engine = Engine("lstm", np.dtype(np.float32), 4, 8)
+>>> parameters = [np.full(shape, 0.1, np.float32) for shape in parameter_shapes(engine).values()]
+>>> packed, sizes = empty(engine.packed_size), engine.sizes(T=3, N=2)
+>>> pack(engine, parameters, packed, None)
+>>> x, y = np.ones((3, 2, 4), np.float32), np.empty((3, 2, 8), np.float32)
+>>> h_n, c_n = np.empty((2, 1, 2, 8), np.float32)
+>>> forward(engine, packed, x, None, None, y, h_n, c_n, None, None, empty(sizes.forward_workspace))
+>>> bool((y[-1] == h_n).all())
+True
 """
+
+from __future__ import annotations
+
 import contextlib
 import mmap
 import os
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from rnnfast import _core
-from rnnfast._core import (
-    CELLS,
-    Engine,
-    Sizes,
-    backward,
-    forward,
-    get_num_threads,
-    isas,
-    pack,
-)
+from rnnfast._core import CELLS, Engine, Sizes, backward, forward, get_num_threads, isas, pack
 
-__all__ = ["CELLS", "Engine", "Sizes", "activation", "backward", "empty", "forward", "get_num_threads", "isas", "linear_backward",
-           "linear_forward", "pack", "parameter_shapes", "set_num_threads", "use_isa"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-LINE = 64                       # bytes: buffers begin at a cache line
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = [
+    "CELLS",
+    "Engine",
+    "Sizes",
+    "activation",
+    "backward",
+    "empty",
+    "forward",
+    "get_num_threads",
+    "isas",
+    "linear_backward",
+    "linear_forward",
+    "pack",
+    "parameter_shapes",
+    "set_num_threads",
+    "use_isa",
+]
+
+LINE = 64  # bytes: buffers begin at a cache line
 HUGE_PAGE = 1 << 21
 # Shared memory, which Python maps if not told otherwise, gets no huge pages; Windows knows no such flags.
 PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
-def parameter_shapes(engine):
+def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters of an engine, in torch's flat order.
 
     Examples
@@ -46,7 +86,8 @@ def parameter_shapes(engine):
     >>> parameter_shapes(Engine("gru", np.dtype(np.float32), 3, 5, bias=False))
     {'weight_ih_l0': (15, 3), 'weight_hh_l0': (15, 5)}
     """
-    shapes, features, rows = {}, engine.input_size, engine.gates * engine.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    features, rows = engine.input_size, engine.gates * engine.hidden_size
     for layer in range(engine.num_layers):
         for suffix in [f"_l{layer}", f"_l{layer}_reverse"][: engine.directions]:
             shapes["weight_ih" + suffix] = (rows, features)
@@ -59,7 +100,7 @@ def parameter_shapes(engine):
     return shapes
 
 
-def empty(nbytes):
+def empty(nbytes: int) -> Array:
     """A flat buffer of bytes, uninitialised, at a cache line; on huge pages where it is large and the system has them.
 
     Raises
@@ -70,7 +111,7 @@ def empty(nbytes):
     if nbytes < HUGE_PAGE:
         buffer = np.empty(nbytes + LINE, np.uint8)
         start = -buffer.ctypes.data % LINE
-        return buffer[start:start + nbytes]
+        return buffer[start : start + nbytes]
     try:
         pages = mmap.mmap(-1, -(-nbytes // HUGE_PAGE) * HUGE_PAGE, **PRIVATE)
     except (OSError, OverflowError, ValueError) as error:
@@ -81,28 +122,28 @@ def empty(nbytes):
     return np.frombuffer(pages, np.uint8, nbytes)
 
 
-def linear_forward(x, weight, bias, y):
-    """y = x weight' + bias for x (M, I), weight (O, I), bias (O,) or None; rows of x and y may lie any distance apart."""
+def linear_forward(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
+    """y = x weight' + bias for x (M, I), weight (O, I), bias (O,) or None; rows of x and y lie any distance apart."""
     size, _ = _core.linear_sizes(*x.shape, y.shape[1], x.itemsize)
     _core.linear_forward(x, weight, bias, y, empty(size))
 
 
-def linear_backward(x, weight, dy, dx, dweight, dbias):
-    """dx is written; the gradients of the weight and of the bias (None: there is none) are added to dweight and dbias."""
+def linear_backward(x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None) -> None:
+    """Write dx, and add the gradients of weight and bias (None: there is none) to dweight and dbias."""
     _, size = _core.linear_sizes(*x.shape, dy.shape[1], x.itemsize)
     _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size))
 
 
-def activation(name, a, isa=None):
-    """"sigmoid" or "tanh" of a contiguous array, as the cells compute it."""
+def activation(name: str, a: Array, isa: str | None = None) -> Array:
+    """ "sigmoid" or "tanh" of a contiguous array, as the cells compute it."""
     out = np.empty_like(a)
     _core.activation(name, a, out, isa)
     return out
 
 
 @contextlib.contextmanager
-def use_isa(name):
-    """Engines made in this context, and the linear functions, use this instruction set. Not for several threads: it is process-wide."""
+def use_isa(name: str) -> Iterator[None]:
+    """Engines made in this context, and the linear functions, use this instruction set, in all threads."""
     before = _core.get_default_isa()
     _choose_isa(name, "isa")
     try:
@@ -111,13 +152,13 @@ def use_isa(name):
         _core.set_default_isa(before)
 
 
-def _choose_isa(name, source):
+def _choose_isa(name: str, source: str) -> None:
     if name not in isas():
         raise ValueError(f"{source} is {name!r}, which does not run here; choose one of {', '.join(isas())}")
     _core.set_default_isa(name)
 
 
-def set_num_threads(n):
+def set_num_threads(n: SupportsIndex) -> None:
     """The number of threads that a call may use from now on, taken to the letter.
 
     Raises
@@ -132,8 +173,8 @@ def set_num_threads(n):
     _core.set_num_threads(n.__index__())
 
 
-def _default_num_threads():
-    """The least of the processors that this process may run on, its share of them, and what the environment asks for."""
+def _default_num_threads() -> int:
+    """The least of the processors that this process may use, its share of them, and what the environment asks for."""
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
         quota, period = file.read().split()

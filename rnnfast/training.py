@@ -19,11 +19,19 @@ Fit a line:
 [[2.]] [1.]
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Arrays = Mapping[str, NDArray[Any]]
 
 __all__ = ["SGD", "Adam", "clip_grad_norm", "mean_squared_error", "softmax_cross_entropy"]
 
@@ -42,7 +50,9 @@ def _real(name, value):
     return array.astype(native if native in _DTYPES else np.float64, copy=False)
 
 
-def softmax_cross_entropy(logits, targets, mask=None):
+def softmax_cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, mask: ArrayLike | None = None
+) -> tuple[float, NDArray[Any]]:
     """The mean of -log(softmax(logits)[target]) over all positions that count, and its gradient.
 
     Parameters
@@ -121,7 +131,7 @@ def softmax_cross_entropy(logits, targets, mask=None):
     return loss, dlogits
 
 
-def mean_squared_error(y, target):
+def mean_squared_error(y: ArrayLike, target: ArrayLike) -> tuple[float, NDArray[Any]]:
     """The mean of (y - target)**2 over all elements, and its gradient 2 (y - target) / size.
 
     Parameters
@@ -170,7 +180,7 @@ def _sum_of_squares(array):
     return sum(float(chunk @ chunk) for chunk in chunks)
 
 
-def clip_grad_norm(gradients, max_norm):
+def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     """Scale all gradients in place so that their common norm is at most `max_norm`.
 
     As in torch, the factor is ``max_norm / (norm + 1e-6)`` where that is below 1, and nothing is done otherwise.
@@ -269,7 +279,7 @@ class _Optimizer:
         self._kinds = kinds
         self._steps = 0
 
-    def step(self, gradients):
+    def step(self, gradients: Arrays) -> None:
         """Update all parameters in place by one step.
 
         Parameters
@@ -304,7 +314,7 @@ class _Optimizer:
                 for chunk in chunks:
                     self._update(*chunk, scratch[: chunk[0].size])
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copies of all that the optimiser has gathered so far, as a flat dict of arrays.
 
         With the parameters it is what a later run needs to go on along the same curve. `lr` and the other options are
@@ -318,7 +328,7 @@ class _Optimizer:
         """
         return {"step": np.array(self._steps), **{name: moment.copy() for name, moment in self._moments.items()}}
 
-    def load_state_dict(self, arrays):
+    def load_state_dict(self, arrays: Arrays) -> None:
         """Go on from where the optimiser stood that gave this `state_dict`.
 
         Parameters
@@ -376,7 +386,7 @@ class SGD(_Optimizer):
     array([0., 2.])
     """
 
-    def __init__(self, parameters, lr, momentum=0.0):
+    def __init__(self, parameters: Arrays, lr: float, momentum: float = 0.0) -> None:
         self._momentum = _number("momentum", momentum, below=1)
         super().__init__(parameters, lr, ["momentum_buffer"] if self._momentum else [])
 
@@ -428,7 +438,9 @@ class Adam(_Optimizer):
     array([0.5, 2. ])
     """
 
-    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+    def __init__(
+        self, parameters: Arrays, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
         try:
             beta1, beta2 = betas
         except (TypeError, ValueError):

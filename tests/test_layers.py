@@ -1,6 +1,7 @@
 """What the layers promise beyond the kernels: layouts, conversions, who owns what, freezing, dropout, merging."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -435,6 +436,20 @@ def test_tape_is_of_its_forward(kind, frozen, rng):
         got = layer.backward(tapes[k], dy[: T - 1 - k], dstate)
         assert_same(got.parameters, expected[k].parameters)
         np.testing.assert_array_equal(got.x, expected[k].x)
+
+
+def test_memory_of_many_tapes_is_given_back():
+    layer, x = make("lstm"), np.ones((500, 10, I), np.float32)
+    layer.forward(x)
+    tracemalloc.start()
+    try:
+        tapes = [layer.forward(x)[-1] for _ in range(30)]
+        held, _ = tracemalloc.get_traced_memory()
+        del tapes
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left < held / 5
 
 
 def test_parameters_are_seen_by_the_next_call(kind, rng):

@@ -20,8 +20,8 @@ import numpy as np
 from rnnfast import functional
 
 BLOCK = 1 << 18  # inputs looked at together
-SIGN = 1 << 31   # as a bit
-LARGEST_ERROR = {"sigmoid": 2.5, "tanh": 2.0}                     # ulp
+SIGN = 1 << 31  # as a bit
+LARGEST_ERROR = {"sigmoid": 2.5, "tanh": 2.0}  # ulp
 OUTERMOST_FALLS = {"sigmoid": (-2.0, 14.0), "tanh": (-6.1, 6.1)}  # beyond these inputs the functions are monotone
 
 
@@ -84,7 +84,7 @@ def examine(function, isas, bits):
         error = np.abs(y - right) / ulp
         if function == "sigmoid":  # it may give 0 for a subnormal number
             error[(y == 0) & (right < np.finfo(np.float32).tiny)] = 0
-        worst = error.argmax()     # the first NaN, if there is one
+        worst = error.argmax()  # the first NaN, if there is one
         found.error, found.error_at = float(error[worst]), float(x[worst])
         if not found.error <= LARGEST_ERROR[function]:
             found.faults.append(f"{isa}: {function}({found.error_at}) is wrong by {found.error} ulp")
