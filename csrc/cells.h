@@ -35,8 +35,8 @@ typedef struct {
 typedef void pointwise(const point *, range units);
 
 typedef struct {
-    int from_aux;       /* the product's source: aux, or h of the step before */
-    int first, count;   /* the columns it adds to; count 0: it makes h */
+    int from_aux;     /* the product's source: aux, or h of the step before */
+    int first, count; /* the columns it adds to; count 0: it makes h */
     int keeps_dh;
     pointwise *forward, *backward; /* run after the product (backward: before it); may be NULL */
 } stage;
@@ -253,6 +253,8 @@ static void gru_before_mix_backward(const point *p, range units)
 
 /* ---- the registry ---- */
 
+/* The parts of a cell side by side, which clang-format would put one below the other. */
+/* clang-format off */
 static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_RNN_TANH] = {.gates = 1, .width = 1, .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
                           .stage = {{.count = 1, .forward = rnn_tanh_forward, .backward = rnn_tanh_backward}}},
@@ -269,6 +271,7 @@ static const cell cells[RNNFAST_CELLS] = {
                                             {.from_aux = 1, .first = 2, .count = 1, .forward = gru_before_mix_forward,
                                              .backward = gru_before_mix_backward}}},
 };
+/* clang-format on */
 
 /* The cell of a stack; with a projection its output goes to aux, and a last stage makes h of that. */
 static cell cell_of(const rnnfast_stack *s)

@@ -206,13 +206,14 @@ INLINE void tile(const int R, const int V, const operands *o)
 
 INLINE void strip(const int R, ptrdiff_t V, const operands *o)
 {
+    switch (V) {
 #if TILE_VECS == 4
-    if (V == 4) tile(R, 4, o);
-    else if (V == 3) tile(R, 3, o);
-    else
+    case 4: tile(R, 4, o); break;
+    case 3: tile(R, 3, o); break;
 #endif
-    if (V == 2) tile(R, 2, o);
-    else tile(R, 1, o);
+    case 2: tile(R, 2, o); break;
+    default: tile(R, 1, o);
+    }
 }
 
 static void strip_1(ptrdiff_t V, const operands *o)

@@ -32,18 +32,18 @@ enum {
 };
 
 typedef struct {
-    atomic_uint jobs;   /* posted to this member so far */
+    atomic_uint jobs; /* posted to this member so far */
     atomic_int asleep;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     int k;
-    char apart[64];     /* a member spins on a cache line of its own */
+    char apart[64]; /* a member spins on a cache line of its own */
 } member;
 
 static struct {
-    atomic_long owner;  /* the process that holds the team, 0 for none: in a forked child the parent's hold counts for nothing */
-    long process;       /* the one to which the members belong */
-    int made;           /* members there are; member k is members[k], members[0] stands for the caller */
+    atomic_long owner; /* the process that holds the team, 0 for none: in a forked child the parent's hold counts for nothing */
+    long process;      /* the one to which the members belong */
+    int made;          /* members there are; member k is members[k], members[0] stands for the caller */
     int n;
     void (*work)(void *, int, int);
     void *argument;

@@ -41,14 +41,14 @@ typedef enum {
 typedef struct {
     rnnfast_cell cell;
     int directions;
-    int reverse;       /* with one direction: run it from the last step to the first */
+    int reverse; /* with one direction: run it from the last step to the first */
     ptrdiff_t layers, I, H;
-    ptrdiff_t P;       /* equal to H where there is no projection */
+    ptrdiff_t P; /* equal to H where there is no projection */
 } rnnfast_stack;
 
-typedef struct {       /* bytes */
-    size_t packed;             /* weights as forward reads them */
-    size_t packed_back;        /* weights as backward reads them */
+typedef struct {        /* bytes */
+    size_t packed;      /* weights as forward reads them */
+    size_t packed_back; /* weights as backward reads them */
     size_t tape;
     size_t forward_workspace;
     size_t backward_workspace;
@@ -63,53 +63,53 @@ typedef struct {
 typedef struct {
     rnnfast_stack stack;
     ptrdiff_t T, N;
-    int threads;               /* at most so many */
-    rnnfast_poll poll;         /* stop may be NULL */
+    int threads;       /* at most so many */
+    rnnfast_poll poll; /* stop may be NULL */
     void *workspace;
 
     const void *x;
     ptrdiff_t x_step, x_row;
-    const void *h0, *c0;       /* NULL: zeros */
-    void *y;                   /* written by forward, read by backward */
+    const void *h0, *c0; /* NULL: zeros */
+    void *y;             /* written by forward, read by backward */
     ptrdiff_t y_step, y_row;
-    void *tape;                /* written by forward, read by backward; NULL: forward keeps nothing */
-    const void *masks;         /* NULL: none */
+    void *tape;        /* written by forward, read by backward; NULL: forward keeps nothing */
+    const void *masks; /* NULL: none */
 
-    const void *packed;        /* forward only */
+    const void *packed; /* forward only */
     void *h_n, *c_n;
 
-    const void *packed_back;   /* the rest: backward only */
-    const void *dy;            /* NULL: zeros */
+    const void *packed_back; /* the rest: backward only */
+    const void *dy;          /* NULL: zeros */
     ptrdiff_t dy_step, dy_row;
-    const void *dh_n, *dc_n;   /* NULL: zeros */
+    const void *dh_n, *dc_n; /* NULL: zeros */
     void *dx;
     ptrdiff_t dx_step, dx_row;
     void *dh0, *dc0;
-    void *const *dparameters;  /* in the order of parameters, contiguous; gradients are added to them */
+    void *const *dparameters; /* in the order of parameters, contiguous; gradients are added to them */
 } rnnfast_problem;
 
-typedef struct {               /* y = x W' + b over M rows */
+typedef struct { /* y = x W' + b over M rows */
     ptrdiff_t M, I, O;
     int threads;
     rnnfast_poll poll;
     void *workspace;
-    const void *x;             /* [M, I], rows x_row apart; so for y, dy, dx */
+    const void *x; /* [M, I], rows x_row apart; so for y, dy, dx */
     ptrdiff_t x_row;
-    const void *weight;        /* [O, I] */
-    const void *bias;          /* [O], or NULL */
+    const void *weight; /* [O, I] */
+    const void *bias;   /* [O], or NULL */
     void *y;
     ptrdiff_t y_row;
     const void *dy;
     ptrdiff_t dy_row;
     void *dx;
     ptrdiff_t dx_row;
-    void *dweight, *dbias;     /* gradients are added to them; dbias may be NULL */
+    void *dweight, *dbias; /* gradients are added to them; dbias may be NULL */
 } rnnfast_linear;
 
-typedef struct {               /* one for each number type and instruction set */
+typedef struct { /* one for each number type and instruction set */
     const char *isa;
-    size_t item;               /* bytes of a number */
-    int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, rnnfast_sizes *);  /* not 0: a product of sizes overflows */
+    size_t item;                                                                    /* bytes of a number */
+    int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, rnnfast_sizes *); /* not 0: a product of sizes overflows */
     void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, rnnfast_poll);
     void (*forward)(const rnnfast_problem *);
     void (*backward)(const rnnfast_problem *);

@@ -20,15 +20,17 @@
 
 #include "cells.h"
 
+#include <assert.h>
+
 enum {
-    SUM_ROWS = 256,          /* rows in one chain of a weight's gradient: a longer chain would lose accuracy */
-    CHUNK_ROWS = 128,        /* rows of a batch that go through time together: their gates stay in cache */
-    BLOCK_BYTES = 1 << 18,   /* gates of a block of steps, to stay in the second-level cache */
-    BLOCK_ROWS = 48,         /* but at least so many rows, to pay for reading W_ih */
-    THREAD_WORK = 1 << 20,   /* multiply-adds that are worth a further thread */
-    MEETING_WORK = 1 << 16,  /* and those of one step that are worth meetings */
-    MOVE_WORK = 8,           /* what moving a number costs, counted in multiply-adds at the slowest */
-    POINT_WORK = 64,         /* and a unit's pointwise part */
+    SUM_ROWS = 256,         /* rows in one chain of a weight's gradient: a longer chain would lose accuracy */
+    CHUNK_ROWS = 128,       /* rows of a batch that go through time together: their gates stay in cache */
+    BLOCK_BYTES = 1 << 18,  /* gates of a block of steps, to stay in the second-level cache */
+    BLOCK_ROWS = 48,        /* but at least so many rows, to pay for reading W_ih */
+    THREAD_WORK = 1 << 20,  /* multiply-adds that are worth a further thread */
+    MEETING_WORK = 1 << 16, /* and those of one step that are worth meetings */
+    MOVE_WORK = 8,          /* what moving a number costs, counted in multiply-adds at the slowest */
+    POINT_WORK = 64,        /* and a unit's pointwise part */
     ALIGN = 64 / sizeof(REAL)
 };
 
@@ -249,8 +251,8 @@ typedef struct {
 typedef struct {
     call *call;
     rnnfast_barrier *barrier;
-    int k, n;          /* which of how many members */
-    int by_rows;       /* rows are dealt out, else columns and units */
+    int k, n;    /* which of how many members */
+    int by_rows; /* rows are dealt out, else columns and units */
     watch watch;
 } crew;
 
@@ -310,15 +312,15 @@ static void copy_rows(grid to, grid from, ptrdiff_t columns, range rows)
 
 typedef struct {
     shape z;
-    ptrdiff_t T, N, K;             /* K features of the layer's input */
-    int keeps;                     /* a tape is kept */
+    ptrdiff_t T, N, K; /* K features of the layer's input */
+    int keeps;         /* a tape is kept */
     grid x, y, h0, c0;
-    grid gates, c, aux;            /* of all steps; c and aux of one step alone, and gates of a block, if no tape is kept */
+    grid gates, c, aux; /* of all steps; c and aux of one step alone, and gates of a block, if no tape is kept */
     const REAL *w_ih, *w[2], *bias;
     grid h_n, c_n;
-    grid dy, dx, dh_n, dc_n;       /* backward only, as all that follows; dy.at NULL: zeros */
-    grid dgates, dh_steps;         /* of a block of steps */
-    grid dh, dc, daux;             /* of a step */
+    grid dy, dx, dh_n, dc_n; /* backward only, as all that follows; dy.at NULL: zeros */
+    grid dgates, dh_steps;   /* of a block of steps */
+    grid dh, dc, daux;       /* of a step */
     REAL *tiles, *panels;
     grid dh0, dc0;
     REAL *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr;
@@ -365,8 +367,13 @@ static point point_at(const direction *d, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t
 
 static product input_product(const direction *d, ptrdiff_t s0, ptrdiff_t s1, ptrdiff_t slot, range rows)
 {
-    product p = {.rows = (s1 - s0) * (rows.end - rows.begin), .K = d->K, .columns = d->z.cell.gates * d->z.H, .b = d->w_ih,
-                 .from = FROM_ROW, .start = d->bias, .into = d->z.cell.gates == d->z.cell.width ? WHOLE : EXACT};
+    product p = {.rows = (s1 - s0) * (rows.end - rows.begin),
+                 .K = d->K,
+                 .columns = d->z.cell.gates * d->z.H,
+                 .b = d->w_ih,
+                 .from = FROM_ROW,
+                 .start = d->bias,
+                 .into = d->z.cell.gates == d->z.cell.width ? WHOLE : EXACT};
     p.a = window(&d->x, s0, rows);
     p.c = window(&d->gates, slot, rows);
     return p;
@@ -450,8 +457,12 @@ static void forward_direction(const direction *d, crew *w)
 static product stage_product_back(const direction *d, int i, ptrdiff_t slot, range rows)
 {
     const stage *g = &d->z.cell.stage[i];
-    product p = {.rows = rows.end - rows.begin, .K = stage_columns(&d->z, g), .columns = stage_source(&d->z, g), .b = d->w[i],
-                 .from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO, .into = WHOLE};
+    product p = {.rows = rows.end - rows.begin,
+                 .K = stage_columns(&d->z, g),
+                 .columns = stage_source(&d->z, g),
+                 .b = d->w[i],
+                 .from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO,
+                 .into = WHOLE};
     p.a = g->count ? shifted(window(&d->dgates, slot, rows), g->first * d->z.H) : window(&d->dh, 0, rows);
     p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);
     return p;
@@ -459,8 +470,12 @@ static product stage_product_back(const direction *d, int i, ptrdiff_t slot, ran
 
 static product input_product_back(const direction *d, ptrdiff_t s0, ptrdiff_t s1, range rows)
 {
-    product p = {.rows = (s1 - s0) * (rows.end - rows.begin), .K = d->z.cell.gates * d->z.H, .columns = d->K, .b = d->w_ih,
-                 .from = FROM_ZERO, .into = EXACT};
+    product p = {.rows = (s1 - s0) * (rows.end - rows.begin),
+                 .K = d->z.cell.gates * d->z.H,
+                 .columns = d->K,
+                 .b = d->w_ih,
+                 .from = FROM_ZERO,
+                 .into = EXACT};
     p.a = window(&d->dgates, 0, rows);
     p.c = window(&d->dx, s0, rows);
     return p;
@@ -503,7 +518,8 @@ static void step_back(const direction *d, crew *w, ptrdiff_t s, ptrdiff_t slot, 
 }
 
 /* dW[j, i] += sum over rows r of d[r, j] * source[r, i], d in tiles, the source in panels; some of the tiles. */
-static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL *panels, ptrdiff_t columns, REAL *dw, range which, watch *w)
+static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL *panels, ptrdiff_t columns, REAL *dw, range which,
+                      watch *w)
 {
     product p = {.rows = rows, .K = R, .columns = columns, .tiles = tiles, .b = panels, .from = FROM_ZERO, .into = ADD};
     p.c = plain_rows(dw, columns);
@@ -708,9 +724,20 @@ static double stack_work(const rnnfast_problem *p, const shape *z)
     return of_row * z->D * p->T * p->N;
 }
 
+/* What the caller has promised. */
+static void check_promises(const rnnfast_problem *p)
+{
+    assert(p->T >= 1 && p->N >= 1 && p->threads >= 1);
+    assert(p->stack.directions == 1 || (p->stack.directions == 2 && !p->stack.reverse));
+    assert((uintptr_t)p->workspace % 64 == 0 && (uintptr_t)p->tape % 64 == 0);
+    assert(!p->dy || p->tape);
+    (void)p;
+}
+
 static void forward(const rnnfast_problem *p)
 {
     shape z = shape_of(&p->stack);
+    check_promises(p);
     call c = {.problem = p};
     start(&c);
     memset(p->workspace, 0, (size_t)zero_row(&z) * sizeof(REAL));
@@ -762,7 +789,8 @@ static void backward_work(void *argument, int k, int n)
         }
         for (int which = (int)directions.begin; needed && which < directions.end; which++) {
             direction d = direction_of(p, &z, layer, which, zeros);
-            const REAL *packed = (const REAL *)p->packed_back + place(&z, layer, which, packed_back_of_layer(&z, 0), packed_back_of_layer(&z, 1));
+            const REAL *packed =
+                (const REAL *)p->packed_back + place(&z, layer, which, packed_back_of_layer(&z, 0), packed_back_of_layer(&z, 1));
             REAL *work = own + which * backward_own(&z, T, N), *from = (REAL *)packed;
             ptrdiff_t state = layer * z.D + which;
             void *const *gradients = p->dparameters + 5 * state;
@@ -803,6 +831,7 @@ static void backward_work(void *argument, int k, int n)
 static void backward(const rnnfast_problem *p)
 {
     shape z = shape_of(&p->stack);
+    check_promises(p);
     call c = {.problem = p};
     start(&c);
     memset(p->workspace, 0, (size_t)zero_row(&z) * sizeof(REAL));
@@ -912,7 +941,7 @@ static void tanh_of_array(const void *a, void *out, size_t count)
 }
 
 extern const rnnfast_table TABLE;
-const rnnfast_table TABLE = {ISA,  sizeof(REAL),   sizes,          pack,    forward, backward, linear_sizes, linear_forward, linear_backward,
-                             sigmoid_of_array, tanh_of_array};
+const rnnfast_table TABLE = {
+    ISA, sizeof(REAL), sizes, pack, forward, backward, linear_sizes, linear_forward, linear_backward, sigmoid_of_array, tanh_of_array};
 
 #endif

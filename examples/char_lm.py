@@ -30,7 +30,7 @@ import rnnfast
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
 
 CELLS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
-LEARNING_RATES = {"lstm": 0.006, "gru": 0.004, "rnn": 0.001}
+LEARNING_RATES = {"lstm": 0.006, "gru": 0.003, "rnn": 0.002}
 ORDERS = 5  # of the n-gram models
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the tail of the text that is kept for the comparison
 MILESTONES = 20  # evaluations over a run, each followed by a save
@@ -399,7 +399,7 @@ def parse_arguments(arguments):
         group.add_argument("--text", metavar="FILE", help="text to learn, in UTF-8 (default: the help inside CPython)"),
         group.add_argument("--cell", choices=CELLS, default="gru", help="kind of the recurrent layer (%(default)s)"),
         group.add_argument(
-            "--hidden", metavar="N", type=count, default=512, help="units in each recurrent layer (%(default)s)"
+            "--hidden", metavar="N", type=count, default=384, help="units in each recurrent layer (%(default)s)"
         ),
         group.add_argument(
             "--layers", metavar="N", type=count, default=1, help="recurrent layers, stacked (%(default)s)"
@@ -408,7 +408,7 @@ def parse_arguments(arguments):
             "--embedding", metavar="N", type=count, default=64, help="size of a character's vector (%(default)s)"
         ),
         group.add_argument(
-            "--batch", metavar="N", type=count, default=16, help="places read side by side (%(default)s)"
+            "--batch", metavar="N", type=count, default=12, help="places read side by side (%(default)s)"
         ),
         group.add_argument(
             "--window", metavar="N", type=count, default=64, help="characters between two updates (%(default)s)"

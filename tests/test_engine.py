@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import cache
 
 import numpy as np
@@ -38,6 +39,9 @@ TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-13}
 # These hold, for every number of lanes from 1 to 16 and every tile of 1 to 4 vectors, the numbers beside its edge.
 EDGES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65]
 
+# The results that have a part for every row of the batch.
+PER_ROW = {"y", "dx", "state 0", "state 1", "dstate 0", "dstate 1"}
+
 
 def variant_problem(variant, T, N, I, H, **options):
     """A problem of one of VARIANTS; a projected LSTM, which needs P < H, is given one unit more than P."""
@@ -61,8 +65,7 @@ def assert_same_bits(got, expected):
 
 def rows(p, which):
     """The problem of some rows of the batch."""
-    q = problem(p.cell, 1, 1, 1, 1)
-    vars(q).update(vars(p))
+    q = copy(p)
     q.x, q.dy = p.x[:, which], p.dy[:, which]
     q.state, q.dstate = (
         tuple(member[:, which].copy() for member in s) if isinstance(s, tuple) else s[:, which].copy()
@@ -76,9 +79,6 @@ def rows(p, which):
 def of_rows(results, which):
     """The results that belong to some rows of the batch."""
     return {name: value[:, which] for name, value in results.items() if name in PER_ROW}
-
-
-PER_ROW = {"y", "dx", "state 0", "state 1", "dstate 0", "dstate 1"}
 
 
 # --- the right numbers
@@ -112,12 +112,12 @@ def test_large_sizes(variant, T, N, I, H, dtype, isa):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_gradients_are_central_differences(variant, direction, isa):
+def test_gradients_are_central_differences(variant, direction):
     p = variant_problem(variant, 3, 2, 2, 3, num_layers=2, dropout=True, **DIRECTIONS[direction])
-    results = run_engine(p, isa)
+    results = run_engine(p)
 
     def run_forward(p):
-        run = Run(p, isa, keep_tape=False)
+        run = Run(p, keep_tape=False)
         return run.y, run.state
 
     expected = gradient_by_differences(p, run_forward)
@@ -150,7 +150,9 @@ def test_any_shape_and_layout(p, isa, layout):
     assert_close(run_engine(p, isa, layout=layout), run_reference(p, np.float64), TOLERANCE[p.dtype])
 
 
-@pytest.mark.parametrize(("T", "N"), [(1000, 1000), (1, 10**6), (10**6, 1)])
+@pytest.mark.parametrize(
+    ("T", "N", "isa"), [(1, 10**6, None), (10**6, 1, None), *((1000, 1000, isa) for isa in functional.isas())]
+)
 def test_gradients_are_sums_of_a_million_rows(T, N, isa):
     """All summands are positive; one chain of float32 sums over them would be wrong in the fourth digit."""
     p = problem("rnn_relu", T, N, 1, 1, dtype=np.float32)
@@ -182,9 +184,8 @@ def test_none_means_zeros(variant, direction, isa):
     p = variant_problem(variant, 4, 3, 5, 6, num_layers=2, dtype=np.float32, **DIRECTIONS[direction])
 
     def check(**absent):
-        zeros, none = (problem(p.cell, 1, 1, 1, 1) for _ in range(2))
+        zeros, none = copy(p), copy(p)
         for q, value in ((zeros, np.zeros_like), (none, lambda _: None)):
-            vars(q).update(vars(p))
             for name, which in absent.items():
                 given = getattr(p, name)
                 if which is None:
@@ -419,6 +420,19 @@ def test_use_isa_chooses_and_forgets():
         with functional.use_isa(isa):
             assert make_engine(problem("gru", 1, 1, 1, 1)).isa == isa
         assert make_engine(problem("gru", 1, 1, 1, 1)).isa == chosen
+
+
+def test_use_isa_refuses_what_does_not_run_here():
+    with pytest.raises(ValueError, match=f"isa is 'mmx', .* choose one of {', '.join(functional.isas())}"):
+        functional.use_isa("mmx").__enter__()
+
+
+@pytest.mark.parametrize(("error", "count"), [(ValueError, 0), (ValueError, -1), (TypeError, 1.5), (TypeError, True)])
+def test_number_of_threads_is_a_positive_integer(threads, error, count):
+    threads(2)
+    with pytest.raises(error, match="number of threads"):
+        threads(count)
+    assert functional.get_num_threads() == 2
 
 
 # --- the linear map

@@ -289,6 +289,16 @@ def test_state_dict_is_a_copy_under_torchs_names():
     ]
 
 
+def test_the_state_of_a_fresh_optimizer_can_be_loaded():
+    """It forgets the steps taken since."""
+    parameters = {"a": np.ones(2)}
+    adam = training.Adam(parameters)
+    fresh = adam.state_dict()
+    adam.step(copies(parameters))
+    adam.load_state_dict(fresh)
+    assert_same(adam.state_dict(), fresh)
+
+
 def read_only(array):
     array.setflags(write=False)
     return array
@@ -379,6 +389,7 @@ def test_a_refused_state_changes_nothing(error, words, change):
         (TypeError, "lr must be a number, got '0.1'", lambda p: training.SGD(p, lr="0.1")),
         (ValueError, "momentum must be at least 0 and below 1, got 1", lambda p: training.SGD(p, 0.1, momentum=1)),
         (ValueError, r"betas\[1\] must be at least 0 and below 1", lambda p: training.Adam(p, betas=(0.9, 1.0))),
+        (ValueError, r"betas\[0\] must be at least 0 and below 1", lambda p: training.Adam(p, betas=(1.0, 0.9))),
         (TypeError, "betas must be a pair of numbers, got 0.9", lambda p: training.Adam(p, betas=0.9)),
         (ValueError, "eps must be at least 0", lambda p: training.Adam(p, eps=-1e-8)),
     ],

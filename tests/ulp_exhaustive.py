@@ -61,7 +61,7 @@ def float32_ulp(a):
 
 def examine(function, isas, bits):
     """Findings, by instruction set, for the inputs of these bits: ascending and of one sign; for tanh, of both."""
-    x = bits.view(np.float32)  # of growing magnitude; the last may be NaN
+    x = bits.view(np.float32)  # of growing magnitude; NaN comes last
     numbers = np.count_nonzero(~np.isnan(x))
     negative = bits[0] >= SIGN
     right = exact(function, x[:numbers])
@@ -105,8 +105,8 @@ def examine(function, isas, bits):
 
 def examine_block(isas, block):
     function, start = block
-    bits = np.arange(start, start + BLOCK + 1, dtype=np.uint64).astype(np.uint32)  # the last begins the next block
-    return function, examine(function, isas, bits)
+    stop = min(start + BLOCK + 1, (start & SIGN) + SIGN)  # with the first of the next block, if that has the same sign
+    return function, examine(function, isas, np.arange(start, stop, dtype=np.uint64).astype(np.uint32))
 
 
 def main():
