@@ -100,7 +100,7 @@ class LanguageModel:
         embedding = self.embedding.backward(embedding_tape, recurrent.x)
         return loss, state, self._join(embedding.parameters, recurrent.parameters, readout.parameters)
 
-    def bits_per_character(self, codes, start, lanes=16, window=256):
+    def bits_per_character(self, codes, start, lanes=12, window=256):
         """The mean of -log2 p(character | all before it) over codes[start:].
 
         For speed they are cut into lanes that are read side by side, each with a window of text before it as context.
@@ -493,10 +493,10 @@ def report(run, options):
     if strange := sorted(set(prompt) - set(characters)):
         raise CannotRun(f"--prompt has characters that the text has not: {' '.join(strange)}")
 
-    sizes = "{embedding} numbers per character, {layers} x {cell} of {hidden} units".format_map(training.options)
+    layers = f"{training.name} of {' + '.join([str(training.options['hidden'])] * training.options['layers'])} units"
     parameters = sum(array.size for array in training.model.parameters.values())
     print(f"Text: {training.source}, {len(codes):,} characters, {len(characters)} different ones.")
-    print(f"Model: {sizes}, readout; {parameters:,} parameters.")
+    print(f"Model: embedding of {training.options['embedding']}, {layers}, readout: {parameters:,} parameters.")
     print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
     with interruptible() as interrupted:
         training.run(run.minutes, interrupted, ProgressBar(sys.stderr), run.model)

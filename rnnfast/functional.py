@@ -43,7 +43,14 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from rnnfast import _core
+try:
+    from rnnfast import _core
+except ImportError as error:
+    here = os.path.dirname(os.path.abspath(__file__))
+    raise ImportError(
+        f"the compiled part of rnnfast is missing in {here}. In a checkout, install with `pip install -e .`, or run "
+        "Python in another folder after `pip install .`"
+    ) from error
 from rnnfast._core import CELLS, Engine, Sizes, backward, forward, get_num_threads, isas, pack
 
 if TYPE_CHECKING:

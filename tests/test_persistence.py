@@ -313,7 +313,7 @@ def test_crash_leaves_the_old_file(step, tmp_path):
 
 
 def _python(script, *arguments):
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
