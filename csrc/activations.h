@@ -73,8 +73,7 @@ INLINE vec sigmoid(vec x)
     /* With this factor a and b stay between 0.7 and 1, where one ulp serves all: smaller errors, and a monotone tail. */
     const REAL factor = (REAL)0.84;
     const vec lowest = broadcast((REAL)SIGMOID_LOWEST), highest = broadcast((REAL)SIGMOID_HIGHEST);
-    x = select(less(x, lowest), lowest, x); /* comparisons put so that NaN passes */
-    x = select(less(highest, x), highest, x);
+    x = lesser(highest, greater(lowest, x)); /* in this order NaN passes */
     vec rounded = muladd(x, broadcast((REAL)-LOG2E), broadcast(ROUNDER));
     vec n = rounded - broadcast(ROUNDER);
     vec r = muladd(n, broadcast((REAL)LN2_LOW), muladd(n, broadcast((REAL)LN2_HIGH), x)); /* -h */
@@ -88,7 +87,7 @@ INLINE vec hyperbolic_tangent(vec x)
     const vec highest = broadcast((REAL)TANH_HIGHEST);
     ivec sign = sign_bit(x);
     x = from_bits(to_bits(x) ^ sign);
-    x = select(less(highest, x), highest, x);
+    x = lesser(highest, x);
     vec rounded = muladd(x, broadcast((REAL)TANH_STEPS), broadcast(ROUNDER));
     vec n = rounded - broadcast(ROUNDER);
     vec r = muladd(n, broadcast((REAL)(-LN2 / 2)), x); /* h / 2; the larger n, the less does its error matter: one product will do */

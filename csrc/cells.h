@@ -82,14 +82,13 @@ INLINE void rnn_tanh_backward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
 
 INLINE void rnn_relu_forward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
 {
-    vec a = get(p->gates + j, n), zero = broadcast(0);
-    put(p->h + j, select(less(a, zero), zero, a), n);
+    put(p->h + j, greater(broadcast(0), get(p->gates + j, n)), n); /* in this order NaN passes */
 }
 
 INLINE void rnn_relu_backward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
 {
     vec zero = broadcast(0);
-    put(p->dgates + j, select(less(zero, get(p->h + j, n)), get(p->dh + j, n), zero), n);
+    put(p->dgates + j, select(less_equal(get(p->h + j, n), zero), zero, get(p->dh + j, n)), n);
 }
 
 static void rnn_tanh_forward(const point *p, range units)

@@ -36,7 +36,7 @@ typedef REAL vec __attribute__((vector_size(LANES * sizeof(REAL))));
 typedef BITS ivec __attribute__((vector_size(LANES * sizeof(REAL))));
 #endif
 
-#if LANES > 1 && (defined(__AVX512F__) || defined(__FMA__))
+#if LANES > 1 && (defined(__AVX512F__) || defined(__FMA__) || defined(__SSE2__))
 #include <immintrin.h>
 #elif LANES > 1 && defined(__ARM_NEON) && defined(__aarch64__)
 #include <arm_neon.h>
@@ -108,13 +108,13 @@ INLINE vec muladd(vec a, vec b, vec c)
 #endif
 }
 
-/* All bits set where a < b; false where either is NaN. */
-INLINE ivec less(vec a, vec b)
+/* All bits set where a <= b; none where either is NaN. */
+INLINE ivec less_equal(vec a, vec b)
 {
 #if LANES == 1
-    return -(BITS)(a < b);
+    return -(BITS)(a <= b);
 #else
-    return (ivec)(a < b);
+    return (ivec)(a <= b);
 #endif
 }
 
@@ -125,6 +125,49 @@ INLINE vec select(ivec mask, vec a, vec b)
     return mask ? a : b;
 #else
     return from_bits((mask & to_bits(a)) | (~mask & to_bits(b)));
+#endif
+}
+
+/* The lesser, the greater of a and b; b where either is NaN. gcc makes one instruction of no other form. */
+INLINE vec lesser(vec a, vec b)
+{
+#if LANES == 1
+    return a < b ? a : b;
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512 && REAL_BITS == 32
+    return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512
+    return (vec)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__FMA__) && REAL_BITS == 32
+    return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__FMA__)
+    return (vec)_mm256_min_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__) && REAL_BITS == 32
+    return (vec)_mm_min_ps((__m128)a, (__m128)b);
+#elif defined(__SSE2__)
+    return (vec)_mm_min_pd((__m128d)a, (__m128d)b);
+#else
+    return select((ivec)(a < b), a, b);
+#endif
+}
+
+INLINE vec greater(vec a, vec b)
+{
+#if LANES == 1
+    return b < a ? a : b;
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512 && REAL_BITS == 32
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX512F__) && LANES * REAL_BITS == 512
+    return (vec)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__FMA__) && REAL_BITS == 32
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__FMA__)
+    return (vec)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__) && REAL_BITS == 32
+    return (vec)_mm_max_ps((__m128)a, (__m128)b);
+#elif defined(__SSE2__)
+    return (vec)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+    return select((ivec)(b < a), a, b);
 #endif
 }
 

@@ -54,7 +54,7 @@ def _rnn_tanh_step(p, a, h):
 
 def _rnn_relu_step(p, a, h):
     after = np.maximum(a + h @ p.weight_hh.T + p.bias_hh, 0)
-    return (after,), (h, after > 0)
+    return (after,), (h, ~(after <= 0))
 
 
 def _rnn_gradient(p, d, kept, dh):

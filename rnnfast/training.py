@@ -177,7 +177,8 @@ def _sum_of_squares(array):
     chunks = np.nditer(
         array, ["external_loop", "buffered", "zerosize_ok"], ["readonly"], op_dtypes=[np.float64], buffersize=_CHUNK
     )
-    return sum(float(chunk @ chunk) for chunk in chunks)
+    # einsum, as BLAS would wake threads of its own, which fight with ours for the cores
+    return sum(float(np.einsum("i,i->", chunk, chunk)) for chunk in chunks)
 
 
 def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
