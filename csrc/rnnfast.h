@@ -92,13 +92,14 @@ typedef struct { /* y = x W' + b over M rows */
     ptrdiff_t M, I, O;
     int threads;
     rnnfast_poll poll;
-    void *workspace;
-    const void *x; /* [M, I], rows x_row apart; so for y, dy, dx */
+    void *packed;       /* W and b: written by linear_pack, read by linear_forward */
+    const void *weight; /* [O, I]; read by linear_pack and linear_backward */
+    const void *bias;   /* [O], or NULL; linear_pack */
+    const void *x;      /* [M, I], rows x_row apart; so for y, dy, dx */
     ptrdiff_t x_row;
-    const void *weight; /* [O, I] */
-    const void *bias;   /* [O], or NULL */
     void *y;
     ptrdiff_t y_row;
+    void *workspace; /* this and the rest: linear_backward */
     const void *dy;
     ptrdiff_t dy_row;
     void *dx;
@@ -113,7 +114,8 @@ typedef struct { /* one for each number type and instruction set */
     void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, rnnfast_poll);
     void (*forward)(const rnnfast_problem *);
     void (*backward)(const rnnfast_problem *);
-    int (*linear_sizes)(const rnnfast_linear *, size_t *forward_workspace, size_t *backward_workspace);
+    int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace); /* as sizes */
+    void (*linear_pack)(const rnnfast_linear *);
     void (*linear_forward)(const rnnfast_linear *);
     void (*linear_backward)(const rnnfast_linear *);
     void (*sigmoid)(const void *a, void *out, size_t count);

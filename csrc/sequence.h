@@ -837,16 +837,16 @@ static void backward(const rnnfast_problem *p)
     rnnfast_run(worthwhile(p->threads, stack_work(p, &z)), backward_work, &c);
 }
 
-/* ---- the readout y = x W' + b: the same kernel; workspace: W packed, the bias; tiles of dy and panels of x ---- */
+/* ---- the readout y = x W' + b: the same kernel. Packed: W, the bias; workspace of backward: W packed, tiles of dy, panels of x ---- */
 
-static int linear_sizes(const rnnfast_linear *p, size_t *forward_workspace, size_t *backward_workspace)
+static int linear_sizes(const rnnfast_linear *p, size_t *packed, size_t *backward_workspace)
 {
     ptrdiff_t R = at_most(p->M, SUM_ROWS), O_row = whole(p->O, LANES), I_row = whole(p->I, LANES);
-    ptrdiff_t forward_numbers = plus(times(p->I, O_row), O_row);
+    ptrdiff_t packed_numbers = plus(times(p->I, O_row), O_row);
     ptrdiff_t backward_numbers = plus(whole(times(p->O, I_row), ALIGN), times(R, plus(O_row, I_row)));
-    *forward_workspace = (size_t)forward_numbers * sizeof(REAL);
+    *packed = (size_t)packed_numbers * sizeof(REAL);
     *backward_workspace = (size_t)backward_numbers * sizeof(REAL);
-    return forward_numbers == TOO_MANY || backward_numbers == TOO_MANY || times(p->M, plus(p->I, p->O)) == TOO_MANY;
+    return packed_numbers == TOO_MANY || backward_numbers == TOO_MANY || times(p->M, plus(p->I, p->O)) == TOO_MANY;
 }
 
 static watch watch_linear(call *c, int k)
@@ -855,12 +855,12 @@ static watch watch_linear(call *c, int k)
     return w;
 }
 
-static void linear_forward_work(void *argument, int k, int n)
+static void linear_pack_work(void *argument, int k, int n)
 {
     call *c = argument;
     const rnnfast_linear *p = c->linear;
     watch w = watch_linear(c, k);
-    REAL *packed = p->workspace, *bias = packed + packed_size(p->I, p->O);
+    REAL *packed = p->packed, *bias = packed + packed_size(p->I, p->O);
     range panels = part(panels_of(p->O), k, n);
     ptrdiff_t first = panels.begin * TILE_COLUMNS, end = at_most(panels.end * TILE_COLUMNS, p->O);
     if (k == 0) {
@@ -869,8 +869,16 @@ static void linear_forward_work(void *argument, int k, int n)
         if (p->bias) memcpy(bias, p->bias, (size_t)p->O * sizeof(REAL));
     }
     pack_weight(packed, NULL, p->I, p->O, first, end - first, (const REAL *)p->weight + first * p->I, &w);
-    rnnfast_wait(&c->all, n);
-    product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = bias, .into = EXACT};
+}
+
+static void linear_forward_work(void *argument, int k, int n)
+{
+    call *c = argument;
+    const rnnfast_linear *p = c->linear;
+    watch w = watch_linear(c, k);
+    const REAL *packed = p->packed;
+    product y = {
+        .rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = packed + packed_size(p->I, p->O), .into = EXACT};
     y.a = plain_rows(p->x, p->x_row);
     y.c = plain_rows(p->y, p->y_row);
     multiply(&y, part(tiles_of(p->M), k, n), all_panels(&y), &w);
@@ -904,21 +912,26 @@ static void linear_backward_work(void *argument, int k, int n)
     }
 }
 
-static void linear_run(const rnnfast_linear *p, void (*work)(void *, int, int))
+static void linear_run(const rnnfast_linear *p, double rows, void (*work)(void *, int, int))
 {
     call c = {.linear = p};
     start(&c);
-    rnnfast_run(worthwhile(p->threads, (double)p->M * p->I * p->O), work, &c);
+    rnnfast_run(worthwhile(p->threads, rows * p->I * p->O), work, &c);
+}
+
+static void linear_pack(const rnnfast_linear *p)
+{
+    linear_run(p, MOVE_WORK, linear_pack_work);
 }
 
 static void linear_forward(const rnnfast_linear *p)
 {
-    linear_run(p, linear_forward_work);
+    linear_run(p, (double)p->M, linear_forward_work);
 }
 
 static void linear_backward(const rnnfast_linear *p)
 {
-    linear_run(p, linear_backward_work);
+    linear_run(p, (double)p->M, linear_backward_work);
 }
 
 /* ---- activations of arrays ---- */
@@ -941,6 +954,18 @@ static void tanh_of_array(const void *a, void *out, size_t count)
 
 extern const rnnfast_table TABLE;
 const rnnfast_table TABLE = {
-    ISA, sizeof(REAL), sizes, pack, forward, backward, linear_sizes, linear_forward, linear_backward, sigmoid_of_array, tanh_of_array};
+    .isa = ISA,
+    .item = sizeof(REAL),
+    .sizes = sizes,
+    .pack = pack,
+    .forward = forward,
+    .backward = backward,
+    .linear_sizes = linear_sizes,
+    .linear_pack = linear_pack,
+    .linear_forward = linear_forward,
+    .linear_backward = linear_backward,
+    .sigmoid = sigmoid_of_array,
+    .tanh = tanh_of_array,
+};
 
 #endif

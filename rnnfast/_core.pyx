@@ -68,13 +68,14 @@ cdef extern from "rnnfast.h":
         ptrdiff_t M, I, O
         int threads
         rnnfast_poll poll
-        void *workspace
-        const void *x
-        ptrdiff_t x_row
+        void *packed
         const void *weight
         const void *bias
+        const void *x
+        ptrdiff_t x_row
         void *y
         ptrdiff_t y_row
+        void *workspace
         const void *dy
         ptrdiff_t dy_row
         void *dx
@@ -89,6 +90,7 @@ cdef extern from "rnnfast.h":
         void (*forward)(const rnnfast_problem *) noexcept nogil
         void (*backward)(const rnnfast_problem *) noexcept nogil
         int (*linear_sizes)(const rnnfast_linear *, size_t *, size_t *) noexcept nogil
+        void (*linear_pack)(const rnnfast_linear *) noexcept nogil
         void (*linear_forward)(const rnnfast_linear *) noexcept nogil
         void (*linear_backward)(const rnnfast_linear *) noexcept nogil
         void (*sigmoid)(const void *, void *, size_t) noexcept nogil
@@ -105,6 +107,7 @@ cdef bytes default_isa
 
 
 def isas():
+    """The names of the instruction sets that run here, best first. The first is used, unless RNNFAST_ISA names another."""
     cdef const char *const *names = rnnfast_isas()
     found = []
     while names[len(found)] != NULL:
@@ -125,6 +128,7 @@ set_default_isa(isas()[0])
 
 
 def get_num_threads():
+    """The number of threads that a call may use."""
     return threads
 
 
@@ -209,7 +213,7 @@ cdef class Pointers:
     cdef int count
 
     def __cinit__(self, Engine engine, arrays, int flags):
-        cdef int places = 5 * engine.stack.layers * engine.stack.directions
+        cdef ptrdiff_t places = 5 * engine.stack.layers * engine.stack.directions
         self.at = <void **>PyMem_Calloc(places, sizeof(void *))
         self.views = <Py_buffer *>PyMem_Calloc(places, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
@@ -217,7 +221,7 @@ cdef class Pointers:
         for i, array in enumerate(arrays):
             PyObject_GetBuffer(array, &self.views[i], flags)
             self.count = i + 1
-            self.at[engine.places[i]] = self.views[i].buf
+            self.at[5 * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[i].buf
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -236,7 +240,7 @@ cdef class Engine:
     cdef readonly bint bidirectional, reverse, bias, has_cell
     cdef readonly int directions, gates
     cdef readonly size_t packed_size, packed_back_size
-    cdef tuple places
+    cdef tuple kinds                    # of parameters that there are, by their place among the five
 
     def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
                  reverse=False, bias=True, isa=None):
@@ -257,8 +261,7 @@ cdef class Engine:
         if self.table.sizes(&self.stack, 1, 1, &sizes):
             raise ValueError(self._too_large())
         self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
-        kinds = [0, 1] + [2, 3] * self.bias + [4] * bool(self.proj_size)
-        self.places = tuple(5 * part + kind for part in range(self.num_layers * self.directions) for kind in kinds)
+        self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size)
 
     def _too_large(self):
         return ("input_size, hidden_size and num_layers are too large together: the weights would take more bytes than "
@@ -360,19 +363,38 @@ def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc
 
 
 def linear_sizes(M, I, O, size_t item):
-    """(forward_workspace, backward_workspace) in bytes."""
+    """(packed, backward_workspace) in bytes."""
     cdef rnnfast_linear p
-    cdef size_t forward_workspace, backward_workspace
+    cdef size_t packed, backward_workspace
     try:
         p.M, p.I, p.O = M, I, O
     except OverflowError:
         p.I = 0
-    if p.I == 0 or table_of(item).linear_sizes(&p, &forward_workspace, &backward_workspace):
+    if p.I == 0 or table_of(item).linear_sizes(&p, &packed, &backward_workspace):
         raise ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
-    return forward_workspace, backward_workspace
+    return packed, backward_workspace
 
 
-def linear_forward(x, weight, bias, y, workspace):
+def linear_pack(weight, bias, packed):
+    cdef rnnfast_linear p
+    cdef Watch watch
+    cdef Memory memory
+    cdef const rnnfast_table *table = table_of(weight.itemsize)
+    memset(&p, 0, sizeof(p))
+    p.threads, p.poll = threads, start(&watch)
+    memory.count = 0
+    try:
+        p.weight = take(&memory, weight, PyBUF_STRIDES)
+        p.O, p.I = length(&memory, 0), length(&memory, 1)
+        p.bias, p.packed = take(&memory, bias, PyBUF_SIMPLE), take(&memory, packed, PyBUF_WRITABLE)
+        with nogil:
+            table.linear_pack(&p)
+    finally:
+        give_back(&memory)
+    finish(&watch)
+
+
+def linear_forward(x, packed, y):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Memory memory
@@ -385,11 +407,10 @@ def linear_forward(x, weight, bias, y, workspace):
         p.x = take(&memory, x, PyBUF_STRIDES)
         p.M, p.I = length(&memory, 0), length(&memory, 1)
         p.x_row = stride(&memory, 0, item)
-        p.weight, p.bias = take(&memory, weight, PyBUF_SIMPLE), take(&memory, bias, PyBUF_SIMPLE)
+        p.packed = take(&memory, packed, PyBUF_SIMPLE)
         p.y = take(&memory, y, PyBUF_STRIDES | PyBUF_WRITABLE)
         p.O = length(&memory, 1)
         p.y_row = stride(&memory, 0, item)
-        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
         with nogil:
             table.linear_forward(&p)
     finally:

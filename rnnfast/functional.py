@@ -72,6 +72,7 @@ __all__ = [
     "isas",
     "linear_backward",
     "linear_forward",
+    "linear_pack",
     "pack",
     "parameter_shapes",
     "set_num_threads",
@@ -129,10 +130,17 @@ def empty(nbytes: int) -> Array:
     return np.frombuffer(pages, np.uint8, nbytes)
 
 
-def linear_forward(x: Array, weight: Array, bias: Array | None, y: Array) -> None:
-    """y = x weight' + bias for x (M, I), weight (O, I), bias (O,) or None; rows of x and y lie any distance apart."""
-    size, _ = _core.linear_sizes(*x.shape, y.shape[1], x.itemsize)
-    _core.linear_forward(x, weight, bias, y, empty(size))
+def linear_pack(weight: Array, bias: Array | None) -> Array:
+    """weight (O, I) and bias (O,) or None, both C-contiguous, in the form that `linear_forward` reads."""
+    rows, columns = weight.shape
+    packed = empty(_core.linear_sizes(1, columns, rows, weight.itemsize)[0])
+    _core.linear_pack(weight, bias, packed)
+    return packed
+
+
+def linear_forward(x: Array, packed: Array, y: Array) -> None:
+    """y = x weight' + bias for x (M, I) and y (M, O), whose rows may lie any distance apart."""
+    _core.linear_forward(x, packed, y)
 
 
 def linear_backward(x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None) -> None:
@@ -176,7 +184,7 @@ def set_num_threads(n: SupportsIndex) -> None:
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n, the number of threads, must be an integer, not {type(n).__name__}")
     if not 1 <= n.__index__() <= 1 << 20:
-        raise ValueError(f"n, the number of threads, must be at least 1, not {n}")
+        raise ValueError(f"n, the number of threads, must be from 1 to {1 << 20}, not {n}")
     _core.set_num_threads(n.__index__())
 
 
@@ -192,6 +200,6 @@ def _default_num_threads() -> int:
     return max(1, min(limits))
 
 
-if "RNNFAST_ISA" in os.environ:
+if os.environ.get("RNNFAST_ISA"):
     _choose_isa(os.environ["RNNFAST_ISA"], "The environment variable RNNFAST_ISA")
 set_num_threads(_default_num_threads())

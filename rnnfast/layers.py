@@ -13,10 +13,11 @@ import math
 import numbers
 import operator
 import os
+import stat
 import sys
 import types
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -66,15 +67,14 @@ class Tape:
 
     __slots__ = ("_kept", "_lent", "_owner")
 
-    def __init__(self, owner: Layer, *kept: Any, lent: tuple[tuple[list[Any], Any], ...] = ()) -> None:
+    def __init__(self, owner: Layer, *kept: Any, lent: tuple[tuple[_Spare, Any], ...] = ()) -> None:
         self._owner = owner
         self._kept = kept
-        self._lent = lent  # buffers, each with the list that it goes back to
+        self._lent = lent  # buffers, each with where it goes back to
 
     def __del__(self) -> None:
-        for spare, buffer in self._lent:
-            if len(spare) < 4:  # where many tapes lived at once, the next ones may not
-                spare.append(buffer)
+        for spare, buffer in getattr(self, "_lent", ()):
+            spare.give(buffer)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Tape can be neither pickled nor copied: pickle the layer, and run forward again")
@@ -155,7 +155,10 @@ def _real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         raise TypeError(f"{name} must hold real numbers, to be used as {dtype}, but its dtype is {array.dtype}")
     whole = array.flags.aligned and not any(stride % dtype.itemsize for stride in array.strides)
     if array.dtype != dtype or not whole or array.strides[-1:] != (dtype.itemsize,):
-        array = np.array(array, dtype, order="C")
+        try:
+            array = np.array(array, dtype, order="C")
+        except ValueError as error:
+            raise ValueError(f"{name} of shape {array.shape} cannot be converted to {dtype}: {error}") from error
     return array
 
 
@@ -199,16 +202,20 @@ class Layer:
 
     def _options(self) -> dict[str, Any]:
         """The arguments that make a layer like this one: all that the constructor takes but rng."""
-        return {name: getattr(self, name) for name in _signature(type(self))}
+        return {name: getattr(self, name) for name in _signature(self._kind())}
+
+    def _kind(self) -> type[Layer]:
+        """The class of this library that this layer is of, itself or by descent: what a file can be rebuilt as."""
+        return next(kind for kind in type(self).__mro__ if kind in _CLASSES.values())
 
     def _description(self) -> dict[str, Any]:
         """Class and options in JSON's types."""
-        return {"class": type(self).__name__, **{name: _plain(value) for name, value in self._options().items()}}
+        return {"class": self._kind().__name__, **{name: _plain(value) for name, value in self._options().items()}}
 
     def _call(self) -> str:
         """The call that makes a layer like this one, without the options that have their default."""
         arguments = []
-        for name, parameter in _signature(type(self)).items():
+        for name, parameter in _signature(self._kind()).items():
             value = getattr(self, name)
             if value != parameter.default:
                 text = value._call() if isinstance(value, Layer) else repr(_plain(value))
@@ -301,6 +308,8 @@ class Layer:
         import json  # here, to be quick to import
 
         path = os.path.realpath(os.fsdecode(path))
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(f"{path!r} is no regular file: give the path of one, or of one to be made")
         unfinished = os.path.join(os.path.dirname(path), f".rnnfast-{os.urandom(8).hex()}")
         header = json.dumps({"format": 1, "layer": self._description()})
         try:
@@ -308,6 +317,8 @@ class Layer:
                 np.savez(file, rnnfast=np.array(header), **self.parameters)  # type: ignore[arg-type]
                 file.flush()
                 os.fsync(file.fileno())
+            if os.path.exists(path):
+                os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
             os.replace(unfinished, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -368,7 +379,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # what a file that is not ours raises depends on how far it could be read
-        raise ValueError(f"{path!r} is not a file that rnnfast saved: {error}") from error
+        raise ValueError(f"{path!r} is not a file that rnnfast saved, or it is damaged") from error
     if version != 1:
         raise ValueError(f"{path!r} has format {version!r}, but this rnnfast reads format 1: use a newer one")
     return description, arrays
@@ -420,6 +431,11 @@ def load(path: Path) -> Any:
     return layer
 
 
+def _lasting(array: Array) -> Array:
+    """The same numbers in an array that does not own them and so cannot be resized: the kernels count on its size."""
+    return array[...]
+
+
 class ArrayLayer(Layer):
     """A layer with arrays of its own."""
 
@@ -438,7 +454,9 @@ class ArrayLayer(Layer):
     def _draw(self, bound: float, shapes: dict[str, tuple[int, ...]]) -> None:
         """Make the parameters, uniform in (-bound, bound)."""
         for name, shape in shapes.items():
-            self._parameters[name] = self._rng.uniform(-bound, bound, _countable(name, shape)).astype(self.dtype)
+            self._parameters[name] = _lasting(
+                self._rng.uniform(-bound, bound, _countable(name, shape)).astype(self.dtype)
+            )
 
     def _prepare(self) -> None:
         """Make the attributes that are not pickled."""
@@ -468,6 +486,7 @@ class ArrayLayer(Layer):
 
     def _protect(self, frozen: bool) -> None:
         for array in self._parameters.values():
+            array.base.flags.writeable = not frozen
             array.flags.writeable = not frozen
 
     def __getstate__(self) -> dict[str, Any]:
@@ -478,7 +497,7 @@ class ArrayLayer(Layer):
         frozen = state["_packed"]
         vars(self).update(state, _packed=None, dtype=_dtype(state["dtype"]))
         # Unpickled arrays may be read-only views of the pickle.
-        self._parameters = {name: np.array(array, order="C") for name, array in state["_parameters"].items()}
+        self._parameters = {name: _lasting(np.array(array, order="C")) for name, array in state["_parameters"].items()}
         self._prepare()
         if frozen:
             self.freeze()
@@ -502,8 +521,12 @@ class _Plan(NamedTuple):
 class _Spare(list):  # type: ignore[type-arg]
     """Buffers for the calls to come. list.pop and list.append are atomic: each buffer goes to one thread at a time."""
 
+    def give(self, buffer: Any) -> None:
+        if len(self) < 4:  # where many calls ran or many tapes lived at once, the next ones may not
+            self.append(buffer)
+
     def take(self, nbytes: int) -> Any:
-        """A buffer of at least `nbytes`; the caller appends it again when done."""
+        """A buffer of at least `nbytes`, to be given back."""
         try:
             buffer = self.pop()
         except IndexError:
@@ -549,6 +572,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         if self.bidirectional and self.reverse:
             raise ValueError("bidirectional=True and reverse=True exclude each other: both directions include that one")
         self._prepare()
+        np.empty(
+            self._engine.packed_size, np.uint8
+        )  # a MemoryError now, not after many small arrays have filled the memory
         self._draw(1 / math.sqrt(self.hidden_size), functional.parameter_shapes(self._engine))
 
     def _prepare(self) -> None:
@@ -569,9 +595,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._workspaces = _Spare()
 
     def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Array, State]:
-        """Run over a sequence for its results alone: nothing is kept, and dropout does not act.
+        """Run over a sequence for its results alone: nothing of it is kept, and dropout does not act.
 
-        Several threads may call one layer at once.
+        Several threads may call one layer at once. The working memory of a call stays with the layer for the next ones.
 
         Parameters
         ----------
@@ -741,7 +767,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             if not plan.time_major:
                 before, after = self._view(plan, *before), self._view(plan, *after)
             functional.forward(self._engine, packed, *before, *after, tape, masks, workspace)
-            self._workspaces.append(workspace)
+            self._workspaces.give(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
 
     def _infer(self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan) -> tuple[Array, State]:
@@ -749,7 +775,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         packed = frozen[0] if frozen else self._pack(backward=False)[0]
         y, state = self._run(x, h0, c0, plan, packed)
         if not frozen:
-            self._packs.append(packed)
+            self._packs.give(packed)
         return y, state
 
     def _train(self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan) -> tuple[Array, State, Tape]:
@@ -760,9 +786,10 @@ class Recurrent(ArrayLayer, Generic[State]):
         masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
         y, state = self._run(x, h0, c0, plan, packed, tape, masks)
         y.flags.writeable = False
+        y = y[...]  # a view of an array that cannot be written to cannot be made writable
         lent: tuple[Any, ...] = () if tape is None else ((self._tapes, tape),)
         if not frozen:
-            self._packs.append(packed)
+            self._packs.give(packed)
             lent += ((self._packs, packed_back),)
         return y, state, Tape(self, x, h0, c0, plan, y, tape, masks, packed_back, lent=lent)
 
@@ -793,7 +820,7 @@ class Recurrent(ArrayLayer, Generic[State]):
                 list(parameters.values()),
                 workspace,
             )
-            self._workspaces.append(workspace)
+            self._workspaces.give(workspace)
         return Gradients(dx, dh0 if dc0 is None else (dh0, dc0), parameters)
 
 
@@ -861,7 +888,7 @@ class RNN(Recurrent["Array"]):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "tanh",
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -1062,7 +1089,7 @@ class Bidirectional(Layer):
         self,
         forward_layer: Recurrent[Any],
         backward_layer: Recurrent[Any] | None = None,
-        merge: str | None = "concat",
+        merge: Literal["concat", "sum", "mul", "mean"] | None = "concat",
     ) -> None:
         _choice("merge", merge, tuple(_MERGES))
         for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
@@ -1074,7 +1101,7 @@ class Bidirectional(Layer):
             raise ValueError(f"forward_layer must run from the first step to the last, got {forward_layer._call()}")
         if backward_layer is None:
             options = {**forward_layer._options(), "reverse": True}
-            backward_layer = type(forward_layer)(**options, rng=forward_layer._rng)
+            backward_layer = cast("Recurrent[Any]", forward_layer._kind()(**options, rng=forward_layer._rng))
         for name in ("input_size", "dtype", "batch_first"):
             ours, other = getattr(forward_layer, name), getattr(backward_layer, name)
             if ours != other:
@@ -1244,7 +1271,7 @@ class Pointwise(ArrayLayer):
         MemoryError
             When the result does not fit into memory.
         """
-        return self._map(self._input(x), *(self._packed or self._parameters.values()))
+        return self._map(self._input(x), *(self._packed or self._current()))
 
     def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
         """Map every position and keep what the gradient needs.
@@ -1301,6 +1328,10 @@ class Pointwise(ArrayLayer):
 
     def _input(self, x: Any) -> Array:
         raise NotImplementedError
+
+    def _current(self) -> tuple[Array, ...]:
+        """What _map needs of the parameters as they are."""
+        return tuple(self._parameters.values())
 
     def _map(self, x: Array, *weights: Array) -> Array:
         raise NotImplementedError
@@ -1372,7 +1403,10 @@ class Linear(Pointwise):
         self._draw(1 / math.sqrt(self.in_features), shapes)
 
     def _pack(self) -> tuple[Array, ...]:
-        return tuple(array.copy() for array in self._parameters.values())
+        return self._parameters["weight"].copy(), *self._current()
+
+    def _current(self) -> tuple[Array, ...]:
+        return (functional.linear_pack(self._parameters["weight"], self._parameters.get("bias")),)
 
     def _input(self, x: Any) -> Array:
         array = _real("x", x, self.dtype)
@@ -1383,10 +1417,9 @@ class Linear(Pointwise):
         return array
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        weight, bias = weights if self.bias else (*weights, None)
         y = np.empty(_countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
         if y.size:
-            functional.linear_forward(_rows(x), weight, bias, _rows(y))
+            functional.linear_forward(_rows(x), weights[-1], _rows(y))
         return y
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
@@ -1442,7 +1475,7 @@ class Embedding(Pointwise):
         self.num_embeddings = _size("num_embeddings", num_embeddings)
         self.embedding_dim = _size("embedding_dim", embedding_dim)
         shape = _countable("weight", (self.num_embeddings, self.embedding_dim))
-        self._parameters["weight"] = self._rng.standard_normal(shape).astype(self.dtype)
+        self._parameters["weight"] = _lasting(self._rng.standard_normal(shape).astype(self.dtype))
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are looked up in the table as it is
@@ -1451,13 +1484,14 @@ class Embedding(Pointwise):
         ids = _array("x", x)
         if ids.dtype.kind not in "iu":
             raise TypeError(f"x must hold integer ids, but its dtype is {ids.dtype}")
+        # A MemoryError now, not after a long look at the ids.
+        np.empty(_countable("y", (*ids.shape, self.embedding_dim)), self.dtype)
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_embeddings):
             wrong = ids[(ids < 0) | (ids >= self.num_embeddings)][0]
             raise ValueError(f"x must hold ids from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {wrong}")
         return ids.astype(np.intp, copy=False)
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        _countable("y", (*x.shape, self.embedding_dim))
         return weights[0][x]
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *_: Array) -> None:

@@ -459,7 +459,7 @@ def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain", guards=No
         if gradient is not None:
             gradient.fill(start)
     with functional.use_isa(isa):
-        functional.linear_forward(held_x, held_weight, held_bias, y)
+        functional.linear_forward(held_x, functional.linear_pack(held_weight, held_bias), y)
         functional.linear_backward(held_x, held_weight, held_dy, dx, dweight, dbias)
     guards.check()
     results = {"y": y, "dx": dx, "dweight": dweight}
@@ -629,7 +629,8 @@ def long_call(call):
     x, weight, bias, dy = linear_problem(64, 2048, 2048, np.float32, True)
     x, dy = np.tile(x, (100, 1)), np.tile(dy, (100, 1))
     if name == "linear_forward":
-        return lambda: functional.linear_forward(x, weight, bias, dy)
+        packed = functional.linear_pack(weight, bias)
+        return lambda: functional.linear_forward(x, packed, dy)
     dx, dweight, dbias = np.empty_like(x), np.zeros_like(weight), np.zeros_like(bias)
     return lambda: functional.linear_backward(x, weight, dy, dx, dweight, dbias)
 

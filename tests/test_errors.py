@@ -432,3 +432,37 @@ def test_half_frozen():
     layer = rnnfast.Bidirectional(lstm())
     layer.backward_layer.freeze()
     refused(layer, lambda: layer.load_state_dict(layer.state_dict()), ValueError, "frozen")
+
+
+def test_layers_beyond_memory_are_refused_at_once():
+    with pytest.raises((MemoryError, ValueError)):
+        rnnfast.GRU(1, 1, 2**44)
+
+
+def test_parameters_cannot_be_resized():
+    layer = rnnfast.LSTM(4, 8)
+    with pytest.raises(ValueError, match="does not own its data"):
+        layer.parameters["weight_ih_l0"].resize(1, refcheck=False)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_read_only_cannot_be_undone(frozen):
+    layer = rnnfast.GRU(4, 8)
+    if frozen:
+        layer.freeze()
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            layer.parameters["weight_hh_l0"].setflags(write=True)
+    y, _, _ = layer.forward(np.zeros((2, 1, 4), np.float32))
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        y.setflags(write=True)
+
+
+def test_sizes_that_cannot_be_converted_name_the_argument():
+    x = np.broadcast_to(np.int8(1), (2**57, 8, 4))
+    with pytest.raises(ValueError, match="x of shape"):
+        rnnfast.LSTM(4, 8)(x)
+
+
+def test_a_tape_is_made_by_forward_alone():
+    with pytest.raises(TypeError):
+        rnnfast.Tape()
