@@ -27,7 +27,7 @@ enum {
     CHUNK_ROWS = 128,       /* rows of a batch that go through time together: their gates stay in cache */
     BLOCK_BYTES = 1 << 18,  /* gates of a block of steps, to stay in the second-level cache */
     BLOCK_ROWS = 48,        /* but at least so many rows, to pay for reading W_ih */
-    THREAD_WORK = 1 << 20,  /* multiply-adds that are worth a further thread */
+    THREAD_WORK = 1 << 22,  /* multiply-adds that are worth a further thread: to wake one takes as long as some of them */
     MEETING_WORK = 1 << 16, /* and those of one step that are worth meetings */
     MOVE_WORK = 8,          /* what moving a number costs, counted in multiply-adds at the slowest */
     POINT_WORK = 64,        /* and a unit's pointwise part */
