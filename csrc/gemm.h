@@ -80,6 +80,27 @@ static grid plain_rows(const REAL *at, ptrdiff_t row)
     return g;
 }
 
+/* Goes down the rows of a grid without a division for each. */
+typedef struct {
+    REAL *at;
+    ptrdiff_t n;
+} cursor;
+
+static cursor cursor_at(const grid *g, ptrdiff_t r)
+{
+    cursor c = {g->at, 0};
+    if (r) c.at = row_at(g, r), c.n = r % g->N;
+    return c;
+}
+
+INLINE REAL *next_row(const grid *g, cursor *c)
+{
+    REAL *row = c->at;
+    c->at += g->row;
+    if (++c->n == g->N) c->n = 0, c->at += g->step - g->N * g->row;
+    return row;
+}
+
 static ptrdiff_t tiles_of(ptrdiff_t rows)
 {
     return (rows + TILE_ROWS - 1) / TILE_ROWS;
@@ -161,9 +182,10 @@ static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *
     }
 }
 
-/* What the micro-kernel works on: a[m][k * a_step] is A[m, k]; start[m] and c[m] hold row m's first column; add: to what is in c. */
+/* What the micro-kernel works on: a[m][k * a_step] is A[m, k], b[k * b_step] row k of B; start[m] and c[m] hold row m's first
+ * column; add: to what is in c. */
 typedef struct {
-    ptrdiff_t K, a_step;
+    ptrdiff_t K, a_step, b_step;
     const REAL *a[TILE_ROWS], *b, *start[TILE_ROWS];
     REAL *c[TILE_ROWS];
     int add;
@@ -173,7 +195,7 @@ typedef struct {
 INLINE void tile(const int R, const int V, const operands *o)
 {
     const REAL *b = o->b, *a[TILE_ROWS];
-    ptrdiff_t K = o->K, a_step = o->a_step;
+    ptrdiff_t K = o->K, a_step = o->a_step, b_step = o->b_step;
     vec sum[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
@@ -193,7 +215,7 @@ INLINE void tile(const int R, const int V, const operands *o)
             for (int v = 0; v < V; v++) sum[m][v] = muladd(am, bs[v], sum[m][v]);
         }
         i += a_step;
-        b += V * LANES;
+        b += b_step;
     } while (--K);
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
@@ -257,33 +279,48 @@ typedef struct {
     const REAL *start; /* FROM_ROW: the same start for every row, room for whole vectors */
     grid c;
     enum { WHOLE, EXACT, ADD } into; /* WHOLE: rows of C have room for whole vectors; EXACT: write the columns alone; ADD: add to them */
+    int from_last;                   /* begin with the last panel */
 } product;
 
-/* The tiles and panels of a product that fall into the two ranges. */
-static void multiply(const product *p, range tiles, range panels, watch *w)
+/* Some tiles of rows by the columns of one panel that fall into a range, which begins at a whole vector. */
+static void multiply_panel(const product *p, range tiles, ptrdiff_t first, range columns, watch *w)
 {
     static const REAL zeros[TILE_COLUMNS];
-    for (ptrdiff_t panel = panels.begin; panel < panels.end; panel++) {
-        ptrdiff_t j = panel * TILE_COLUMNS, some = at_most(TILE_COLUMNS, p->columns - j), width = round_up(some, LANES);
-        int aside = p->into != WHOLE && width > some;
-        operands o = {.K = p->K, .b = p->b + j * p->K, .add = p->into == ADD && !aside};
-        for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
-            range rows = part(p->rows, t, tiles_of(p->rows));
-            ptrdiff_t R = rows.end - rows.begin;
-            REAL *c[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
-            if (stop_after(w, (double)(R * p->K) * width)) return;
-            o.a_step = p->tiles ? R : 1;
-            for (ptrdiff_t m = 0; m < R; m++) {
-                c[m] = row_at(&p->c, rows.begin + m) + j;
-                o.a[m] = p->tiles ? p->tiles + rows.begin * p->K + m : row_at(&p->a, rows.begin + m);
-                o.c[m] = aside ? scratch + m * TILE_COLUMNS : c[m];
-                if (aside && p->from == FROM_C) memcpy(o.c[m], c[m], (size_t)some * sizeof(REAL));
-                o.start[m] = p->from == FROM_ZERO ? zeros : p->from == FROM_ROW ? p->start + j : o.c[m];
-            }
-            strips[R - 1](width / LANES, &o);
-            for (ptrdiff_t m = 0; aside && m < R; m++)
-                for (ptrdiff_t i = 0; i < some; i++) c[m][i] = p->into == ADD ? c[m][i] + o.c[m][i] : o.c[m][i];
+    ptrdiff_t panel_width = round_up(at_most(TILE_COLUMNS, p->columns - first), LANES);
+    ptrdiff_t j = columns.begin, some = columns.end - j, width = round_up(some, LANES);
+    ptrdiff_t count = tiles_of(p->rows), each = p->rows / count, more = p->rows % count;
+    ptrdiff_t r = tiles.begin * each + at_most(tiles.begin, more);
+    int aside = p->into != WHOLE && width > some;
+    cursor a = cursor_at(&p->a, p->tiles ? 0 : r), c = cursor_at(&p->c, r);
+    operands o = {.K = p->K, .b_step = panel_width, .b = p->b + first * p->K + j - first, .add = p->into == ADD && !aside};
+    for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
+        ptrdiff_t R = each + (t < more);
+        REAL *to[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
+        if (stop_after(w, (double)(R * p->K) * width)) return;
+        o.a_step = p->tiles ? R : 1;
+        for (ptrdiff_t m = 0; m < R; m++) {
+            to[m] = next_row(&p->c, &c) + j;
+            o.a[m] = p->tiles ? p->tiles + r * p->K + m : next_row(&p->a, &a);
+            o.c[m] = aside ? scratch + m * TILE_COLUMNS : to[m];
+            if (aside && p->from == FROM_C) memcpy(o.c[m], to[m], (size_t)some * sizeof(REAL));
+            o.start[m] = p->from == FROM_ZERO ? zeros : p->from == FROM_ROW ? p->start + j : o.c[m];
         }
+        strips[R - 1](width / LANES, &o);
+        for (ptrdiff_t m = 0; aside && m < R; m++)
+            for (ptrdiff_t i = 0; i < some; i++) to[m][i] = p->into == ADD ? to[m][i] + o.c[m][i] : o.c[m][i];
+        r += R;
+    }
+}
+
+/* Some tiles and columns of a product; the range of columns begins at a whole vector. */
+static void multiply(const product *p, range tiles, range columns, watch *w)
+{
+    ptrdiff_t begin = columns.begin / TILE_COLUMNS, end = panels_of(columns.end);
+    if (tiles.begin == tiles.end || columns.begin == columns.end) return;
+    for (ptrdiff_t i = begin; i < end; i++) {
+        ptrdiff_t first = (p->from_last ? end - 1 - (i - begin) : i) * TILE_COLUMNS;
+        range here = {first > columns.begin ? first : columns.begin, at_most(first + TILE_COLUMNS, columns.end)};
+        multiply_panel(p, tiles, first, here, w);
     }
 }
 
@@ -293,9 +330,9 @@ static range all_tiles(const product *p)
     return r;
 }
 
-static range all_panels(const product *p)
+static range all_columns(const product *p)
 {
-    range r = {0, panels_of(p->columns)};
+    range r = {0, p->columns};
     return r;
 }
 

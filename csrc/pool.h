@@ -1,12 +1,17 @@
-/* The thread team: some threads that wait for work, shared by the whole process, and a barrier for those at work.
+/* The thread team: some threads that wait for work, shared by the whole process.
  *
- * rnnfast_run(threads, work, argument) calls work(argument, k, n) for k in 0..n-1 at once and returns when all have returned;
- * k = 0 on the calling thread. n is threads or less: 1 if the team is busy with another caller's work, fewer if the system gives no
- * more threads. The team is made at the first call that needs it and grows when more are asked for; waiting members spin for a short
- * time, then sleep. A forked child makes a team of its own.
+ *     int team = rnnfast_gather(threads);       the caller takes the team and invites threads - 1 members; 0: it works alone
+ *     rnnfast_run(team, work, argument);        work(argument, k, n) for k = 0 .. n-1 at once; k = 0 is the caller
+ *     rnnfast_run(team, more, argument);
+ *     rnnfast_dismiss(team);
  *
- * Inside work, rnnfast_wait(barrier, n) returns when n threads have called it, or at once when *stop is not 0: from then on nobody
- * waits for anybody. The barrier must start as zeros with stop set.
+ * n is chosen anew by every run: the caller, and those members that have come by then. So a call never waits for a thread that
+ * has not got a processor; it begins alone, and who comes later takes part from the next run on. One caller has the team at a
+ * time; another that gathers meanwhile works alone. Members are made when they are first needed, fewer if the system gives no
+ * more; without work they spin for a short time, then sleep. A forked child makes a team of its own.
+ *
+ * Inside work, rnnfast_meet(first, n, k, stop) returns when all of members first .. first+n-1, of which k is one, have called it
+ * as often as k has in this run, or at once when *stop is not 0: from then on nobody waits for anybody.
  */
 #ifndef RNNFAST_POOL_H
 #define RNNFAST_POOL_H
@@ -19,14 +24,9 @@ typedef int rnnfast_flag;
 typedef atomic_int rnnfast_flag;
 #endif
 
-typedef struct {
-    rnnfast_flag arrived;
-    char apart[64 - sizeof(rnnfast_flag)]; /* those who spin read another cache line than those who arrive write */
-    rnnfast_flag phase;
-    rnnfast_flag *stop;
-} rnnfast_barrier;
-
-void rnnfast_run(int threads, void (*work)(void *argument, int k, int n), void *argument);
-void rnnfast_wait(rnnfast_barrier *barrier, int n);
+int rnnfast_gather(int threads);
+void rnnfast_run(int team, void (*work)(void *argument, int k, int n), void *argument);
+void rnnfast_dismiss(int team);
+void rnnfast_meet(int first, int n, int k, const rnnfast_flag *stop);
 
 #endif
