@@ -21,7 +21,8 @@
 enum {
     TILE_ROWS = 6,
     TILE_COLUMNS = TILE_VECS * LANES,
-    POLL_WORK = 1 << 24 /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
+    POLL_WORK = 1 << 24, /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
+    FAR_BYTES = 1 << 19  /* packed matrices from this size on are not counted on to be in the second-level cache */
 };
 
 /* What a thread knows of a wish to stop. Only the calling thread asks; all see the answer in *stopped. */
@@ -129,24 +130,45 @@ static void pack_row(REAL *packed, ptrdiff_t K, ptrdiff_t k, ptrdiff_t columns, 
     }
 }
 
+/* Some columns i0 .. i1-1 of a panel from rows of `from`, `apart` numbers apart, number by number for k0 .. k1-1. */
+static void pack_numbers(REAL *panel, ptrdiff_t width, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t k0, ptrdiff_t k1, const REAL *from,
+                         ptrdiff_t apart)
+{
+    for (ptrdiff_t i = i0; i < i1; i++)
+        for (ptrdiff_t k = k0; k < k1; k++) panel[k * width + i] = from[(i - i0) * apart + k];
+}
+
+/* The same for as many whole squares of LANES columns by LANES numbers as there are. Measured: packing takes a quarter of the time,
+ * training with H = 128 3% less. */
+static void pack_squares(REAL *panel, ptrdiff_t width, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t K, const REAL *from, ptrdiff_t apart)
+{
+#if defined(HAS_TRANSPOSE)
+    for (ptrdiff_t k = 0; k + LANES <= K; k += LANES)
+        for (ptrdiff_t i = i0; i + LANES <= i1; i += LANES) {
+            vec square[LANES];
+            for (int r = 0; r < LANES; r++) square[r] = load(from + (i - i0 + r) * apart + k);
+            transpose(square);
+            for (int r = 0; r < LANES; r++) store(panel + (k + r) * width + i, square[r]);
+        }
+#else
+    pack_numbers(panel, width, i0, i0 + (i1 - i0) / LANES * LANES, 0, K / LANES * LANES, from, apart);
+#endif
+}
+
 /* Columns j0 .. j0+count-1 of a K x columns matrix, each given as a row of `from` ([count, K], rows apart by `apart`). j0 may be any. */
 static void pack_columns(REAL *packed, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t count, const REAL *from, ptrdiff_t apart)
 {
-    enum { DEPTH = 16 };
     for (ptrdiff_t j = j0; j < j0 + count;) {
         ptrdiff_t first = j / TILE_COLUMNS * TILE_COLUMNS;
         ptrdiff_t width = round_up(at_most(TILE_COLUMNS, columns - first), LANES);
-        ptrdiff_t end = at_most(first + TILE_COLUMNS, j0 + count);
+        ptrdiff_t i0 = j - first, i1 = at_most(TILE_COLUMNS, j0 + count - first);
+        ptrdiff_t whole_i = i0 + (i1 - i0) / LANES * LANES, whole_K = K / LANES * LANES;
         REAL *panel = packed + first * K;
-        /* DEPTH numbers of each source row at a time, so that what is read and what is written stays in the first cache */
-        for (ptrdiff_t k0 = 0; k0 < K; k0 += DEPTH) {
-            ptrdiff_t k1 = at_most(k0 + DEPTH, K);
-            for (ptrdiff_t i = j; i < end; i++) {
-                const REAL *row = from + (i - j0) * apart;
-                for (ptrdiff_t k = k0; k < k1; k++) panel[k * width + i - first] = row[k];
-            }
-        }
-        j = end;
+        const REAL *rows = from + (j - j0) * apart;
+        pack_squares(panel, width, i0, i1, K, rows, apart);
+        pack_numbers(panel, width, i0, whole_i, whole_K, K, rows, apart);
+        pack_numbers(panel, width, whole_i, i1, 0, K, rows + (whole_i - i0) * apart, apart);
+        j = first + i1;
     }
 }
 
@@ -183,10 +205,10 @@ static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *
 }
 
 /* What the micro-kernel works on: a[m][k * a_step] is A[m, k], b[k * b_step] row k of B; start[m] and c[m] hold row m's first
- * column; add: to what is in c. */
+ * column; add: to what is in c. fetch: K vectors to bring near meanwhile, NULL for none. */
 typedef struct {
     ptrdiff_t K, a_step, b_step;
-    const REAL *a[TILE_ROWS], *b, *start[TILE_ROWS];
+    const REAL *a[TILE_ROWS], *b, *start[TILE_ROWS], *fetch;
     REAL *c[TILE_ROWS];
     int add;
 } operands;
@@ -194,7 +216,8 @@ typedef struct {
 /* The micro-kernel: R rows x V vectors. */
 INLINE void tile(const int R, const int V, const operands *o)
 {
-    const REAL *b = o->b, *a[TILE_ROWS];
+    const REAL *b = o->b, *fetch = o->fetch, *a[TILE_ROWS];
+    const int fetches = fetch != NULL;
     ptrdiff_t K = o->K, a_step = o->a_step, b_step = o->b_step;
     vec sum[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 6
@@ -206,6 +229,7 @@ INLINE void tile(const int R, const int V, const operands *o)
     ptrdiff_t i = 0;
     do { /* K >= 1; with a loop that might not run at all gcc would move the sums through memory */
         vec bs[TILE_VECS];
+        if (fetches && R > 2) fetch_ahead(fetch), fetch += LANES;
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) bs[v] = load(b + v * LANES);
 #pragma GCC unroll 6
@@ -282,8 +306,11 @@ typedef struct {
     int from_last;                   /* begin with the last panel */
 } product;
 
-/* Some tiles of rows by the columns of one panel that fall into a range, which begins at a whole vector. */
-static void multiply_panel(const product *p, range tiles, ptrdiff_t first, range columns, watch *w)
+/* Some tiles of rows by the columns of one panel that fall into a range, which begins at a whole vector. The first tiles fetch the
+ * panel that comes next (NULL: none), a vector of each of its rows a tile: else the first tile of a panel alone would wait for all of
+ * it. Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of the time. What a tile is
+ * added to is fetched before it is computed: gradients of weights in 0.87 of the time for H = 512 and 1024. */
+static void multiply_panel(const product *p, range tiles, ptrdiff_t first, range columns, const REAL *next, watch *w)
 {
     static const REAL zeros[TILE_COLUMNS];
     ptrdiff_t panel_width = round_up(at_most(TILE_COLUMNS, p->columns - first), LANES);
@@ -300,11 +327,13 @@ static void multiply_panel(const product *p, range tiles, ptrdiff_t first, range
         o.a_step = p->tiles ? R : 1;
         for (ptrdiff_t m = 0; m < R; m++) {
             to[m] = next_row(&p->c, &c) + j;
+            for (ptrdiff_t v = 0; p->into == ADD && v < width; v += LANES) fetch_to_write(to[m] + v);
             o.a[m] = p->tiles ? p->tiles + r * p->K + m : next_row(&p->a, &a);
             o.c[m] = aside ? scratch + m * TILE_COLUMNS : to[m];
             if (aside && p->from == FROM_C) memcpy(o.c[m], to[m], (size_t)some * sizeof(REAL));
             o.start[m] = p->from == FROM_ZERO ? zeros : p->from == FROM_ROW ? p->start + j : o.c[m];
         }
+        o.fetch = next && t - tiles.begin < TILE_VECS ? next + (t - tiles.begin) * p->K * LANES : NULL;
         strips[R - 1](width / LANES, &o);
         for (ptrdiff_t m = 0; aside && m < R; m++)
             for (ptrdiff_t i = 0; i < some; i++) to[m][i] = p->into == ADD ? to[m][i] + o.c[m][i] : o.c[m][i];
@@ -316,11 +345,14 @@ static void multiply_panel(const product *p, range tiles, ptrdiff_t first, range
 static void multiply(const product *p, range tiles, range columns, watch *w)
 {
     ptrdiff_t begin = columns.begin / TILE_COLUMNS, end = panels_of(columns.end);
+    int is_far = (double)p->K * p->columns * sizeof(REAL) >= FAR_BYTES;
     if (tiles.begin == tiles.end || columns.begin == columns.end) return;
     for (ptrdiff_t i = begin; i < end; i++) {
         ptrdiff_t first = (p->from_last ? end - 1 - (i - begin) : i) * TILE_COLUMNS;
+        ptrdiff_t after = p->from_last ? first - TILE_COLUMNS : first + TILE_COLUMNS;
         range here = {first > columns.begin ? first : columns.begin, at_most(first + TILE_COLUMNS, columns.end)};
-        multiply_panel(p, tiles, first, here, w);
+        int fetches = is_far && after >= begin * TILE_COLUMNS && after + TILE_COLUMNS <= p->columns;
+        multiply_panel(p, tiles, first, here, fetches ? p->b + after * p->K : NULL, w);
     }
 }
 

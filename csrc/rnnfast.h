@@ -111,7 +111,7 @@ typedef struct { /* one for each number type and instruction set */
     const char *isa;
     size_t item;                                                                    /* bytes of a number */
     int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, rnnfast_sizes *); /* not 0: a product of sizes overflows */
-    void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, rnnfast_poll);
+    void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll);
     void (*forward)(const rnnfast_problem *);
     void (*backward)(const rnnfast_problem *);
     int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace); /* as sizes */

@@ -54,6 +54,25 @@ INLINE void store(REAL *p, vec v)
     memcpy(p, &v, sizeof v);
 }
 
+/* Bring what is at p into the second-level cache to be read; into the first-level cache to be written. p may be anything. */
+INLINE void fetch_ahead(const REAL *p)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 0, 2);
+#else
+    (void)p;
+#endif
+}
+
+INLINE void fetch_to_write(const REAL *p)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 1, 3);
+#else
+    (void)p;
+#endif
+}
+
 INLINE vec broadcast(REAL a)
 {
 #if LANES == 1
@@ -203,5 +222,41 @@ INLINE void store_part(REAL *p, vec v, ptrdiff_t n)
     for (ptrdiff_t i = 0; i < n; i++) p[i] = lanes[i];
 #endif
 }
+
+/* Rows become columns: LANES vectors, of which each round interleaves those of the first half with those of the second. */
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector) && LANES > 1
+#define HAS_TRANSPOSE 1
+#endif
+#endif
+
+#if defined(HAS_TRANSPOSE)
+#if LANES == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#elif LANES == 4
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#else
+#define LOW 0, 2
+#define HIGH 1, 3
+#endif
+INLINE void transpose(vec rows[LANES])
+{
+    for (int round = 1; round < LANES; round *= 2) {
+        vec mixed[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            mixed[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], LOW);
+            mixed[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], HIGH);
+        }
+        for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
+    }
+}
+#undef LOW
+#undef HIGH
+#endif
 
 #endif

@@ -1,10 +1,11 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 CELLS: tuple[str, ...]
+SHORT: int
 
 class Sizes(NamedTuple):
     tape: int
@@ -43,6 +44,23 @@ class Engine:
         isa: str | None = None,
     ) -> None: ...
     def sizes(self, T: int, N: int) -> Sizes: ...
+
+class ShortCall:
+    frozen: tuple[NDArray[Any], ...]
+    def __init__(
+        self,
+        engine: Engine,
+        frozen: tuple[NDArray[Any], ...],
+        x_shape: tuple[int, ...],
+        y: tuple[int, ...],
+        h: tuple[int, ...],
+        c: tuple[int, ...] | None,
+        T: int,
+        N: int,
+        time_first: bool,
+        empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]],
+    ) -> None: ...
+    def run(self, x: Any) -> tuple[NDArray[Any], Any] | None: ...
 
 def isas() -> list[str]: ...
 def get_default_isa() -> str: ...

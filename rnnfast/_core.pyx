@@ -13,12 +13,17 @@ from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 cdef extern from "Python.h":
     ctypedef struct Py_buffer:
         void *buf
+        Py_ssize_t itemsize
+        int ndim
+        char *format
         Py_ssize_t *shape
         Py_ssize_t *strides
     enum:
         PyBUF_SIMPLE
         PyBUF_WRITABLE
         PyBUF_STRIDES
+        PyBUF_RECORDS_RO
+    int PyObject_CheckBuffer(object)
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
     void *PyMem_Calloc(size_t, size_t)
@@ -86,7 +91,7 @@ cdef extern from "rnnfast.h":
         const char *isa
         size_t item
         int (*sizes)(const rnnfast_stack *, ptrdiff_t, ptrdiff_t, rnnfast_sizes *) noexcept nogil
-        void (*pack)(const rnnfast_stack *, const void *const *, void *, void *, rnnfast_poll) noexcept nogil
+        void (*pack)(const rnnfast_stack *, const void *const *, void *, void *, int, rnnfast_poll) noexcept nogil
         void (*forward)(const rnnfast_problem *) noexcept nogil
         void (*backward)(const rnnfast_problem *) noexcept nogil
         int (*linear_sizes)(const rnnfast_linear *, size_t *, size_t *) noexcept nogil
@@ -101,6 +106,10 @@ cdef extern from "rnnfast.h":
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
+
+cdef enum:
+    SHORT_WORKSPACE = 32768     # bytes of C stack that a ShortCall may take
+SHORT = SHORT_WORKSPACE
 
 cdef int threads = 1
 cdef bytes default_isa
@@ -298,7 +307,7 @@ def pack(Engine engine, parameters, packed, packed_back):
         forward_form = take(&memory, packed, PyBUF_WRITABLE)
         backward_form = take(&memory, packed_back, PyBUF_WRITABLE)
         with nogil:
-            engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, start(&watch))
+            engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, threads, start(&watch))
     finally:
         give_back(&memory)
     finish(&watch)
@@ -327,6 +336,83 @@ def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspac
     finally:
         give_back(&memory)
     finish(&watch)
+
+
+cdef class ShortCall:
+    """A forward without tape, initial state or masks over sequences of one shape, small enough for a workspace on the C stack.
+
+    It is made where the same call comes again and again, and saves what can be worked out once. Several threads may use it at once.
+    x_shape, and for each result its shape; T and N, and which axis of x is which; `empty`: numpy.empty.
+    """
+    cdef Engine engine
+    cdef rnnfast_problem problem
+    cdef Py_buffer packed
+    cdef readonly tuple frozen          # its first member: the packed weights
+    cdef object empty, y, h, c
+    cdef int ndim
+    cdef Py_ssize_t shape[3]
+    cdef Py_ssize_t strides[3]
+
+    def __cinit__(self):
+        self.packed.buf = NULL
+
+    def __init__(self, Engine engine, tuple frozen, tuple x_shape, y, h, c, Py_ssize_t T, Py_ssize_t N, bint time_first, empty):
+        cdef Py_ssize_t stride = engine.table.item
+        cdef rnnfast_problem *p = &self.problem
+        self.engine, self.frozen, self.empty, self.y, self.h, self.c = engine, frozen, empty, y, h, c
+        PyObject_GetBuffer(frozen[0], &self.packed, PyBUF_SIMPLE)
+        self.ndim = len(x_shape)
+        for axis in reversed(range(self.ndim)):
+            self.shape[axis], self.strides[axis] = x_shape[axis], stride
+            stride *= x_shape[axis]
+        memset(p, 0, sizeof(p[0]))
+        p.stack, p.T, p.N, p.packed = engine.stack, T, N, self.packed.buf
+        cdef Py_ssize_t step = N if time_first else 1
+        cdef Py_ssize_t row = 1 if time_first else T
+        cdef Py_ssize_t outputs = engine.directions * engine.output_size
+        p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
+        p.y_step, p.y_row = step * outputs, row * outputs
+
+    def __dealloc__(self):
+        if self.packed.buf != NULL:
+            PyBuffer_Release(&self.packed)
+
+    cdef bint _fits(self, Py_buffer *x) noexcept:
+        cdef char kind = c"d" if self.engine.table.item == 8 else c"f"
+        if x.ndim != self.ndim or x.itemsize != <Py_ssize_t>self.engine.table.item or <size_t>x.buf % x.itemsize:
+            return False
+        if x.format == NULL or x.format[0] != kind or x.format[1] != 0:
+            return False
+        for axis in range(self.ndim):
+            if x.shape[axis] != self.shape[axis] or x.strides[axis] != self.strides[axis]:
+                return False
+        return True
+
+    def run(self, x):
+        """y and the last state, as the layers return it; None if x is no contiguous array of the one shape and the engine's dtype."""
+        cdef rnnfast_problem p = self.problem
+        cdef Watch watch
+        cdef Memory memory
+        cdef char room[SHORT_WORKSPACE + 64]
+        if not PyObject_CheckBuffer(x):
+            return None
+        memory.count = 0
+        p.threads, p.poll = threads, start(&watch)
+        try:
+            p.x = take(&memory, x, PyBUF_RECORDS_RO)
+            if not self._fits(&memory.taken[0]):
+                return None
+            y, h_n, c_n = self.empty(self.y, self.engine.dtype), self.empty(self.h, self.engine.dtype), None
+            if self.c is not None:
+                c_n = self.empty(self.c, self.engine.dtype)
+            p.y, p.h_n, p.c_n = take(&memory, y, PyBUF_WRITABLE), take(&memory, h_n, PyBUF_WRITABLE), take(&memory, c_n, PyBUF_WRITABLE)
+            p.workspace = room + (-<size_t>room & 63)
+            with nogil:
+                self.engine.table.forward(&p)
+        finally:
+            give_back(&memory)
+        finish(&watch)
+        return y, h_n if c_n is None else (h_n, c_n)
 
 
 def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace):

@@ -51,7 +51,7 @@ except ImportError as error:
         f"the compiled part of rnnfast is missing in {here}. In a checkout, install with `pip install -e .`, or run "
         "Python in another folder after `pip install .`"
     ) from error
-from rnnfast._core import CELLS, Engine, Sizes, backward, forward, get_num_threads, isas, pack
+from rnnfast._core import CELLS, SHORT, Engine, ShortCall, Sizes, backward, forward, get_num_threads, isas, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CELLS",
+    "SHORT",
     "Engine",
+    "ShortCall",
     "Sizes",
     "activation",
     "backward",

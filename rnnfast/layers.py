@@ -537,7 +537,7 @@ class _Spare(list):  # type: ignore[type-arg]
 class Recurrent(ArrayLayer, Generic[State]):
     """What RNN, LSTM and GRU share, which is all but their options."""
 
-    _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces")
+    _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_short")
 
     def __init__(
         self,
@@ -593,6 +593,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._packs = _Spare()
         self._tapes = _Spare()
         self._workspaces = _Spare()
+        self._short: functional.ShortCall | None = None
 
     def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Array, State]:
         """Run over a sequence for its results alone: nothing of it is kept, and dropout does not act.
@@ -623,6 +624,11 @@ class Recurrent(ArrayLayer, Generic[State]):
         MemoryError
             When the results do not fit into memory.
         """
+        short = self._short
+        if short is not None and state is None and short.frozen is self._packed:
+            results = short.run(x)
+            if results is not None:
+                return cast("tuple[Array, State]", results)
         return self._infer(*self._inputs(x, state))
 
     def forward(self, x: ArrayLike, state: Any = None) -> tuple[Array, State, Tape]:
@@ -776,7 +782,19 @@ class Recurrent(ArrayLayer, Generic[State]):
         y, state = self._run(x, h0, c0, plan, packed)
         if not frozen:
             self._packs.give(packed)
+        elif plan.N and plan.sizes.forward_workspace <= functional.SHORT:
+            self._short = self._shorten(frozen, x.shape, plan)
         return y, state
+
+    def _shorten(self, frozen: tuple[Array, ...], shape: tuple[int, ...], plan: _Plan) -> functional.ShortCall:
+        """What makes the next call on an x of this shape cheap, as most calls are on that of the call before."""
+        c = plan.c if self._engine.has_cell else None
+        time_first = plan.time_major or len(shape) == 2
+        return functional.ShortCall(self._engine, frozen, shape, plan.y, plan.h, c, plan.T, plan.N, time_first, np.empty)
+
+    def unfreeze(self) -> None:
+        self._short = None  # it holds the packed weights
+        super().unfreeze()
 
     def _train(self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan) -> tuple[Array, State, Tape]:
         h0, c0 = (None if array is None else array.copy() for array in (h0, c0))
