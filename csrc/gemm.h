@@ -21,19 +21,20 @@
 enum {
     TILE_ROWS = 6,
     TILE_COLUMNS = TILE_VECS * LANES,
-    POLL_WORK = 1 << 24, /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
-    FAR_BYTES = 1 << 19  /* packed matrices from this size on are not counted on to be in the second-level cache */
+    POLL_WORK = 1 << 24,         /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
+    GROUP_ROWS = 32 * TILE_ROWS, /* rows whose places are worked out at a time */
+    FAR_BYTES = 1 << 19          /* packed matrices from this size on are not counted on to be in the second-level cache */
 };
 
 /* What a thread knows of a wish to stop. Only the calling thread asks; all see the answer in *stopped. */
 typedef struct {
     rnnfast_flag *stopped;
     const rnnfast_poll *poll; /* NULL on the other threads */
-    double left;
+    ptrdiff_t left;
 } watch;
 
 /* Once the answer was yes it stays so. */
-static int stop_after(watch *w, double work)
+static int stop_after(watch *w, ptrdiff_t work)
 {
     w->left -= work;
     if (w->left > 0) return 0;
@@ -59,6 +60,10 @@ typedef struct {
 
 static range part(ptrdiff_t total, ptrdiff_t k, ptrdiff_t n)
 {
+    if (n == 1) {
+        range all = {0, total};
+        return all;
+    }
     ptrdiff_t each = total / n, more = total % n;
     range p = {k * each + at_most(k, more), (k + 1) * each + at_most(k + 1, more)};
     return p;
@@ -79,27 +84,6 @@ static grid plain_rows(const REAL *at, ptrdiff_t row)
 {
     grid g = {(REAL *)at, PTRDIFF_MAX, 0, row};
     return g;
-}
-
-/* Goes down the rows of a grid without a division for each. */
-typedef struct {
-    REAL *at;
-    ptrdiff_t n;
-} cursor;
-
-static cursor cursor_at(const grid *g, ptrdiff_t r)
-{
-    cursor c = {g->at, 0};
-    if (r) c.at = row_at(g, r), c.n = r % g->N;
-    return c;
-}
-
-INLINE REAL *next_row(const grid *g, cursor *c)
-{
-    REAL *row = c->at;
-    c->at += g->row;
-    if (++c->n == g->N) c->n = 0, c->at += g->step - g->N * g->row;
-    return row;
 }
 
 static ptrdiff_t tiles_of(ptrdiff_t rows)
@@ -204,29 +188,28 @@ static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *
     }
 }
 
-/* What the micro-kernel works on: a[m][k * a_step] is A[m, k], b[k * b_step] row k of B; start[m] and c[m] hold row m's first
- * column; add: to what is in c. fetch: K vectors to bring near meanwhile, NULL for none. */
+/* What the micro-kernel works on: a[m][k * a_step] is A[m, k], b[k * b_step] row k of B; c[m] + j is where row m of the tile goes.
+ * start: where all rows start from; NULL: each from what is in c. plus: what is added to row m at the end is at plus[m] + j; NULL:
+ * nothing. fetch: K vectors to bring near meanwhile; NULL: none. */
 typedef struct {
-    ptrdiff_t K, a_step, b_step;
-    const REAL *a[TILE_ROWS], *b, *start[TILE_ROWS], *fetch;
-    REAL *c[TILE_ROWS];
-    int add;
+    ptrdiff_t K, a_step, b_step, j;
+    REAL *const *a, *const *c, *const *plus;
+    const REAL *b, *start, *fetch;
 } operands;
 
 /* The micro-kernel: R rows x V vectors. */
 INLINE void tile(const int R, const int V, const operands *o)
 {
-    const REAL *b = o->b, *fetch = o->fetch, *a[TILE_ROWS];
+    const REAL *b = o->b, *start = o->start, *fetch = o->fetch, *a[TILE_ROWS];
     const int fetches = fetch != NULL;
-    ptrdiff_t K = o->K, a_step = o->a_step, b_step = o->b_step;
+    ptrdiff_t K = o->K, a_step = o->a_step, b_step = o->b_step, i = 0;
     vec sum[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[m][v] = load(o->start[m] + v * LANES);
+        for (int v = 0; v < V; v++) sum[m][v] = load((start ? start : o->c[m] + o->j) + v * LANES);
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++) a[m] = o->a[m];
-    ptrdiff_t i = 0;
     do { /* K >= 1; with a loop that might not run at all gcc would move the sums through memory */
         vec bs[TILE_VECS];
         if (fetches && R > 2) fetch_ahead(fetch), fetch += LANES;
@@ -245,8 +228,8 @@ INLINE void tile(const int R, const int V, const operands *o)
     for (int m = 0; m < R; m++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
-            REAL *c = o->c[m] + v * LANES;
-            store(c, o->add ? load(c) + sum[m][v] : sum[m][v]);
+            ptrdiff_t j = o->j + v * LANES;
+            store(o->c[m] + j, o->plus ? load(o->plus[m] + j) + sum[m][v] : sum[m][v]);
         }
 }
 
@@ -301,43 +284,89 @@ typedef struct {
     const REAL *b;     /* packed */
     enum { FROM_ZERO, FROM_ROW, FROM_C } from;
     const REAL *start; /* FROM_ROW: the same start for every row, room for whole vectors */
-    grid c;
-    enum { WHOLE, EXACT, ADD } into; /* WHOLE: rows of C have room for whole vectors; EXACT: write the columns alone; ADD: add to them */
-    int from_last;                   /* begin with the last panel */
+    grid c, plus;      /* plus.at NULL: nothing is added at the end; it may be c */
+    int whole;         /* rows of C have room for whole vectors */
+    int from_last;     /* begin with the last panel */
 } product;
 
-/* Some tiles of rows by the columns of one panel that fall into a range, which begins at a whole vector. The first tiles fetch the
- * panel that comes next (NULL: none), a vector of each of its rows a tile: else the first tile of a panel alone would wait for all of
- * it. Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of the time. What a tile is
- * added to is fetched before it is computed: gradients of weights in 0.87 of the time for H = 512 and 1024. */
-static void multiply_panel(const product *p, range tiles, ptrdiff_t first, range columns, const REAL *next, watch *w)
+/* A tile of R rows whose last vector is not to be written, or added to, as a whole goes through a tile aside. */
+static void multiply_aside(const operands *o, ptrdiff_t R, ptrdiff_t some)
+{
+    REAL aside[TILE_ROWS * TILE_COLUMNS], *rows[TILE_ROWS];
+    operands here = *o;
+    here.j = 0;
+    here.c = rows;
+    here.plus = NULL;
+    for (ptrdiff_t m = 0; m < R; m++) {
+        rows[m] = aside + m * TILE_COLUMNS;
+        if (!o->start) memcpy(rows[m], o->c[m] + o->j, (size_t)some * sizeof(REAL));
+    }
+    strips[R - 1](round_up(some, LANES) / LANES, &here);
+    for (ptrdiff_t m = 0; m < R; m++)
+        for (ptrdiff_t i = o->j; i < o->j + some; i++) o->c[m][i] = o->plus ? o->plus[m][i] + rows[m][i - o->j] : rows[m][i - o->j];
+}
+
+/* Some tiles of rows, and where their rows are. */
+typedef struct {
+    ptrdiff_t tiles, each, more; /* rows of a tile, and how many of the first have one more */
+    REAL *a[GROUP_ROWS], *c[GROUP_ROWS], *plus[GROUP_ROWS];
+} group;
+
+static void place_rows(REAL **places, const grid *g, ptrdiff_t first, ptrdiff_t count)
+{
+    REAL *at = first ? row_at(g, first) : g->at;
+    for (ptrdiff_t i = 0, n = first ? first % g->N : 0; i < count; i++) {
+        places[i] = at;
+        at += g->row;
+        if (++n == g->N) n = 0, at += g->step - g->N * g->row;
+    }
+}
+
+static void gather_rows(group *g, const product *p, ptrdiff_t first, ptrdiff_t end)
+{
+    ptrdiff_t count = tiles_of(p->rows), each = p->rows, more = 0, r = 0;
+    if (count > 1) each = p->rows / count, more = p->rows - each * count;
+    if (first) r = first * each + at_most(first, more);
+    g->tiles = end - first;
+    g->each = each;
+    g->more = more > first ? more - first : 0;
+    ptrdiff_t rows = g->tiles * each + at_most(g->tiles, g->more);
+    place_rows(g->c, &p->c, r, rows);
+    if (p->plus.at) place_rows(g->plus, &p->plus, r, rows);
+    if (!p->tiles) {
+        place_rows(g->a, &p->a, r, rows);
+        return;
+    }
+    for (ptrdiff_t t = 0, i = 0; t < g->tiles; t++)
+        for (ptrdiff_t R = each + (t < g->more), m = 0; m < R; m++, i++) g->a[i] = (REAL *)p->tiles + (r + i - m) * p->K + m;
+}
+
+/* A group of tiles by the columns of one panel that fall into a range, which begins at a whole vector. The first tiles fetch the panel
+ * that comes next (NULL: none), a vector of each of its rows a tile: else the first tile of a panel alone would wait for all of it.
+ * Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of the time. What a tile is added
+ * to is fetched before it is computed: gradients of weights in 0.87 of the time for H = 512 and 1024. */
+static void multiply_panel(const product *p, const group *g, ptrdiff_t first, range columns, const REAL *next, watch *w)
 {
     static const REAL zeros[TILE_COLUMNS];
-    ptrdiff_t panel_width = round_up(at_most(TILE_COLUMNS, p->columns - first), LANES);
-    ptrdiff_t j = columns.begin, some = columns.end - j, width = round_up(some, LANES);
-    ptrdiff_t count = tiles_of(p->rows), each = p->rows / count, more = p->rows % count;
-    ptrdiff_t r = tiles.begin * each + at_most(tiles.begin, more);
-    int aside = p->into != WHOLE && width > some;
-    cursor a = cursor_at(&p->a, p->tiles ? 0 : r), c = cursor_at(&p->c, r);
-    operands o = {.K = p->K, .b_step = panel_width, .b = p->b + first * p->K + j - first, .add = p->into == ADD && !aside};
-    for (ptrdiff_t t = tiles.begin; t < tiles.end; t++) {
-        ptrdiff_t R = each + (t < more);
-        REAL *to[TILE_ROWS], scratch[TILE_ROWS * TILE_COLUMNS];
-        if (stop_after(w, (double)(R * p->K) * width)) return;
-        o.a_step = p->tiles ? R : 1;
-        for (ptrdiff_t m = 0; m < R; m++) {
-            to[m] = next_row(&p->c, &c) + j;
-            for (ptrdiff_t v = 0; p->into == ADD && v < width; v += LANES) fetch_to_write(to[m] + v);
-            o.a[m] = p->tiles ? p->tiles + r * p->K + m : next_row(&p->a, &a);
-            o.c[m] = aside ? scratch + m * TILE_COLUMNS : to[m];
-            if (aside && p->from == FROM_C) memcpy(o.c[m], to[m], (size_t)some * sizeof(REAL));
-            o.start[m] = p->from == FROM_ZERO ? zeros : p->from == FROM_ROW ? p->start + j : o.c[m];
-        }
-        o.fetch = next && t - tiles.begin < TILE_VECS ? next + (t - tiles.begin) * p->K * LANES : NULL;
-        strips[R - 1](width / LANES, &o);
-        for (ptrdiff_t m = 0; aside && m < R; m++)
-            for (ptrdiff_t i = 0; i < some; i++) to[m][i] = p->into == ADD ? to[m][i] + o.c[m][i] : o.c[m][i];
-        r += R;
+    const ptrdiff_t j = columns.begin, some = columns.end - j, width = round_up(some, LANES);
+    const int aside = width > some && (!p->whole || p->plus.at);
+    operands o = {.K = p->K, .a_step = 1, .j = j, .a = g->a, .c = g->c};
+    o.b = p->b + first * p->K + j - first;
+    o.b_step = round_up(at_most(TILE_COLUMNS, p->columns - first), LANES);
+    o.start = p->from == FROM_C ? NULL : p->from == FROM_ROW ? p->start + j : zeros;
+    if (p->plus.at) o.plus = g->plus;
+    for (ptrdiff_t t = 0; t < g->tiles; t++) {
+        const ptrdiff_t R = g->each + (t < g->more);
+        if (stop_after(w, R * p->K * width)) return;
+        if (p->tiles) o.a_step = R;
+        for (ptrdiff_t m = 0; o.plus && m < R; m++)
+            for (ptrdiff_t v = 0; v < width; v += LANES) fetch_to_write(o.plus[m] + j + v);
+        o.fetch = next && t < TILE_VECS ? next + t * p->K * LANES : NULL;
+        if (aside) multiply_aside(&o, R, some);
+        else strips[R - 1](width / LANES, &o);
+        o.a += R;
+        o.c += R;
+        if (o.plus) o.plus += R;
     }
 }
 
@@ -345,14 +374,17 @@ static void multiply_panel(const product *p, range tiles, ptrdiff_t first, range
 static void multiply(const product *p, range tiles, range columns, watch *w)
 {
     ptrdiff_t begin = columns.begin / TILE_COLUMNS, end = panels_of(columns.end);
-    int is_far = (double)p->K * p->columns * sizeof(REAL) >= FAR_BYTES;
-    if (tiles.begin == tiles.end || columns.begin == columns.end) return;
-    for (ptrdiff_t i = begin; i < end; i++) {
-        ptrdiff_t first = (p->from_last ? end - 1 - (i - begin) : i) * TILE_COLUMNS;
-        ptrdiff_t after = p->from_last ? first - TILE_COLUMNS : first + TILE_COLUMNS;
-        range here = {first > columns.begin ? first : columns.begin, at_most(first + TILE_COLUMNS, columns.end)};
-        int fetches = is_far && after >= begin * TILE_COLUMNS && after + TILE_COLUMNS <= p->columns;
-        multiply_panel(p, tiles, first, here, fetches ? p->b + after * p->K : NULL, w);
+    int is_far = p->K * p->columns >= FAR_BYTES / (ptrdiff_t)sizeof(REAL);
+    for (ptrdiff_t t = tiles.begin; t < tiles.end && columns.begin < columns.end; t += GROUP_ROWS / TILE_ROWS) {
+        group g;
+        gather_rows(&g, p, t, at_most(t + GROUP_ROWS / TILE_ROWS, tiles.end));
+        for (ptrdiff_t i = begin; i < end; i++) {
+            ptrdiff_t first = (p->from_last ? end - 1 - (i - begin) : i) * TILE_COLUMNS;
+            ptrdiff_t after = p->from_last ? first - TILE_COLUMNS : first + TILE_COLUMNS;
+            range here = {first > columns.begin ? first : columns.begin, at_most(first + TILE_COLUMNS, columns.end)};
+            int fetches = is_far && after >= begin * TILE_COLUMNS && after + TILE_COLUMNS <= p->columns;
+            multiply_panel(p, &g, first, here, fetches ? p->b + after * p->K : NULL, w);
+        }
     }
 }
 

@@ -255,10 +255,10 @@ static int projects(const cell *c)
     return c->stage[c->stages - 1].count == 0;
 }
 
-/* What was there before step s. */
-static grid before(const grid *g, const grid *initial, ptrdiff_t s)
+/* Row n of what was there before step s. */
+static REAL *before(const grid *g, const grid *initial, ptrdiff_t s, ptrdiff_t n)
 {
-    return s ? grid_of(g->at + (s - 1) * g->step, g->N, 0, g->row) : *initial;
+    return s ? cell_at(g, s - 1, n) : cell_at(initial, 0, n);
 }
 
 /* Units (or other columns) that fall to member k of n, in whole vectors. */
@@ -270,16 +270,17 @@ static range units_of(ptrdiff_t columns, int k, int n)
 }
 
 /* What the pointwise parts see of row n at step s; slot: where the gates and dgates of the step are. */
-static point point_at(const direction *d, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
+static void point_at(point *p, const direction *d, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
 {
-    grid c_before = before(&d->c, &d->c0, s), h_before = before(&d->y, &d->h0, s);
-    point p = {.H = d->z.H, .gates = cell_at(&d->gates, slot, n), .h_before = cell_at(&h_before, 0, n), .aux = cell_at(&d->aux, s, n)};
-    p.h = projects(&d->z.cell) ? p.aux : cell_at(&d->y, s, n);
+    p->H = d->z.H;
+    p->gates = cell_at(&d->gates, slot, n);
+    p->h_before = before(&d->y, &d->h0, s, n);
+    p->aux = cell_at(&d->aux, s, n);
+    p->h = projects(&d->z.cell) ? p->aux : cell_at(&d->y, s, n);
     if (d->z.cell.has_c) {
-        p.c_before = cell_at(&c_before, 0, n);
-        p.c = cell_at(&d->c, s, n);
+        p->c_before = before(&d->c, &d->c0, s, n);
+        p->c = cell_at(&d->c, s, n);
     }
-    return p;
 }
 
 /* ---- those who work on one call ---- */
@@ -352,7 +353,7 @@ static void pack_weight(REAL *packed, REAL *back, ptrdiff_t K, ptrdiff_t columns
     range own = part((count + TILE_COLUMNS - 1) / TILE_COLUMNS, k, n);
     for (ptrdiff_t j = own.begin * TILE_COLUMNS; j < at_most(own.end * TILE_COLUMNS, count); j += TILE_COLUMNS) {
         ptrdiff_t some = at_most(TILE_COLUMNS, count - j);
-        if (stop_after(w, (double)MOVE_WORK * some * K)) return;
+        if (stop_after(w, MOVE_WORK * some * K)) return;
         if (packed) pack_columns(packed, K, columns, j0 + j, some, from + j * K, K);
         for (ptrdiff_t i = j; back && i < j + some; i++) pack_row(back, columns, j0 + i, K, from + i * K);
     }
@@ -449,7 +450,7 @@ static product input_product(const direction *d, ptrdiff_t s0, ptrdiff_t s1, ptr
                  .b = d->w_ih,
                  .from = FROM_ROW,
                  .start = d->bias,
-                 .into = d->z.cell.gates == d->z.cell.width ? WHOLE : EXACT};
+                 .whole = d->z.cell.gates == d->z.cell.width};
     p.a = window(&d->x, s0, rows);
     p.c = window(&d->gates, slot, rows);
     return p;
@@ -463,26 +464,27 @@ static int from_last(ptrdiff_t s)
     return s & 1;
 }
 
-static product stage_product(const direction *d, int i, ptrdiff_t s, ptrdiff_t slot, range rows)
+/* A stage's product for any step; aim() says for which. */
+static product stage_product(const direction *d, int i, range rows)
 {
     const stage *g = &d->z.cell.stage[i];
-    grid h_before = before(&d->y, &d->h0, s);
-    product p = {.rows = rows.end - rows.begin,
-                 .K = stage_source(&d->z, g),
-                 .columns = stage_columns(&d->z, g),
-                 .b = d->w[i],
-                 .from_last = from_last(s)};
-    p.a = g->from_aux ? window(&d->aux, s, rows) : window(&h_before, 0, rows);
-    if (g->count) {
-        p.from = FROM_C;
-        p.c = shifted(window(&d->gates, slot, rows), g->first * d->z.H);
-        p.into = g->first + g->count == d->z.cell.width && g->first * d->z.H + round_up(p.columns, LANES) <= d->z.gates_row ? WHOLE : EXACT;
-    } else {
-        p.from = FROM_ZERO;
-        p.c = window(&d->y, s, rows);
-        p.into = EXACT;
-    }
+    product p = {.rows = rows.end - rows.begin, .K = stage_source(&d->z, g), .columns = stage_columns(&d->z, g), .b = d->w[i]};
+    p.a = g->from_aux ? d->aux : d->y;
+    p.c = g->count ? d->gates : d->y;
+    p.a.N = p.c.N = p.rows;
+    p.from = g->count ? FROM_C : FROM_ZERO;
+    p.whole = g->count && g->first + g->count == d->z.cell.width && g->first * d->z.H + round_up(p.columns, LANES) <= d->z.gates_row;
     return p;
+}
+
+/* At step s, of rows from n on; slot: where the gates of the step are. Only what changes is written: to make the product anew for each
+ * step costs 20 ns, a sixth of a step of an RNN with H = 64. */
+static void aim(product *p, const direction *d, const stage *g, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
+{
+    p->a.at = g->from_aux ? cell_at(&d->aux, s, n) : before(&d->y, &d->h0, s, n);
+    if (!g->from_aux) p->a.row = s ? d->y.row : d->h0.row;
+    p->c.at = g->count ? cell_at(&d->gates, slot, n) + g->first * d->z.H : cell_at(&d->y, s, n);
+    p->from_last = from_last(s);
 }
 
 /* Columns that no input feeds start from their bias. */
@@ -527,16 +529,19 @@ static void forward_block(const direction *d, const crew *w, ptrdiff_t s0, ptrdi
     if (*w->stopped) return;
     fill_unfed(d, input.c, part(input.rows, own.k, own.n));
     if (own.n > 1) meet(w);
+    product p[2];
+    for (int i = 0; i < cell->stages; i++) p[i] = stage_product(d, i, rows);
     for (ptrdiff_t s = s0; s < s1; s++) {
         for (int i = 0; i < cell->stages; i++) {
             const stage *g = &cell->stage[i];
-            product p = stage_product(d, i, s, s - first, rows);
-            multiply_stage(d, &p, g, &own, w->watch);
+            aim(&p[i], d, g, s, s - first, rows.begin);
+            multiply_stage(d, &p[i], g, &own, w->watch);
             if (own.n > 1 && !has_own_columns(d, g)) meet(w);
             if (!g->forward) continue;
             for (ptrdiff_t r = rows.begin; r < rows.end; r++) {
-                if (stop_after(w->watch, (double)POINT_WORK * d->z.H_row)) return;
-                point at = point_at(d, s, s - first, r);
+                if (stop_after(w->watch, POINT_WORK * d->z.H_row)) return;
+                point at;
+                point_at(&at, d, s, s - first, r);
                 g->forward(&at, units);
             }
             if (own.n > 1) meet(w);
@@ -546,19 +551,25 @@ static void forward_block(const direction *d, const crew *w, ptrdiff_t s0, ptrdi
 
 /* ---- backward ---- */
 
-static product stage_product_back(const direction *d, int i, ptrdiff_t slot, range rows)
+static product stage_product_back(const direction *d, int i, range rows)
 {
     const stage *g = &d->z.cell.stage[i];
-    product p = {.rows = rows.end - rows.begin,
-                 .K = stage_columns(&d->z, g),
-                 .columns = stage_source(&d->z, g),
-                 .b = d->w[i],
-                 .from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO,
-                 .into = WHOLE,
-                 .from_last = from_last(slot)};
-    p.a = g->count ? shifted(window(&d->dgates, slot, rows), g->first * d->z.H) : window(&d->dh, 0, rows);
+    product p = {.rows = rows.end - rows.begin, .K = stage_columns(&d->z, g), .columns = stage_source(&d->z, g), .b = d->w[i], .whole = 1};
+    p.from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO;
+    p.a = g->count ? d->dgates : window(&d->dh, 0, rows);
     p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);
+    p.a.N = p.rows;
+    if (i == 0 && d->dy.at) p.plus = grid_of(NULL, p.rows, 0, d->dy.row);
     return p;
+}
+
+/* At step s, of rows from n on. What makes dh adds the dy of the step that takes it. */
+static void aim_back(product *p, const direction *d, int i, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
+{
+    const stage *g = &d->z.cell.stage[i];
+    if (g->count) p->a.at = cell_at(&d->dgates, slot, n) + g->first * d->z.H;
+    if (i == 0) p->plus.at = s && d->dy.at ? cell_at(&d->dy, s - 1, n) : NULL;
+    p->from_last = from_last(slot);
 }
 
 static product input_product_back(const direction *d, ptrdiff_t s0, ptrdiff_t s1, range rows)
@@ -567,35 +578,42 @@ static product input_product_back(const direction *d, ptrdiff_t s0, ptrdiff_t s1
                  .K = d->z.cell.gates * d->z.H,
                  .columns = d->K,
                  .b = d->w_ih,
-                 .from = FROM_ZERO,
-                 .into = EXACT};
+                 .from = FROM_ZERO};
     p.a = window(&d->dgates, 0, rows);
     p.c = window(&d->dx, s0, rows);
     return p;
 }
 
-/* dh += dy for some columns; with a projection the sum is kept for its weight's gradient. */
-static void add_dy(const direction *d, ptrdiff_t s, ptrdiff_t slot, range rows, range columns)
+/* dh += dy for some columns: for the last step, which takes no dh from a product. */
+static void add_dy(const direction *d, ptrdiff_t s, range rows, range columns)
 {
-    int keep = projects(&d->z.cell);
-    for (ptrdiff_t n = rows.begin; n < rows.end; n++) {
-        REAL *dh = cell_at(&d->dh, 0, n), *kept_dh = keep ? cell_at(&d->dh_steps, slot, n) : NULL;
-        const REAL *dy = d->dy.at ? cell_at(&d->dy, s, n) : NULL;
-        for (ptrdiff_t j = columns.begin; dy && j < columns.end; j++) dh[j] += dy[j];
-        for (ptrdiff_t j = columns.begin; keep && j < columns.end; j++) kept_dh[j] = dh[j];
+    for (ptrdiff_t n = rows.begin; d->dy.at && n < rows.end; n++) {
+        REAL *dh = cell_at(&d->dh, 0, n);
+        const REAL *dy = cell_at(&d->dy, s, n);
+        for (ptrdiff_t j = columns.begin; j < columns.end; j++) dh[j] += dy[j];
     }
 }
 
-static void step_back(const direction *d, const crew *w, ptrdiff_t s, ptrdiff_t slot, const share *own)
+/* With a projection dh is kept for the gradient of its weight. */
+static void keep_dh(const direction *d, ptrdiff_t slot, range rows, range columns)
+{
+    size_t bytes = (size_t)(columns.end - columns.begin) * sizeof(REAL);
+    for (ptrdiff_t n = rows.begin; projects(&d->z.cell) && n < rows.end; n++)
+        memcpy(cell_at(&d->dh_steps, slot, n) + columns.begin, cell_at(&d->dh, 0, n) + columns.begin, bytes);
+}
+
+static void step_back(const direction *d, const crew *w, product *p, ptrdiff_t s, ptrdiff_t slot, const share *own)
 {
     const cell *cell = &d->z.cell;
-    range rows = own->rows, units = units_of(d->z.H, own->k, own->n);
+    range rows = own->rows, units = units_of(d->z.H, own->k, own->n), of_P = units_of(d->z.P, own->k, own->n);
     ptrdiff_t gates_slot = cell->keeps_gates ? s : 0;
-    add_dy(d, s, slot, rows, units_of(d->z.P, own->k, own->n));
+    if (s == d->T - 1) add_dy(d, s, rows, of_P);
+    keep_dh(d, slot, rows, of_P);
     for (int i = cell->stages - 1; i >= 0; i--) {
         for (ptrdiff_t r = rows.begin; cell->stage[i].backward && r < rows.end; r++) {
-            if (stop_after(w->watch, (double)POINT_WORK * d->z.H_row)) return;
-            point at = point_at(d, s, gates_slot, r);
+            if (stop_after(w->watch, POINT_WORK * d->z.H_row)) return;
+            point at;
+            point_at(&at, d, s, gates_slot, r);
             at.dgates = cell_at(&d->dgates, slot, r);
             at.daux = cell_at(&d->daux, 0, r);
             at.dh = projects(cell) ? at.daux : cell_at(&d->dh, 0, r);
@@ -603,8 +621,8 @@ static void step_back(const direction *d, const crew *w, ptrdiff_t s, ptrdiff_t 
             cell->stage[i].backward(&at, units);
         }
         if (own->n > 1) meet(w);
-        product p = stage_product_back(d, i, slot, rows);
-        multiply(&p, all_tiles(&p), units_of(p.columns, own->k, own->n), w->watch);
+        aim_back(&p[i], d, i, s, slot, rows.begin);
+        multiply(&p[i], all_tiles(&p[i]), units_of(p[i].columns, own->k, own->n), w->watch);
     }
 }
 
@@ -613,17 +631,18 @@ static void backward_block(const direction *d, const crew *w, ptrdiff_t s0, ptrd
 {
     share own;
     if (!take_share(&own, d, w, all_rows)) return;
-    for (ptrdiff_t s = s1 - 1; s >= s0 && !*w->stopped; s--) step_back(d, w, s, s - s0, &own);
-    product p = input_product_back(d, s0, s1, own.rows);
-    multiply(&p, all_tiles(&p), units_of(p.columns, own.k, own.n), w->watch);
+    product p[2], input = input_product_back(d, s0, s1, own.rows);
+    for (int i = 0; i < d->z.cell.stages; i++) p[i] = stage_product_back(d, i, own.rows);
+    for (ptrdiff_t s = s1 - 1; s >= s0 && !*w->stopped; s--) step_back(d, w, p, s, s - s0, &own);
+    multiply(&input, all_tiles(&input), units_of(input.columns, own.k, own.n), w->watch);
 }
 
 /* dW[j, i] += sum over rows r of d[r, j] * source[r, i], d in tiles, the source in panels; some of the tiles. */
 static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL *panels, ptrdiff_t columns, REAL *dw, range which,
                       watch *w)
 {
-    product p = {.rows = rows, .K = R, .columns = columns, .tiles = tiles, .b = panels, .from = FROM_ZERO, .into = ADD};
-    p.c = plain_rows(dw, columns);
+    product p = {.rows = rows, .K = R, .columns = columns, .tiles = tiles, .b = panels, .from = FROM_ZERO};
+    p.c = p.plus = plain_rows(dw, columns);
     multiply(&p, which, all_columns(&p), w);
 }
 
@@ -656,9 +675,8 @@ static void sum_rows(const direction *d, const crew *w, ptrdiff_t s0, ptrdiff_t 
     range own_rows = part(R, w->k, w->n);
     for (ptrdiff_t r = own_rows.begin; r < own_rows.end; r++) {
         ptrdiff_t s = s0 + (r0 + r) / d->N, n = (r0 + r) % d->N;
-        grid h_before = before(&d->y, &d->h0, s);
         pack_row(of_x, R, r, K, cell_at(&d->x, s, n));
-        pack_row(of_h, R, r, P, cell_at(&h_before, 0, n));
+        pack_row(of_h, R, r, P, before(&d->y, &d->h0, s, n));
         if (cell->has_aux) pack_row(of_aux, R, r, H, cell_at(&d->aux, s, n));
     }
     for (int b = 0; b < cell->width; b++) pack_tiles(of_gates + R * b * H, R, H, dgates + b * H, d->dgates.row, own);
@@ -760,7 +778,7 @@ static void mask_run(void *argument, int k, int n)
     range own = part(count, k, n);
     crew w;
     join(&w, c, k, n);
-    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w.watch, (double)MOVE_WORK * columns); r++)
+    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w.watch, MOVE_WORK * columns); r++)
         for (ptrdiff_t i = r * columns; i < (r + 1) * columns; i++) c->masked[i] = c->unmasked[i] * mask[i];
 }
 
@@ -894,7 +912,7 @@ static void finish_dx_run(void *argument, int k, int n)
     range own = part(count, k, n);
     crew w;
     join(&w, c, k, n);
-    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w.watch, (double)MOVE_WORK * K); r++) {
+    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w.watch, MOVE_WORK * K); r++) {
         REAL *to = row_at(&c->dx, r);
         for (ptrdiff_t i = 0; c->z.D == 2 && i < K; i++) to[i] += c->second_dx[r * K + i];
         for (ptrdiff_t i = 0; mask && i < K; i++) to[i] *= mask[r * K + i];
@@ -984,7 +1002,7 @@ static void linear_forward_work(void *argument, int k, int n)
     join(&w, c, k, n);
     const REAL *packed = p->packed;
     product y = {
-        .rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = packed + packed_size(p->I, p->O), .into = EXACT};
+        .rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = packed + packed_size(p->I, p->O)};
     y.a = plain_rows(p->x, p->x_row);
     y.c = plain_rows(p->y, p->y_row);
     multiply(&y, part(tiles_of(p->M), k, n), all_columns(&y), w.watch);
@@ -1001,7 +1019,7 @@ static void linear_backward_work(void *argument, int k, int n)
     range own_tiles = part(tiles_of(O), k, n), own_columns = units_of(O, k, n);
     pack_weight(NULL, packed, I, O, 0, O, p->weight, k, n, w.watch);
     meet(&w);
-    product dx = {.rows = p->M, .K = O, .columns = I, .b = packed, .from = FROM_ZERO, .into = EXACT};
+    product dx = {.rows = p->M, .K = O, .columns = I, .b = packed, .from = FROM_ZERO};
     dx.a = plain_rows(p->dy, p->dy_row);
     dx.c = plain_rows(p->dx, p->dx_row);
     multiply(&dx, part(tiles_of(p->M), k, n), all_columns(&dx), w.watch);
