@@ -5,7 +5,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELLS: tuple[str, ...]
-SHORT: int
 
 class Sizes(NamedTuple):
     tape: int
@@ -45,19 +44,20 @@ class Engine:
     ) -> None: ...
     def sizes(self, T: int, N: int) -> Sizes: ...
 
-class ShortCall:
+class Repeat:
     frozen: tuple[NDArray[Any], ...]
     def __init__(
         self,
         engine: Engine,
         frozen: tuple[NDArray[Any], ...],
-        x_shape: tuple[int, ...],
+        x: tuple[int, ...],
         y: tuple[int, ...],
         h: tuple[int, ...],
         c: tuple[int, ...] | None,
         T: int,
         N: int,
         time_first: bool,
+        workspaces: Any,
         empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]],
     ) -> None: ...
     def run(self, x: Any) -> tuple[NDArray[Any], Any] | None: ...

@@ -108,8 +108,7 @@ CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the ord
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
 cdef enum:
-    SHORT_WORKSPACE = 32768     # bytes of C stack that a ShortCall may take
-SHORT = SHORT_WORKSPACE
+    STACK_ROOM = 32768          # bytes of the C stack that a workspace may take
 
 cdef int threads = 1
 cdef bytes default_isa
@@ -338,43 +337,44 @@ def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspac
     finish(&watch)
 
 
-cdef class ShortCall:
-    """A forward without tape, initial state or masks over sequences of one shape, small enough for a workspace on the C stack.
+cdef class Repeat:
+    """A forward with the same packed weights over sequences of one shape, without tape, initial state or masks.
 
-    It is made where the same call comes again and again, and saves what can be worked out once. Several threads may use it at once.
-    x_shape, and for each result its shape; T and N, and which axis of x is which; `empty`: numpy.empty.
+    What can be worked out once is worked out here, as most calls are like the call before. Several threads may use it at once.
+    `frozen`: what holds the packed weights, first of all. x, y, h, c: shapes, c None where there is none. `time_first`: the order of
+    the first two axes of x and y. `workspaces.take(bytes)` and `.give(buffer)` lend memory where the C stack has too little.
     """
+    cdef readonly tuple frozen
     cdef Engine engine
     cdef rnnfast_problem problem
     cdef Py_buffer packed
-    cdef readonly tuple frozen          # its first member: the packed weights
-    cdef object empty, y, h, c
+    cdef object empty, y, h, c, workspaces
     cdef int ndim
     cdef Py_ssize_t shape[3]
     cdef Py_ssize_t strides[3]
+    cdef size_t room
 
-    def __cinit__(self):
-        self.packed.buf = NULL
-
-    def __init__(self, Engine engine, tuple frozen, tuple x_shape, y, h, c, Py_ssize_t T, Py_ssize_t N, bint time_first, empty):
+    def __init__(self, Engine engine, tuple frozen, tuple x, y, h, c, Py_ssize_t T, Py_ssize_t N, bint time_first, workspaces, empty):
         cdef Py_ssize_t stride = engine.table.item
-        cdef rnnfast_problem *p = &self.problem
-        self.engine, self.frozen, self.empty, self.y, self.h, self.c = engine, frozen, empty, y, h, c
-        PyObject_GetBuffer(frozen[0], &self.packed, PyBUF_SIMPLE)
-        self.ndim = len(x_shape)
-        for axis in reversed(range(self.ndim)):
-            self.shape[axis], self.strides[axis] = x_shape[axis], stride
-            stride *= x_shape[axis]
-        memset(p, 0, sizeof(p[0]))
-        p.stack, p.T, p.N, p.packed = engine.stack, T, N, self.packed.buf
         cdef Py_ssize_t step = N if time_first else 1
         cdef Py_ssize_t row = 1 if time_first else T
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
+        cdef rnnfast_problem *p = &self.problem
+        self.engine, self.empty, self.y, self.h, self.c, self.workspaces = engine, empty, y, h, c, workspaces
+        self.room = engine.sizes(T, N).forward_workspace
+        self.ndim = len(x)
+        for axis in reversed(range(self.ndim)):
+            self.shape[axis], self.strides[axis] = x[axis], stride
+            stride *= x[axis]
+        PyObject_GetBuffer(frozen[0], &self.packed, PyBUF_SIMPLE)
+        self.frozen = frozen
+        memset(p, 0, sizeof(p[0]))
+        p.stack, p.T, p.N, p.packed = engine.stack, T, N, self.packed.buf
         p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
         p.y_step, p.y_row = step * outputs, row * outputs
 
     def __dealloc__(self):
-        if self.packed.buf != NULL:
+        if self.frozen is not None:
             PyBuffer_Release(&self.packed)
 
     cdef bint _fits(self, Py_buffer *x) noexcept:
@@ -393,7 +393,7 @@ cdef class ShortCall:
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
         cdef Memory memory
-        cdef char room[SHORT_WORKSPACE + 64]
+        cdef char room[STACK_ROOM + 64]
         if not PyObject_CheckBuffer(x):
             return None
         memory.count = 0
@@ -406,11 +406,17 @@ cdef class ShortCall:
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
             p.y, p.h_n, p.c_n = take(&memory, y, PyBUF_WRITABLE), take(&memory, h_n, PyBUF_WRITABLE), take(&memory, c_n, PyBUF_WRITABLE)
+            workspace = None
             p.workspace = room + (-<size_t>room & 63)
+            if self.room > STACK_ROOM:
+                workspace = self.workspaces.take(self.room)
+                p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
             with nogil:
                 self.engine.table.forward(&p)
         finally:
             give_back(&memory)
+        if workspace is not None:
+            self.workspaces.give(workspace)
         finish(&watch)
         return y, h_n if c_n is None else (h_n, c_n)
 

@@ -17,6 +17,8 @@ pack(engine, parameters, packed, packed_back)
 forward(engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace)
     Writes y, h_n, c_n (None for cells without c) and the tape (None: none is kept). h0 and c0 may be None, for zeros.
     `masks`: None, or (num_layers - 1, T, N, features of y), factors for the outputs of all layers but the last.
+Repeat(engine, frozen, ...).run(x)
+    The same for calls that are all alike, as cheap as they can be.
 backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace)
     Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros.
 
@@ -51,7 +53,7 @@ except ImportError as error:
         f"the compiled part of rnnfast is missing in {here}. In a checkout, install with `pip install -e .`, or run "
         "Python in another folder after `pip install .`"
     ) from error
-from rnnfast._core import CELLS, SHORT, Engine, ShortCall, Sizes, backward, forward, get_num_threads, isas, pack
+from rnnfast._core import CELLS, Engine, Repeat, Sizes, backward, forward, get_num_threads, isas, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,9 +64,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CELLS",
-    "SHORT",
     "Engine",
-    "ShortCall",
+    "Repeat",
     "Sizes",
     "activation",
     "backward",
