@@ -30,7 +30,8 @@ enum {
     BLOCK_BYTES = 1 << 18,  /* gates of a block of steps, to stay in the second-level cache */
     BLOCK_ROWS = 48,        /* but at least so many rows, to pay for reading W_ih */
     THREAD_WORK = 1 << 22,  /* multiply-adds that are worth a further thread: to wake one takes as long as some of them */
-    MEETING_WORK = 1 << 16, /* and those of one step that are worth meetings */
+    MEETING_WORK = 1 << 15, /* and those of one step that are worth a meeting to each */
+    MANY_MEETINGS = 16,     /* times that: units rather than tiles of few rows, which would read all weights for little */
     MOVE_WORK = 8,          /* what moving a number costs, counted in multiply-adds at the slowest */
     POINT_WORK = 64,        /* and a unit's pointwise part */
     ALIGN = 64 / sizeof(REAL),
@@ -427,7 +428,7 @@ static int take_share(share *own, const direction *d, const crew *w, range rows)
     own->rows = rows;
     own->k = 0;
     own->n = 1;
-    if (N >= 2 * w->n) {
+    if (N >= TILE_ROWS * w->n || (N >= 2 * w->n && of_step < (double)MANY_MEETINGS * MEETING_WORK * w->n)) {
         range part_of_rows = part(N, w->k, w->n);
         own->rows.begin = rows.begin + part_of_rows.begin;
         own->rows.end = rows.begin + part_of_rows.end;
