@@ -8,7 +8,9 @@
  *
  * B is packed into panels of TILE_VECS vectors side by side, [panel][k][column], the last panel narrower by whole vectors and filled
  * up with zeros. A tile of up to 6 rows x TILE_VECS vectors of C stays in registers over the whole chain: per k it loads TILE_VECS
- * vectors and 6 numbers for 6 * TILE_VECS multiply-adds. Rows are dealt evenly over the tiles, so that none is left with one row.
+ * vectors and 6 numbers for 6 * TILE_VECS multiply-adds. Rows are dealt evenly over the tiles, so that none is left with one row. Where
+ * there is but one, and panels are narrow, several panels are taken at a time: less than four chains at a time would leave the
+ * multiply-adds waiting for each other (AVX2, LSTM N = 1 H = 256: 0.6 of the time).
  * A is read along its rows, or, where a product runs over the rows of a matrix (gradients of weights), from tiles packed down its columns.
  */
 #ifndef RNNFAST_GEMM_H
@@ -21,6 +23,7 @@
 enum {
     TILE_ROWS = 6,
     TILE_COLUMNS = TILE_VECS * LANES,
+    ROW_PANELS = TILE_VECS < 4 ? 8 / TILE_VECS : 1, /* panels at a time for a single row */
     POLL_WORK = 1 << 24,         /* multiply-adds between two looks for a wish to stop: some milliseconds at the slowest */
     GROUP_ROWS = 32 * TILE_ROWS, /* rows whose places are worked out at a time */
     FAR_BYTES = 1 << 19          /* packed matrices from this size on are not counted on to be in the second-level cache */
@@ -46,6 +49,11 @@ static int stop_after(watch *w, ptrdiff_t work)
 static ptrdiff_t at_most(ptrdiff_t a, ptrdiff_t b)
 {
     return a < b ? a : b;
+}
+
+static ptrdiff_t greatest(ptrdiff_t a, ptrdiff_t b)
+{
+    return a > b ? a : b;
 }
 
 static ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t to)
@@ -189,36 +197,37 @@ static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *
 }
 
 /* What the micro-kernel works on: a[m][k * a_step] is A[m, k], b[k * b_step] row k of B; c[m] + j is where row m of the tile goes.
+ * b_panel: from one panel to the next.
  * start: where all rows start from; NULL: each from what is in c. plus: what is added to row m at the end is at plus[m] + j; NULL:
  * nothing. fetch: K vectors to bring near meanwhile; NULL: none. */
 typedef struct {
-    ptrdiff_t K, a_step, b_step, j;
+    ptrdiff_t K, a_step, b_step, b_panel, j;
     REAL *const *a, *const *c, *const *plus;
     const REAL *b, *start, *fetch;
 } operands;
 
-/* The micro-kernel: R rows x V vectors. */
+/* The micro-kernel: R rows x V vectors, of one panel or, for one row, of several. */
 INLINE void tile(const int R, const int V, const operands *o)
 {
     const REAL *b = o->b, *start = o->start, *fetch = o->fetch, *a[TILE_ROWS];
     const int fetches = fetch != NULL;
-    ptrdiff_t K = o->K, a_step = o->a_step, b_step = o->b_step, i = 0;
-    vec sum[TILE_ROWS][TILE_VECS];
+    ptrdiff_t K = o->K, a_step = o->a_step, b_step = o->b_step, b_panel = o->b_panel, i = 0;
+    vec sum[TILE_ROWS][ROW_PANELS * TILE_VECS];
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; v++) sum[m][v] = load((start ? start : o->c[m] + o->j) + v * LANES);
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++) a[m] = o->a[m];
     do { /* K >= 1; with a loop that might not run at all gcc would move the sums through memory */
-        vec bs[TILE_VECS];
+        vec bs[ROW_PANELS * TILE_VECS];
         if (fetches && R > 2) fetch_ahead(fetch), fetch += LANES;
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) bs[v] = load(b + v * LANES);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) bs[v] = load(b + v / TILE_VECS * b_panel + v % TILE_VECS * LANES);
 #pragma GCC unroll 6
         for (int m = 0; m < R; m++) {
             vec am = broadcast(a[m][i]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < V; v++) sum[m][v] = muladd(am, bs[v], sum[m][v]);
         }
         i += a_step;
@@ -226,7 +235,7 @@ INLINE void tile(const int R, const int V, const operands *o)
     } while (--K);
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; v++) {
             ptrdiff_t j = o->j + v * LANES;
             store(o->c[m] + j, o->plus ? load(o->plus[m] + j) + sum[m][v] : sum[m][v]);
@@ -247,7 +256,8 @@ INLINE void strip(const int R, ptrdiff_t V, const operands *o)
 
 static void strip_1(ptrdiff_t V, const operands *o)
 {
-    strip(1, V, o);
+    if (ROW_PANELS > 1 && V == ROW_PANELS * TILE_VECS) tile(1, ROW_PANELS * TILE_VECS, o);
+    else strip(1, V, o);
 }
 
 static void strip_2(ptrdiff_t V, const operands *o)
@@ -341,16 +351,16 @@ static void gather_rows(group *g, const product *p, ptrdiff_t first, ptrdiff_t e
         for (ptrdiff_t R = each + (t < g->more), m = 0; m < R; m++, i++) g->a[i] = (REAL *)p->tiles + (r + i - m) * p->K + m;
 }
 
-/* A group of tiles by the columns of one panel that fall into a range, which begins at a whole vector. The first tiles fetch the panel
+/* A group of tiles by the columns of a panel, or of ROW_PANELS for one row, that fall into a range, which begins at a whole vector. The first tiles fetch the panel
  * that comes next (NULL: none), a vector of each of its rows a tile: else the first tile of a panel alone would wait for all of it.
  * Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of the time. What a tile is added
  * to is fetched before it is computed: gradients of weights in 0.87 of the time for H = 512 and 1024. */
 static void multiply_panel(const product *p, const group *g, ptrdiff_t first, range columns, const REAL *next, watch *w)
 {
-    static const REAL zeros[TILE_COLUMNS];
+    static const REAL zeros[ROW_PANELS * TILE_COLUMNS];
     const ptrdiff_t j = columns.begin, some = columns.end - j, width = round_up(some, LANES);
     const int aside = width > some && (!p->whole || p->plus.at);
-    operands o = {.K = p->K, .a_step = 1, .j = j, .a = g->a, .c = g->c};
+    operands o = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS, .j = j, .a = g->a, .c = g->c};
     o.b = p->b + first * p->K + j - first;
     o.b_step = round_up(at_most(TILE_COLUMNS, p->columns - first), LANES);
     o.start = p->from == FROM_C ? NULL : p->from == FROM_ROW ? p->start + j : zeros;
@@ -378,12 +388,16 @@ static void multiply(const product *p, range tiles, range columns, watch *w)
     for (ptrdiff_t t = tiles.begin; t < tiles.end && columns.begin < columns.end; t += GROUP_ROWS / TILE_ROWS) {
         group g;
         gather_rows(&g, p, t, at_most(t + GROUP_ROWS / TILE_ROWS, tiles.end));
-        for (ptrdiff_t i = begin; i < end; i++) {
-            ptrdiff_t first = (p->from_last ? end - 1 - (i - begin) : i) * TILE_COLUMNS;
-            ptrdiff_t after = p->from_last ? first - TILE_COLUMNS : first + TILE_COLUMNS;
-            range here = {first > columns.begin ? first : columns.begin, at_most(first + TILE_COLUMNS, columns.end)};
-            int fetches = is_far && after >= begin * TILE_COLUMNS && after + TILE_COLUMNS <= p->columns;
-            multiply_panel(p, &g, first, here, fetches ? p->b + after * p->K : NULL, w);
+        for (ptrdiff_t i = begin, some; i < end; i += some) {
+            ptrdiff_t panel = p->from_last ? end - 1 - (i - begin) : i, first = p->from_last ? panel - (ROW_PANELS - 1) : panel;
+            int together = ROW_PANELS > 1 && p->rows == 1 && first * TILE_COLUMNS >= columns.begin &&
+                           (first + ROW_PANELS) * TILE_COLUMNS <= columns.end;
+            some = together ? ROW_PANELS : 1;
+            if (!together) first = panel;
+            range here = {greatest(first * TILE_COLUMNS, columns.begin), at_most((first + some) * TILE_COLUMNS, columns.end)};
+            ptrdiff_t after = (p->from_last ? first - 1 : first + 1) * TILE_COLUMNS;
+            int is_whole = after >= begin * TILE_COLUMNS && after + TILE_COLUMNS <= p->columns;
+            multiply_panel(p, &g, first * TILE_COLUMNS, here, is_far && is_whole ? p->b + after * p->K : NULL, w);
         }
     }
 }
