@@ -236,6 +236,9 @@ SHAPES_FOR_THREADS = [
     (8, 1, 64, 700, 1),
     (2, 9000, 9, 8, 1),
     (400, 3, 40, 33, 1),
+    # by units, with gates at whole vectors, for few rows and for weights that are far
+    (12, 2, 30, 160, 1),
+    (3, 13, 16, 896, 1),
 ]
 
 

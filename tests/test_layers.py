@@ -2,6 +2,7 @@
 
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -488,6 +489,127 @@ def test_frozen(kind, rng):
     layer.unfreeze()
     assert all(array.flags.writeable for array in layer.parameters.values())
     assert not np.array_equal(layer(x, state)[0], expected["y"])
+
+
+# How an array of the same numbers may come, in the order in which a layer that repeats its last call meets them.
+GUISES = {
+    "as it is": lambda x: x,
+    "again": lambda x: x,
+    "list": lambda x: x.tolist(),
+    "other dtype": lambda x: x.astype(np.float64 if x.dtype == np.float32 else np.float32),
+    "after that": lambda x: x,
+    "with gaps": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "by columns": np.asfortranarray,
+    "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder()),
+    "unaligned": lambda x: np.frombuffer(b"." + x.tobytes(), x.dtype, offset=1).reshape(x.shape),
+    "memoryview": memoryview,
+    "masked": np.ma.masked_array,
+    "read-only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+    "at last": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("layout", ["time first", "batch first", "unbatched"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_frozen_calls_repeated(kind, layout, dtype, rng):
+    """Each call is as the first one, however x comes, and its results are its own."""
+    layer = make(kind, num_layers=2, bidirectional=True, dtype=dtype, batch_first=layout == "batch first")
+    shape = {"time first": (T, N, I), "batch first": (N, T, I), "unbatched": (T, I)}[layout]
+    x = rng.integers(-9, 9, shape).astype(dtype)  # the same numbers in every dtype
+    y, state = layer(x)
+    expected = [y, *members(state)]
+    layer.freeze()
+    for name, guise in GUISES.items():
+        y, state = layer(guise(x))
+        for got, want in zip([y, *members(state)], expected, strict=True):
+            np.testing.assert_array_equal(got, want, err_msg=name)
+            assert got.dtype == want.dtype
+            assert got.flags.owndata
+            got.fill(np.nan)
+
+
+def test_frozen_calls_of_many_shapes(kind, rng):
+    layer, frozen = make(kind), make(kind)
+    frozen.freeze()
+    for steps, rows in [(1, 1), (1, 1), (7, 1), (7, 1), (1, 7), (7, 1), (3, 0), (3, 0), (90, 40), (90, 40)]:
+        x = rng.standard_normal((steps, rows, I)).astype(np.float32)
+        for given in (None, like(layer(x)[1], rng), None):
+            (y, state), (want, end) = frozen(x, given), layer(x, given)
+            for got, expected in zip([y, *members(state)], [want, *members(end)], strict=True):
+                np.testing.assert_array_equal(got, expected)
+    with pytest.raises(ValueError, match="has 3 features"):
+        frozen(np.zeros((90, 40, 3), np.float32))
+
+
+def test_frozen_calls_end_with_the_freezing(kind, rng):
+    layer = make(kind)
+    x = rng.standard_normal((T, N, I)).astype(np.float32)
+    for _ in range(2):
+        layer.freeze()
+        for _ in range(3):
+            y, _ = layer(x)
+        layer.unfreeze()
+        for array in layer.parameters.values():
+            array *= 2
+        other = make(kind)
+        other.load_state_dict(layer.state_dict())
+        np.testing.assert_array_equal(layer(x)[0], other(x)[0])
+        assert not np.array_equal(layer(x)[0], y)
+
+
+def test_frozen_calls_from_many_threads(rng):
+    layer = make("lstm")
+    inputs = [rng.standard_normal((60, 20, I)).astype(np.float32) for _ in range(4)]
+    expected = [layer(x)[0] for x in inputs]
+    layer.freeze()
+
+    def work(k):
+        for _ in range(50):
+            np.testing.assert_array_equal(layer(inputs[k])[0], expected[k])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_large_results_are_the_callers(frozen, rng):
+    """Their memory is used again, but not while any array or view of it is left."""
+    layer = rnnfast.GRU(8, 300, rng=0)
+    if frozen:
+        layer.freeze()
+    kept = []
+    for k in range(8):
+        x = rng.standard_normal((60, 16, 8)).astype(np.float32)
+        y, _ = layer(x)
+        z, _, tape = layer.forward(x)
+        grads = layer.backward(tape, y)
+        assert min(y.nbytes, z.nbytes, grads.parameters["weight_hh_l0"].nbytes) >= layers._LARGE
+        np.testing.assert_array_equal(y, z)
+        assert y.flags.writeable
+        assert grads.parameters["weight_hh_l0"].flags.writeable
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            z.flags.writeable = True
+        views = [y[3:5, 2], z[7:], grads.parameters["weight_hh_l0"].T[1:4]]
+        kept.append([(view, view.copy()) for view in views] if k % 2 else [(y, y.copy()), (z, z.copy())])
+        if k == 5:
+            del kept[:3]
+    for pairs in kept:
+        for view, copy in pairs:
+            np.testing.assert_array_equal(view, copy)
+
+
+def test_large_results_are_used_again():
+    layer = rnnfast.RNN(8, 300, rng=0)
+    x = np.ones((60, 16, 8), np.float32)
+    y, _ = layer(x)
+    place = y.ctypes.data
+    half = y[:30]
+    del y
+    assert layer(x)[0].ctypes.data != place
+    del half
+    assert place in (layer(x)[0].ctypes.data, layer(2 * x)[0].ctypes.data)
+    assert len(layer._results) <= layer._results.most
 
 
 def test_frozen_linear_and_embedding(rng):
