@@ -47,8 +47,9 @@ enum { FREE, OFFERED, TAKEN, WORK };
 
 typedef struct {
     atomic_int seat;
-    int k; /* in the run at hand; 0: takes no part */
-    char apart[64 - sizeof(atomic_int) - sizeof(int)];
+    int k;         /* in the run at hand */
+    int processor; /* where it was when it took the seat, or took it again; -1: unknown */
+    char apart[64 - sizeof(atomic_int) - 2 * sizeof(int)];
     atomic_uint met; /* how often, in the run at hand; on a cache line of its own, as others spin on it */
     char apart_too[64 - sizeof(atomic_uint)];
     atomic_int asleep;
@@ -85,6 +86,15 @@ static void look_again(int *looks)
     else sched_yield();
 }
 
+static int processor(void)
+{
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
 static void wait_for_offer(member *self)
 {
     for (int look = 0; look < IDLE; look++, relax())
@@ -102,6 +112,7 @@ static void *live(void *argument)
     for (;;) {
         wait_for_offer(self);
         int seat = OFFERED, looks = 0;
+        self->processor = processor();
         if (!atomic_compare_exchange_strong(&self->seat, &seat, TAKEN)) continue;
         while ((seat = atomic_load(&self->seat)) == TAKEN || seat == WORK) {
             if (seat == TAKEN) {
@@ -109,6 +120,7 @@ static void *live(void *argument)
                 continue;
             }
             team.work(team.argument, self->k, team.n);
+            self->processor = processor();
             atomic_store(&self->seat, TAKEN);
             looks = 0;
         }
@@ -158,7 +170,7 @@ static int make_members(int n)
 static void keep_away(int n)
 {
 #if defined(__linux__)
-    int here = sched_getcpu();
+    int here = processor();
     cpu_set_t processors;
     if (here == team.processor || sched_getaffinity(0, sizeof processors, &processors)) return;
     team.processor = here;
@@ -194,9 +206,11 @@ int rnnfast_gather(int threads)
 
 void rnnfast_run(int invited, void (*work)(void *, int, int), void *argument)
 {
-    int n = 1, looks = 0;
-    for (int i = 1; i < invited; i++)
-        if (atomic_load(&team.members[i].seat) == TAKEN) team.at_work[n++] = &team.members[i];
+    int n = 1, looks = 0, here = invited ? processor() : -1;
+    for (int i = 1; i < invited; i++) {
+        member *m = &team.members[i];
+        if (atomic_load(&m->seat) == TAKEN && (here < 0 || m->processor != here)) team.at_work[n++] = m;
+    }
     if (n == 1) {
         work(argument, 0, 1);
         return;

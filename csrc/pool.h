@@ -5,10 +5,10 @@
  *     rnnfast_run(team, more, argument);
  *     rnnfast_dismiss(team);
  *
- * n is chosen anew by every run: the caller, and those members that have come by then. So a call never waits for a thread that
- * has not got a processor; it begins alone, and who comes later takes part from the next run on. One caller has the team at a
- * time; another that gathers meanwhile works alone. Members are made when they are first needed, fewer if the system gives no
- * more; without work they spin for a short time, then sleep. A forked child makes a team of its own.
+ * n is chosen anew by every run: the caller, and those members that have come by then, on other processors than its own. So a call
+ * never waits for a thread that has not got a processor; it begins alone, and who comes later takes part from the next run on.
+ * One caller has the team at a time; another that gathers meanwhile works alone. Members are made when they are first needed, fewer
+ * if the system gives no more; without work they spin for a short time, then sleep. A forked child makes a team of its own.
  *
  * Inside work, rnnfast_meet(first, n, k, stop) returns when all of members first .. first+n-1, of which k is one, have called it
  * as often as k has in this run, or at once when *stop is not 0: from then on nobody waits for anybody.

@@ -587,11 +587,8 @@ static void aim_back(product *p, const direction *d, int i, ptrdiff_t s, ptrdiff
 
 static product input_product_back(const direction *d, ptrdiff_t s0, ptrdiff_t s1, range rows)
 {
-    product p = {.rows = (s1 - s0) * (rows.end - rows.begin),
-                 .K = d->z.cell.gates * d->z.H,
-                 .columns = d->K,
-                 .b = d->w_ih,
-                 .from = FROM_ZERO};
+    product p = {
+        .rows = (s1 - s0) * (rows.end - rows.begin), .K = d->z.cell.gates * d->z.H, .columns = d->K, .b = d->w_ih, .from = FROM_ZERO};
     p.a = window(&d->dgates, 0, rows);
     p.c = window(&d->dx, s0, rows);
     return p;
@@ -866,7 +863,8 @@ static direction backward_direction(const call *c, ptrdiff_t layer, int which, g
     const shape *z = &c->z;
     ptrdiff_t T = p->T, N = p->N, state = layer * z->D + which;
     ptrdiff_t steps = at_most(backward_steps(N), T), sums = at_most(steps * N, SUM_ROWS);
-    REAL *zeros = p->workspace, *from = (REAL *)p->packed_back + place(z, layer, which, packed_back_of_layer(z, 0), packed_back_of_layer(z, 1));
+    REAL *zeros = p->workspace,
+         *from = (REAL *)p->packed_back + place(z, layer, which, packed_back_of_layer(z, 0), packed_back_of_layer(z, 1));
     direction d = direction_of(p, z, layer, which, zeros);
     void *const *gradients = p->dparameters + 5 * state;
     int reverse = is_reverse(p, which);
@@ -1014,8 +1012,7 @@ static void linear_forward_work(void *argument, int k, int n)
     crew w;
     join(&w, c, k, n);
     const REAL *packed = p->packed;
-    product y = {
-        .rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = packed + packed_size(p->I, p->O)};
+    product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed, .from = FROM_ROW, .start = packed + packed_size(p->I, p->O)};
     y.a = plain_rows(p->x, p->x_row);
     y.c = plain_rows(p->y, p->y_row);
     multiply(&y, part(tiles_of(p->M), k, n), all_columns(&y), w.watch);

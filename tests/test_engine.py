@@ -581,6 +581,30 @@ def test_threads_are_made_when_they_are_needed():
     run_script(script)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind a process to a processor")
+@pytest.mark.parametrize("shape", ["100, 1, 16, 256", "40, 32, 64, 128"])
+def test_threads_without_processors_cost_little(shape):
+    """Members that have no processor of their own are not waited for."""
+    script = f"""
+    import os, time
+    from guards import Run
+    from oracles import problem
+    from rnnfast import functional
+
+    os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+    forward = Run(problem("lstm", {shape})).forward
+    best = {{1: 9.0, 3: 9.0}}
+    for _ in range(40):
+        for threads in best:
+            functional.set_num_threads(threads)
+            start = time.perf_counter()
+            forward()
+            best[threads] = min(best[threads], time.perf_counter() - start)
+    assert best[3] < 1.4 * best[1], best
+    """
+    run_script(script)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_goes_on():
     """Also one forked while other threads are at work in the engine."""
