@@ -351,10 +351,10 @@ static void gather_rows(group *g, const product *p, ptrdiff_t first, ptrdiff_t e
         for (ptrdiff_t R = each + (t < g->more), m = 0; m < R; m++, i++) g->a[i] = (REAL *)p->tiles + (r + i - m) * p->K + m;
 }
 
-/* A group of tiles by the columns of a panel, or of ROW_PANELS for one row, that fall into a range, which begins at a whole vector. The first tiles fetch the panel
- * that comes next (NULL: none), a vector of each of its rows a tile: else the first tile of a panel alone would wait for all of it.
- * Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of the time. What a tile is added
- * to is fetched before it is computed: gradients of weights in 0.87 of the time for H = 512 and 1024. */
+/* A group of tiles by the columns of a panel, or of ROW_PANELS for one row, that fall into a range, which begins at a whole vector. The
+ * first tiles fetch the panel that comes next (NULL: none), a vector of each of its rows a tile: else the first tile of a panel alone
+ * would wait for all of it. Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of the
+ * time. What a tile is added to is fetched before it is computed: gradients of weights in 0.87 of the time for H = 512 and 1024. */
 static void multiply_panel(const product *p, const group *g, ptrdiff_t first, range columns, const REAL *next, watch *w)
 {
     static const REAL zeros[ROW_PANELS * TILE_COLUMNS];

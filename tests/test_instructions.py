@@ -1,0 +1,48 @@
+"""How many instructions the entry points take, in comparison with benchmarks/instructions.json."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SOURCE = CHECKOUT / "benchmarks" / "instructions.py"
+
+
+@pytest.fixture(scope="module")
+def instructions():
+    if not SOURCE.is_file() or not (CHECKOUT / "csrc").is_dir() or not (CHECKOUT / "setup.py").is_file():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there is nothing to compile")
+    spec = importlib.util.spec_from_file_location("instructions", SOURCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_as_many_instructions_as_recorded(instructions):
+    try:
+        compiler, valgrind, name = instructions.find_tools()
+        recorded = instructions.read_record().get(name)
+        if not recorded:
+            pytest.skip(f"no figures are recorded for {name}: python benchmarks/instructions.py --record")
+        counted = dict(instructions.count(compiler, valgrind))
+    except instructions.CannotCount as reason:
+        pytest.skip(f"instructions are not counted: {reason}")
+    wrong = instructions.complaints(counted, recorded)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("counted", "complaint"),
+    [(1029, None), (971, None), (1031, "More instructions"), (969, "Fewer instructions")],
+)
+def test_complains_beyond_3_percent(instructions, counted, complaint):
+    wrong = instructions.complaints({"a case": counted}, {"a case": 1000})
+    assert len(wrong) == (complaint is not None)
+    assert all(line.startswith(complaint) and "a case" in line and "--record" in line for line in wrong)
+
+
+def test_complains_of_a_case_that_is_not_recorded(instructions):
+    [line] = instructions.complaints({"an old case": 1000, "a new case": 1000}, {"an old case": 1000})
+    assert "a new case" in line
+    assert "an old case" not in line
