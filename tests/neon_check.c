@@ -225,13 +225,15 @@ static int faults_in(const golden *g, const rnnfast_table *table, int64_t result
     int faults = 0;
     for (int64_t i = 0; i < results; i++) {
         const int64_t gradient = i - BEFORE_GRADIENTS;
+        const int layer_and_direction = (int)(gradient / 5);
         const double error = error_of(g->results[i], got[i], table->item);
         if (others ? !g->results[i].count || !memcmp(got[i], others[i], (size_t)g->results[i].count * table->item) : error <= tolerance)
             continue;
         faults++;
         printf("\n  %s, %s: %s", table->isa, table->item == sizeof(float) ? "float" : "double",
                result_names[gradient < 0 ? i : BEFORE_GRADIENTS + gradient % 5]);
-        if (gradient >= 0) printf(" number %d", (int)(gradient / 5));
+        if (gradient >= 0)
+            printf(" of layer %d, direction %d", layer_and_direction / g->stack.directions, layer_and_direction % g->stack.directions);
         if (others) printf(" has other bits %s", when);
         else printf(" is wrong by %.2g, more than %.2g", error, tolerance);
     }
@@ -255,7 +257,7 @@ int main(int count, char **arguments)
     FILE *file = count == 2 ? fopen(arguments[1], "rb") : NULL;
     memory = aligned_alloc(64, MEMORY);
     if (!file || !memory) {
-        fprintf(stderr, file ? "neon_check: no memory\n" : "neon_check: give one file, as neon_check.py writes it\n");
+        fputs(file ? "neon_check: no memory\n" : "neon_check: give one file, as neon_check.py writes it\n", stderr);
         return 1;
     }
     const int64_t problems = read_integer(file);
@@ -266,6 +268,7 @@ int main(int count, char **arguments)
         taken = 0;
         read_golden(file, &g);
         printf("%s:", g.name);
+        fflush(stdout); /* a crash is to be seen behind its problem */
         const size_t kept = taken;
         for (const char *const *isa = rnnfast_isas(); *isa; isa++)
             for (size_t item = sizeof(float); item <= sizeof(double); item *= 2) {
