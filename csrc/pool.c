@@ -5,9 +5,9 @@
 
 #ifdef RNNFAST_NO_THREADS
 
-int rnnfast_gather(int threads)
+int rnnfast_gather(int threads, int looks)
 {
-    (void)threads;
+    (void)threads, (void)looks;
     return 0;
 }
 
@@ -36,10 +36,9 @@ void rnnfast_meet(int first, int n, int k, const rnnfast_flag *stop)
 #include <unistd.h>
 
 enum {
-    MOST = 256,    /* threads at work, the caller among them */
-    SPINS = 4000,  /* looks before one who waits for others gives its processor away: some 60 us */
-    IDLE = 8000,   /* looks before a member without work goes to sleep: to wake it costs the caller 20 us and more */
-    PATIENCE = 100 /* looks that a caller spends on members that are awake but have not come yet: two of their ways to memory */
+    MOST = 256,   /* threads at work, the caller among them */
+    SPINS = 4000, /* looks before one who waits for others gives its processor away: some 60 us */
+    IDLE = 8000   /* looks before a member without work goes to sleep: to wake it costs the caller 20 us and more */
 };
 
 /* A member's seat. The caller offers it, takes it back, and gives work; the member takes it, and does the work. */
@@ -128,16 +127,14 @@ static void *live(void *argument)
     return NULL;
 }
 
-/* Whether the member is awake. Either it sees the offer before it sleeps, or it is seen asleep here: both sides write first and read
- * then. The caller waits for no lock: where a member holds it and goes to sleep nevertheless, it is woken by the next offer. */
-static int offer(member *to)
+/* Either the member sees the offer before it sleeps, or it is seen asleep here: both sides write first and read then. The caller
+ * waits for no lock: where a member holds it and goes to sleep nevertheless, it is woken by the next offer. */
+static void offer(member *to)
 {
     atomic_store(&to->seat, OFFERED);
-    if (!atomic_load(&to->asleep)) return 1;
-    if (pthread_mutex_trylock(&to->mutex)) return 0;
+    if (!atomic_load(&to->asleep) || pthread_mutex_trylock(&to->mutex)) return;
     pthread_cond_signal(&to->wake);
     pthread_mutex_unlock(&to->mutex);
-    return 0;
 }
 
 /* Members for n threads, or as many as the system gives; the number of threads that there can be. Signals stay with the caller. */
@@ -187,10 +184,10 @@ static int take_team(long process)
     return owner != process && atomic_compare_exchange_strong(&team.owner, &owner, process);
 }
 
-int rnnfast_gather(int threads)
+int rnnfast_gather(int threads, int looks)
 {
     long process = threads > 1 ? (long)getpid() : 0;
-    int n, awake[MOST];
+    int n;
     if (threads <= 1 || !take_team(process)) return 0;
     if (team.process != process) {
         team.process = process;
@@ -198,9 +195,9 @@ int rnnfast_gather(int threads)
     }
     n = make_members(threads);
     keep_away(n);
-    for (int i = 1; i < n; i++) awake[i] = offer(&team.members[i]);
-    for (int i = 1, look = 0; i < n; i++)
-        while (awake[i] && atomic_load(&team.members[i].seat) == OFFERED && look++ < PATIENCE) relax();
+    for (int i = 1; i < n; i++) offer(&team.members[i]);
+    for (int i = 1; i < n; i++)
+        while (atomic_load(&team.members[i].seat) == OFFERED && looks-- > 0) relax();
     return n;
 }
 

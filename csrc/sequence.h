@@ -30,10 +30,12 @@ enum {
     BLOCK_BYTES = 1 << 18,  /* gates of a block of steps, to stay in the second-level cache */
     BLOCK_ROWS = 48,        /* but at least so many rows, to pay for reading W_ih */
     THREAD_WORK = 1 << 22,  /* multiply-adds that are worth a further thread: to wake one takes as long as some of them */
+    LOOK_WORK = 1 << 15,    /* that are worth a look for threads that may yet come: a twentieth of their time */
     MEETING_WORK = 1 << 15, /* and those of one step that are worth a meeting to each */
     MANY_MEETINGS = 16,     /* times that: better units than tiles of few rows, which would read all weights for little */
     FAR_WEIGHTS = 2 << 20,  /* so many of them are better read by parts, each thread its own */
     MANY_TILES = 8,         /* unless each thread has so many tiles of rows to read them for */
+    MOST_LOOKS = 1 << 13,   /* some 120 us */
     MOVE_WORK = 8,          /* what moving a number costs, counted in multiply-adds at the slowest */
     POINT_WORK = 64,        /* and a unit's pointwise part */
     ALIGN = 64 / sizeof(REAL),
@@ -318,7 +320,8 @@ static void start(call *c, int threads, double work, const rnnfast_poll *poll)
     double most = 1 + work / THREAD_WORK;
     watch w = {&c->stopped, poll, POLL_WORK};
     c->watch = w;
-    c->team = rnnfast_gather(most < threads ? (int)most : threads);
+    double looks = work / LOOK_WORK;
+    c->team = rnnfast_gather(most < threads ? (int)most : threads, looks < MOST_LOOKS ? (int)looks : MOST_LOOKS);
 }
 
 static void run(call *c, void (*work)(void *, int, int))

@@ -169,9 +169,9 @@ class Run:
         h_n, c_n = self._states()
         self.state = unpair(h_n, c_n)
         self.tape = guards.bytes(sizes.tape) if keep_tape else None
-        workspace = guards.bytes(sizes.forward_workspace)
+        self.workspaces = [guards.bytes(sizes.forward_workspace)]
         self.forward = lambda: functional.forward(
-            engine, packed, self.x, self.h0, self.c0, self.y, h_n, c_n, self.tape, self.masks, workspace
+            engine, packed, self.x, self.h0, self.c0, self.y, h_n, c_n, self.tape, self.masks, self.workspaces[0]
         )
         self.forward()
         guards.check()
@@ -196,6 +196,7 @@ class Run:
         for gradient in dparameters.values():
             gradient.fill(start)
         workspace = guards.bytes(self.sizes.backward_workspace)
+        self.workspaces.append(workspace)
 
         def backward():
             inputs = self.x, self.h0, self.c0, self.y, self.tape, self.masks, dy, dh_n, dc_n

@@ -63,6 +63,29 @@ def assert_same_bits(got, expected):
         assert got[name].tobytes() == want.tobytes(), f"{name} differs by {np.abs(got[name] - want).max()}"
 
 
+def run_in_a_row(p, isa=None):
+    """All results of calls in a row: the threads that the first one wakes may come too late for it, but not for the next.
+
+    What one has left is wiped out before the next. What backward adds up it adds up again and again.
+    """
+    run = Run(p, isa)
+
+    def wipe(array):
+        array.view(np.uint8).reshape(-1)[...] = 0xFF  # NaN
+
+    for _ in range(3):
+        wipe(run.y)
+        wipe(run.workspaces[0])
+        run.forward()
+    backward, results = run.prepare_backward()
+    for _ in range(3):
+        wipe(results["dx"])
+        wipe(run.workspaces[1])
+        backward()
+    run.guards.check()
+    return results
+
+
 def rows(p, which):
     """The problem of some rows of the batch."""
     q = copy(p)
@@ -247,18 +270,18 @@ SHAPES_FOR_THREADS = [
 def test_any_number_of_threads(threads, variant, direction, T, N, I, H, num_layers, dtype):
     p = variant_problem(variant, T, N, I, H, num_layers=num_layers, dtype=dtype, **DIRECTIONS[direction])
     threads(1)
-    expected = run_engine(p)
+    expected = run_in_a_row(p)
     for count in (2, 3):
         threads(count)
-        assert_same_bits(run_engine(p), expected)
+        assert_same_bits(run_in_a_row(p), expected)
 
 
 def test_any_number_of_threads_on_every_instruction_set(threads, variant, isa):
     p = variant_problem(variant, 12, 26, 100, 60, num_layers=2, dtype=np.float32, bidirectional=True)
     threads(1)
-    expected = run_engine(p, isa)
+    expected = run_in_a_row(p, isa)
     threads(3)
-    assert_same_bits(run_engine(p, isa), expected)
+    assert_same_bits(run_in_a_row(p, isa), expected)
 
 
 @pytest.mark.parametrize(("N", "H"), [(13, 21), (29, 70), (6, 130)])
