@@ -64,7 +64,7 @@ def assert_same_bits(got, expected):
 
 
 def run_in_a_row(p, isa=None):
-    """All results of calls in a row: the threads that the first one wakes may come too late for it, but not for the next.
+    """All results of calls in a row: threads that the first one wakes may come too late for it, but not for the next.
 
     What one has left is wiped out before the next. What backward adds up it adds up again and again.
     """
