@@ -337,8 +337,39 @@ def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspac
     finish(&watch)
 
 
+cdef struct Form:
+    char kind                   # as a buffer's format says it
+    Py_ssize_t item
+    int ndim
+    Py_ssize_t shape[3]
+
+
+cdef Form form_of(Engine engine, tuple shape):
+    """Of a contiguous array of the engine's dtype."""
+    cdef Form form
+    form.item = engine.table.item
+    form.kind = c"d" if form.item == 8 else c"f"
+    form.ndim = len(shape)
+    for axis in range(form.ndim):
+        form.shape[axis] = shape[axis]
+    return form
+
+
+cdef bint has_form(Py_buffer *view, Form *form) noexcept:
+    cdef Py_ssize_t stride = form.item
+    if view.ndim != form.ndim or view.itemsize != form.item or <size_t>view.buf % <size_t>form.item:
+        return False
+    if view.format == NULL or view.format[0] != form.kind or view.format[1] != 0:
+        return False
+    for axis in range(form.ndim - 1, -1, -1):
+        if view.shape[axis] != form.shape[axis] or view.strides[axis] != stride:
+            return False
+        stride *= form.shape[axis]
+    return True
+
+
 cdef class Repeat:
-    """A forward with the same packed weights over sequences of one shape, without tape, initial state or masks.
+    """A forward with the same packed weights over sequences of one shape, without tape or masks.
 
     What can be worked out once is worked out here, as most calls are like the call before. Several threads may use it at once.
     `frozen`: what holds the packed weights, first of all. x, y, h, c: shapes, c None where there is none. `time_first`: the order of
@@ -349,23 +380,18 @@ cdef class Repeat:
     cdef rnnfast_problem problem
     cdef Py_buffer packed
     cdef object empty, y, h, c, workspaces
-    cdef int ndim
-    cdef Py_ssize_t shape[3]
-    cdef Py_ssize_t strides[3]
+    cdef Form of_x, of_h, of_c
     cdef size_t room
 
     def __init__(self, Engine engine, tuple frozen, tuple x, y, h, c, Py_ssize_t T, Py_ssize_t N, bint time_first, workspaces, empty):
-        cdef Py_ssize_t stride = engine.table.item
         cdef Py_ssize_t step = N if time_first else 1
         cdef Py_ssize_t row = 1 if time_first else T
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
         cdef rnnfast_problem *p = &self.problem
         self.engine, self.empty, self.y, self.h, self.c, self.workspaces = engine, empty, y, h, c, workspaces
         self.room = engine.sizes(T, N).forward_workspace
-        self.ndim = len(x)
-        for axis in reversed(range(self.ndim)):
-            self.shape[axis], self.strides[axis] = x[axis], stride
-            stride *= x[axis]
+        self.of_x, self.of_h = form_of(engine, x), form_of(engine, h)
+        self.of_c = self.of_h if c is None else form_of(engine, c)
         PyObject_GetBuffer(frozen[0], &self.packed, PyBUF_SIMPLE)
         self.frozen = frozen
         memset(p, 0, sizeof(p[0]))
@@ -377,31 +403,38 @@ cdef class Repeat:
         if self.frozen is not None:
             PyBuffer_Release(&self.packed)
 
-    cdef bint _fits(self, Py_buffer *x) noexcept:
-        cdef char kind = c"d" if self.engine.table.item == 8 else c"f"
-        if x.ndim != self.ndim or x.itemsize != <Py_ssize_t>self.engine.table.item or <size_t>x.buf % x.itemsize:
-            return False
-        if x.format == NULL or x.format[0] != kind or x.format[1] != 0:
-            return False
-        for axis in range(self.ndim):
-            if x.shape[axis] != self.shape[axis] or x.strides[axis] != self.strides[axis]:
-                return False
-        return True
+    def run(self, x, state):
+        """y and the last state, as the layers return it; None if x or `state` is not a contiguous array of the one shape and dtype.
 
-    def run(self, x):
-        """y and the last state, as the layers return it; None if x is no contiguous array of the one shape and the engine's dtype."""
+        `state` may be None, and so may its members where it is a pair.
+        """
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
         cdef Memory memory
         cdef char room[STACK_ROOM + 64]
-        if not PyObject_CheckBuffer(x):
+        h0, c0 = state, None
+        if self.c is not None and state is not None:
+            if type(state) is not tuple or len(state) != 2:
+                return None
+            h0, c0 = state
+        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
+            return None
+        if c0 is not None and not PyObject_CheckBuffer(c0):
             return None
         memory.count = 0
         p.threads, p.poll = threads, start(&watch)
         try:
             p.x = take(&memory, x, PyBUF_RECORDS_RO)
-            if not self._fits(&memory.taken[0]):
+            if not has_form(&memory.taken[0], &self.of_x):
                 return None
+            if h0 is not None:
+                p.h0 = take(&memory, h0, PyBUF_RECORDS_RO)
+                if not has_form(&memory.taken[memory.count - 1], &self.of_h):
+                    return None
+            if c0 is not None:
+                p.c0 = take(&memory, c0, PyBUF_RECORDS_RO)
+                if not has_form(&memory.taken[memory.count - 1], &self.of_c):
+                    return None
             y, h_n, c_n = self.empty(self.y, self.engine.dtype), self.empty(self.h, self.engine.dtype), None
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)

@@ -17,7 +17,7 @@ pack(engine, parameters, packed, packed_back)
 forward(engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace)
     Writes y, h_n, c_n (None for cells without c) and the tape (None: none is kept). h0 and c0 may be None, for zeros.
     `masks`: None, or (num_layers - 1, T, N, features of y), factors for the outputs of all layers but the last.
-Repeat(engine, frozen, ...).run(x)
+Repeat(engine, frozen, ...).run(x, state)
     The same for calls that are all alike, as cheap as they can be.
 backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace)
     Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros.

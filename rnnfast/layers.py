@@ -654,8 +654,8 @@ class Recurrent(ArrayLayer, Generic[State]):
             When the results do not fit into memory.
         """
         repeat = self._repeat
-        if repeat is not None and state is None and repeat.frozen is self._packed:
-            results = repeat.run(x)
+        if repeat is not None and repeat.frozen is self._packed:
+            results = repeat.run(x, state)
             if results is not None:
                 return cast("tuple[Array, State]", results)
         return self._infer(*self._inputs(x, state))

@@ -517,16 +517,44 @@ def test_frozen_calls_repeated(kind, layout, dtype, rng):
     layer = make(kind, num_layers=2, bidirectional=True, dtype=dtype, batch_first=layout == "batch first")
     shape = {"time first": (T, N, I), "batch first": (N, T, I), "unbatched": (T, I)}[layout]
     x = rng.integers(-9, 9, shape).astype(dtype)  # the same numbers in every dtype
-    y, state = layer(x)
-    expected = [y, *members(state)]
+    start = layer(x)[1]
+    for member in members(start):
+        member[...] = rng.integers(-1, 2, member.shape)
+    answers = [
+        (given, layer(x, given))
+        for given in (None, start, members(start)[0] if kind[:4] != "lstm" else (None, start[1]))
+    ]
     layer.freeze()
     for name, guise in GUISES.items():
-        y, state = layer(guise(x))
-        for got, want in zip([y, *members(state)], expected, strict=True):
-            np.testing.assert_array_equal(got, want, err_msg=name)
-            assert got.dtype == want.dtype
-            assert got.flags.owndata
-            got.fill(np.nan)
+        for given, (y, end) in answers:
+            if isinstance(given, tuple):
+                again = tuple(None if member is None else guise(member) for member in given)
+            else:
+                again = None if given is None else guise(given)
+            got_y, got_end = layer(guise(x), again)
+            for got, want in zip([got_y, *members(got_end)], [y, *members(end)], strict=True):
+                np.testing.assert_array_equal(got, want, err_msg=name)
+                assert got.dtype == want.dtype
+                assert got.flags.owndata
+                got.fill(np.nan)
+
+
+def test_frozen_calls_refuse_what_does_not_fit(kind):
+    """As any call does: with an error, and the next one goes on."""
+    layer = make(kind)
+    layer.freeze()
+    x = np.ones((T, N, I), np.float32)
+    y, state = layer(x)
+    h, *c = members(state)
+    wrong = [h[:, :2], h[0], h[..., :2], np.float32(0), "h", object()]
+    for other in wrong:
+        given = [(other, *c), *([(h, other), (h,), (h, *c, h), h] if c else [])] if c else [other, (h, h, h)]
+        for bad in given:
+            with pytest.raises((TypeError, ValueError), match="state"):
+                layer(x, bad)
+    with pytest.raises((TypeError, ValueError), match="x"):
+        layer(x[..., :3], state)
+    np.testing.assert_array_equal(layer(x)[0], y)
 
 
 def test_frozen_calls_of_many_shapes(kind, rng):
