@@ -77,20 +77,33 @@ static range part(ptrdiff_t total, ptrdiff_t k, ptrdiff_t n)
     return p;
 }
 
-/* Rows that come in steps of N: row r begins at at + (r / N) * step + (r % N) * row. */
+/* Rows that come in steps of N: row n of step s begins at at + s * step + n * row.
+ *
+ * Where begin is not NULL, steps have fewer and fewer rows: row n of step s is entry begin[s] - begin[0] + n. Entries lie one after the
+ * other, `row` apart, or, where places is not NULL, each at a step and row as above. As the rows of a product these are rows from ..
+ * from + N - 1 of each step, as far as there are any. */
 typedef struct {
     REAL *at;
     ptrdiff_t N, step, row;
+    const ptrdiff_t *begin;
+    const rnnfast_place *places;
+    ptrdiff_t from;
 } grid;
 
+static REAL *entry_at(const grid *g, ptrdiff_t i)
+{
+    return g->places ? g->at + g->places[i].step * g->step + g->places[i].row * g->row : g->at + i * g->row;
+}
+
+/* Row r of all, counted through the steps. */
 static REAL *row_at(const grid *g, ptrdiff_t r)
 {
-    return g->at + r / g->N * g->step + r % g->N * g->row;
+    return g->begin ? entry_at(g, r) : g->at + r / g->N * g->step + r % g->N * g->row;
 }
 
 static grid plain_rows(const REAL *at, ptrdiff_t row)
 {
-    grid g = {(REAL *)at, PTRDIFF_MAX, 0, row};
+    grid g = {.at = (REAL *)at, .N = PTRDIFF_MAX, .row = row};
     return g;
 }
 
@@ -322,8 +335,27 @@ typedef struct {
     REAL *a[GROUP_ROWS], *c[GROUP_ROWS], *plus[GROUP_ROWS];
 } group;
 
+static void place_entries(REAL **places, const grid *g, ptrdiff_t first, ptrdiff_t count)
+{
+    for (const ptrdiff_t *begin = g->begin; count; begin++) {
+        ptrdiff_t here = at_most(begin[1] - begin[0] - g->from, g->N);
+        if (first >= here) {
+            first -= greatest(here, 0);
+            continue;
+        }
+        ptrdiff_t some = at_most(here - first, count), entry = begin[0] - g->begin[0] + g->from + first;
+        for (ptrdiff_t i = 0; i < some; i++) *places++ = entry_at(g, entry + i);
+        count -= some;
+        first = 0;
+    }
+}
+
 static void place_rows(REAL **places, const grid *g, ptrdiff_t first, ptrdiff_t count)
 {
+    if (g->begin) {
+        place_entries(places, g, first, count);
+        return;
+    }
     REAL *at = first ? row_at(g, first) : g->at;
     for (ptrdiff_t i = 0, n = first ? first % g->N : 0; i < count; i++) {
         places[i] = at;

@@ -60,11 +60,36 @@ typedef struct {
     void *context;
 } rnnfast_poll;
 
+enum { RNNFAST_SUM_ROWS = 256 }; /* in one chain of a weight's gradient: a longer chain would lose accuracy */
+
+typedef struct { /* a step and a row of x and y */
+    ptrdiff_t step, row;
+} rnnfast_place;
+
+typedef struct { /* a place that is in no sequence, and the steps of the same row that come next to it in its sequence; -1: none */
+    rnnfast_place place;
+    ptrdiff_t before, after;
+} rnnfast_gap;
+
+/* Batches whose rows are not of one length: made of sequences, each of some steps of one row in their order, which go through time side
+ * by side. Sequences are numbered from the longest to the shortest, so those that take a step are always the first ones. Nothing but
+ * the places of their entries is read or written of x, dy and y, dx. States are those of sequences: [L*D, sequences, P or H]. */
+typedef struct {
+    ptrdiff_t steps, sequences;     /* steps of the longest, 1 or more; sequences may have none */
+    const ptrdiff_t *begin;         /* [steps + 1]: those that take step s have the entries begin[s] .. begin[s + 1] - 1 */
+    const rnnfast_place *places[2]; /* of the entries from begin[0] on, as the forward and as the reverse direction goes */
+    ptrdiff_t blocks;
+    const ptrdiff_t *edges; /* [blocks + 1]: steps at which sums for the gradients of weights begin: 0 ... steps */
+    ptrdiff_t gap_count;
+    const rnnfast_gap *gaps;
+} rnnfast_order;
+
 typedef struct {
     rnnfast_stack stack;
     ptrdiff_t T, N;
-    int threads;       /* at most so many */
-    rnnfast_poll poll; /* stop may be NULL */
+    const rnnfast_order *order; /* NULL: N rows of T steps */
+    int threads;                /* at most so many */
+    rnnfast_poll poll;          /* stop may be NULL */
     void *workspace;
 
     const void *x;
@@ -84,6 +109,8 @@ typedef struct {
     const void *dh_n, *dc_n; /* NULL: zeros */
     void *dx;
     ptrdiff_t dx_step, dx_row;
+    void *dh; /* [L*D, T, N, P]: the whole derivative by h of each step; NULL: is not wanted */
+    ptrdiff_t dh_state, dh_step, dh_row;
     void *dh0, *dc0;
     void *const *dparameters; /* in the order of parameters, contiguous; gradients are added to them */
 } rnnfast_problem;
@@ -109,11 +136,14 @@ typedef struct { /* y = x W' + b over M rows */
 
 typedef struct { /* one for each number type and instruction set */
     const char *isa;
-    size_t item;                                                                    /* bytes of a number */
-    int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, rnnfast_sizes *); /* not 0: a product of sizes overflows */
+    size_t item; /* bytes of a number */
+    /* not 0: a product of sizes overflows; the order may be NULL */
+    int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *, rnnfast_sizes *);
     void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll);
     void (*forward)(const rnnfast_problem *);
     void (*backward)(const rnnfast_problem *);
+    void (*cells)(const rnnfast_problem *, void *c); /* [L*D, T, N, H]: c of each step, from the tape of a cell that has it */
+    void (*fold)(const rnnfast_problem *, void *dy); /* adds dy at the gaps to the dy whose outputs they repeat; as strided as dy */
     int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace); /* as sizes */
     void (*linear_pack)(const rnnfast_linear *);
     void (*linear_forward)(const rnnfast_linear *);
@@ -121,6 +151,29 @@ typedef struct { /* one for each number type and instruction set */
     void (*sigmoid)(const void *a, void *out, size_t count);
     void (*tanh)(const void *a, void *out, size_t count);
 } rnnfast_table;
+
+/* Which steps of a batch there are: step t of row n is if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n begins.
+ * Each may be NULL: all are, none begins. Strides count bytes; what is not 0 is true. */
+typedef struct {
+    ptrdiff_t T, N;
+    const ptrdiff_t *lengths; /* [N] */
+    const unsigned char *mask;
+    ptrdiff_t mask_step, mask_row;
+    const unsigned char *reset;
+    ptrdiff_t reset_step, reset_row;
+} rnnfast_pattern;
+
+/* The sizes of its order: steps, sequences, gap_count, and the entries, which are returned. */
+ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *);
+
+/* The order, into begin [steps + 1], edges [steps + 1], places [2][entries] and gaps; blocks is set. A row's own sequences, in order of
+ * time, are those at sequences_of[rows[n]] .. sequences_of[rows[n + 1] - 1], which has room for all sequences, and rows for N + 1.
+ * scratch: steps + 2 + sequences numbers. */
+void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
+
+/* Of an array [T, N, bytes] the bytes at all gaps, of strides in bytes: zeros, or where `from` is -1 or 1 what is at the step before or
+ * after, and zeros where there is none. */
+void rnnfast_fill(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row);
 
 /* The instruction sets that run here, best first, as a NULL-terminated array. */
 const char *const *rnnfast_isas(void);

@@ -3,7 +3,8 @@
  * Forward, for each layer and direction, in blocks of steps: the input product bias + W_ih x for the block; then, step by step, the
  * cell's stages (cells.h). Backward, in blocks of steps from the last: step by step the stages in reverse; then, for the block, dx and
  * the sums for the gradients of the weights. The loops count steps as the direction takes them: a reverse direction has its grids
- * turned around, and nothing else knows of it. Inference is training whose tape has stride zero.
+ * turned around, and nothing else knows of it. Inference is training whose tape has stride zero. Sequences of unequal lengths go from
+ * the longest to the shortest, so a step has the first so many rows, and those that end leave behind them no hole.
  *
  * Order of sums. A pre-activation: bias_ih + bias_hh, then the features of x, then the units of h. A gradient of a weight: blocks of
  * at most SUM_ROWS rows (step by step, rows of the batch within), each one chain from zero, added block by block from the last; the
@@ -25,7 +26,7 @@
 #include <assert.h>
 
 enum {
-    SUM_ROWS = 256,         /* rows in one chain of a weight's gradient: a longer chain would lose accuracy */
+    SUM_ROWS = RNNFAST_SUM_ROWS,
     CHUNK_ROWS = 128,       /* rows of a batch that go through time together: their gates stay in cache */
     BLOCK_BYTES = 1 << 18,  /* gates of a block of steps, to stay in the second-level cache */
     BLOCK_ROWS = 48,        /* but at least so many rows, to pay for reading W_ih */
@@ -64,6 +65,24 @@ static ptrdiff_t plus(ptrdiff_t a, ptrdiff_t b)
 static ptrdiff_t whole(ptrdiff_t a, ptrdiff_t to)
 {
     return a > TOO_MANY - to ? TOO_MANY : round_up(a, to);
+}
+
+/* How much there is to go through. N counts sequences where there is an order. */
+typedef struct {
+    ptrdiff_t T, N;
+    ptrdiff_t rows;    /* of all steps */
+    ptrdiff_t between; /* places between layers: one for each row, or, where two directions of an order meet there, for all of x */
+} extent;
+
+static extent extent_of(ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, int directions)
+{
+    extent e = {T, N, times(T, N), times(T, N)};
+    if (!o) return e;
+    e.T = o->steps;
+    e.N = o->sequences;
+    e.rows = o->begin[o->steps] - o->begin[0];
+    if (directions == 1) e.between = e.rows;
+    return e;
 }
 
 /* A stack with its cell, and the lengths of rows. */
@@ -121,29 +140,29 @@ static ptrdiff_t place(const shape *z, ptrdiff_t layer, ptrdiff_t direction, ptr
 }
 
 /* Outputs of one layer. */
-static ptrdiff_t outputs(const shape *z, ptrdiff_t T, ptrdiff_t N)
+static ptrdiff_t outputs(const shape *z, const extent *e)
 {
-    return whole(times(times(times(T, N), z->D), z->P), ALIGN);
+    return whole(times(times(e->between, z->D), z->P), ALIGN);
 }
 
-/* What a direction keeps of all steps: gates, c, aux, each [T, N, row]. */
-static ptrdiff_t kept(const shape *z, ptrdiff_t T, ptrdiff_t N)
+/* What a direction keeps of all steps: gates, c, aux, each [rows, row]. */
+static ptrdiff_t kept(const shape *z, ptrdiff_t rows)
 {
-    ptrdiff_t rows = times(T, N), c = z->cell.has_c ? z->H_row : 0, aux = z->cell.has_aux ? z->H_row : 0;
+    ptrdiff_t c = z->cell.has_c ? z->H_row : 0, aux = z->cell.has_aux ? z->H_row : 0;
     ptrdiff_t gates = z->cell.keeps_gates ? z->gates_row : 0;
     return whole(plus(times(rows, gates), plus(times(rows, c), times(rows, aux))), ALIGN);
 }
 
-static ptrdiff_t forward_steps(const shape *z, ptrdiff_t N)
+/* Rows of a block of steps; one step at least is taken. */
+static ptrdiff_t forward_rows(const shape *z)
 {
     ptrdiff_t rows = at_most(BLOCK_BYTES / (ptrdiff_t)sizeof(REAL) / z->gates_row, SUM_ROWS);
-    if (rows < BLOCK_ROWS) rows = BLOCK_ROWS;
-    return rows > N ? rows / N : 1;
+    return rows < BLOCK_ROWS ? BLOCK_ROWS : rows;
 }
 
-static ptrdiff_t backward_steps(ptrdiff_t N)
+static ptrdiff_t most_rows(const extent *e, ptrdiff_t rows)
 {
-    return SUM_ROWS > N ? SUM_ROWS / N : 1;
+    return greatest(e->N, at_most(rows, e->rows));
 }
 
 static ptrdiff_t zero_row(const shape *z)
@@ -157,34 +176,39 @@ static ptrdiff_t between_layers(const shape *z)
 }
 
 /* A direction's own workspace in forward: gates of a block of steps, aux of a step. */
-static ptrdiff_t forward_own(const shape *z, ptrdiff_t T, ptrdiff_t N)
+static ptrdiff_t forward_own(const shape *z, const extent *e)
 {
-    ptrdiff_t steps = at_most(forward_steps(z, N), T);
-    return whole(plus(times(times(steps, N), z->gates_row), times(N, z->H_row)), ALIGN);
+    return whole(plus(times(most_rows(e, forward_rows(z)), z->gates_row), times(e->N, z->H_row)), ALIGN);
 }
 
 /* And in backward: dgates and dh of a block of steps, dh, dc, daux of a step, tiles and panels for the sums. */
-static ptrdiff_t backward_own(const shape *z, ptrdiff_t T, ptrdiff_t N)
+static ptrdiff_t backward_own(const shape *z, const extent *e)
 {
-    ptrdiff_t rows = times(at_most(backward_steps(N), T), N), sums = at_most(rows, SUM_ROWS);
+    ptrdiff_t rows = most_rows(e, SUM_ROWS), sums = at_most(rows, SUM_ROWS);
     ptrdiff_t widest = width_of_input(z, 0) > width_of_input(z, 1) ? z->I : width_of_input(z, 1);
     ptrdiff_t of_step = plus(z->P_row, times(2, z->H_row));
     ptrdiff_t of_sum = plus(plus(z->gates_row, times(2, z->P_row)), plus(whole(widest, LANES), z->H_row));
-    return whole(plus(plus(times(rows, plus(z->gates_row, z->P_row)), times(N, of_step)), times(sums, of_sum)), ALIGN);
+    return whole(plus(plus(times(rows, plus(z->gates_row, z->P_row)), times(e->N, of_step)), times(sums, of_sum)), ALIGN);
 }
 
-static int sizes(const rnnfast_stack *s, ptrdiff_t T, ptrdiff_t N, rnnfast_sizes *out)
+/* dx of the second direction. */
+static ptrdiff_t second_dx(const shape *z, const extent *e)
+{
+    ptrdiff_t widest = z->L > 1 && width_of_input(z, 1) > z->I ? width_of_input(z, 1) : z->I;
+    return z->D > 1 ? whole(times(e->between, widest), ALIGN) : 0;
+}
+
+static int sizes(const rnnfast_stack *s, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, rnnfast_sizes *out)
 {
     shape z = shape_of(s);
+    extent e = extent_of(T, N, o, s->directions);
     ptrdiff_t packed = place(&z, z.L, 0, packed_of_layer(&z, 0), packed_of_layer(&z, 1));
     ptrdiff_t back = place(&z, z.L, 0, packed_back_of_layer(&z, 0), packed_back_of_layer(&z, 1));
-    ptrdiff_t tape = plus(times(times(z.L, z.D), kept(&z, T, N)), times(z.L - 1, outputs(&z, T, N)));
-    ptrdiff_t forward = plus(plus(zero_row(&z), times(between_layers(&z), outputs(&z, T, N))), times(z.D, forward_own(&z, T, N)));
-    ptrdiff_t widest = z.L > 1 && width_of_input(&z, 1) > z.I ? width_of_input(&z, 1) : z.I;
-    ptrdiff_t second_dx = z.D > 1 ? whole(times(times(T, N), widest), ALIGN) : 0;
-    ptrdiff_t dropped = z.L > 1 ? outputs(&z, T, N) : 0;
-    ptrdiff_t backward = plus(plus(zero_row(&z), plus(times(between_layers(&z), outputs(&z, T, N)), dropped)),
-                              plus(second_dx, times(z.D, backward_own(&z, T, N))));
+    ptrdiff_t tape = plus(times(times(z.L, z.D), kept(&z, e.rows)), times(z.L - 1, outputs(&z, &e)));
+    ptrdiff_t forward = plus(plus(zero_row(&z), times(between_layers(&z), outputs(&z, &e))), times(z.D, forward_own(&z, &e)));
+    ptrdiff_t dropped = z.L > 1 ? outputs(&z, &e) : 0;
+    ptrdiff_t backward = plus(plus(zero_row(&z), plus(times(between_layers(&z), outputs(&z, &e)), dropped)),
+                              plus(second_dx(&z, &e), times(z.D, backward_own(&z, &e))));
     ptrdiff_t data = times(times(T, N), plus(z.I, times(z.D, z.P)));
     out->packed = (size_t)packed * sizeof(REAL);
     out->packed_back = (size_t)back * sizeof(REAL);
@@ -205,19 +229,39 @@ static REAL *take(REAL **from, ptrdiff_t numbers)
 
 static grid grid_of(const void *at, ptrdiff_t N, ptrdiff_t step, ptrdiff_t row)
 {
-    grid g = {(REAL *)at, N, step, row};
+    grid g = {.at = (REAL *)at, .N = N, .step = step, .row = row};
     return g;
 }
 
 static REAL *cell_at(const grid *g, ptrdiff_t s, ptrdiff_t n)
 {
-    return g->at + s * g->step + n * g->row;
+    return g->begin ? entry_at(g, g->begin[s] - g->begin[0] + n) : g->at + s * g->step + n * g->row;
 }
 
-/* The same, beginning at a step and with these rows only. */
+/* Makes `to` what `g` is from a step and a row on. */
+static void look_at(grid *to, const grid *g, ptrdiff_t s, ptrdiff_t n)
+{
+    to->begin = g->begin;
+    to->row = g->row;
+    if (!g->begin) {
+        to->at = g->at + s * g->step + n * g->row;
+        return;
+    }
+    ptrdiff_t first = g->begin[s] - g->begin[0];
+    to->begin += s;
+    to->from = g->from + n;
+    to->step = g->step;
+    to->places = g->places ? g->places + first : NULL;
+    to->at = g->places ? g->at : g->at + first * g->row;
+}
+
+/* The same, with these rows only. */
 static grid window(const grid *g, ptrdiff_t s, range rows)
 {
-    return grid_of(cell_at(g, s, rows.begin), rows.end - rows.begin, g->step, g->row);
+    grid w = *g;
+    look_at(&w, g, s, rows.begin);
+    w.N = rows.end - rows.begin;
+    return w;
 }
 
 /* T steps from the other end. */
@@ -241,7 +285,8 @@ static void copy_rows(grid to, grid from, ptrdiff_t columns, range rows)
 
 typedef struct {
     shape z;
-    ptrdiff_t T, N, K; /* K features of the layer's input */
+    ptrdiff_t T, N, K;      /* K features of the layer's input */
+    const ptrdiff_t *begin; /* which of the rows are there: as in a grid */
     int keeps;         /* a tape is kept */
     grid x, y, h0, c0;
     grid gates, c, aux; /* of all steps; c and aux of one step alone, and gates of a block, if no tape is kept */
@@ -251,6 +296,7 @@ typedef struct {
     grid dgates, dh_steps; /* of a block of steps */
     grid dh, dc, daux;     /* of a step */
     REAL *tiles, *panels;
+    grid dh_of_all; /* of all steps, for the caller; at NULL: is not wanted */
     grid dh0, dc0;
     REAL *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr;
 } direction;
@@ -258,6 +304,34 @@ typedef struct {
 static int projects(const cell *c)
 {
     return c->stage[c->stages - 1].count == 0;
+}
+
+/* Rows that take step s, which none does after the last. */
+static ptrdiff_t rows_at(const direction *d, ptrdiff_t s)
+{
+    if (s >= d->T) return 0;
+    return d->begin ? d->begin[s + 1] - d->begin[s] : d->N;
+}
+
+static ptrdiff_t rows_between(const direction *d, ptrdiff_t s0, ptrdiff_t s1)
+{
+    return d->begin ? d->begin[s1] - d->begin[s0] : (s1 - s0) * d->N;
+}
+
+/* Those of some rows that take step s; none: begin is end. */
+static range rows_there(const direction *d, ptrdiff_t s, range rows)
+{
+    rows.end = greatest(rows.begin, at_most(rows.end, rows_at(d, s)));
+    return rows;
+}
+
+/* Where a block of steps ends that begins at s0 and has at most so many rows, or one step. */
+static ptrdiff_t block_end(const direction *d, ptrdiff_t s0, ptrdiff_t rows)
+{
+    if (!d->begin) return at_most(s0 + (rows > d->N ? rows / d->N : 1), d->T);
+    ptrdiff_t s1 = s0 + 1;
+    while (s1 < d->T && d->begin[s1 + 1] - d->begin[s0] <= rows) s1++;
+    return s1;
 }
 
 /* Row n of what was there before step s. */
@@ -294,6 +368,7 @@ typedef struct {
     const rnnfast_problem *problem;
     const rnnfast_linear *linear;
     shape z;
+    extent e;
     int team;
     rnnfast_flag stopped;
     watch watch;    /* the caller's */
@@ -301,9 +376,7 @@ typedef struct {
     ptrdiff_t layer;
     ptrdiff_t s0, s1; /* the block of steps at work */
     range rows;       /* and the rows */
-    const REAL *unmasked, *second_dx;
-    REAL *masked;
-    grid dx;
+    grid unmasked, masked, dx, second_dx;
     const void *const *parameters; /* to be packed */
     REAL *packed, *packed_back;
 } call;
@@ -458,9 +531,21 @@ static int take_share(share *own, const direction *d, const crew *w, range rows)
 
 /* ---- forward ---- */
 
+/* Of some rows, all that are there in some steps. */
+static ptrdiff_t rows_of_block(const direction *d, ptrdiff_t s0, ptrdiff_t s1, range rows)
+{
+    ptrdiff_t sum = 0;
+    if (!d->begin) return (s1 - s0) * (rows.end - rows.begin);
+    for (ptrdiff_t s = s0; s < s1; s++) {
+        range there = rows_there(d, s, rows);
+        sum += there.end - there.begin;
+    }
+    return sum;
+}
+
 static product input_product(const direction *d, ptrdiff_t s0, ptrdiff_t s1, ptrdiff_t slot, range rows)
 {
-    product p = {.rows = (s1 - s0) * (rows.end - rows.begin),
+    product p = {.rows = rows_of_block(d, s0, s1, rows),
                  .K = d->K,
                  .columns = d->z.cell.gates * d->z.H,
                  .b = d->w_ih,
@@ -493,23 +578,29 @@ static product stage_product(const direction *d, int i, range rows)
     return p;
 }
 
-/* At step s, of rows from n on; slot: where the gates of the step are. Only what changes is written: to make the product anew for each
+/* At step s, of some rows; slot: where the gates of the step are. Only what changes is written: to make the product anew for each
  * step costs 20 ns, a sixth of a step of an RNN with H = 64. */
-static void aim(product *p, const direction *d, const stage *g, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
+static void aim(product *p, const direction *d, const stage *g, ptrdiff_t s, ptrdiff_t slot, range rows)
 {
-    p->a.at = g->from_aux ? cell_at(&d->aux, s, n) : before(&d->y, &d->h0, s, n);
-    if (!g->from_aux) p->a.row = s ? d->y.row : d->h0.row;
-    p->c.at = g->count ? cell_at(&d->gates, slot, n) + g->first * d->z.H : cell_at(&d->y, s, n);
+    p->rows = rows.end - rows.begin;
+    if (g->from_aux) look_at(&p->a, &d->aux, s, rows.begin);
+    else if (s) look_at(&p->a, &d->y, s - 1, rows.begin);
+    else look_at(&p->a, &d->h0, 0, rows.begin);
+    look_at(&p->c, g->count ? &d->gates : &d->y, g->count ? slot : s, rows.begin);
+    if (g->count) p->c.at += g->first * d->z.H;
     p->from_last = from_last(s);
 }
 
 /* Columns that no input feeds start from their bias. */
-static void fill_unfed(const direction *d, grid gates, range rows)
+static void fill_unfed(const direction *d, ptrdiff_t s, ptrdiff_t slot, range rows, range units)
 {
     const cell *cell = &d->z.cell;
-    size_t bytes = (size_t)d->z.H * sizeof(REAL);
-    for (int b = cell->gates; b < cell->width; b++)
-        for (ptrdiff_t r = rows.begin; r < rows.end; r++) memcpy(row_at(&gates, r) + b * d->z.H, d->bias + b * d->z.H, bytes);
+    size_t bytes = (size_t)(units.end - units.begin) * sizeof(REAL);
+    for (int b = cell->gates; b < cell->width; b++) {
+        ptrdiff_t j = b * d->z.H + units.begin;
+        range there = rows_there(d, s, rows);
+        for (ptrdiff_t n = there.begin; n < there.end; n++) memcpy(cell_at(&d->gates, slot, n) + j, d->bias + j, bytes);
+    }
 }
 
 /* A member's part of a stage's product: if gates begin at whole vectors, the columns of its own units. */
@@ -538,19 +629,21 @@ static void forward_block(const direction *d, const crew *w, ptrdiff_t s0, ptrdi
     const cell *cell = &d->z.cell;
     ptrdiff_t first = d->keeps && cell->keeps_gates ? 0 : s0;
     share own;
-    if (!take_share(&own, d, w, all_rows)) return;
+    if (!take_share(&own, d, w, rows_there(d, s0, all_rows))) return;
     range rows = own.rows, units = units_of(d->z.H, own.k, own.n);
     product input = input_product(d, s0, s1, s0 - first, rows);
     multiply(&input, all_tiles(&input), units_of(input.columns, own.k, own.n), w->watch);
     if (*w->stopped) return;
-    fill_unfed(d, input.c, part(input.rows, own.k, own.n));
+    for (ptrdiff_t s = s0; s < s1; s++) fill_unfed(d, s, s - first, rows, units);
     if (own.n > 1) meet(w);
     product p[2];
     for (int i = 0; i < cell->stages; i++) p[i] = stage_product(d, i, rows);
     for (ptrdiff_t s = s0; s < s1; s++) {
+        rows = rows_there(d, s, rows);
+        if (rows.begin == rows.end) return;
         for (int i = 0; i < cell->stages; i++) {
             const stage *g = &cell->stage[i];
-            aim(&p[i], d, g, s, s - first, rows.begin);
+            aim(&p[i], d, g, s, s - first, rows);
             multiply_stage(d, &p[i], g, &own, w->watch);
             if (own.n > 1 && !has_own_columns(d, g)) meet(w);
             if (!g->forward) continue;
@@ -570,58 +663,66 @@ static void forward_block(const direction *d, const crew *w, ptrdiff_t s0, ptrdi
 static product stage_product_back(const direction *d, int i, range rows)
 {
     const stage *g = &d->z.cell.stage[i];
-    product p = {.rows = rows.end - rows.begin, .K = stage_columns(&d->z, g), .columns = stage_source(&d->z, g), .b = d->w[i], .whole = 1};
+    product p = {.K = stage_columns(&d->z, g), .columns = stage_source(&d->z, g), .b = d->w[i], .whole = 1};
     p.from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO;
     p.a = g->count ? d->dgates : window(&d->dh, 0, rows);
     p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);
-    p.a.N = p.rows;
-    if (i == 0 && d->dy.at) p.plus = grid_of(NULL, p.rows, 0, d->dy.row);
+    p.a.N = rows.end - rows.begin;
+    if (i == 0 && d->dy.at) p.plus = d->dy, p.plus.N = p.a.N;
     return p;
 }
 
-/* At step s, of rows from n on. What makes dh adds the dy of the step that takes it. */
-static void aim_back(product *p, const direction *d, int i, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
+/* At step s, of some rows. What makes dh adds the dy of the step that takes it. */
+static void aim_back(product *p, const direction *d, int i, ptrdiff_t s, ptrdiff_t slot, range rows)
 {
     const stage *g = &d->z.cell.stage[i];
-    if (g->count) p->a.at = cell_at(&d->dgates, slot, n) + g->first * d->z.H;
-    if (i == 0) p->plus.at = s && d->dy.at ? cell_at(&d->dy, s - 1, n) : NULL;
+    p->rows = rows.end - rows.begin;
+    if (g->count) {
+        look_at(&p->a, &d->dgates, slot, rows.begin);
+        p->a.at += g->first * d->z.H;
+    }
+    if (i == 0) {
+        if (s && d->dy.at) look_at(&p->plus, &d->dy, s - 1, rows.begin);
+        else p->plus.at = NULL;
+    }
     p->from_last = from_last(slot);
 }
 
 static product input_product_back(const direction *d, ptrdiff_t s0, ptrdiff_t s1, range rows)
 {
     product p = {
-        .rows = (s1 - s0) * (rows.end - rows.begin), .K = d->z.cell.gates * d->z.H, .columns = d->K, .b = d->w_ih, .from = FROM_ZERO};
+        .rows = rows_of_block(d, s0, s1, rows), .K = d->z.cell.gates * d->z.H, .columns = d->K, .b = d->w_ih, .from = FROM_ZERO};
     p.a = window(&d->dgates, 0, rows);
     p.c = window(&d->dx, s0, rows);
     return p;
 }
 
-/* dh += dy for some columns: for the last step, which takes no dh from a product. */
+/* dh += dy for some columns, where step s is the last: it takes no dh from a product. */
 static void add_dy(const direction *d, ptrdiff_t s, range rows, range columns)
 {
-    for (ptrdiff_t n = rows.begin; d->dy.at && n < rows.end; n++) {
+    for (ptrdiff_t n = greatest(rows.begin, rows_at(d, s + 1)); d->dy.at && n < rows.end; n++) {
         REAL *dh = cell_at(&d->dh, 0, n);
         const REAL *dy = cell_at(&d->dy, s, n);
         for (ptrdiff_t j = columns.begin; j < columns.end; j++) dh[j] += dy[j];
     }
 }
 
-/* With a projection dh is kept for the gradient of its weight. */
-static void keep_dh(const direction *d, ptrdiff_t slot, range rows, range columns)
+static void keep_dh(const direction *d, const grid *to, ptrdiff_t slot, range rows, range columns)
 {
     size_t bytes = (size_t)(columns.end - columns.begin) * sizeof(REAL);
-    for (ptrdiff_t n = rows.begin; projects(&d->z.cell) && n < rows.end; n++)
-        memcpy(cell_at(&d->dh_steps, slot, n) + columns.begin, cell_at(&d->dh, 0, n) + columns.begin, bytes);
+    for (ptrdiff_t n = rows.begin; n < rows.end; n++)
+        memcpy(cell_at(to, slot, n) + columns.begin, cell_at(&d->dh, 0, n) + columns.begin, bytes);
 }
 
 static void step_back(const direction *d, const crew *w, product *p, ptrdiff_t s, ptrdiff_t slot, const share *own)
 {
     const cell *cell = &d->z.cell;
-    range rows = own->rows, units = units_of(d->z.H, own->k, own->n), of_P = units_of(d->z.P, own->k, own->n);
+    range rows = rows_there(d, s, own->rows), units = units_of(d->z.H, own->k, own->n), of_P = units_of(d->z.P, own->k, own->n);
     ptrdiff_t gates_slot = cell->keeps_gates ? s : 0;
-    if (s == d->T - 1) add_dy(d, s, rows, of_P);
-    keep_dh(d, slot, rows, of_P);
+    if (rows.begin == rows.end) return;
+    add_dy(d, s, rows, of_P);
+    if (projects(cell)) keep_dh(d, &d->dh_steps, slot, rows, of_P); /* for the gradient of its weight */
+    if (d->dh_of_all.at) keep_dh(d, &d->dh_of_all, s, rows, of_P);
     for (int i = cell->stages - 1; i >= 0; i--) {
         for (ptrdiff_t r = rows.begin; cell->stage[i].backward && r < rows.end; r++) {
             if (stop_after(w->watch, POINT_WORK * d->z.H_row)) return;
@@ -634,7 +735,7 @@ static void step_back(const direction *d, const crew *w, product *p, ptrdiff_t s
             cell->stage[i].backward(&at, units);
         }
         if (own->n > 1) meet(w);
-        aim_back(&p[i], d, i, s, slot, rows.begin);
+        aim_back(&p[i], d, i, s, slot, rows);
         multiply(&p[i], all_tiles(&p[i]), units_of(p[i].columns, own->k, own->n), w->watch);
     }
 }
@@ -643,7 +744,7 @@ static void step_back(const direction *d, const crew *w, product *p, ptrdiff_t s
 static void backward_block(const direction *d, const crew *w, ptrdiff_t s0, ptrdiff_t s1, range all_rows)
 {
     share own;
-    if (!take_share(&own, d, w, all_rows)) return;
+    if (!take_share(&own, d, w, rows_there(d, s0, all_rows))) return;
     product p[2], input = input_product_back(d, s0, s1, own.rows);
     for (int i = 0; i < d->z.cell.stages; i++) p[i] = stage_product_back(d, i, own.rows);
     for (ptrdiff_t s = s1 - 1; s >= s0 && !*w->stopped; s--) step_back(d, w, p, s, s - s0, &own);
@@ -681,13 +782,14 @@ static void sum_rows(const direction *d, const crew *w, ptrdiff_t s0, ptrdiff_t 
 {
     const cell *cell = &d->z.cell;
     ptrdiff_t H = d->z.H, P = d->z.P, K = d->K;
-    const REAL *dgates = row_at(&d->dgates, r0), *dh = row_at(&d->dh_steps, r0);
+    const REAL *dgates = d->dgates.at + r0 * d->dgates.row, *dh = d->dh_steps.at + r0 * d->dh_steps.row;
     REAL *of_gates = d->tiles, *of_dh = of_gates + R * cell->width * H;
     REAL *of_x = d->panels, *of_h = of_x + packed_size(R, K), *of_aux = of_h + packed_size(R, P);
     range own = part(tiles_of(H), w->k, w->n), own_units = units_of(H, w->k, w->n), own_of_P = part(tiles_of(P), w->k, w->n);
     range own_rows = part(R, w->k, w->n);
-    for (ptrdiff_t r = own_rows.begin; r < own_rows.end; r++) {
-        ptrdiff_t s = s0 + (r0 + r) / d->N, n = (r0 + r) % d->N;
+    ptrdiff_t s = s0, n = r0 + own_rows.begin;
+    for (ptrdiff_t r = own_rows.begin; r < own_rows.end; r++, n++) {
+        while (n >= rows_at(d, s)) n -= rows_at(d, s++);
         pack_row(of_x, R, r, K, cell_at(&d->x, s, n));
         pack_row(of_h, R, r, P, before(&d->y, &d->h0, s, n));
         if (cell->has_aux) pack_row(of_aux, R, r, H, cell_at(&d->aux, s, n));
@@ -719,38 +821,72 @@ static grid state_of(const void *states, ptrdiff_t which, ptrdiff_t N, ptrdiff_t
     return states ? grid_of((const REAL *)states + which * N * columns, N, 0, columns) : grid_of(zeros, N, 0, 0);
 }
 
-/* What forward and backward share: sizes, the states at the start, and the tape if there is one. */
-static direction direction_of(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, int which, const REAL *zeros)
-{
-    ptrdiff_t T = p->T, N = p->N, state = layer * z->D + which, rows = T * N;
-    direction d = {.z = *z, .T = T, .N = N, .K = width_of_input(z, layer), .keeps = p->tape != NULL};
-    d.h0 = state_of(p->h0, state, N, z->P, zeros);
-    d.c0 = state_of(p->c0, state, N, z->H, zeros);
-    if (p->tape) {
-        REAL *from = (REAL *)p->tape + (z->L - 1) * outputs(z, T, N) + state * kept(z, T, N);
-        if (z->cell.keeps_gates) d.gates = grid_of(take(&from, rows * z->gates_row), N, N * z->gates_row, z->gates_row);
-        if (z->cell.has_c) d.c = grid_of(take(&from, rows * z->H_row), N, N * z->H_row, z->H_row);
-        if (z->cell.has_aux) d.aux = grid_of(take(&from, rows * z->H_row), N, N * z->H_row, z->H_row);
-    }
-    return d;
-}
-
 static int is_reverse(const rnnfast_problem *p, int which)
 {
     return p->stack.directions == 2 ? which == 1 : p->stack.reverse;
 }
 
-/* Outputs of a layer before the last: on the tape, or in one of two buffers in turn. */
-static REAL *layer_output(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, REAL *buffers)
+/* Rows one after the other, as they are walked through. */
+static grid entries(const rnnfast_problem *p, const extent *e, const REAL *at, ptrdiff_t row)
 {
-    ptrdiff_t size = outputs(z, p->T, p->N);
+    grid g = grid_of(at, e->N, e->N * row, row);
+    if (p->order) g.begin = p->order->begin;
+    return g;
+}
+
+/* Something like x, as a direction walks through it. Between layers of one direction rows lie as they are walked through already. */
+static grid walked(const rnnfast_problem *p, grid g, int which)
+{
+    int reverse = is_reverse(p, which);
+    if (!p->order) return reverse ? turned(g, p->T) : g;
+    if (!g.begin) {
+        g.begin = p->order->begin;
+        g.places = p->order->places[reverse];
+    }
+    return g;
+}
+
+/* Something like x, row by row in any one order. */
+static grid unordered(const rnnfast_problem *p, grid g)
+{
+    return p->order ? walked(p, g, 0) : g;
+}
+
+/* Outputs of a layer before the last, or their gradient. */
+static grid between_rows(const rnnfast_problem *p, const extent *e, const REAL *at, ptrdiff_t columns)
+{
+    return p->order && p->stack.directions == 1 ? entries(p, e, at, columns) : grid_of(at, p->N, p->N * columns, columns);
+}
+
+/* What forward and backward share: sizes, the states at the start, and the tape if there is one. */
+static direction direction_of(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, int which, const REAL *zeros)
+{
+    extent e = extent_of(p->T, p->N, p->order, z->D);
+    ptrdiff_t state = layer * z->D + which;
+    direction d = {.z = *z, .T = e.T, .N = e.N, .K = width_of_input(z, layer), .keeps = p->tape != NULL};
+    if (p->order) d.begin = p->order->begin;
+    d.h0 = state_of(p->h0, state, e.N, z->P, zeros);
+    d.c0 = state_of(p->c0, state, e.N, z->H, zeros);
+    if (p->tape) {
+        REAL *from = (REAL *)p->tape + (z->L - 1) * outputs(z, &e) + state * kept(z, e.rows);
+        if (z->cell.keeps_gates) d.gates = entries(p, &e, take(&from, e.rows * z->gates_row), z->gates_row);
+        if (z->cell.has_c) d.c = entries(p, &e, take(&from, e.rows * z->H_row), z->H_row);
+        if (z->cell.has_aux) d.aux = entries(p, &e, take(&from, e.rows * z->H_row), z->H_row);
+    }
+    return d;
+}
+
+/* Outputs of a layer before the last: on the tape, or in one of two buffers in turn. */
+static REAL *layer_output(const rnnfast_problem *p, const shape *z, const extent *e, ptrdiff_t layer, REAL *buffers)
+{
+    ptrdiff_t size = outputs(z, e);
     return p->tape ? (REAL *)p->tape + layer * size : buffers + layer % 2 * size;
 }
 
-static double stack_work(const rnnfast_problem *p, const shape *z)
+static double stack_work(const shape *z, const extent *e)
 {
     double of_row = (double)z->cell.gates * z->H * (z->I + z->P + (z->L - 1.0) * (z->D + 1.0) * z->P);
-    return of_row * z->D * p->T * p->N;
+    return of_row * z->D * e->rows;
 }
 
 /* What the caller has promised. */
@@ -768,8 +904,9 @@ static void start_stack(call *c, const rnnfast_problem *p)
     c->problem = p;
     c->stopped = 0;
     c->z = shape_of(&p->stack);
+    c->e = extent_of(p->T, p->N, p->order, (int)c->z.D);
     memset(p->workspace, 0, (size_t)zero_row(&c->z) * sizeof(REAL));
-    start(c, p->threads, stack_work(p, &c->z), &p->poll);
+    start(c, p->threads, stack_work(&c->z, &c->e), &p->poll);
 }
 
 /* The parts of forward and backward that the team does, as rnnfast_run wants them. */
@@ -782,44 +919,77 @@ static void forward_run(void *argument, int k, int n)
     for (ptrdiff_t which = w.directions.begin; which < w.directions.end; which++) forward_block(&c->d[which], &w, c->s0, c->s1, c->rows);
 }
 
+/* The masks of what goes into a layer. */
+static grid masks_of(const rnnfast_problem *p, ptrdiff_t layer, ptrdiff_t columns)
+{
+    const REAL *at = (const REAL *)p->masks + (layer - 1) * p->T * p->N * columns;
+    return unordered(p, grid_of(at, p->N, p->N * columns, columns));
+}
+
 /* The outputs of the layer below c->layer times their mask. */
 static void mask_run(void *argument, int k, int n)
 {
     call *c = argument;
-    ptrdiff_t columns = c->z.D * c->z.P, count = c->problem->T * c->problem->N;
-    const REAL *mask = (const REAL *)c->problem->masks + (c->layer - 1) * count * columns;
-    range own = part(count, k, n);
+    ptrdiff_t columns = c->z.D * c->z.P;
+    grid masks = masks_of(c->problem, c->layer, columns);
+    range own = part(c->e.rows, k, n);
     crew w;
     join(&w, c, k, n);
-    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w.watch, MOVE_WORK * columns); r++)
-        for (ptrdiff_t i = r * columns; i < (r + 1) * columns; i++) c->masked[i] = c->unmasked[i] * mask[i];
+    for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w.watch, MOVE_WORK * columns); r++) {
+        const REAL *from = row_at(&c->unmasked, r), *mask = row_at(&masks, r);
+        REAL *to = row_at(&c->masked, r);
+        for (ptrdiff_t i = 0; i < columns; i++) to[i] = from[i] * mask[i];
+    }
+}
+
+static grid mask_layer(call *c, ptrdiff_t layer, grid from, REAL *to)
+{
+    grid masked = from;
+    masked.at = to;
+    c->layer = layer;
+    c->unmasked = unordered(c->problem, from);
+    c->masked = unordered(c->problem, masked);
+    run(c, mask_run);
+    return masked;
 }
 
 static direction forward_direction(const call *c, ptrdiff_t layer, int which, grid x, grid y)
 {
     const rnnfast_problem *p = c->problem;
     const shape *z = &c->z;
-    ptrdiff_t T = p->T, N = p->N, state = layer * z->D + which;
-    REAL *zeros = p->workspace, *work = zeros + zero_row(z) + between_layers(z) * outputs(z, T, N) + which * forward_own(z, T, N);
+    const extent *e = &c->e;
+    ptrdiff_t state = layer * z->D + which;
+    REAL *zeros = p->workspace, *work = zeros + zero_row(z) + between_layers(z) * outputs(z, e) + which * forward_own(z, e);
     REAL *from = (REAL *)p->packed + place(z, layer, which, packed_of_layer(z, 0), packed_of_layer(z, 1));
     direction d = direction_of(p, z, layer, which, zeros);
-    d.x = is_reverse(p, which) ? turned(x, T) : x;
-    d.y = shifted(is_reverse(p, which) ? turned(y, T) : y, which * z->P);
-    d.h_n = state_of(p->h_n, state, N, z->P, NULL);
-    d.c_n = state_of(p->c_n, state, N, z->H, NULL);
+    d.x = walked(p, x, which);
+    d.y = shifted(walked(p, y, which), which * z->P);
+    d.h_n = state_of(p->h_n, state, e->N, z->P, NULL);
+    d.c_n = state_of(p->c_n, state, e->N, z->H, NULL);
     d.w_ih = take(&from, packed_size(d.K, z->cell.gates * z->H));
     for (int i = 0; i < z->cell.stages; i++)
         d.w[i] = take(&from, packed_size(stage_source(z, &z->cell.stage[i]), stage_columns(z, &z->cell.stage[i])));
     d.bias = from;
-    if (!d.gates.at) {
-        ptrdiff_t steps = at_most(forward_steps(z, N), T);
-        d.gates = grid_of(take(&work, steps * N * z->gates_row), N, N * z->gates_row, z->gates_row);
-    }
+    if (!d.gates.at) d.gates = entries(p, e, take(&work, most_rows(e, forward_rows(z)) * z->gates_row), z->gates_row);
     if (!d.keeps) {
-        d.c = grid_of(d.c_n.at, N, 0, z->H);
-        d.aux = grid_of(work, N, 0, z->H_row);
+        d.c = grid_of(d.c_n.at, e->N, 0, z->H);
+        d.aux = grid_of(work, e->N, 0, z->H_row);
     }
     return d;
+}
+
+/* Of each row, the state after the last step that it takes, or the one at the start if it takes none. */
+static void take_last(const direction *d)
+{
+    ptrdiff_t end = d->N;
+    for (ptrdiff_t s = d->begin ? 0 : d->T; end; s++) {
+        ptrdiff_t begin = rows_at(d, s);
+        for (ptrdiff_t n = begin; n < end; n++) {
+            memmove(cell_at(&d->h_n, 0, n), before(&d->y, &d->h0, s, n), (size_t)d->z.P * sizeof(REAL));
+            if (d->z.cell.has_c) memmove(cell_at(&d->c_n, 0, n), before(&d->c, &d->c0, s, n), (size_t)d->z.H * sizeof(REAL));
+        }
+        end = begin;
+    }
 }
 
 static void forward(const rnnfast_problem *p)
@@ -827,35 +997,27 @@ static void forward(const rnnfast_problem *p)
     call c;
     start_stack(&c, p);
     const shape *z = &c.z;
-    ptrdiff_t T = p->T, N = p->N, between = z->D * z->P, steps = forward_steps(z, N);
-    ptrdiff_t chunk = CHUNK_ROWS * (c.team ? c.team : 1);
+    const extent *e = &c.e;
+    ptrdiff_t between = z->D * z->P, rows = forward_rows(z), chunk = CHUNK_ROWS * (c.team ? c.team : 1);
     REAL *buffers = (REAL *)p->workspace + zero_row(z);
-    range all = {0, N};
-    grid x = grid_of(p->x, N, p->x_step, p->x_row);
+    grid x = grid_of(p->x, p->N, p->x_step, p->x_row);
     for (ptrdiff_t layer = 0; layer < z->L && !c.stopped; layer++) {
-        REAL *output = layer_output(p, z, layer, buffers);
         int last = layer == z->L - 1;
-        grid y = last ? grid_of(p->y, N, p->y_step, p->y_row) : grid_of(output, N, N * between, between);
+        grid y = grid_of(p->y, p->N, p->y_step, p->y_row);
+        if (!last) y = between_rows(p, e, layer_output(p, z, e, layer, buffers), between);
         for (int which = 0; which < z->D; which++) c.d[which] = forward_direction(&c, layer, which, x, y);
-        for (c.rows.begin = 0; c.rows.begin < N; c.rows.begin = c.rows.end) {
-            c.rows.end = at_most(c.rows.begin + chunk, N);
-            for (c.s0 = 0; c.s0 < T; c.s0 = c.s1) {
-                c.s1 = at_most(c.s0 + steps, T);
+        const direction *d = c.d;
+        for (c.rows.begin = 0; c.rows.begin < e->N; c.rows.begin = c.rows.end) {
+            c.rows.end = at_most(c.rows.begin + chunk, e->N);
+            for (c.s0 = 0; c.rows.begin < rows_at(d, c.s0); c.s0 = c.s1) {
+                c.s1 = block_end(d, c.s0, rows);
+                for (int which = 0; d->begin && which < z->D; which++)
+                    if (!d->keeps || !z->cell.keeps_gates) c.d[which].gates.begin = d->begin + c.s0;
                 run(&c, forward_run);
             }
         }
-        for (int which = 0; which < z->D; which++) {
-            const direction *d = &c.d[which];
-            copy_rows(d->h_n, window(&d->y, T - 1, all), z->P, all);
-            if (z->cell.has_c) copy_rows(d->c_n, window(&d->c, T - 1, all), z->H, all);
-        }
-        x = y;
-        if (!last && p->masks) {
-            c.layer = layer + 1;
-            c.unmasked = output;
-            x.at = c.masked = buffers;
-            run(&c, mask_run);
-        }
+        for (int which = 0; which < z->D; which++) take_last(&c.d[which]);
+        x = !last && p->masks ? mask_layer(&c, layer + 1, y, buffers) : y;
     }
     rnnfast_dismiss(c.team);
 }
@@ -864,25 +1026,25 @@ static direction backward_direction(const call *c, ptrdiff_t layer, int which, g
 {
     const rnnfast_problem *p = c->problem;
     const shape *z = &c->z;
-    ptrdiff_t T = p->T, N = p->N, state = layer * z->D + which;
-    ptrdiff_t steps = at_most(backward_steps(N), T), sums = at_most(steps * N, SUM_ROWS);
+    const extent *e = &c->e;
+    ptrdiff_t N = e->N, state = layer * z->D + which, rows = most_rows(e, SUM_ROWS), sums = at_most(rows, SUM_ROWS);
     REAL *zeros = p->workspace,
          *from = (REAL *)p->packed_back + place(z, layer, which, packed_back_of_layer(z, 0), packed_back_of_layer(z, 1));
     direction d = direction_of(p, z, layer, which, zeros);
     void *const *gradients = p->dparameters + 5 * state;
-    int reverse = is_reverse(p, which);
     range all = {0, N};
-    d.x = reverse ? turned(x, T) : x;
-    d.y = shifted(reverse ? turned(y, T) : y, which * z->P);
-    d.dx = reverse ? turned(dx, T) : dx;
-    if (dy.at) d.dy = shifted(reverse ? turned(dy, T) : dy, which * z->P);
+    d.x = walked(p, x, which);
+    d.y = shifted(walked(p, y, which), which * z->P);
+    d.dx = walked(p, dx, which);
+    if (dy.at) d.dy = shifted(walked(p, dy, which), which * z->P);
+    if (p->dh) d.dh_of_all = walked(p, grid_of((REAL *)p->dh + state * p->dh_state, p->N, p->dh_step, p->dh_row), which);
     d.dh0 = state_of(p->dh0, state, N, z->P, NULL);
     d.dc0 = state_of(p->dc0, state, N, z->H, NULL);
     d.w_ih = take(&from, packed_size(z->cell.gates * z->H, d.K));
     for (int i = 0; i < z->cell.stages; i++)
         d.w[i] = take(&from, packed_size(stage_columns(z, &z->cell.stage[i]), stage_source(z, &z->cell.stage[i])));
-    d.dgates = grid_of(take(&work, steps * N * z->gates_row), N, N * z->gates_row, z->gates_row);
-    d.dh_steps = grid_of(take(&work, steps * N * z->P_row), N, N * z->P_row, z->P_row);
+    d.dgates = entries(p, e, take(&work, rows * z->gates_row), z->gates_row);
+    d.dh_steps = entries(p, e, take(&work, rows * z->P_row), z->P_row);
     d.dh = grid_of(take(&work, N * z->P_row), N, 0, z->P_row);
     d.dc = grid_of(take(&work, N * z->H_row), N, 0, z->H_row);
     d.daux = grid_of(take(&work, N * z->H_row), N, 0, z->H_row);
@@ -909,7 +1071,7 @@ static void backward_run(void *argument, int k, int n)
 static void sum_run(void *argument, int k, int n)
 {
     call *c = argument;
-    ptrdiff_t total = (c->s1 - c->s0) * c->problem->N;
+    ptrdiff_t total = rows_between(c->d, c->s0, c->s1);
     crew w;
     join(&w, c, k, n);
     for (ptrdiff_t which = w.directions.begin; which < w.directions.end; which++)
@@ -921,16 +1083,26 @@ static void finish_dx_run(void *argument, int k, int n)
 {
     call *c = argument;
     const rnnfast_problem *p = c->problem;
-    ptrdiff_t K = c->d[0].K, count = p->T * p->N;
-    const REAL *mask = c->layer && p->masks ? (const REAL *)p->masks + (c->layer - 1) * count * K : NULL;
-    range own = part(count, k, n);
+    ptrdiff_t K = c->d[0].K;
+    int masked = c->layer && p->masks;
+    grid masks = masked ? masks_of(p, c->layer, K) : c->dx;
+    range own = part(c->e.rows, k, n);
     crew w;
     join(&w, c, k, n);
     for (ptrdiff_t r = own.begin; r < own.end && !stop_after(w.watch, MOVE_WORK * K); r++) {
         REAL *to = row_at(&c->dx, r);
-        for (ptrdiff_t i = 0; c->z.D == 2 && i < K; i++) to[i] += c->second_dx[r * K + i];
-        for (ptrdiff_t i = 0; mask && i < K; i++) to[i] *= mask[r * K + i];
+        const REAL *other = c->z.D == 2 ? row_at(&c->second_dx, r) : NULL, *mask = masked ? row_at(&masks, r) : NULL;
+        for (ptrdiff_t i = 0; other && i < K; i++) to[i] += other[i];
+        for (ptrdiff_t i = 0; mask && i < K; i++) to[i] *= mask[i];
     }
+}
+
+/* Where the block of steps begins that ends at s1. */
+static ptrdiff_t block_begin(const rnnfast_problem *p, ptrdiff_t s1, ptrdiff_t *block)
+{
+    if (p->order) return p->order->edges[--*block];
+    ptrdiff_t steps = SUM_ROWS > p->N ? SUM_ROWS / p->N : 1;
+    return (s1 - 1) / steps * steps;
 }
 
 static void backward(const rnnfast_problem *p)
@@ -938,35 +1110,31 @@ static void backward(const rnnfast_problem *p)
     call c;
     start_stack(&c, p);
     const shape *z = &c.z;
-    ptrdiff_t T = p->T, N = p->N, between = z->D * z->P, size = outputs(z, T, N), steps = backward_steps(N);
+    const extent *e = &c.e;
+    ptrdiff_t between = z->D * z->P, size = outputs(z, e);
     REAL *buffers = (REAL *)p->workspace + zero_row(z), *dropped = buffers + between_layers(z) * size;
-    REAL *second = dropped + (z->L > 1 ? size : 0);
-    ptrdiff_t widest = z->L > 1 && between > z->I ? between : z->I;
-    REAL *own = second + (z->D > 1 ? whole(T * N * widest, ALIGN) : 0);
-    range all = {0, N};
-    grid dy = grid_of(p->dy, N, p->dy_step, p->dy_row);
+    REAL *second = dropped + (z->L > 1 ? size : 0), *own = second + second_dx(z, e);
+    range all = {0, e->N};
+    grid dy = grid_of(p->dy, p->N, p->dy_step, p->dy_row);
     c.rows = all;
-    c.second_dx = second;
-    for (c.layer = z->L - 1; c.layer >= 0 && !c.stopped; c.layer--) {
-        ptrdiff_t K = width_of_input(z, c.layer);
-        grid y = grid_of(p->y, N, p->y_step, p->y_row), x = grid_of(p->x, N, p->x_step, p->x_row);
-        grid dx = grid_of(p->dx, N, p->dx_step, p->dx_row);
-        if (c.layer < z->L - 1) y = grid_of(layer_output(p, z, c.layer, NULL), N, N * between, between);
-        if (c.layer) {
-            x = grid_of(layer_output(p, z, c.layer - 1, NULL), N, N * between, between);
-            dx = grid_of(buffers + c.layer % 2 * (z->L > 2 ? size : 0), N, N * between, between);
+    for (ptrdiff_t layer = z->L - 1; layer >= 0 && !c.stopped; layer--) {
+        ptrdiff_t K = width_of_input(z, layer);
+        grid y = grid_of(p->y, p->N, p->y_step, p->y_row), x = grid_of(p->x, p->N, p->x_step, p->x_row);
+        grid dx = grid_of(p->dx, p->N, p->dx_step, p->dx_row);
+        if (layer < z->L - 1) y = between_rows(p, e, layer_output(p, z, e, layer, NULL), between);
+        if (layer) {
+            x = between_rows(p, e, layer_output(p, z, e, layer - 1, NULL), between);
+            dx = between_rows(p, e, buffers + layer % 2 * (z->L > 2 ? size : 0), between);
         }
-        if (c.layer && p->masks) {
-            c.unmasked = x.at;
-            x.at = c.masked = dropped;
-            run(&c, mask_run);
-        }
-        for (int which = 0; which < z->D; which++) {
-            grid own_dx = which ? grid_of(second, N, N * K, K) : dx;
-            c.d[which] = backward_direction(&c, c.layer, which, x, y, dy, own_dx, own + which * backward_own(z, T, N));
-        }
-        for (c.s0 = (T - 1) / steps * steps; c.s0 >= 0; c.s0 -= steps) {
-            c.s1 = at_most(c.s0 + steps, T);
+        if (layer && p->masks) x = mask_layer(&c, layer, x, dropped);
+        grid other_dx = grid_of(second, p->N, p->N * K, K);
+        for (int which = 0; which < z->D; which++)
+            c.d[which] = backward_direction(&c, layer, which, x, y, dy, which ? other_dx : dx, own + which * backward_own(z, e));
+        ptrdiff_t block = p->order ? p->order->blocks : 0;
+        for (c.s1 = e->T; c.s1 > 0; c.s1 = c.s0) {
+            c.s0 = block_begin(p, c.s1, &block);
+            for (int which = 0; p->order && which < z->D; which++)
+                c.d[which].dgates.begin = c.d[which].dh_steps.begin = p->order->begin + c.s0;
             run(&c, backward_run);
             run(&c, sum_run);
         }
@@ -975,10 +1143,43 @@ static void backward(const rnnfast_problem *p)
             copy_rows(d->dh0, d->dh, z->P, all);
             if (z->cell.has_c) copy_rows(d->dc0, d->dc, z->H, all);
         }
-        dy = c.dx = dx;
-        if (z->D == 2 || (c.layer && p->masks)) run(&c, finish_dx_run);
+        c.layer = layer;
+        c.dx = unordered(p, dx);
+        c.second_dx = unordered(p, other_dx);
+        dy = dx;
+        if (z->D == 2 || (layer && p->masks)) run(&c, finish_dx_run);
     }
     rnnfast_dismiss(c.team);
+}
+
+/* ---- beside the loops ---- */
+
+static void cells_of_tape(const rnnfast_problem *p, void *out)
+{
+    shape z = shape_of(&p->stack);
+    for (ptrdiff_t state = 0; state < z.L * z.D; state++) {
+        int which = (int)(state % z.D);
+        direction d = direction_of(p, &z, state / z.D, which, NULL);
+        grid to = walked(p, grid_of((REAL *)out + state * p->T * p->N * z.H, p->N, p->N * z.H, z.H), which);
+        for (ptrdiff_t s = 0; s < d.T; s++) {
+            range rows = {0, rows_at(&d, s)};
+            for (ptrdiff_t n = 0; n < rows.end; n++) memcpy(cell_at(&to, s, n), cell_at(&d.c, s, n), (size_t)z.H * sizeof(REAL));
+        }
+    }
+}
+
+static void fold(const rnnfast_problem *p, void *dy)
+{
+    ptrdiff_t P = p->stack.P;
+    for (ptrdiff_t i = 0; i < p->order->gap_count; i++) {
+        const rnnfast_gap *gap = &p->order->gaps[i];
+        REAL *of_row = (REAL *)dy + gap->place.row * p->dy_row, *from = of_row + gap->place.step * p->dy_step;
+        for (int which = 0; which < p->stack.directions; which++, from += P, of_row += P) {
+            ptrdiff_t step = is_reverse(p, which) ? gap->after : gap->before;
+            REAL *to = of_row + step * p->dy_step;
+            for (ptrdiff_t j = 0; step >= 0 && j < P; j++) to[j] += from[j];
+        }
+    }
 }
 
 /* ---- the readout y = x W' + b: the same kernel. Packed: W, the bias; workspace of backward: W packed, tiles of dy, panels of x ---- */
@@ -1102,6 +1303,8 @@ const rnnfast_table TABLE = {
     .pack = pack,
     .forward = forward,
     .backward = backward,
+    .cells = cells_of_tape,
+    .fold = fold,
     .linear_sizes = linear_sizes,
     .linear_pack = linear_pack,
     .linear_forward = linear_forward,

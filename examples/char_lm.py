@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 import rnnfast
-from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
+from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
 
 CELLS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
 LEARNING_RATES = {"lstm": 0.006, "gru": 0.003, "rnn": 0.002}
@@ -89,16 +89,20 @@ class LanguageModel:
         hidden, state = self.recurrent(self.embedding(codes), state)
         return self.readout(hidden), state
 
-    def learn(self, codes, targets, state):
-        """The mean loss where targets (T, N) follow the codes (T, N), the state after them, and the gradients."""
+    def forward(self, codes, state=None):
+        """As a call, with a tape of what the gradients need."""
         vectors, embedding_tape = self.embedding.forward(codes)
         hidden, state, recurrent_tape = self.recurrent.forward(vectors, state)
         scores, readout_tape = self.readout.forward(hidden)
-        loss, dscores = softmax_cross_entropy(scores, targets)
+        return scores, state, (embedding_tape, recurrent_tape, readout_tape)
+
+    def backward(self, tape, dscores):
+        """The gradients of the parameters, from that of the scores that came with the tape."""
+        embedding_tape, recurrent_tape, readout_tape = tape
         readout = self.readout.backward(readout_tape, dscores)
         recurrent = self.recurrent.backward(recurrent_tape, readout.x)
         embedding = self.embedding.backward(embedding_tape, recurrent.x)
-        return loss, state, self._join(embedding.parameters, recurrent.parameters, readout.parameters)
+        return self._join(embedding.parameters, recurrent.parameters, readout.parameters)
 
     def bits_per_character(self, codes, start, lanes=12, window=256):
         """The mean of -log2 p(character | all before it) over codes[start:].
@@ -193,6 +197,7 @@ class Training:
         self.losses = []  # of every step, in bits per character
         self.evaluations = []  # pairs of a step and the bits per character on the held-out text
         self.offset, self.state = 0, None
+        self.reading = None  # what is left of the epoch: its windows, and what follows each of their characters
 
     @property
     def name(self):
@@ -220,19 +225,31 @@ class Training:
         rise = min(1.0, (self.step + 1) / (0.03 * self.steps))
         return self.options["lr"] * rise * (1 + math.cos(math.pi * self.step / self.steps)) / 2
 
+    def rest_of_epoch(self):
+        """The windows from where the training stands, and what follows each of their characters."""
+        batch, window = self.options["batch"], self.options["window"]
+        length, begin = self.steps_per_epoch * window, self.step % self.steps_per_epoch * window
+        # Read side by side: (time, batch), views of the codes.
+        codes, targets = (
+            self.codes[first : first + batch * length].reshape(batch, length).T[begin:]
+            for first in (self.offset, self.offset + 1)
+        )
+        return truncated_bptt(self.model, codes, window, self.state), targets
+
     @np.errstate(over="ignore", invalid="ignore")  # a training that diverges is looked for
     def advance(self):
         """One step: read on by a window at each of the places in the text, and learn from it."""
-        batch, window = self.options["batch"], self.options["window"]
-        begin = self.step % self.steps_per_epoch * window
-        if begin == 0:
+        if self.step % self.steps_per_epoch == 0:
             # Each epoch starts a little further into the text, so that the windows are cut elsewhere.
-            self.offset, self.state = int(self.rng.integers(window)), None
-        places = self.offset + self.steps_per_epoch * window * np.arange(batch)
-        rows = places + begin + np.arange(window)[:, None]
-        loss, self.state, gradients = self.model.learn(self.codes[rows], self.codes[rows + 1], self.state)
+            self.offset, self.state, self.reading = int(self.rng.integers(self.options["window"])), None, None
+        if self.reading is None:
+            self.reading = self.rest_of_epoch()
+        windows, targets = self.reading
+        steps, scores, self.state, tape = next(windows)
+        loss, dscores = softmax_cross_entropy(scores, targets[steps])
         if not math.isfinite(loss):
             raise CannotRun(f"the training diverged at step {self.step}: use a lower --lr than {self.options['lr']}")
+        gradients = self.model.backward(tape, dscores)
         clip_grad_norm(gradients, 1.0)
         self.optimizer.lr = self.learning_rate()
         self.optimizer.step(gradients)

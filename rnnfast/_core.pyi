@@ -42,7 +42,47 @@ class Engine:
         bias: bool = True,
         isa: str | None = None,
     ) -> None: ...
-    def sizes(self, T: int, N: int) -> Sizes: ...
+    def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
+
+class Order:
+    begin: NDArray[np.intp]
+    places: tuple[NDArray[np.intp], NDArray[np.intp]]
+    edges: NDArray[np.intp]
+    gaps: NDArray[np.intp]
+    steps: int
+    sequences: int
+    def __init__(
+        self,
+        sequences: int,
+        begin: NDArray[np.intp],
+        places: tuple[NDArray[np.intp], ...],
+        edges: NDArray[np.intp],
+        gaps: NDArray[np.intp],
+    ) -> None: ...
+    def fill(self, source: int, array: NDArray[Any]) -> None: ...
+
+def count(
+    T: int, N: int, lengths: NDArray[np.intp] | None, mask: NDArray[np.bool_] | None, reset: NDArray[np.bool_] | None
+) -> tuple[int, int, int, int]: ...
+def arrange(
+    T: int,
+    N: int,
+    lengths: NDArray[np.intp] | None,
+    mask: NDArray[np.bool_] | None,
+    reset: NDArray[np.bool_] | None,
+    begin: NDArray[np.intp],
+    forward: NDArray[np.intp],
+    reverse: NDArray[np.intp],
+    edges: NDArray[np.intp],
+    gaps: NDArray[np.intp],
+    sequences_of: NDArray[np.intp],
+    rows: NDArray[np.intp],
+    scratch: NDArray[np.intp],
+) -> int: ...
+def cells(
+    engine: Engine, T: int, N: int, tape: NDArray[Any], out: NDArray[Any], order: Order | None = None
+) -> None: ...
+def fold(engine: Engine, dy: NDArray[Any], order: Order) -> None: ...
 
 class Repeat:
     frozen: tuple[NDArray[Any], ...]

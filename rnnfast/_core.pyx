@@ -13,6 +13,7 @@ from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 cdef extern from "Python.h":
     ctypedef struct Py_buffer:
         void *buf
+        Py_ssize_t len
         Py_ssize_t itemsize
         int ndim
         char *format
@@ -42,9 +43,30 @@ cdef extern from "rnnfast.h":
     ctypedef struct rnnfast_poll:
         int (*stop)(void *) noexcept nogil
         void *context
+    ctypedef struct rnnfast_place:
+        ptrdiff_t step, row
+    ctypedef struct rnnfast_gap:
+        rnnfast_place place
+        ptrdiff_t before, after
+    ctypedef struct rnnfast_order:
+        ptrdiff_t steps, sequences
+        const ptrdiff_t *begin
+        const rnnfast_place *places[2]
+        ptrdiff_t blocks
+        const ptrdiff_t *edges
+        ptrdiff_t gap_count
+        const rnnfast_gap *gaps
+    ctypedef struct rnnfast_pattern:
+        ptrdiff_t T, N
+        const ptrdiff_t *lengths
+        const unsigned char *mask
+        ptrdiff_t mask_step, mask_row
+        const unsigned char *reset
+        ptrdiff_t reset_step, reset_row
     ctypedef struct rnnfast_problem:
         rnnfast_stack stack
         ptrdiff_t T, N
+        const rnnfast_order *order
         int threads
         rnnfast_poll poll
         void *workspace
@@ -66,6 +88,8 @@ cdef extern from "rnnfast.h":
         const void *dc_n
         void *dx
         ptrdiff_t dx_step, dx_row
+        void *dh
+        ptrdiff_t dh_state, dh_step, dh_row
         void *dh0
         void *dc0
         void *const *dparameters
@@ -90,16 +114,21 @@ cdef extern from "rnnfast.h":
     ctypedef struct rnnfast_table:
         const char *isa
         size_t item
-        int (*sizes)(const rnnfast_stack *, ptrdiff_t, ptrdiff_t, rnnfast_sizes *) noexcept nogil
+        int (*sizes)(const rnnfast_stack *, ptrdiff_t, ptrdiff_t, const rnnfast_order *, rnnfast_sizes *) noexcept nogil
         void (*pack)(const rnnfast_stack *, const void *const *, void *, void *, int, rnnfast_poll) noexcept nogil
         void (*forward)(const rnnfast_problem *) noexcept nogil
         void (*backward)(const rnnfast_problem *) noexcept nogil
+        void (*cells)(const rnnfast_problem *, void *) noexcept nogil
+        void (*fold)(const rnnfast_problem *, void *) noexcept nogil
         int (*linear_sizes)(const rnnfast_linear *, size_t *, size_t *) noexcept nogil
         void (*linear_pack)(const rnnfast_linear *) noexcept nogil
         void (*linear_forward)(const rnnfast_linear *) noexcept nogil
         void (*linear_backward)(const rnnfast_linear *) noexcept nogil
         void (*sigmoid)(const void *, void *, size_t) noexcept nogil
         void (*tanh)(const void *, void *, size_t) noexcept nogil
+    ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *) nogil
+    void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *, ptrdiff_t *, ptrdiff_t *) nogil
+    void rnnfast_fill(const rnnfast_order *, int, void *, size_t, ptrdiff_t, ptrdiff_t) nogil
     const char *const *rnnfast_isas()
     const rnnfast_table *rnnfast_get_table(const char *, size_t)
 
@@ -188,7 +217,7 @@ cdef int finish(Watch *watch) except -1:
 
 cdef struct Memory:
     int count
-    Py_buffer taken[16]
+    Py_buffer taken[24]
 
 
 cdef void *take(Memory *memory, obj, int flags) except? NULL:
@@ -238,6 +267,109 @@ cdef class Pointers:
         PyMem_Free(self.views)
 
 
+cdef void describe_pattern(rnnfast_pattern *p, Memory *memory, Py_ssize_t T, Py_ssize_t N, lengths, mask, reset) except *:
+    memset(p, 0, sizeof(p[0]))
+    p.T, p.N = T, N
+    p.lengths = <const ptrdiff_t *>take(memory, lengths, PyBUF_SIMPLE)
+    p.mask = <const unsigned char *>take(memory, mask, PyBUF_STRIDES)
+    if mask is not None:
+        p.mask_step, p.mask_row = stride(memory, 0, 1), stride(memory, 1, 1)
+    p.reset = <const unsigned char *>take(memory, reset, PyBUF_STRIDES)
+    if reset is not None:
+        p.reset_step, p.reset_row = stride(memory, 0, 1), stride(memory, 1, 1)
+
+
+cdef class Order:
+    """The sequences of a batch: rnnfast_order on arrays of intp, which csrc/rnnfast.h describes."""
+    cdef rnnfast_order order
+    cdef Memory memory
+    cdef readonly object begin, places, edges, gaps
+
+    def __init__(self, Py_ssize_t sequences, begin, tuple places, edges, gaps):
+        cdef rnnfast_order *o = &self.order
+        self.begin, self.places, self.edges, self.gaps = begin, places, edges, gaps
+        o.sequences = sequences
+        o.begin = <const ptrdiff_t *>take(&self.memory, begin, PyBUF_STRIDES)
+        o.steps = length(&self.memory, 0) - 1
+        for way in range(2):
+            o.places[way] = <const rnnfast_place *>take(&self.memory, places[way], PyBUF_STRIDES)
+        o.edges = <const ptrdiff_t *>take(&self.memory, edges, PyBUF_STRIDES)
+        o.blocks = length(&self.memory, 0) - 1
+        o.gaps = <const rnnfast_gap *>take(&self.memory, gaps, PyBUF_STRIDES)
+        o.gap_count = length(&self.memory, 0)
+
+    def __dealloc__(self):
+        give_back(&self.memory)
+
+    @property
+    def steps(self):
+        return self.order.steps
+
+    @property
+    def sequences(self):
+        return self.order.sequences
+
+    def fill(self, int source, array):
+        """At all gaps of an array (T, N, features), of unit stride in its last axis: rnnfast_fill."""
+        cdef Memory memory
+        cdef char *at
+        memory.count = 0
+        try:
+            at = <char *>take(&memory, array, PyBUF_STRIDES | PyBUF_WRITABLE)
+            with nogil:
+                rnnfast_fill(&self.order, source, at, memory.taken[0].shape[2] * memory.taken[0].itemsize,
+                             memory.taken[0].strides[0], memory.taken[0].strides[1])
+        finally:
+            give_back(&memory)
+
+
+cdef const rnnfast_order *order_of(Order order) noexcept:
+    return NULL if order is None else &order.order
+
+
+def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
+    """(steps, sequences, entries, gaps) of the order of a pattern."""
+    cdef rnnfast_pattern p
+    cdef rnnfast_order o
+    cdef Memory memory
+    cdef ptrdiff_t entries
+    memory.count = 0
+    try:
+        describe_pattern(&p, &memory, T, N, lengths, mask, reset)
+        with nogil:
+            entries = rnnfast_count(&p, &o)
+    finally:
+        give_back(&memory)
+    return o.steps, o.sequences, entries, o.gap_count
+
+
+def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, gaps, sequences_of, rows, scratch):
+    """Write the order of a pattern, whose sizes `count` tells; returns the number of blocks."""
+    cdef rnnfast_pattern p
+    cdef rnnfast_order o
+    cdef Memory memory
+    cdef ptrdiff_t *of_sequences
+    cdef ptrdiff_t *of_rows
+    cdef ptrdiff_t *scratches
+    memory.count = 0
+    try:
+        describe_pattern(&p, &memory, T, N, lengths, mask, reset)
+        memset(&o, 0, sizeof(o))
+        o.begin = <const ptrdiff_t *>take(&memory, begin, PyBUF_WRITABLE)
+        o.steps = memory.taken[memory.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
+        o.places[0] = <const rnnfast_place *>take(&memory, forward, PyBUF_WRITABLE)
+        o.places[1] = <const rnnfast_place *>take(&memory, reverse, PyBUF_WRITABLE)
+        o.edges = <const ptrdiff_t *>take(&memory, edges, PyBUF_WRITABLE)
+        o.gaps = <const rnnfast_gap *>take(&memory, gaps, PyBUF_WRITABLE)
+        of_sequences, of_rows = <ptrdiff_t *>take(&memory, sequences_of, PyBUF_WRITABLE), <ptrdiff_t *>take(&memory, rows, PyBUF_WRITABLE)
+        scratches = <ptrdiff_t *>take(&memory, scratch, PyBUF_WRITABLE)
+        with nogil:
+            rnnfast_arrange(&p, &o, of_sequences, of_rows, scratches)
+    finally:
+        give_back(&memory)
+    return o.blocks
+
+
 cdef class Engine:
     """A stack of recurrent layers without its weights: a cell, sizes, a number type and an instruction set."""
     cdef rnnfast_stack stack
@@ -266,7 +398,7 @@ cdef class Engine:
         self.output_size = self.proj_size or self.hidden_size
         self.stack = rnnfast_stack(CELLS.index(cell), self.directions, reverse, self.num_layers, self.input_size, self.hidden_size,
                                    self.output_size)
-        if self.table.sizes(&self.stack, 1, 1, &sizes):
+        if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
             raise ValueError(self._too_large())
         self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
         self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size)
@@ -275,15 +407,15 @@ cdef class Engine:
         return ("input_size, hidden_size and num_layers are too large together: the weights would take more bytes than "
                 "an address can count")
 
-    def sizes(self, T, N):
-        """Sizes(tape, forward_workspace, backward_workspace) in bytes, for T steps and N rows."""
+    def sizes(self, T, N, Order order=None):
+        """Sizes(tape, forward_workspace, backward_workspace) in bytes, for T steps and N rows, or those of an order."""
         cdef rnnfast_sizes sizes
         cdef ptrdiff_t steps, rows
         try:
             steps, rows = T, N
         except OverflowError:
             steps = rows = 0
-        if steps == 0 or self.table.sizes(&self.stack, steps, rows, &sizes):
+        if steps == 0 or self.table.sizes(&self.stack, steps, rows, order_of(order), &sizes):
             raise ValueError(f"x has {T} steps and {N} rows: its states would take more bytes than an address can count")
         return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
 
@@ -312,12 +444,13 @@ def pack(Engine engine, parameters, packed, packed_back):
     finish(&watch)
 
 
-def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace):
+def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace, Order order=None):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
     describe(&p, engine, &watch)
+    p.order = order_of(order)
     memory.count = 0
     try:
         p.packed = take(&memory, packed, PyBUF_SIMPLE)
@@ -454,13 +587,15 @@ cdef class Repeat:
         return y, h_n if c_n is None else (h_n, c_n)
 
 
-def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace):
+def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace,
+             Order order=None, dh=None):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
     cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
     describe(&p, engine, &watch)
+    p.order = order_of(order)
     p.dparameters = pointers.at
     memory.count = 0
     try:
@@ -478,6 +613,9 @@ def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc
         p.dh_n, p.dc_n = take(&memory, dh_n, PyBUF_SIMPLE), take(&memory, dc_n, PyBUF_SIMPLE)
         p.dx = take(&memory, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
         p.dx_step, p.dx_row = stride(&memory, 0, item), stride(&memory, 1, item)
+        if dh is not None:
+            p.dh = take(&memory, dh, PyBUF_STRIDES | PyBUF_WRITABLE)
+            p.dh_state, p.dh_step, p.dh_row = stride(&memory, 0, item), stride(&memory, 1, item), stride(&memory, 2, item)
         p.dh0, p.dc0 = take(&memory, dh0, PyBUF_WRITABLE), take(&memory, dc0, PyBUF_WRITABLE)
         p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
         with nogil:
@@ -485,6 +623,39 @@ def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc
     finally:
         give_back(&memory)
     finish(&watch)
+
+
+def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None):
+    """Write c of every step, (layers * directions, T, N, H), from the tape of a cell that has it."""
+    cdef rnnfast_problem p
+    cdef Memory memory
+    cdef void *at
+    memset(&p, 0, sizeof(p))
+    p.stack, p.T, p.N, p.order = engine.stack, T, N, order_of(order)
+    memory.count = 0
+    try:
+        p.tape, at = take(&memory, tape, PyBUF_SIMPLE), take(&memory, out, PyBUF_WRITABLE)
+        with nogil:
+            engine.table.cells(&p, at)
+    finally:
+        give_back(&memory)
+
+
+def fold(Engine engine, dy, Order order):
+    """Add dy (T, N, features of y) at the gaps of an order to the dy of the outputs that they repeat."""
+    cdef rnnfast_problem p
+    cdef Memory memory
+    cdef void *at
+    memset(&p, 0, sizeof(p))
+    p.stack, p.order = engine.stack, order_of(order)
+    memory.count = 0
+    try:
+        at = take(&memory, dy, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dy_step, p.dy_row = stride(&memory, 0, engine.table.item), stride(&memory, 1, engine.table.item)
+        with nogil:
+            engine.table.fold(&p, at)
+    finally:
+        give_back(&memory)
 
 
 def linear_sizes(M, I, O, size_t item):

@@ -14,13 +14,22 @@ several threads at once, and raise KeyboardInterrupt on Ctrl-C, which leaves the
 pack(engine, parameters, packed, packed_back)
     `parameters`: arrays in the order of `parameter_shapes`. `packed` (engine.packed_size bytes) is what forward reads,
     `packed_back` (engine.packed_back_size bytes) what backward reads; either may be None.
-forward(engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace)
+forward(engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace, order=None)
     Writes y, h_n, c_n (None for cells without c) and the tape (None: none is kept). h0 and c0 may be None, for zeros.
     `masks`: None, or (num_layers - 1, T, N, features of y), factors for the outputs of all layers but the last.
+    `order`: from `arrange`, where not all rows have all steps; states are then those of its sequences, and sizes are
+    `engine.sizes(T, N, order)`. What is at its gaps is neither read nor written: `order.fill` and `fold` see to it.
 Repeat(engine, frozen, ...).run(x, state)
     The same for calls that are all alike, as cheap as they can be.
-backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace)
-    Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros.
+backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace, order=None,
+         dh=None)
+    Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros. dh: where
+    to write the whole derivative by h, (num_layers * directions, T, N, output_size); None: nowhere.
+order.fill(source, array), fold(engine, dy, order)
+    Writes the gaps of an array (T, N, features): zeros for 0, what is at the step before or after for -1 and 1. Adds,
+    of an array like y, what is at the gaps to what they repeat.
+cells(engine, T, N, tape, out, order=None)
+    Writes c of all steps, (num_layers * directions, T, N, hidden_size).
 
 Examples
 --------
@@ -53,7 +62,20 @@ except ImportError as error:
         f"the compiled part of rnnfast is missing in {here}. In a checkout, install with `pip install -e .`, or run "
         "Python in another folder after `pip install .`"
     ) from error
-from rnnfast._core import CELLS, Engine, Repeat, Sizes, backward, forward, get_num_threads, isas, pack
+from rnnfast._core import (
+    CELLS,
+    Engine,
+    Order,
+    Repeat,
+    Sizes,
+    backward,
+    cells,
+    fold,
+    forward,
+    get_num_threads,
+    isas,
+    pack,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,11 +87,15 @@ if TYPE_CHECKING:
 __all__ = [
     "CELLS",
     "Engine",
+    "Order",
     "Repeat",
     "Sizes",
     "activation",
+    "arrange",
     "backward",
+    "cells",
     "empty",
+    "fold",
     "forward",
     "get_num_threads",
     "isas",
@@ -80,6 +106,7 @@ __all__ = [
     "parameter_shapes",
     "set_num_threads",
     "use_isa",
+    "window",
 ]
 
 LINE = 64  # bytes: buffers begin at a cache line
@@ -131,6 +158,54 @@ def empty(nbytes: int) -> Array:
         with contextlib.suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8, nbytes)
+
+
+def arrange(
+    T: int, N: int, lengths: Array | None = None, mask: Array | None = None, reset: Array | None = None
+) -> tuple[Order | None, Array, Array]:
+    """The order in which a batch of unequal rows is gone through.
+
+    Parameters
+    ----------
+    lengths : ndarray of intp, (N,), C-contiguous, from 0 to T
+        Steps from there on are in no sequence. None: all are.
+    mask : ndarray of bool, (T, N)
+        False where a step is in no sequence. None: all are.
+    reset : ndarray of bool, (T, N)
+        True where a new sequence of the row begins; step 0 begins one anyway. None: none does.
+
+    Returns
+    -------
+    order : Order or None
+        For `forward` and `backward`. None where there is no step at all.
+    sequences : ndarray of intp
+        The numbers of all sequences, row after row, those of a row in the order of time. States are in the order of
+        these numbers.
+    rows : ndarray of intp, (N + 1,)
+        Those of row n are ``sequences[rows[n]:rows[n + 1]]``, one at least.
+
+    Examples
+    --------
+    >>> order, sequences, rows = arrange(5, 3, lengths=np.array([2, 0, 5]))
+    >>> order.steps, order.sequences, order.begin.tolist(), sequences.tolist()
+    (5, 3, [0, 2, 4, 5, 6, 7], [1, 2, 0])
+    """
+    steps, count, entries, gaps = _core.count(T, N, lengths, mask, reset)
+    arrays = [np.empty(size, np.intp) for size in (steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * gaps)]
+    sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count))
+    blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
+    begin, forward, reverse, edges, gap_list = arrays
+    places = forward.reshape(-1, 2), reverse.reshape(-1, 2)
+    order = Order(count, begin, places, edges[: blocks + 1], gap_list.reshape(-1, 4))
+    return order if steps else None, sequences, rows
+
+
+def window(order: Order, first: int, last: int) -> Order:
+    """Blocks first .. last-1 of an order as an order of its own, of those sequences that have come to the first."""
+    edges = order.edges[first : last + 1]
+    begin = order.begin[edges[0] : edges[-1] + 1]
+    places = tuple(places[begin[0] : begin[-1]] for places in order.places)
+    return Order(int(begin[1] - begin[0]), begin, places, edges - edges[0], order.gaps[:0])
 
 
 def linear_pack(weight: Array, bias: Array | None) -> Array:

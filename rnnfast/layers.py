@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, T
 
 import numpy as np
 
-from . import functional
+from . import checkpoints, functional, ragged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,11 +50,17 @@ class Gradients(NamedTuple):
         Gradient of the initial state, in its structure; None for :class:`Linear` and :class:`Embedding`.
     parameters : dict of str to ndarray
         Gradients of the parameters under their names.
+    h : ndarray, tuple or None
+        With ``per_step=True``, (L*D, T, N, H_out): the whole derivative with respect to h of every layer, direction and
+        step, through all that follows it, dy at that step included; zeros at steps that are masked or padded. How it
+        falls or rises with the distance from the loss shows how gradients vanish or explode. For
+        :class:`Bidirectional` the pair of the two layers'.
     """
 
     x: Any
     state: Any
     parameters: dict[str, Any]
+    h: Any = None
 
 
 class Tape:
@@ -63,6 +69,12 @@ class Tape:
     It holds the input by reference (leave that array as it is until the last ``backward``), and all else as it was
     at the time of its ``forward``: the weights, the initial state, the dropout. Any number of tapes of a layer can be
     used, in any order, each any number of times. A tape does not pickle.
+
+    Attributes
+    ----------
+    cells : ndarray or tuple
+        c of every step of an LSTM, (L*D, T, N, H), unbatched (L*D, T, H); at masked steps the one that is held, zeros
+        at padded steps. A copy, made anew whenever it is asked for. For :class:`Bidirectional` the pair of the two layers'.
     """
 
     __slots__ = ("_kept", "_lent", "_owner")
@@ -75,6 +87,10 @@ class Tape:
     def __del__(self) -> None:
         for spare, buffer in getattr(self, "_lent", ()):
             spare.give(buffer)
+
+    @property
+    def cells(self) -> Any:
+        return self._owner._cells(self)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Tape can be neither pickled nor copied: pickle the layer, and run forward again")
@@ -225,6 +241,9 @@ class Layer:
     def __repr__(self) -> str:
         count = sum(array.size for array in self.parameters.values())
         return f"{self._call()}  # {count} parameters"
+
+    def _cells(self, tape: Tape) -> Any:
+        raise AttributeError(f"this tape has no cells: it comes from {self._call()}, which is no LSTM")
 
     def _open(self, tape: Tape) -> tuple[Any, ...]:
         """What a tape of this layer holds."""
@@ -624,10 +643,20 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._results = _Spare(4 + min(5 * self.num_layers * self._engine.directions, 100))
         self._repeat: functional.Repeat | None = None
 
-    def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Array, State]:
+    def __call__(
+        self,
+        x: ArrayLike,
+        state: Any = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        reset: ArrayLike | None = None,
+        zero_masked: bool = False,
+    ) -> tuple[Array, State]:
         """Run over a sequence for its results alone: nothing of it is kept, and dropout does not act.
 
         Several threads may call one layer at once. The working memory of a call stays with the layer for the next ones.
+        Rows need not be sorted: time goes with the number of steps that there are, not with T * N.
 
         Parameters
         ----------
@@ -636,6 +665,19 @@ class Recurrent(ArrayLayer, Generic[State]):
             results are empty.
         state : array_like (L*D, N, H_out), unbatched (L*D, H_out); for LSTM the pair of it and (L*D, N, H), optional
             The initial state, never batch-first. None, for all or for a member, is zeros.
+        lengths : array_like of int, (N,), unbatched one integer, optional
+            How many steps each row has, 0 to T, in any order. Beyond them x may be anything and y is 0; the state is
+            that after the row's own last step, and a reverse direction starts there. A row of length 0 returns its
+            initial state.
+        mask : array_like of bool, (T, N), with batch_first (N, T), unbatched (T,), optional
+            False where a step is passed over: x may be anything there, the state is held, and y repeats the output of
+            the step that the direction walked before, zeros where there was none. Not together with lengths.
+        reset : array_like of bool, in the shape of `mask`, optional
+            True where a row begins anew: that step starts from the initial state of this call. Neither state nor
+            output nor gradient crosses such a cut, in either direction; a reverse direction starts each part at its
+            end. The state returned is that of the part walked last.
+        zero_masked : bool, default False
+            y is 0 at masked steps.
 
         Returns
         -------
@@ -653,20 +695,38 @@ class Recurrent(ArrayLayer, Generic[State]):
         MemoryError
             When the results do not fit into memory.
         """
-        repeat = self._repeat
-        if repeat is not None and repeat.frozen is self._packed:
-            results = repeat.run(x, state)
-            if results is not None:
-                return cast("tuple[Array, State]", results)
-        return self._infer(*self._inputs(x, state))
+        if lengths is None and mask is None and reset is None:
+            repeat = self._repeat
+            if repeat is not None and repeat.frozen is self._packed:
+                results = repeat.run(x, state)
+                if results is not None:
+                    return cast("tuple[Array, State]", results)
+        return self._infer(*self._inputs(x, state, lengths, mask, reset, zero_masked))
 
-    def forward(self, x: ArrayLike, state: Any = None) -> tuple[Array, State, Tape]:
+    def forward(
+        self,
+        x: ArrayLike,
+        state: Any = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        reset: ArrayLike | None = None,
+        zero_masked: bool = False,
+        checkpoint: int | Literal["auto"] | None = None,
+    ) -> tuple[Array, State, Tape]:
         """Run over a sequence and keep what the gradient needs; dropout acts.
 
         Parameters
         ----------
-        x, state
+        x, state, lengths, mask, reset, zero_masked
             As for a call of the layer. The tape holds `x` by reference: leave it as it is until the last ``backward``.
+        checkpoint : int, "auto" or None, default None
+            None keeps what every step needs. A number keeps the state of every so many steps alone, and backward
+            computes the others again, which takes a third more time or so; the gradients are the same bits. "auto"
+            takes the square root of the number of steps, so that memory beyond x, y and their gradients grows with it
+            alone, except that the outputs between layers are kept where they run in both directions, and dropout's
+            masks. The number is rounded up to whole blocks of max(1, 256 // N) steps. The tape then has no `cells`.
+            Source: T. Chen et al., "Training deep nets with sublinear memory cost", 2016.
 
         Returns
         -------
@@ -681,9 +741,11 @@ class Recurrent(ArrayLayer, Generic[State]):
         ValueError, TypeError, MemoryError
             As a call of the layer.
         """
-        return self._train(*self._inputs(x, state))
+        return self._train(*self._inputs(x, state, lengths, mask, reset, zero_masked), checkpoint)
 
-    def backward(self, tape: Tape, dy: ArrayLike | None, dstate: Any = None) -> Gradients:
+    def backward(
+        self, tape: Tape, dy: ArrayLike | None, dstate: Any = None, *, per_step: bool = False
+    ) -> Gradients:
         """The gradient of the ``forward`` that made `tape`, whatever happened to the parameters since.
 
         Parameters
@@ -694,11 +756,13 @@ class Recurrent(ArrayLayer, Generic[State]):
             Gradient of a scalar with respect to y; None is zeros.
         dstate : array_like in the shape of state, for LSTM a pair of them, optional
             Gradient with respect to the last state. None, for all or for a member, is zeros.
+        per_step : bool, default False
+            Whether to return the derivatives with respect to h of every step as well.
 
         Returns
         -------
         Gradients
-            ``x``, ``state`` (always given, as the state is) and ``parameters``.
+            ``x``, ``state`` (always given, as the state is), ``parameters``, and with `per_step` ``h``.
 
         Raises
         ------
@@ -707,15 +771,30 @@ class Recurrent(ArrayLayer, Generic[State]):
         TypeError
             When `tape` is none, or an argument does not hold real numbers.
         """
-        return self._differentiate(tape, dy, dstate)
+        return self._differentiate(tape, dy, dstate, per_step)
 
-    def _inputs(self, x: Any, state: Any, member: str = "") -> tuple[Any, ...]:
-        """The arguments of a call as the kernels take them, checked, and the plan."""
+    def _inputs(
+        self,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        mask: Any,
+        reset: Any,
+        zero_masked: Any,
+        member: str = "",
+        turned: bool = False,
+    ) -> tuple[Any, ...]:
+        """The arguments of a call as the kernels take them, checked, the plan, and the sequences if rows are uneven."""
         x = _real("x", x, self.dtype)
         plan = self._plans.get(x.shape) or self._plan(x.shape)
-        if state is None:
-            return x, None, None, plan
-        return x, *self._state("state" + member, state, plan), plan
+        h0, c0 = (None, None) if state is None else self._state("state" + member, state, plan)
+        zero_masked = _flag("zero_masked", zero_masked)
+        if lengths is None and mask is None and reset is None:
+            return x, h0, c0, plan, None
+        N = plan.N if len(plan.h) == 3 else None
+        given = lengths, mask, reset, not zero_masked, turned
+        uneven = ragged.read(self._engine, plan.T, N, self.batch_first, *given)
+        return x, h0, c0, plan, uneven if plan.N else None
 
     def _plan(self, shape: tuple[int, ...]) -> _Plan:
         """Check the shape of x and work out all that follows from it."""
@@ -810,28 +889,52 @@ class Recurrent(ArrayLayer, Generic[State]):
         h0: Array | None,
         c0: Array | None,
         plan: _Plan,
+        uneven: ragged.Ragged | None,
         packed: Array,
         tape: Any = None,
         masks: Array | None = None,
-    ) -> tuple[Array, Any]:
-        """y and the last state, from checked arguments."""
+        checkpoint: Any = None,
+    ) -> tuple[Array, Any, Any]:
+        """y and the last state, from checked arguments; and the checkpoints if they are wanted."""
         y, h_n, c_n = self._fresh(plan, plan.y)
-        if plan.N:
-            workspace = self._workspaces.take(plan.sizes.forward_workspace)
-            before, after = (x, h0, c0), (y, h_n, c_n)
-            if not plan.time_major:
-                before, after = self._view(plan, *before), self._view(plan, *after)
-            functional.forward(self._engine, packed, *before, *after, tape, masks, workspace)
+        state = h_n if c_n is None else (h_n, c_n)
+        if not plan.N:
+            return y, state, None
+        before, after = (x, h0, c0), (y, h_n, c_n)
+        if not plan.time_major:
+            before, after = self._view(plan, *before), self._view(plan, *after)
+        order, sizes, states = None, plan.sizes, after[1:]
+        if uneven:
+            order, sizes = uneven.order, uneven.sizes
+            before = before[0], uneven.spread(before[1]), uneven.spread(before[2])
+            states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
+        saved = None
+        if order is None and uneven:
+            for initial, last in zip(before[1:], states, strict=True):
+                if last is not None:
+                    last[...] = 0 if initial is None else initial
+        elif checkpoint is None:
+            workspace = self._workspaces.take(sizes.forward_workspace)
+            functional.forward(self._engine, packed, *before, after[0], *states, tape, masks, workspace, order)
             self._workspaces.give(workspace)
-        return y, h_n if c_n is None else (h_n, c_n)
+        else:
+            saved = checkpoints.forward(self._engine, packed, *before, after[0], *states, masks, order, checkpoint)
+        if uneven:
+            uneven.fill_outputs(after[0])
+            for own, last in zip(states, after[1:], strict=True):
+                if last is not None:
+                    uneven.last(own, last)
+        return y, state, saved
 
-    def _infer(self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan) -> tuple[Array, State]:
+    def _infer(
+        self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan, uneven: ragged.Ragged | None
+    ) -> tuple[Array, State]:
         frozen = self._packed
         packed = frozen[0] if frozen else self._pack(backward=False)[0]
-        y, state = self._run(x, h0, c0, plan, packed)
+        y, state, _ = self._run(x, h0, c0, plan, uneven, packed)
         if not frozen:
             self._packs.give(packed)
-        elif plan.N:
+        elif plan.N and not uneven:
             c = plan.c if self._engine.has_cell else None
             time_first = plan.time_major or len(plan.y) == 2
             shapes = x.shape, plan.y, plan.h, c
@@ -846,22 +949,37 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._repeat = None  # it holds the packed weights
         super().unfreeze()
 
-    def _train(self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan) -> tuple[Array, State, Tape]:
+    def _train(
+        self,
+        x: Array,
+        h0: Array | None,
+        c0: Array | None,
+        plan: _Plan,
+        uneven: ragged.Ragged | None,
+        checkpoint: Any = None,
+    ) -> tuple[Array, State, Tape]:
+        if checkpoint is not None and checkpoint != "auto":
+            checkpoint = _size('checkpoint, unless it is "auto" or None,', checkpoint)
         h0, c0 = (None if array is None else array.copy() for array in (h0, c0))
         frozen = self._packed
         packed, packed_back = frozen or self._pack()
-        tape = self._tapes.take(plan.sizes.tape) if plan.N else None
+        sizes = uneven.sizes if uneven else plan.sizes
+        tape = self._tapes.take(sizes.tape) if sizes and checkpoint is None else None
         masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
-        y, state = self._run(x, h0, c0, plan, packed, tape, masks)
+        y, state, saved = self._run(x, h0, c0, plan, uneven, packed, tape, masks, checkpoint)
         y.flags.writeable = False
         if y.base is not None:
             y.base.flags.writeable = False
         y = y[...]  # a view of an array that cannot be written to cannot be made writable
         lent: tuple[Any, ...] = () if tape is None else ((self._tapes, tape),)
         if not frozen:
-            self._packs.give(packed)
             lent += ((self._packs, packed_back),)
-        return y, state, Tape(self, x, h0, c0, plan, y, tape, masks, packed_back, lent=lent)
+            if saved is None:
+                self._packs.give(packed)
+            else:
+                lent += ((self._packs, packed),)
+        kept = x, h0, c0, plan, uneven, y, tape, masks, packed_back, (packed, saved)
+        return y, state, Tape(self, *kept, lent=lent)
 
     def _masks(self, plan: _Plan) -> Any:
         """Factors for the outputs of all layers but the last: 0 where dropped, else what keeps the mean."""
@@ -869,29 +987,67 @@ class Recurrent(ArrayLayer, Generic[State]):
         kept = self._rng.random(shape, np.float32) >= self.dropout
         return np.multiply(kept, 1 / (1 - self.dropout) if self.dropout < 1 else 0, dtype=self.dtype)
 
-    def _differentiate(self, tape: Tape, dy: Any, dstate: Any, member: str = "") -> Gradients:
-        x, h0, c0, plan, y, kept, masks, packed_back = self._open(tape)
+    def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
+        x, h0, c0, plan, uneven, y, kept, masks, packed_back, (packed, saved) = self._open(tape)
+        per_step = _flag("per_step", per_step)
         dy = _shaped("dy" + member, dy, self.dtype, y.shape)
         dh_n, dc_n = self._state("dstate" + member, dstate, plan)
         dx, dh0, dc0 = self._fresh(plan, x.shape)
         parameters = self._zeros()
-        if plan.N:
-            workspace = self._workspaces.take(plan.sizes.backward_workspace)
-            outputs, _, _ = self._view(plan, y, None, None)
-            functional.backward(
-                self._engine,
-                packed_back,
-                *self._view(plan, x, h0, c0),
-                outputs,
-                kept,
-                masks,
-                *self._view(plan, dy, dh_n, dc_n),
-                *self._view(plan, dx, dh0, dc0),
-                list(parameters.values()),
-                workspace,
-            )
+        dh = np.empty((plan.h[0], *self._steps(plan), plan.h[-1]), self.dtype) if per_step else None
+        state = dh0 if dc0 is None else (dh0, dc0)
+        gradients = Gradients(dx, state, parameters, dh)
+        if not plan.N:
+            return gradients
+        dh = dh.reshape(plan.h[0], plan.T, plan.N, plan.h[-1]) if per_step else None
+        outputs, _, _ = self._view(plan, y, None, None)
+        before, after = self._view(plan, dy, dh_n, dc_n), self._view(plan, dx, dh0, dc0)
+        starts = self._view(plan, x, h0, c0)
+        order, sizes, states = None, plan.sizes, after[1:]
+        if uneven:
+            order, sizes = uneven.order, uneven.sizes
+            starts = starts[0], uneven.spread(starts[1]), uneven.spread(starts[2])
+            before = uneven.fold_outputs(before[0]), *map(uneven.spread_last, before[1:])
+            states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
+        if order is None and uneven:
+            for last, initial in zip(before[1:], states, strict=True):
+                if initial is not None:
+                    initial[...] = 0 if last is None else last
+        elif saved is None:
+            workspace = self._workspaces.take(sizes.backward_workspace)
+            rest = *before, after[0], *states, list(parameters.values()), workspace, order, dh
+            functional.backward(self._engine, packed_back, *starts, outputs, kept, masks, *rest)
             self._workspaces.give(workspace)
-        return Gradients(dx, dh0 if dc0 is None else (dh0, dc0), parameters)
+        else:
+            rest = *before, after[0], *states, list(parameters.values()), order, dh
+            checkpoints.backward(self._engine, packed, packed_back, *starts, outputs, masks, saved, *rest)
+        if uneven:
+            uneven.clear(after[0])
+            for values in () if dh is None else dh:
+                uneven.clear(values)
+            for own, initial in zip(states, after[1:], strict=True):
+                if initial is not None:
+                    uneven.sum_starts(own, initial)
+        return gradients
+
+    def _steps(self, plan: _Plan) -> tuple[int, ...]:
+        """Steps and rows as they stand in arrays of all layers: (T, N), unbatched (T,)."""
+        return (plan.T, plan.N)[: len(plan.h) - 1]
+
+    def _cells(self, tape: Tape) -> Array:
+        if not self._engine.has_cell:
+            return cast("Array", super()._cells(tape))
+        _, _, c0, plan, uneven, _, kept, _, _, (_, saved) = self._open(tape)
+        if saved is not None:
+            raise ValueError("this tape keeps checkpoints alone, without cells: run forward with checkpoint=None")
+        cells = np.empty((plan.c[0], *self._steps(plan), plan.c[-1]), self.dtype)
+        if plan.N:
+            whole = cells.reshape(plan.c[0], plan.T, plan.N, plan.c[-1])
+            if kept is not None:
+                functional.cells(self._engine, plan.T, plan.N, kept, whole, uneven.order if uneven else None)
+            if uneven:
+                uneven.fill_cells(whole, self._view(plan, None, None, c0)[2])
+        return cells
 
 
 class RNN(Recurrent["Array"]):
@@ -1197,12 +1353,21 @@ class Bidirectional(Layer):
         self.forward_layer.unfreeze()
         self.backward_layer.unfreeze()
 
-    def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Any, tuple[Any, Any]]:
+    def __call__(
+        self,
+        x: ArrayLike,
+        state: Any = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        reset: ArrayLike | None = None,
+        zero_masked: bool = False,
+    ) -> tuple[Any, tuple[Any, Any]]:
         """Run over a sequence for its results alone.
 
         Parameters
         ----------
-        x : array_like of real numbers
+        x, lengths, mask, reset, zero_masked
             As for the two layers.
         state : pair, optional
             The initial states of the forward and the backward layer, each in that layer's own form or None.
@@ -1219,18 +1384,30 @@ class Bidirectional(Layer):
         ValueError, TypeError, MemoryError
             As the two layers.
         """
-        forward, backward = self._inputs(x, state)
+        forward, backward = self._inputs(x, state, lengths, mask, reset, zero_masked)
         y, state = self.forward_layer._infer(*forward)
         y_backward, state_backward = self.backward_layer._infer(*backward)
         return _MERGES[self.merge][0](y, self._turn(y_backward)), (state, state_backward)
 
-    def forward(self, x: ArrayLike, state: Any = None) -> tuple[Any, tuple[Any, Any], Tape]:
+    def forward(
+        self,
+        x: ArrayLike,
+        state: Any = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        reset: ArrayLike | None = None,
+        zero_masked: bool = False,
+        checkpoint: int | Literal["auto"] | None = None,
+    ) -> tuple[Any, tuple[Any, Any], Tape]:
         """Run over a sequence and keep what the gradient needs; dropout acts.
 
         Parameters
         ----------
-        x, state
+        x, state, lengths, mask, reset, zero_masked
             As for a call. The tape holds `x` by reference: leave it as it is until the last ``backward``.
+        checkpoint
+            As for the two layers.
 
         Returns
         -------
@@ -1244,15 +1421,15 @@ class Bidirectional(Layer):
         ValueError, TypeError, MemoryError
             As the two layers.
         """
-        forward, backward = self._inputs(x, state)
-        y, state, tape = self.forward_layer._train(*forward)
-        y_backward, state_backward, tape_backward = self.backward_layer._train(*backward)
+        forward, backward = self._inputs(x, state, lengths, mask, reset, zero_masked)
+        y, state, tape = self.forward_layer._train(*forward, checkpoint)
+        y_backward, state_backward, tape_backward = self.backward_layer._train(*backward, checkpoint)
         outputs = y, self._turn(y_backward)
         merged = _MERGES[self.merge][0](*outputs)
         shape = None if self.merge is None else merged.shape
         return merged, (state, state_backward), Tape(self, tape, tape_backward, outputs, shape)
 
-    def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> Gradients:
+    def backward(self, tape: Tape, dy: Any, dstate: Any = None, *, per_step: bool = False) -> Gradients:
         """The gradient of the ``forward`` that made `tape`.
 
         Parameters
@@ -1263,11 +1440,13 @@ class Bidirectional(Layer):
             With merge=None a pair, either of which may be None. None is zeros.
         dstate : pair, optional
             Gradients with respect to the last states, each in that layer's own form or None.
+        per_step : bool, default False
+            Whether to return the derivatives with respect to h of every step as well.
 
         Returns
         -------
         Gradients
-            ``x``, ``state`` (the pair of the two layers') and ``parameters``.
+            ``x``, ``state`` (the pair of the two layers'), ``parameters``, and with `per_step` ``h`` (the pair).
 
         Raises
         ------
@@ -1283,16 +1462,27 @@ class Bidirectional(Layer):
             dy = _shaped("dy", dy, dtype, shape)
             dy, dy_backward = (None, None) if dy is None else _MERGES[self.merge][1](dy, *outputs)
         dstate, dstate_backward = _both("dstate", dstate)
-        ours = self.forward_layer._differentiate(tape, dy, dstate, "[0]")
-        other = self.backward_layer._differentiate(tape_backward, self._turn(dy_backward), dstate_backward, "[1]")
+        ours = self.forward_layer._differentiate(tape, dy, dstate, per_step, "[0]")
+        dy_backward = self._turn(dy_backward)
+        other = self.backward_layer._differentiate(tape_backward, dy_backward, dstate_backward, per_step, "[1]")
         parameters = _sides(ours.parameters, other.parameters)
-        return Gradients(ours.x + self._turn(other.x), (ours.state, other.state), parameters)
+        h = (ours.h, self._turn_steps(other.h)) if per_step else None
+        return Gradients(ours.x + self._turn(other.x), (ours.state, other.state), parameters, h)
 
-    def _inputs(self, x: Any, state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def _cells(self, tape: Tape) -> tuple[Any, Any]:
+        forward, backward, _, _ = self._open(tape)
+        return self.forward_layer._cells(forward), self._turn_steps(self.backward_layer._cells(backward))
+
+    def _inputs(self, x: Any, state: Any, *uneven: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The checked arguments of both layers."""
         state, state_backward = _both("state", state)
-        forward = self.forward_layer._inputs(x, state, "[0]")
-        return forward, self.backward_layer._inputs(self._turn(forward[0]), state_backward, "[1]")
+        forward = self.forward_layer._inputs(x, state, *uneven, "[0]")
+        turned = not self.backward_layer.reverse
+        return forward, self.backward_layer._inputs(self._turn(forward[0]), state_backward, *uneven, "[1]", turned)
+
+    def _turn_steps(self, array: Array) -> Array:
+        """An array (L, T, ...) of what the backward layer did, with its steps in the order of x: a view."""
+        return array if self.backward_layer.reverse else array[:, ::-1]
 
     def _turn(self, array: Array | None) -> Array | None:
         """A sequence in the order in which the backward layer takes it, and back: a view."""

@@ -2,8 +2,9 @@
 
 This is what the kernels are tested against and what they are timed against: a loop over time with a few matrix products
 per step. One pair of functions per cell says what a step does and what its gradient is; the loop around them knows no
-cell. Parameters have torch's names, shapes and gate order (LSTM i, f, g, o; GRU r, z, n), and all arithmetic is done in
-the dtype of the arrays given.
+cell. A second loop is for sequences with lengths, masked steps or resets: it takes every row through every step and
+selects, row by row, what the step changes. Parameters have torch's names, shapes and gate order (LSTM i, f, g, o; GRU
+r, z, n), and all arithmetic is done in the dtype of the arrays given.
 
 Sources: J. Elman, "Finding structure in time", 1990 (RNN). S. Hochreiter and J. Schmidhuber, "Long short-term memory",
 1997, with the forget gate of F. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000 (LSTM). H. Sak,
@@ -147,27 +148,104 @@ _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
 def _run(step, p, x, state):
-    """One direction of one layer: y (T, N, H or P), the last state, the values kept. Time as it is walked."""
+    """One direction of one layer: y (T, N, H or P), the states, the values kept. Time as it is walked."""
     inputs = x @ p.weight_ih.T + p.bias_ih
-    outputs, kept = [], []
+    states, kept = [], []
     for a in inputs:
         state, values = step(p, a, *state)
-        outputs.append(state[0])
+        states.append(state)
         kept.append(values)
-    return np.stack(outputs), state, kept
+    return np.stack([h for h, *_ in states]), states, kept
 
 
 def _run_gradient(gradient, p, d, x, kept, dy, dstate):
-    """The gradients of x and of the state before the first step; adds the parameters' to d. Time as it was walked."""
-    dinputs = []
+    """The gradients of x, of the state before the first step and of every h; adds the parameters' to d.
+
+    Time as it was walked.
+    """
+    dinputs, dhs = [], []
     for values, dy_t in zip(reversed(kept), reversed(dy), strict=True):
         dh, *dc = dstate
-        da, dstate = gradient(p, d, values, dh + dy_t, *dc)
+        dh = dh + dy_t
+        da, dstate = gradient(p, d, values, dh, *dc)
         dinputs.append(da)
+        dhs.append(dh)
+    return _input_gradient(p, d, x, dinputs), dstate, dhs[::-1]
+
+
+def _input_gradient(p, d, x, dinputs):
+    """The gradient of x from those of a = W_ih x + b_ih, last step first; adds the parameters' to d."""
     da = np.stack(dinputs[::-1])
     d.weight_ih += np.tensordot(da, x, axes=([0, 1], [0, 1]))
     d.bias_ih += da.sum((0, 1))
-    return da @ p.weight_ih, dstate
+    return da @ p.weight_ih
+
+
+def _steps(T, N, lengths, mask, reset, zero_masked):
+    """What each step of each row is, as arrays of bool (T, N, 1).
+
+    The step is real; its output repeats the one before it; it is inside the row's length; a cut lies just before it.
+    """
+    every = np.ones((T, N), bool)
+    inside = every if lengths is None else np.arange(T)[:, None] < np.asarray(lengths)
+    real = inside if mask is None else inside & np.asarray(mask, bool)
+    cut = ~every if reset is None else inside & np.asarray(reset, bool)
+    cut[:1] = False
+    repeats = ~every if zero_masked else inside & ~real
+    return SimpleNamespace(
+        real=real[..., None], repeats=repeats[..., None], inside=inside[..., None], cut=cut[..., None]
+    )
+
+
+def _walk(steps, way):
+    """The steps of one direction, in the order in which it walks, and whether the state starts anew at each of them."""
+    # Backwards, the first step behind the cut before t is t - 1. No cut lies before step 0, so it may roll to the end.
+    anew = steps.cut if way.step is None else np.roll(steps.cut, -1, axis=0)
+    return list(zip(steps.real[way], steps.repeats[way], anew[way], strict=True))
+
+
+def _select(rows, state, other):
+    """The state in the rows chosen, the other elsewhere."""
+    return [np.where(rows, member, instead) for member, instead in zip(state, other, strict=True)]
+
+
+def _run_selected(step, p, x, initial, walk):
+    """As `_run`, for rows whose steps differ. x is 0 at the steps that are not real."""
+    inputs = x @ p.weight_ih.T + p.bias_ih
+    zeros = [np.zeros_like(member) for member in initial]
+    state, last = initial, zeros[0]
+    outputs, states, kept = [], [], []
+    for a, (real, repeats, anew) in zip(inputs, walk, strict=True):
+        state = _select(anew, initial, state)
+        last = np.where(anew, 0, last)
+        # The rows that stand still compute on zeros: whatever they hold must not reach the parameters' gradients.
+        after, values = step(p, a, *_select(real, state, zeros))
+        state = _select(real, after, state)
+        last = np.where(real, after[0], last)
+        outputs.append(np.where(real | repeats, last, 0))
+        states.append(state)
+        kept.append(values)
+    return np.stack(outputs), states, kept
+
+
+def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, walk):
+    """As `_run_gradient`, after `_run_selected`."""
+    zeros = [np.zeros_like(member) for member in dstate]
+    dinitial, dlast = zeros, zeros[0]
+    dinputs, dhs = [], []
+    for values, dy_t, (real, repeats, anew) in zip(reversed(kept), reversed(dy), reversed(walk), strict=True):
+        dlast = dlast + np.where(real | repeats, dy_t, 0)
+        dh, *dc = _select(real, dstate, zeros)
+        dh = dh + np.where(real, dlast, 0)
+        da, dbefore = gradient(p, d, values, dh, *dc)
+        dstate = _select(real, dbefore, dstate)
+        dlast = np.where(real | anew, 0, dlast)
+        dinitial = [total + np.where(anew, member, 0) for total, member in zip(dinitial, dstate, strict=True)]
+        dstate = _select(anew, zeros, dstate)
+        dinputs.append(da)
+        dhs.append(dh)
+    dinitial = [total + member for total, member in zip(dinitial, dstate, strict=True)]
+    return _input_gradient(p, d, x, dinputs), dinitial, dhs[::-1]
 
 
 def _gather(parameters, suffix):
@@ -192,7 +270,32 @@ def _stack(cell, states):
     return members if cell == "lstm" else members[0]
 
 
-def forward(cell, parameters, x, state=None, *, num_layers=1, bidirectional=False, reverse=False, masks=None):
+class _Tape(SimpleNamespace):
+    """What `backward` needs of a `forward`."""
+
+    @property
+    def cells(self):
+        """For lstm c after every step, (layers * directions, T, N, H), as held at masked steps, 0 at padded ones."""
+        runs = [run for layer in self.layers for run in layer]
+        cells = np.stack([np.stack([c for _, c in run.states])[run.way] for run in runs])
+        return cells if self.steps is None else np.where(self.steps.inside, cells, 0)
+
+
+def forward(
+    cell,
+    parameters,
+    x,
+    state=None,
+    *,
+    num_layers=1,
+    bidirectional=False,
+    reverse=False,
+    masks=None,
+    lengths=None,
+    mask=None,
+    reset=None,
+    zero_masked=False,
+):
     """Run a stack of layers over a sequence.
 
     Each layer and direction steps through its input by these equations, where x and h of one batch entry are column
@@ -204,6 +307,9 @@ def forward(cell, parameters, x, state=None, *, num_layers=1, bidirectional=Fals
     - gru: r, z = sigma(W_ih x + b_ih + W_hh h + b_hh); n = tanh(W_in x + b_in + r * (W_hn h + b_hn));
       h' = (1 - z) * n + z * h.
     - gru_reset_before: as gru, but n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
+
+    The rows of the batch may be sequences of their own. In all layers and directions alike a step of a row is real or
+    not: x is read at the real ones only, and the state stays as it is at the others.
 
     Parameters
     ----------
@@ -224,14 +330,25 @@ def forward(cell, parameters, x, state=None, *, num_layers=1, bidirectional=Fals
         The only direction runs from the last step to the first. y stays in the order of x.
     masks : ndarray, (num_layers - 1, T, N, directions * (H or P)), optional
         Multiplied into the outputs of all layers but the last, as dropout does.
+    lengths : array_like of int, (N,), optional
+        The steps t < lengths[n] of row n are real, the others padding: y is 0 there. From 0 to T; not with `mask`.
+    mask : array_like of bool, (T, N), optional
+        The real steps. At the others y repeats the output of the step walked before, and is 0 where the row, or its
+        part between two resets, has had no real step so far.
+    reset : array_like of bool, (T, N), optional
+        Cuts row n before every step t >= 1 where it is true, padding apart. Each part is walked on its own, from the
+        initial state.
+    zero_masked : bool
+        y is 0 at all steps that are not real.
 
     Returns
     -------
     y : ndarray, (T, N, directions * (H or P))
     state : as above
-        After the last step of each direction.
+        After the last step that each direction walks.
     tape : object
-        For `backward`. It refers to the parameters, x and masks given: leave them as they are until then.
+        For `backward`. It refers to the parameters, x and masks given: leave them as they are until then. For lstm
+        ``tape.cells`` is c after every step, (layers * directions, T, N, H), in the order of x; 0 at padding.
 
     Examples
     --------
@@ -239,15 +356,25 @@ def forward(cell, parameters, x, state=None, *, num_layers=1, bidirectional=Fals
     >>> y, state, tape = forward("rnn_relu", parameters, np.ones((3, 1, 1)))
     >>> y.ravel(), state.ravel()
     (array([0.5, 1.5, 3.5]), array([3.5]))
+    >>> forward("rnn_relu", parameters, np.ones((3, 1, 1)), lengths=[2])[0].ravel()
+    array([0.5, 1.5, 0. ])
+    >>> forward("rnn_relu", parameters, np.ones((3, 1, 1)), mask=[[True], [False], [True]])[0].ravel()
+    array([0.5, 0.5, 1.5])
+    >>> forward("rnn_relu", parameters, np.ones((3, 1, 1)), reset=[[False], [False], [True]])[0].ravel()
+    array([0.5, 1.5, 0.5])
     """
     step, _ = _CELLS[cell]
-    N = x.shape[1]
+    T, N, _ = x.shape
+    plain = lengths is None and mask is None and reset is None
+    steps = None if plain else _steps(T, N, lengths, mask, reset, zero_masked)
     suffixes = ("", "_reverse") if bidirectional else ("",)
     layers, ends = [], []
     y = x
     for layer in range(num_layers):
         if layer > 0 and masks is not None:
             y = y * masks[layer - 1]
+        if steps is not None:
+            y = np.where(steps.real, y, 0)
         runs, outputs = [], []
         for suffix in suffixes:
             p = _gather(parameters, f"_l{layer}{suffix}")
@@ -258,17 +385,21 @@ def forward(cell, parameters, x, state=None, *, num_layers=1, bidirectional=Fals
                 for size, member in zip(widths, _members(cell, state), strict=True)
             ]
             way = slice(None, None, -1) if reverse or suffix else slice(None)
-            output, end, kept = _run(step, p, y[way], start)
-            runs.append(SimpleNamespace(suffix=f"_l{layer}{suffix}", p=p, x=y[way], way=way, kept=kept))
+            if steps is None:
+                output, states, kept = _run(step, p, y[way], start)
+            else:
+                output, states, kept = _run_selected(step, p, y[way], start, _walk(steps, way))
+            runs.append(SimpleNamespace(suffix=f"_l{layer}{suffix}", p=p, x=y[way], way=way, states=states, kept=kept))
             outputs.append(output[way])
-            ends.append(end)
+            ends.append(states[-1])
         layers.append(runs)
         y = np.concatenate(outputs, axis=2)
     state = _stack(cell, ends)
-    return y, state, SimpleNamespace(cell=cell, names=list(parameters), layers=layers, masks=masks, y=y, state=state)
+    names = list(parameters)
+    return y, state, _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, y=y, state=state)
 
 
-def backward(tape, dy, dstate=None):
+def backward(tape, dy, dstate=None, *, per_step=False):
     """The gradients of sum(y * dy) + sum(state * dstate) of one `forward`, by backpropagation through time.
 
     Parameters
@@ -276,16 +407,23 @@ def backward(tape, dy, dstate=None):
     tape : object
         From `forward`. May be used again.
     dy : ndarray, the shape of y, or None for zeros
+        Ignored where y is 0 because its step is not real.
     dstate : the structure of state, or None
         Zeros where it, or a member of the pair, is None.
+    per_step : bool
+        Return `dh` too.
 
     Returns
     -------
     dx : ndarray, (T, N, I)
+        0 at the steps that are not real.
     dstate : the structure of state
         The gradient of the initial state.
     dparameters : dict of str to ndarray
         Under the names of the parameters.
+    dh : ndarray, (layers * directions, T, N, H or P), only with `per_step`
+        The gradient of h after every step, by all ways from it: as an output, and repeated as one, and as a state. In
+        the order of x; 0 at the steps that are not real.
 
     Examples
     --------
@@ -302,18 +440,27 @@ def backward(tape, dy, dstate=None):
         np.zeros_like(after) if member is None else member
         for after, member in zip(_members(tape.cell, tape.state), _members(tape.cell, dstate), strict=True)
     ]
-    starts, dparameters = [], {}
+    starts, dhs, dparameters = [], [], {}
     for layer, runs in reversed(list(enumerate(tape.layers))):
-        dx, before = 0, []
+        dx, before, dhs_layer = 0, [], []
         for direction, (run, dy_run) in enumerate(zip(runs, np.split(dy, len(runs), axis=2), strict=True)):
             d = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(run.p).items()})
             end = [member[layer * len(runs) + direction] for member in ends]
-            dx_run, start = _run_gradient(gradient, run.p, d, run.x, run.kept, dy_run[run.way], end)
+            given = gradient, run.p, d, run.x, run.kept, dy_run[run.way], end
+            if tape.steps is None:
+                dx_run, start, dhs_run = _run_gradient(*given)
+            else:
+                dx_run, start, dhs_run = _run_selected_gradient(*given, _walk(tape.steps, run.way))
             dx = dx + dx_run[run.way]
             before.append(start)
+            dhs_layer.append((dhs_run, run.way))
             dparameters.update({kind + run.suffix: value for kind, value in vars(d).items()})
         starts = before + starts
+        dhs = dhs_layer + dhs
         if layer > 0 and tape.masks is not None:
             dx = dx * tape.masks[layer - 1]
+        if tape.steps is not None:
+            dx = np.where(tape.steps.real, dx, 0)
         dy = dx
-    return dx, _stack(tape.cell, starts), {name: dparameters[name] for name in tape.names}
+    results = dx, _stack(tape.cell, starts), {name: dparameters[name] for name in tape.names}
+    return (*results, np.stack([np.stack(dhs_run)[way] for dhs_run, way in dhs])) if per_step else results

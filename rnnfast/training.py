@@ -1,4 +1,4 @@
-"""Losses, optimisers and gradient clipping: what it takes to train without another framework.
+"""Losses, optimisers, gradient clipping, long sequences: what it takes to train without another framework.
 
 Formulas and defaults are torch's. Optimisers and clipping work in place on the arrays of mappings from names to arrays,
 such as ``layer.parameters`` and ``grads.parameters``; to train several layers together, join theirs into one dict under
@@ -22,18 +22,29 @@ Fit a line:
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import ArrayLike, NDArray
 
     Arrays = Mapping[str, NDArray[Any]]
 
-__all__ = ["SGD", "Adam", "clip_grad_norm", "mean_squared_error", "softmax_cross_entropy"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "Window",
+    "clip_grad_norm",
+    "mean_squared_error",
+    "softmax_cross_entropy",
+    "truncated_bptt",
+]
 
 # Elements that an optimiser or a norm takes at a time: few enough that they and the scratch beside them stay in cache.
 _CHUNK = 32768
@@ -469,3 +480,131 @@ class Adam(_Optimizer):
         np.divide(m, scratch, out=scratch)
         scratch *= self.lr * correction2 / correction1
         parameter -= scratch
+
+
+class Window(NamedTuple):
+    """What :func:`truncated_bptt` gives for each window.
+
+    Attributes
+    ----------
+    steps : slice
+        The time steps of the window, with start and stop: ``target[steps]`` are the targets of `y` where the time of
+        `target` is axis 0.
+    y : ndarray
+        The outputs at these steps, as the layer's ``forward`` returned them.
+    state : ndarray, or for LSTM the pair (h, c)
+        The state after the last of them, from which the next window goes on. What is written into it acts there: zeros,
+        say, where another sequence begins.
+    tape
+        For the layer's ``backward``.
+    """
+
+    steps: slice
+    y: Any
+    state: Any
+    tape: Any
+
+
+def truncated_bptt(layer: Any, x: ArrayLike, window: int, state: Any = None) -> Iterator[Window]:
+    """Go through a long sequence in windows, to learn from each: truncated back-propagation through time.
+
+    The state is carried from window to window, gradients are not. So the outputs are those of one run over the whole
+    sequence (as long as the parameters stay as they are, and where no dropout acts), but memory and the time to the
+    next update are those of a window, and what is learnt are effects over at most `window` steps.
+
+    Each window is run when the loop asks for it: an update of the parameters acts from the next one on.
+
+    Source: R. Williams and J. Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
+    trajectories", 1990.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU, or a model with such layers
+        Of a model ``forward(x, state)`` is called, which must return ``(y, state, tape)``, and take the None that
+        `state` may be; its attribute ``batch_first`` is heeded if it has one. Nothing in it may run backwards in time.
+    x : array_like, (T, ...), with batch_first and three axes or more (N, T, ...)
+        As the layer takes it, at least one time step. An array is not copied, nor is its dtype changed; tapes hold
+        parts of it by reference, so leave it as it is until the last ``backward``.
+    window : int
+        Time steps of a window, at least 1. The last window is shorter where T is no multiple of it.
+    state : optional
+        The initial state, as the layer takes it: None is zeros, the state of an earlier run goes on from there.
+
+    Returns
+    -------
+    iterator of Window
+        ``(steps, y, state, tape)`` of one window after the other.
+
+    Raises
+    ------
+    TypeError
+        `layer` has no ``forward``, or `window` is no integer.
+    ValueError
+        `layer` runs backwards, `x` has no time steps or is no array, or `window` is below 1. What else does not fit the
+        layer, it refuses itself, when the first window is asked for.
+
+    Examples
+    --------
+    Learn to continue a sine by one step:
+
+    >>> import numpy as np, rnnfast
+    >>> wave = np.sin(np.arange(2001) / 5).astype(np.float32).reshape(-1, 1, 1)
+    >>> x, target = wave[:-1], wave[1:]
+    >>> layer, readout = rnnfast.LSTM(1, 8, rng=0), rnnfast.Linear(8, 1, rng=1)
+    >>> optimizer = Adam({**layer.parameters, **readout.parameters}, lr=0.01)
+    >>> losses = []
+    >>> for steps, y, state, tape in truncated_bptt(layer, x, window=20):
+    ...     prediction, readout_tape = readout.forward(y)
+    ...     loss, dprediction = mean_squared_error(prediction, target[steps])
+    ...     after = readout.backward(readout_tape, dprediction)
+    ...     before = layer.backward(tape, after.x)
+    ...     optimizer.step({**before.parameters, **after.parameters})
+    ...     losses.append(loss)
+    >>> len(losses), losses[0] > 0.3, losses[-1] < 0.01
+    (100, True, True)
+    """
+    name = type(layer).__name__
+    if not callable(getattr(layer, "forward", None)):
+        raise TypeError(
+            "layer must be an RNN, LSTM or GRU, or a model whose forward(x, state) returns (y, state, tape), "
+            f"got {name}"
+        )
+    # Layers are known by their attributes, as this module does not import them; the last is Bidirectional's.
+    for option in ("bidirectional", "reverse", "backward_layer"):
+        if getattr(layer, option, False):
+            came = name if option == "backward_layer" else f"{name} with {option}=True"
+            raise ValueError(
+                f"layer must run forwards in time only, got {came}: a reverse direction starts at the end of the "
+                "sequence, so no state can be carried to it from the window before; take a layer of one direction, "
+                "or run this one over the whole sequence at once"
+            )
+    try:
+        x = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"x cannot be read as an array: {error}") from error
+    batch_first = bool(getattr(layer, "batch_first", False)) and x.ndim >= 3
+    axis = 1 if batch_first else 0
+    if x.ndim == 0 or x.shape[axis] == 0:
+        layout = "(N, T, ...)" if batch_first else "(T, ...)"
+        raise ValueError(f"x must have at least one time step: layout {layout} with T >= 1, got shape {x.shape}")
+    return _windows(layer, x, axis, _window_length(window), state)
+
+
+def _window_length(window):
+    try:
+        length = operator.index(window)
+    except TypeError:
+        length = None
+    if length is None or isinstance(window, (bool, np.bool_)):
+        raise TypeError(f"window must be an integer, the time steps of a window, got {window!r}")
+    if length < 1:
+        raise ValueError(f"window must be at least 1, got {length}")
+    return length
+
+
+def _windows(layer, x, axis, length, state):
+    for start in range(0, x.shape[axis], length):
+        steps = slice(start, min(start + length, x.shape[axis]))
+        y, state, tape = layer.forward(x[:, steps] if axis else x[steps], state)
+        yield Window(steps, y, state, tape)
+        del y, tape  # the caller may have done with them, and then their memory serves the next window

@@ -89,12 +89,18 @@ def test_gradients_are_those_of_the_loss():
     options = {"embedding": 3, "hidden": 4, "cell": "gru", "layers": 1}
     model = char_lm.LanguageModel(5, options, np.random.default_rng(0))
     codes = np.random.default_rng(1).integers(5, size=(9, 2))
-    loss, _, gradients = model.learn(codes[:-1], codes[1:], None)
+
+    def forward():
+        scores, _, tape = model.forward(codes[:-1], None)
+        return *softmax_cross_entropy(scores, codes[1:]), tape
+
+    loss, dscores, tape = forward()
+    gradients = model.backward(tape, dscores)
     assert gradients.keys() == model.parameters.keys()
     for name, parameter in model.parameters.items():
         before = parameter.copy()
         parameter -= 0.01 * gradients[name]
-        assert model.learn(codes[:-1], codes[1:], None)[0] < loss, name
+        assert forward()[0] < loss, name
         parameter[...] = before
 
 

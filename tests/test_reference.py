@@ -1,5 +1,10 @@
-"""The reference against central differences, against torch, and against a GRU written number by number."""
+"""The reference against central differences, against torch, and against a GRU written number by number.
 
+Rows with lengths, masked steps and resets are compared with torch's packed sequences, where it can do the same, and
+with plain runs of every row and every part of it alone.
+"""
+
+import itertools
 import math
 import warnings
 
@@ -10,8 +15,10 @@ from oracles import (
     GATES,
     VARIANTS,
     assert_close,
+    central_differences,
     gradient_by_differences,
     members,
+    named,
     problem,
     run_reference,
 )
@@ -19,6 +26,58 @@ from oracles import (
 from rnnfast import reference
 
 TORCH_CLASSES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+def rows(*texts):
+    """A bool array (T, N) from one text of 0 and 1 per row."""
+    return np.array([[character == "1" for character in text] for text in texts]).T
+
+
+# Four rows of four steps: with leading, inner, trailing and no real steps; with parts of one step and of none real;
+# with cuts at masked steps and in padding.
+SEQUENCES = {
+    "lengths": {"lengths": [2, 4, 0, 3]},
+    "mask": {"mask": rows("0100", "1001", "0000", "1011")},
+    "zero_masked": {"mask": rows("0100", "1001", "0000", "1011"), "zero_masked": True},
+    "reset": {"reset": rows("1001", "0000", "0110", "0010")},
+    "mask and reset": {
+        "mask": rows("0100", "1001", "0011", "1011"),
+        "reset": rows("0010", "0010", "0010", "0101"),
+    },
+    "lengths and reset": {"lengths": [2, 4, 0, 3], "reset": rows("0011", "0101", "0110", "0101")},
+}
+
+
+def random_sequences(kind, T, N):
+    """As one of SEQUENCES, for any number of rows."""
+    rng = np.random.default_rng(0)
+    arrays = {"lengths": rng.integers(0, T + 1, N), "mask": rng.random((T, N)) < 0.5, "reset": rng.random((T, N)) < 0.3}
+    return {name: arrays.get(name, True) for name in SEQUENCES[kind]}
+
+
+def is_real(p):
+    """Which steps are real, (T, N)."""
+    T, N, _ = p.x.shape
+    mask = p.options.get("mask", np.ones((T, N), bool))
+    return mask & (np.arange(T)[:, None] < np.array(p.options.get("lengths", [T] * N)))
+
+
+def sequences(kind, cell, *, T=4, N=4, direction="forward", projected=False, dtype=np.float64):
+    """A problem of two layers with rows of the kind given."""
+    p = problem(
+        cell,
+        T,
+        N,
+        2,
+        3,
+        proj_size=2 * projected,
+        num_layers=2,
+        dropout=True,
+        dtype=dtype,
+        **DIRECTIONS[direction],
+    )
+    p.options.update(SEQUENCES[kind] if (T, N) == (4, 4) else random_sequences(kind, T, N))
+    return p
 
 
 def run_forward(p):
@@ -47,22 +106,27 @@ def test_gradients_are_central_differences(variant, direction, num_layers):
     assert_close({name: results[name] for name in expected}, expected, 1e-8)
 
 
+@pytest.mark.parametrize("lengths", [None, [4, 7, 1, 5, 7]])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("variant", [name for name, (cell, _) in VARIANTS.items() if cell in TORCH_CLASSES])
-def test_agrees_with_torch(torch, variant, bidirectional, num_layers, bias):
+def test_agrees_with_torch(torch, variant, bidirectional, num_layers, bias, lengths):
     cell, projected = VARIANTS[variant]
-    T, N, I, H = 7, 3, 5, 4
+    T, N, I, H = 7, 5, 5, 4
     options = {"num_layers": num_layers, "bidirectional": bidirectional}
     p = problem(cell, T, N, I, H, proj_size=2 * projected, bias=bias, **options)
+    p.options["lengths"] = lengths
     extra = {"nonlinearity": cell[4:]} if cell.startswith("rnn") else {"proj_size": 2} if projected else {}
     layer = getattr(torch.nn, TORCH_CLASSES[cell])(I, H, bias=bias, dtype=torch.float64, **options, **extra)
     layer.load_state_dict({name: torch.from_numpy(value) for name, value in p.parameters.items()})
 
     x = torch.from_numpy(p.x).requires_grad_()
     start = [torch.from_numpy(member).requires_grad_() for member in members(p.state)]
-    y, end = layer(x, tuple(start) if cell == "lstm" else start[0])
+    pack, pad = torch.nn.utils.rnn.pack_padded_sequence, torch.nn.utils.rnn.pad_packed_sequence
+    given = x if lengths is None else pack(x, torch.tensor(lengths), enforce_sorted=False)
+    y, end = layer(given, tuple(start) if cell == "lstm" else start[0])
+    y = y if lengths is None else pad(y, total_length=T)[0]
     outputs = [y, *members(end)]
     torch.autograd.backward(outputs, [torch.from_numpy(d) for d in [p.dy, *members(p.dstate)]])
     expected = {"y": y, "dx": x.grad}
@@ -70,6 +134,204 @@ def test_agrees_with_torch(torch, variant, bidirectional, num_layers, bias):
     expected.update({f"dstate {i}": member.grad for i, member in enumerate(start)})
     expected.update({f"d{name}": value.grad for name, value in layer.named_parameters()})
     assert_close(run_reference(p), {name: value.detach().numpy() for name, value in expected.items()}, 1e-10)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sequence_gradients_are_central_differences(variant, direction, kind):
+    cell, projected = VARIANTS[variant]
+    p = sequences(kind, cell, direction=direction, projected=projected)
+    results = run_reference(p)
+    expected = gradient_by_differences(p, run_forward)
+    assert_close({name: results[name] for name in expected}, expected, 1e-8)
+
+
+@pytest.mark.parametrize("kind", [None, *SEQUENCES])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_step_gradients_are_central_differences(variant, direction, kind, monkeypatch):
+    """Something is added to every h where its step computes it: the loss differs by the gradient of h times that."""
+    cell, projected = VARIANTS[variant]
+    p = sequences(kind or "lengths", cell, direction=direction, projected=projected)
+    if kind is None:
+        del p.options["lengths"]
+    _, _, tape = reference.forward(cell, p.parameters, p.x, p.state, **p.options)
+    *_, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
+
+    added = np.zeros_like(dh)
+    backwards = [False, True] if p.options["bidirectional"] else [p.options["reverse"]]
+    ways = [-1 if back else 1 for back in backwards] * p.options["num_layers"]
+    step, gradient = reference._CELLS[cell]
+    to_add = []
+
+    def step_and_add(*given):
+        (h, *c), values = step(*given)
+        return (h + to_add.pop(0), *c), values
+
+    def loss():
+        to_add.extend(a for run, way in zip(added, ways, strict=True) for a in run[::way])
+        y, state = run_forward(p)
+        ends = zip(members(state), members(p.dstate), strict=True)
+        return np.vdot(y, p.dy) + sum(np.vdot(end, d) for end, d in ends)
+
+    monkeypatch.setitem(reference._CELLS, cell, (step_and_add, gradient))
+    expected = central_differences(loss, added)
+    assert_close({"dh": dh}, {"dh": expected}, 1e-8)
+    assert not dh[:, ~is_real(p)].any()
+
+
+def run_alone(p):
+    """The results of `run_all` by plain runs of every part of every row alone, on its real steps."""
+    T, N, _ = p.x.shape
+    options = {name: p.options[name] for name in ("num_layers", "bidirectional", "reverse")}
+    directions = [False, True] if p.options["bidirectional"] else [p.options["reverse"]]
+    D, width = len(directions), members(p.state)[0].shape[2]
+    layers = p.options["num_layers"] * D
+    lengths = p.options.get("lengths", [T] * N)
+    reset = p.options.get("reset", np.zeros((T, N), bool))
+    real = is_real(p)
+
+    def whole(parts):
+        return tuple(parts) if p.cell == "lstm" else parts[0]
+
+    y, dx, dh = np.zeros_like(p.dy), np.zeros_like(p.x), np.zeros((layers, T, N, width))
+    cells = np.zeros((layers, T, N, p.hidden_size))
+    state = [member.copy() for member in members(p.state)]
+    dstate = [np.zeros_like(member) for member in state]
+    dparameters = {name: np.zeros_like(value) for name, value in p.parameters.items()}
+    for n in range(N):
+        one = slice(n, n + 1)
+        start = [member[:, one] for member in members(p.state)]
+        cuts = [0, *(t for t in range(1, lengths[n]) if reset[t, n]), lengths[n]]
+        for first, stop in itertools.pairwise(cuts):
+            steps = [t for t in range(first, stop) if real[t, n]]
+            # The state after this part is the row's for a direction that walks it last.
+            last = np.array([first == 0 if back else stop == lengths[n] for back in directions] * (layers // D))
+            ending = [np.where(last[:, None, None], member[:, one], 0) for member in members(p.dstate)]
+            # By direction and step, the real step whose output and state it has.
+            sources = {}
+            for k, back in enumerate(directions):
+                for t in range(first, stop):
+                    walked = [s for s in steps if (s >= t if back else s <= t)]
+                    if walked:
+                        sources[k, t] = walked[0] if back else walked[-1]
+            if p.cell == "lstm":
+                cells[:, first:stop, n] = start[1]
+            if not steps:
+                for total, member in zip(dstate, ending, strict=True):
+                    total[:, one] += member
+                continue
+            masks = p.options["masks"][:, steps, one]
+            part_y, end, tape = reference.forward(
+                p.cell, p.parameters, p.x[steps, one], whole(start), masks=masks, **options
+            )
+            part_dy = np.zeros_like(part_y)
+            for (k, t), source in sources.items():
+                i, columns = steps.index(source), slice(k * width, (k + 1) * width)
+                if t == source or not p.options.get("zero_masked"):
+                    y[t, n, columns] = part_y[i, 0, columns]
+                    part_dy[i, 0, columns] += p.dy[t, n, columns]
+                if p.cell == "lstm":
+                    cells[k::D, t, n] = tape.cells[k::D, i, 0]
+            part_dx, part_dstate, part_dparameters, part_dh = reference.backward(
+                tape, part_dy, whole(ending), per_step=True
+            )
+            dx[steps, one], dh[:, steps, one] = part_dx, part_dh
+            for member, after in zip(state, members(end), strict=True):
+                member[last, one] = after[last]
+            for total, member in zip(dstate, members(part_dstate), strict=True):
+                total[:, one] += member
+            for name, value in part_dparameters.items():
+                dparameters[name] += value
+    results = named(y, whole(state), dx, whole(dstate), dparameters)
+    return {**results, "dh": dh, **({"cells": cells} if p.cell == "lstm" else {})}
+
+
+def run_all(p):
+    """All results by name, with the gradient of every h and, for lstm, every c."""
+    y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
+    *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
+    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if p.cell == "lstm" else {})}
+
+
+@pytest.mark.parametrize("N", [4, 30])
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sequences_are_runs_of_their_parts(variant, direction, kind, N):
+    cell, projected = VARIANTS[variant]
+    p = sequences(kind, cell, T=4 if N == 4 else 7, N=N, direction=direction, projected=projected)
+    assert_close(run_all(p), run_alone(p), 1e-13)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("cell", GATES)
+def test_nan_at_steps_that_are_not_real_reaches_nothing(cell, direction, kind):
+    p = sequences(kind, cell, direction=direction)
+    expected = run_all(p)
+    real = is_real(p)
+    # The outputs of the other cells are 0 by their steps alone; those of rnn_relu by chance as well.
+    ignored = run_all(sequences(kind, "lstm", direction=direction))["y"] == 0
+    assert not ignored[real].any()
+    assert ignored.any() == (kind != "reset")
+    p.x[~real] = p.dy[ignored] = p.options["masks"][:, ~real] = np.nan
+    got = run_all(p)
+    assert_close(got, expected, 0)
+    assert not got["dx"][~real].any()
+
+
+@pytest.mark.parametrize("kind", ["lengths", "mask"])
+@pytest.mark.parametrize("cell", GATES)
+def test_nan_in_the_state_of_a_row_without_real_steps(cell, kind):
+    p = sequences(kind, cell, direction="bidirectional")
+    expected = run_all(p)
+    assert not is_real(p)[:, 2].any()
+    for member in members(p.state):
+        member[:, 2] = np.nan
+    got = run_all(p)
+    for name, value in got.items():
+        if name.startswith("state") or (name, kind) == ("cells", "mask"):
+            assert np.isnan(value[..., 2, :]).all(), name
+            value[..., 2, :] = expected[name][..., 2, :]
+    assert_close(got, expected, 0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sequences_that_are_plain(variant, direction):
+    """Where every step is real and nothing is cut the results are the same, bit for bit."""
+    cell, projected = VARIANTS[variant]
+    T, N = 4, 3
+    p = problem(cell, T, N, 2, 3, proj_size=2 * projected, num_layers=2, dropout=True, **DIRECTIONS[direction])
+    expected = run_all(p)
+    options, every = p.options, np.ones((T, N), bool)
+    for more in [{"lengths": [T] * N}, {"mask": every}, {"reset": ~every}, {"mask": every, "zero_masked": True}]:
+        p.options = {**options, **more}
+        assert_close(run_all(p), expected, 0)
+    p.options = {**options, "reset": np.arange(T)[:, None] == np.zeros(N)}
+    assert_close(run_all(p), expected, 0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("projected", [False, True])
+def test_cells_are_states_of_shorter_runs(projected, direction):
+    p = problem("lstm", 4, 3, 2, 3, proj_size=2 * projected, **DIRECTIONS[direction])
+    _, _, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
+    for index, back in enumerate([False, True] if direction == "bidirectional" else [direction == "reverse"]):
+        for t in range(4):
+            x = p.x[t:] if back else p.x[: t + 1]
+            _, (_, c), _ = reference.forward(p.cell, p.parameters, x, p.state, **p.options)
+            np.testing.assert_allclose(tape.cells[index, t], c[index], rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sequences_in_the_dtype_given(cell, dtype, kind):
+    p = sequences(kind, cell, direction="bidirectional", dtype=dtype)
+    assert {value.dtype for value in run_all(p).values()} == {np.dtype(dtype)}
 
 
 def test_gru_reset_before_number_by_number():
@@ -139,10 +401,20 @@ def test_empty_batch(cell):
     assert not any(value.any() for value in results.values())
 
 
-def test_backward_twice_is_the_same():
-    p = problem("lstm", 3, 2, 4, 5)
+@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("cell", GATES)
+def test_empty_batch_of_sequences(cell, kind):
+    results = run_all(sequences(kind, cell, N=0, direction="bidirectional"))
+    assert results["y"].shape == (4, 0, 6)
+    assert results["dx"].shape == (4, 0, 2)
+    assert not any(value.any() for value in results.values())
+
+
+@pytest.mark.parametrize("kind", [None, *SEQUENCES])
+def test_backward_twice_is_the_same(kind):
+    p = problem("lstm", 3, 2, 4, 5) if kind is None else sequences(kind, "lstm")
     _, _, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
-    first, second = (reference.backward(tape, p.dy, p.dstate)[2] for _ in range(2))
+    first, second = (named(tape.y, tape.state, *reference.backward(tape, p.dy, p.dstate)) for _ in range(2))
     assert_close(first, second, 0)
 
 

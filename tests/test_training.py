@@ -1,12 +1,17 @@
-"""Losses and optimisers against central differences and torch; what they refuse; runs that are saved and go on."""
+"""Losses and optimisers against central differences and torch; what they refuse; runs that are saved and go on.
+
+Long sequences in windows against one run over the whole.
+"""
 
 import io
 import math
+import weakref
 
 import numpy as np
 import pytest
 from oracles import central_differences
 
+import rnnfast
 from rnnfast import training
 
 DTYPES = [np.float32, np.float64]
@@ -456,3 +461,239 @@ def test_refused_clipping_changes_nothing(error, words, change, max_norm):
     with pytest.raises(error, match=words):
         training.clip_grad_norm(change(gradients), max_norm)
     np.testing.assert_array_equal(gradients["a"], [3.0, 4.0])
+
+
+# --- long sequences in windows
+
+LAYERS = {
+    "RNN": lambda **options: rnnfast.RNN(3, 4, rng=0, **options),
+    "LSTM": lambda **options: rnnfast.LSTM(3, 4, 2, proj_size=2, rng=0, **options),
+    "GRU": lambda **options: rnnfast.GRU(3, 4, rng=0, **options),
+}
+# Of x: the layout, its shape for 11 steps, and the axis of time.
+LAYOUTS = {
+    "time first": ({}, (11, 2, 3), 0),
+    "batch first": ({"batch_first": True}, (2, 11, 3), 1),
+    "unbatched": ({}, (11, 3), 0),
+    "unbatched for batch first": ({"batch_first": True}, (11, 3), 0),
+}
+
+
+def sequence(kind, layout, dtype=np.float32):
+    """A layer, a sequence for it, the axis of time, and an initial state that is not zero."""
+    options, shape, axis = LAYOUTS[layout]
+    layer = LAYERS[kind](dtype=dtype, **options)
+    rng = np.random.default_rng(13)
+    x = rng.normal(size=shape).astype(dtype)
+    _, state = layer(rng.normal(size=shape))
+    return layer, x, axis, state
+
+
+def members(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def assert_same_state(got, expected):
+    assert type(got) is type(expected)
+    for ours, theirs in zip(members(got), members(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+def part(array, steps, axis):
+    return array[:, steps] if axis else array[steps]
+
+
+@pytest.mark.parametrize("window", [1, 4, 11, 12, 10**30, np.uint8(3)])
+def test_windows_tile_the_sequence(window):
+    layer, x, _, _ = sequence("GRU", "time first")
+    starts = range(0, 11, min(int(window), 11))
+    expected = [slice(start, min(start + int(window), 11)) for start in starts]
+    windows = list(training.truncated_bptt(layer, x, window))
+    assert all(isinstance(each, training.Window) for each in windows)
+    assert [each.steps for each in windows] == expected
+    assert [len(each.y) for each in windows] == [steps.stop - steps.start for steps in expected]
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("window", [1, 4, 11, 20])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_windows_give_what_one_run_gives(kind, layout, window, given):
+    layer, x, axis, state = sequence(kind, layout)
+    state = state if given else None
+    y, last, _ = layer.forward(x, state)
+    windows = list(training.truncated_bptt(layer, x, window, state))
+    np.testing.assert_array_equal(np.concatenate([each.y for each in windows], axis), y, strict=True)
+    assert_same_state(windows[-1].state, last)
+    for each in windows:
+        assert_same_state(each.state, layer(part(x, slice(each.steps.stop), axis), state)[1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_of_a_window_are_those_of_its_steps_alone(kind, layout):
+    layer, x, axis, state = sequence(kind, layout)
+    rng = np.random.default_rng(14)
+    for each in training.truncated_bptt(layer, x, 4, state):
+        dy = rng.normal(size=each.y.shape)
+        _, after, tape = layer.forward(part(x, each.steps, axis), state)
+        got, expected = layer.backward(each.tape, dy), layer.backward(tape, dy)
+        assert got.x.any()
+        np.testing.assert_array_equal(got.x, expected.x, strict=True)
+        assert_same_state(got.state, expected.state)
+        assert_same(got.parameters, expected.parameters)
+        state = after
+
+
+def test_no_gradient_crosses_into_the_window_before():
+    """The gradient of a sum over all outputs is, in the last window, that of one run; before it is another one."""
+    layer, x, _, _ = sequence("GRU", "time first", np.float64)
+    y, _, tape = layer.forward(x)
+    whole = layer.backward(tape, np.ones_like(y)).x
+    *first, last = [
+        layer.backward(each.tape, np.ones_like(each.y)).x for each in training.truncated_bptt(layer, x, window=5)
+    ]
+    np.testing.assert_allclose(last, whole[10:], rtol=1e-12)
+    np.testing.assert_array_less(1e-4, np.abs(np.concatenate(first) - whole[:10])[[4, 9]].max(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_new_parameters_act_from_the_next_window_on(kind):
+    layer, x, _, state = sequence(kind, "time first")
+    for each in training.truncated_bptt(layer, x, 3, state):
+        y, state = layer(x[each.steps], state)
+        np.testing.assert_array_equal(each.y, y)
+        assert_same_state(each.state, state)
+        for parameter in layer.parameters.values():
+            parameter *= -1.5
+
+
+def test_what_is_written_into_a_state_acts_on_the_next_window():
+    layer, x, _, state = sequence("LSTM", "time first")
+    given = [array.copy() for array in state]
+    windows = training.truncated_bptt(layer, x, 4, state)
+    first = next(windows)
+    for array in first.state:
+        array[:, 0] = 0
+    second = next(windows)
+    np.testing.assert_array_equal(second.y[:, :1], layer(x[4:8, :1])[0])
+    np.testing.assert_array_equal(second.y, layer(x[4:8], first.state)[0])
+    assert_same_state(state, tuple(given))
+
+
+class Model:
+    """The running sum of what it is given, and a tape that is asked for no more than whether it still is there."""
+
+    class Tape:
+        pass
+
+    def __init__(self):
+        self.calls = []
+
+    def forward(self, x, state):
+        self.calls.append((x, state))
+        y = np.cumsum(x, axis=0) + (0 if state is None else state)
+        return y, y[-1], self.Tape()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, ">f4"])
+@pytest.mark.parametrize("shape", [(7,), (7, 2), (7, 2, 3, 1)])
+def test_any_model_gets_parts_of_x_as_they_are(shape, dtype):
+    x = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+    model = Model()
+    windows = list(training.truncated_bptt(model, x, 3))
+    np.testing.assert_array_equal(np.concatenate([each.y for each in windows]), np.cumsum(x, axis=0))
+    assert [len(given) for given, _ in model.calls] == [3, 3, 1]
+    assert all(given.dtype == dtype and np.shares_memory(given, x) for given, _ in model.calls)
+    before = [None, *(each.state for each in windows[:-1])]
+    assert all(got is expected for (_, got), expected in zip(model.calls, before, strict=True))
+
+
+def test_a_model_is_asked_for_batch_first():
+    """With fewer than three axes x has no batch that could come first."""
+    model = Model()
+    for batch_first, shape, expected in [(True, (2, 5, 1), 2), (False, (2, 5, 1), 1), (True, (2, 5), 1)]:
+        model.calls.clear()
+        model.batch_first = batch_first
+        list(training.truncated_bptt(model, np.zeros(shape), 4))
+        assert len(model.calls) == expected
+    assert [each.y for each in training.truncated_bptt(Model(), [1, 2, 3], 2, state=10)][1].tolist() == [16]
+
+
+def test_windows_are_run_when_they_are_asked_for():
+    model = Model()
+    windows = training.truncated_bptt(model, np.arange(7), 3)
+    assert len(model.calls) == 0
+    next(windows)
+    assert len(model.calls) == 1
+    assert len(list(windows)) == 2
+    assert len(model.calls) == 3
+
+
+def test_what_the_loop_lets_go_is_gone_when_the_next_window_is_run():
+    tapes, alive = [], []
+
+    class Watched(Model):
+        def forward(self, x, state):
+            alive.append([tape() is not None for tape in tapes])
+            y, state, tape = super().forward(x, state)
+            tapes.append(weakref.ref(tape))
+            return y, state, tape
+
+    windows = training.truncated_bptt(Watched(), np.arange(7), 3)
+    kept = next(windows)
+    next(windows)
+    next(windows)
+    assert alive == [[], [True], [True, False]]
+    assert tapes[0]() is kept.tape
+
+
+def test_a_run_goes_on_from_the_state_of_another():
+    layer, x, _, _ = sequence("LSTM", "time first")
+    whole = list(training.truncated_bptt(layer, x, 3))
+    rest = list(training.truncated_bptt(layer, x[6:], 3, whole[1].state))
+    for got, expected in zip(rest, whole[2:], strict=True):
+        np.testing.assert_array_equal(got.y, expected.y)
+        assert_same_state(got.state, expected.state)
+
+
+BACKWARDS = (
+    "layer must run forwards in time only, got {}: a reverse direction starts at the end of the sequence, .*whole"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (TypeError, "window must be an integer, .* got 2.0", {"window": 2.0}),
+        (TypeError, "window must be an integer, .* got '2'", {"window": "2"}),
+        (TypeError, "window must be an integer, .* got None", {"window": None}),
+        (TypeError, "window must be an integer, .* got True", {"window": True}),
+        (TypeError, "window must be an integer, .* got .*True", {"window": np.True_}),
+        (ValueError, "window must be at least 1, got 0", {"window": 0}),
+        (ValueError, "window must be at least 1, got -3", {"window": -3}),
+        (ValueError, r"x must have at least one time step: .*\(T, ...\) .* got shape \(\)", {"x": 1.0}),
+        (ValueError, r"x must have .* layout \(T, ...\) .* got shape \(0, 2, 3\)", {"x": np.zeros((0, 2, 3))}),
+        (
+            ValueError,
+            r"x must have .* layout \(N, T, ...\) .* got shape \(2, 0, 3\)",
+            {"x": np.zeros((2, 0, 3)), "layer": rnnfast.GRU(3, 4, batch_first=True)},
+        ),
+        (ValueError, "x cannot be read as an array: ", {"x": [[1.0], [1.0, 2.0]]}),
+        (TypeError, r"layer must be an RNN, .* forward\(x, state\) returns .* got function", {"layer": sequence}),
+        (ValueError, BACKWARDS.format("GRU with bidirectional=True"), {"layer": rnnfast.GRU(3, 4, bidirectional=True)}),
+        (ValueError, BACKWARDS.format("LSTM with reverse=True"), {"layer": rnnfast.LSTM(3, 4, reverse=True)}),
+        (ValueError, BACKWARDS.format("Bidirectional"), {"layer": rnnfast.Bidirectional(rnnfast.RNN(3, 4))}),
+    ],
+)
+def test_windows_are_refused_when_they_are_called_for(error, words, change):
+    with pytest.raises(error, match=words):
+        training.truncated_bptt(**{"layer": rnnfast.GRU(3, 4), "x": np.zeros((5, 2, 3)), "window": 2, **change})
+
+
+def test_what_does_not_fit_the_layer_it_refuses_itself():
+    layer = rnnfast.GRU(3, 4)
+    with pytest.raises(ValueError, match="input_size=3"):
+        next(training.truncated_bptt(layer, np.zeros((5, 2, 7)), 2))
+    with pytest.raises(ValueError, match=r"state must have shape .* = \(1, 2, 4\), got \(1, 9, 4\)"):
+        next(training.truncated_bptt(layer, np.zeros((5, 2, 3)), 2, np.zeros((1, 9, 4))))

@@ -1,0 +1,137 @@
+/* The order in which the sequences of a batch take their steps (rnnfast.h says what it is): worked out from lengths, masks and resets.
+ *
+ * A row is one sequence after another, cut at its resets; a step that is masked is in no sequence, so that the sequence goes on with
+ * the next one that is there. Cost: two visits of each step of each row; what is made takes some 40 bytes for each. */
+#include "rnnfast.h"
+
+#include <string.h>
+
+static int is_there(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n)
+{
+    return !p->mask || p->mask[t * p->mask_step + n * p->mask_row];
+}
+
+static int begins(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n)
+{
+    return p->reset && p->reset[t * p->reset_step + n * p->reset_row];
+}
+
+static ptrdiff_t length_of(const rnnfast_pattern *p, ptrdiff_t n)
+{
+    return p->lengths ? p->lengths[n] : p->T;
+}
+
+/* Where the sequence ends that begins at step t of row n; how many steps it has. */
+static ptrdiff_t end_of(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n, ptrdiff_t *steps)
+{
+    ptrdiff_t length = length_of(p, n);
+    if (!p->mask && !p->reset) {
+        *steps = length - t;
+        return length;
+    }
+    *steps = 0;
+    do {
+        if (t < length) *steps += is_there(p, t, n), t++;
+    } while (t < length && !begins(p, t, n));
+    return t;
+}
+
+ptrdiff_t rnnfast_count(const rnnfast_pattern *p, rnnfast_order *o)
+{
+    ptrdiff_t entries = 0, steps;
+    memset(o, 0, sizeof *o);
+    for (ptrdiff_t n = 0; n < p->N; n++) {
+        ptrdiff_t t = 0;
+        do {
+            t = end_of(p, t, n, &steps);
+            entries += steps;
+            o->sequences++;
+            if (steps > o->steps) o->steps = steps;
+        } while (t < length_of(p, n));
+    }
+    o->gap_count = p->T * p->N - entries;
+    return entries;
+}
+
+/* Steps t0 .. t1-1 of row n as sequence k: its places in both orders, and its gaps. */
+static rnnfast_gap *lay_out(const rnnfast_pattern *p, const rnnfast_order *o, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t n, ptrdiff_t steps,
+                            ptrdiff_t k, rnnfast_gap *gap)
+{
+    rnnfast_place *forward = (rnnfast_place *)o->places[0], *reverse = (rnnfast_place *)o->places[1];
+    ptrdiff_t before = -1;
+    for (ptrdiff_t t = t0, s = 0; t < t1; t++) {
+        rnnfast_place place = {t, n};
+        if (is_there(p, t, n)) {
+            forward[o->begin[s] + k] = reverse[o->begin[steps - 1 - s] + k] = place;
+            s++;
+            before = t;
+        } else {
+            rnnfast_gap here = {place, before, -1};
+            *gap++ = here;
+        }
+    }
+    ptrdiff_t after = -1;
+    rnnfast_gap *g = gap;
+    for (ptrdiff_t t = t1 - 1; t >= t0; t--) {
+        if (is_there(p, t, n)) after = t;
+        else (--g)->after = after;
+    }
+    return gap;
+}
+
+void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch)
+{
+    ptrdiff_t *begin = (ptrdiff_t *)o->begin, *edges = (ptrdiff_t *)o->edges, *longer = scratch, *steps_of = scratch + o->steps + 2;
+    ptrdiff_t q = 0;
+    memset(longer, 0, (size_t)(o->steps + 2) * sizeof *longer);
+    for (ptrdiff_t n = 0; n < p->N; n++) {
+        ptrdiff_t t = 0;
+        rows[n] = q;
+        do {
+            t = end_of(p, t, n, &steps_of[q]);
+            longer[steps_of[q++]]++;
+        } while (t < length_of(p, n));
+    }
+    rows[p->N] = q;
+    /* From how many have just so many steps to how many have more: where those begin that have just so many. */
+    for (ptrdiff_t s = o->steps, more = 0; s >= 0; s--) {
+        ptrdiff_t same = longer[s];
+        longer[s] = more;
+        more += same;
+    }
+    begin[0] = 0;
+    for (ptrdiff_t s = 0; s < o->steps; s++) begin[s + 1] = begin[s] + longer[s];
+    o->blocks = 0;
+    for (ptrdiff_t s = 0; s < o->steps; o->blocks++) {
+        edges[o->blocks] = s;
+        ptrdiff_t first = s++;
+        while (s < o->steps && begin[s + 1] - begin[first] <= RNNFAST_SUM_ROWS) s++;
+    }
+    edges[o->blocks] = o->steps;
+    for (ptrdiff_t i = 0; i < q; i++) sequences_of[i] = longer[steps_of[i]]++;
+
+    rnnfast_gap *gap = (rnnfast_gap *)o->gaps;
+    for (ptrdiff_t n = 0; n < p->N; n++) {
+        ptrdiff_t t = 0, steps;
+        for (ptrdiff_t i = rows[n]; i < rows[n + 1]; i++) {
+            ptrdiff_t end = end_of(p, t, n, &steps);
+            gap = lay_out(p, o, t, end, n, steps, sequences_of[i], gap);
+            t = end;
+        }
+        for (; t < p->T; t++) {
+            rnnfast_gap here = {{t, n}, -1, -1};
+            *gap++ = here;
+        }
+    }
+}
+
+void rnnfast_fill(const rnnfast_order *o, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row)
+{
+    for (ptrdiff_t i = 0; i < o->gap_count; i++) {
+        const rnnfast_gap *gap = &o->gaps[i];
+        char *of_row = (char *)array + gap->place.row * row, *to = of_row + gap->place.step * step;
+        ptrdiff_t source = from < 0 ? gap->before : from > 0 ? gap->after : -1;
+        if (source < 0) memset(to, 0, bytes);
+        else memcpy(to, of_row + source * step, bytes);
+    }
+}
