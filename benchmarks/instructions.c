@@ -107,7 +107,7 @@ static void prepare(work *w)
     const rnnfast_stack *s = &p->stack;
     ptrdiff_t rows = p->T * p->N, width = s->directions * s->P, states = s->layers * s->directions * p->N * s->H;
     rnnfast_sizes sizes;
-    if (w->table->sizes(s, p->T, p->N, &sizes)) fail("a case", "is too large");
+    if (w->table->sizes(s, p->T, p->N, NULL, &sizes)) fail("a case", "is too large");
     void *packed = bytes(w, sizes.packed), *packed_back = bytes(w, sizes.packed_back);
     w->table->pack(s, (const void *const *)parameters(w), packed, packed_back, p->threads, p->poll);
     p->packed = packed;

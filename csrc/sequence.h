@@ -74,7 +74,7 @@ typedef struct {
     ptrdiff_t between; /* places between layers: one for each row, or, where two directions of an order meet there, for all of x */
 } extent;
 
-static extent extent_of(ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, int directions)
+static extent extent_of(ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, ptrdiff_t directions)
 {
     extent e = {T, N, times(T, N), times(T, N)};
     if (!o) return e;
@@ -233,7 +233,7 @@ static grid grid_of(const void *at, ptrdiff_t N, ptrdiff_t step, ptrdiff_t row)
     return g;
 }
 
-static REAL *cell_at(const grid *g, ptrdiff_t s, ptrdiff_t n)
+INLINE REAL *cell_at(const grid *g, ptrdiff_t s, ptrdiff_t n)
 {
     return g->begin ? entry_at(g, g->begin[s] - g->begin[0] + n) : g->at + s * g->step + n * g->row;
 }
@@ -241,14 +241,14 @@ static REAL *cell_at(const grid *g, ptrdiff_t s, ptrdiff_t n)
 /* Makes `to` what `g` is from a step and a row on. */
 static void look_at(grid *to, const grid *g, ptrdiff_t s, ptrdiff_t n)
 {
-    to->begin = g->begin;
     to->row = g->row;
     if (!g->begin) {
         to->at = g->at + s * g->step + n * g->row;
+        to->begin = NULL;
         return;
     }
     ptrdiff_t first = g->begin[s] - g->begin[0];
-    to->begin += s;
+    to->begin = g->begin + s;
     to->from = g->from + n;
     to->step = g->step;
     to->places = g->places ? g->places + first : NULL;
@@ -321,7 +321,7 @@ static ptrdiff_t rows_between(const direction *d, ptrdiff_t s0, ptrdiff_t s1)
 /* Those of some rows that take step s; none: begin is end. */
 static range rows_there(const direction *d, ptrdiff_t s, range rows)
 {
-    rows.end = greatest(rows.begin, at_most(rows.end, rows_at(d, s)));
+    if (d->begin) rows.end = greatest(rows.begin, at_most(rows.end, rows_at(d, s)));
     return rows;
 }
 
@@ -859,21 +859,25 @@ static grid between_rows(const rnnfast_problem *p, const extent *e, const REAL *
 }
 
 /* What forward and backward share: sizes, the states at the start, and the tape if there is one. */
-static direction direction_of(const rnnfast_problem *p, const shape *z, ptrdiff_t layer, int which, const REAL *zeros)
+static void set_direction(direction *d, const rnnfast_problem *p, const shape *z, const extent *e, ptrdiff_t layer, int which,
+                          const REAL *zeros)
 {
-    extent e = extent_of(p->T, p->N, p->order, z->D);
     ptrdiff_t state = layer * z->D + which;
-    direction d = {.z = *z, .T = e.T, .N = e.N, .K = width_of_input(z, layer), .keeps = p->tape != NULL};
-    if (p->order) d.begin = p->order->begin;
-    d.h0 = state_of(p->h0, state, e.N, z->P, zeros);
-    d.c0 = state_of(p->c0, state, e.N, z->H, zeros);
+    memset(d, 0, sizeof *d);
+    d->z = *z;
+    d->T = e->T;
+    d->N = e->N;
+    d->K = width_of_input(z, layer);
+    d->keeps = p->tape != NULL;
+    if (p->order) d->begin = p->order->begin;
+    d->h0 = state_of(p->h0, state, e->N, z->P, zeros);
+    d->c0 = state_of(p->c0, state, e->N, z->H, zeros);
     if (p->tape) {
-        REAL *from = (REAL *)p->tape + (z->L - 1) * outputs(z, &e) + state * kept(z, e.rows);
-        if (z->cell.keeps_gates) d.gates = entries(p, &e, take(&from, e.rows * z->gates_row), z->gates_row);
-        if (z->cell.has_c) d.c = entries(p, &e, take(&from, e.rows * z->H_row), z->H_row);
-        if (z->cell.has_aux) d.aux = entries(p, &e, take(&from, e.rows * z->H_row), z->H_row);
+        REAL *from = (REAL *)p->tape + (z->L - 1) * outputs(z, e) + state * kept(z, e->rows);
+        if (z->cell.keeps_gates) d->gates = entries(p, e, take(&from, e->rows * z->gates_row), z->gates_row);
+        if (z->cell.has_c) d->c = entries(p, e, take(&from, e->rows * z->H_row), z->H_row);
+        if (z->cell.has_aux) d->aux = entries(p, e, take(&from, e->rows * z->H_row), z->H_row);
     }
-    return d;
 }
 
 /* Outputs of a layer before the last: on the tape, or in one of two buffers in turn. */
@@ -904,7 +908,7 @@ static void start_stack(call *c, const rnnfast_problem *p)
     c->problem = p;
     c->stopped = 0;
     c->z = shape_of(&p->stack);
-    c->e = extent_of(p->T, p->N, p->order, (int)c->z.D);
+    c->e = extent_of(p->T, p->N, p->order, c->z.D);
     memset(p->workspace, 0, (size_t)zero_row(&c->z) * sizeof(REAL));
     start(c, p->threads, stack_work(&c->z, &c->e), &p->poll);
 }
@@ -953,7 +957,7 @@ static grid mask_layer(call *c, ptrdiff_t layer, grid from, REAL *to)
     return masked;
 }
 
-static direction forward_direction(const call *c, ptrdiff_t layer, int which, grid x, grid y)
+static void set_forward(call *c, ptrdiff_t layer, int which, grid x, grid y)
 {
     const rnnfast_problem *p = c->problem;
     const shape *z = &c->z;
@@ -961,21 +965,21 @@ static direction forward_direction(const call *c, ptrdiff_t layer, int which, gr
     ptrdiff_t state = layer * z->D + which;
     REAL *zeros = p->workspace, *work = zeros + zero_row(z) + between_layers(z) * outputs(z, e) + which * forward_own(z, e);
     REAL *from = (REAL *)p->packed + place(z, layer, which, packed_of_layer(z, 0), packed_of_layer(z, 1));
-    direction d = direction_of(p, z, layer, which, zeros);
-    d.x = walked(p, x, which);
-    d.y = shifted(walked(p, y, which), which * z->P);
-    d.h_n = state_of(p->h_n, state, e->N, z->P, NULL);
-    d.c_n = state_of(p->c_n, state, e->N, z->H, NULL);
-    d.w_ih = take(&from, packed_size(d.K, z->cell.gates * z->H));
+    direction *d = &c->d[which];
+    set_direction(d, p, z, e, layer, which, zeros);
+    d->x = walked(p, x, which);
+    d->y = shifted(walked(p, y, which), which * z->P);
+    d->h_n = state_of(p->h_n, state, e->N, z->P, NULL);
+    d->c_n = state_of(p->c_n, state, e->N, z->H, NULL);
+    d->w_ih = take(&from, packed_size(d->K, z->cell.gates * z->H));
     for (int i = 0; i < z->cell.stages; i++)
-        d.w[i] = take(&from, packed_size(stage_source(z, &z->cell.stage[i]), stage_columns(z, &z->cell.stage[i])));
-    d.bias = from;
-    if (!d.gates.at) d.gates = entries(p, e, take(&work, most_rows(e, forward_rows(z)) * z->gates_row), z->gates_row);
-    if (!d.keeps) {
-        d.c = grid_of(d.c_n.at, e->N, 0, z->H);
-        d.aux = grid_of(work, e->N, 0, z->H_row);
+        d->w[i] = take(&from, packed_size(stage_source(z, &z->cell.stage[i]), stage_columns(z, &z->cell.stage[i])));
+    d->bias = from;
+    if (!d->gates.at) d->gates = entries(p, e, take(&work, most_rows(e, forward_rows(z)) * z->gates_row), z->gates_row);
+    if (!d->keeps) {
+        d->c = grid_of(d->c_n.at, e->N, 0, z->H);
+        d->aux = grid_of(work, e->N, 0, z->H_row);
     }
-    return d;
 }
 
 /* Of each row, the state after the last step that it takes, or the one at the start if it takes none. */
@@ -1005,7 +1009,7 @@ static void forward(const rnnfast_problem *p)
         int last = layer == z->L - 1;
         grid y = grid_of(p->y, p->N, p->y_step, p->y_row);
         if (!last) y = between_rows(p, e, layer_output(p, z, e, layer, buffers), between);
-        for (int which = 0; which < z->D; which++) c.d[which] = forward_direction(&c, layer, which, x, y);
+        for (int which = 0; which < z->D; which++) set_forward(&c, layer, which, x, y);
         const direction *d = c.d;
         for (c.rows.begin = 0; c.rows.begin < e->N; c.rows.begin = c.rows.end) {
             c.rows.end = at_most(c.rows.begin + chunk, e->N);
@@ -1022,7 +1026,7 @@ static void forward(const rnnfast_problem *p)
     rnnfast_dismiss(c.team);
 }
 
-static direction backward_direction(const call *c, ptrdiff_t layer, int which, grid x, grid y, grid dy, grid dx, REAL *work)
+static void set_backward(call *c, ptrdiff_t layer, int which, grid x, grid y, grid dy, grid dx, REAL *work)
 {
     const rnnfast_problem *p = c->problem;
     const shape *z = &c->z;
@@ -1030,34 +1034,34 @@ static direction backward_direction(const call *c, ptrdiff_t layer, int which, g
     ptrdiff_t N = e->N, state = layer * z->D + which, rows = most_rows(e, SUM_ROWS), sums = at_most(rows, SUM_ROWS);
     REAL *zeros = p->workspace,
          *from = (REAL *)p->packed_back + place(z, layer, which, packed_back_of_layer(z, 0), packed_back_of_layer(z, 1));
-    direction d = direction_of(p, z, layer, which, zeros);
+    direction *d = &c->d[which];
+    set_direction(d, p, z, e, layer, which, zeros);
     void *const *gradients = p->dparameters + 5 * state;
     range all = {0, N};
-    d.x = walked(p, x, which);
-    d.y = shifted(walked(p, y, which), which * z->P);
-    d.dx = walked(p, dx, which);
-    if (dy.at) d.dy = shifted(walked(p, dy, which), which * z->P);
-    if (p->dh) d.dh_of_all = walked(p, grid_of((REAL *)p->dh + state * p->dh_state, p->N, p->dh_step, p->dh_row), which);
-    d.dh0 = state_of(p->dh0, state, N, z->P, NULL);
-    d.dc0 = state_of(p->dc0, state, N, z->H, NULL);
-    d.w_ih = take(&from, packed_size(z->cell.gates * z->H, d.K));
+    d->x = walked(p, x, which);
+    d->y = shifted(walked(p, y, which), which * z->P);
+    d->dx = walked(p, dx, which);
+    if (dy.at) d->dy = shifted(walked(p, dy, which), which * z->P);
+    if (p->dh) d->dh_of_all = walked(p, grid_of((REAL *)p->dh + state * p->dh_state, p->N, p->dh_step, p->dh_row), which);
+    d->dh0 = state_of(p->dh0, state, N, z->P, NULL);
+    d->dc0 = state_of(p->dc0, state, N, z->H, NULL);
+    d->w_ih = take(&from, packed_size(z->cell.gates * z->H, d->K));
     for (int i = 0; i < z->cell.stages; i++)
-        d.w[i] = take(&from, packed_size(stage_columns(z, &z->cell.stage[i]), stage_source(z, &z->cell.stage[i])));
-    d.dgates = entries(p, e, take(&work, rows * z->gates_row), z->gates_row);
-    d.dh_steps = entries(p, e, take(&work, rows * z->P_row), z->P_row);
-    d.dh = grid_of(take(&work, N * z->P_row), N, 0, z->P_row);
-    d.dc = grid_of(take(&work, N * z->H_row), N, 0, z->H_row);
-    d.daux = grid_of(take(&work, N * z->H_row), N, 0, z->H_row);
-    d.tiles = take(&work, sums * (z->gates_row + z->P_row));
-    d.panels = work;
-    d.dw_ih = gradients[0];
-    d.dw_hh = gradients[1];
-    d.db_ih = gradients[2];
-    d.db_hh = gradients[3];
-    d.dw_hr = gradients[4];
-    copy_rows(d.dh, state_of(p->dh_n, state, N, z->P, zeros), z->P, all);
-    if (z->cell.has_c) copy_rows(d.dc, state_of(p->dc_n, state, N, z->H, zeros), z->H, all);
-    return d;
+        d->w[i] = take(&from, packed_size(stage_columns(z, &z->cell.stage[i]), stage_source(z, &z->cell.stage[i])));
+    d->dgates = entries(p, e, take(&work, rows * z->gates_row), z->gates_row);
+    d->dh_steps = entries(p, e, take(&work, rows * z->P_row), z->P_row);
+    d->dh = grid_of(take(&work, N * z->P_row), N, 0, z->P_row);
+    d->dc = grid_of(take(&work, N * z->H_row), N, 0, z->H_row);
+    d->daux = grid_of(take(&work, N * z->H_row), N, 0, z->H_row);
+    d->tiles = take(&work, sums * (z->gates_row + z->P_row));
+    d->panels = work;
+    d->dw_ih = gradients[0];
+    d->dw_hh = gradients[1];
+    d->db_ih = gradients[2];
+    d->db_hh = gradients[3];
+    d->dw_hr = gradients[4];
+    copy_rows(d->dh, state_of(p->dh_n, state, N, z->P, zeros), z->P, all);
+    if (z->cell.has_c) copy_rows(d->dc, state_of(p->dc_n, state, N, z->H, zeros), z->H, all);
 }
 
 static void backward_run(void *argument, int k, int n)
@@ -1129,7 +1133,7 @@ static void backward(const rnnfast_problem *p)
         if (layer && p->masks) x = mask_layer(&c, layer, x, dropped);
         grid other_dx = grid_of(second, p->N, p->N * K, K);
         for (int which = 0; which < z->D; which++)
-            c.d[which] = backward_direction(&c, layer, which, x, y, dy, which ? other_dx : dx, own + which * backward_own(z, e));
+            set_backward(&c, layer, which, x, y, dy, which ? other_dx : dx, own + which * backward_own(z, e));
         ptrdiff_t block = p->order ? p->order->blocks : 0;
         for (c.s1 = e->T; c.s1 > 0; c.s1 = c.s0) {
             c.s0 = block_begin(p, c.s1, &block);
@@ -1157,9 +1161,11 @@ static void backward(const rnnfast_problem *p)
 static void cells_of_tape(const rnnfast_problem *p, void *out)
 {
     shape z = shape_of(&p->stack);
+    extent e = extent_of(p->T, p->N, p->order, z.D);
     for (ptrdiff_t state = 0; state < z.L * z.D; state++) {
         int which = (int)(state % z.D);
-        direction d = direction_of(p, &z, state / z.D, which, NULL);
+        direction d;
+        set_direction(&d, p, &z, &e, state / z.D, which, NULL);
         grid to = walked(p, grid_of((REAL *)out + state * p->T * p->N * z.H, p->N, p->N * z.H, z.H), which);
         for (ptrdiff_t s = 0; s < d.T; s++) {
             range rows = {0, rows_at(&d, s)};

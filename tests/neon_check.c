@@ -167,7 +167,7 @@ static void run(const golden *g, const rnnfast_table *table, int threads, int ke
     const void *parameters[5 * STACKED];
     rnnfast_sizes sizes;
     rnnfast_problem p = {.stack = g->stack, .T = g->T, .N = g->N, .threads = threads};
-    table->sizes(&p.stack, p.T, p.N, &sizes);
+    table->sizes(&p.stack, p.T, p.N, NULL, &sizes);
     void *packed = take(sizes.packed), *packed_back = take(sizes.packed_back);
     for (int64_t i = 0; i < parameters_of(g); i++) parameters[i] = converted(g->parameters[i], item);
     table->pack(&p.stack, parameters, packed, packed_back, threads, p.poll);

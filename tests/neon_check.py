@@ -115,7 +115,7 @@ def build(prefix, directory):
     """Compile the kernels and the driver; its path."""
     machine = output_of(prefix + "gcc", "-dumpmachine").partition("-")[0]
     flags, isa_flags = flags_of(f"linux-{machine}")
-    sources = {source: [] for source in (DRIVER, CSRC / "rnnfast.c", CSRC / "pool.c")}
+    sources = {source: [] for source in (DRIVER, CSRC / "rnnfast.c", CSRC / "pool.c", CSRC / "order.c")}
     sources |= {CSRC / f"f{bits}_{isa}.c": own for isa, own in isa_flags.items() for bits in (32, 64)}
     objects = {source: directory / f"{source.stem}.o" for source in sources}
     for source, own in sources.items():
