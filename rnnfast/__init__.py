@@ -10,6 +10,7 @@
 from . import training
 from .functional import get_num_threads, isas, set_num_threads
 from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
+from .streams import Stream, StreamPool
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,8 @@ __all__ = [
     "Embedding",
     "Gradients",
     "Linear",
+    "Stream",
+    "StreamPool",
     "Tape",
     "__version__",
     "get_num_threads",

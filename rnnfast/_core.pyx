@@ -24,6 +24,7 @@ cdef extern from "Python.h":
         PyBUF_WRITABLE
         PyBUF_STRIDES
         PyBUF_RECORDS_RO
+        PyBUF_RECORDS
     int PyObject_CheckBuffer(object)
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
@@ -585,6 +586,102 @@ cdef class Repeat:
             self.workspaces.give(workspace)
         finish(&watch)
         return y, h_n if c_n is None else (h_n, c_n)
+
+
+cdef class Step:
+    """One step after the other of N rows, with the state between them, as cheap as it can be.
+
+    All pointers but those of a step's x and y are taken once. The state stands in one of two places in turn, so a step that
+    does not come to its end leaves it as it was. `packed`: what forward reads; h, c: two arrays each, c None where there
+    is none; `workspace`: for T = 1 and N rows.
+    """
+    cdef Engine engine
+    cdef rnnfast_problem problem
+    cdef Memory memory
+    cdef void *states[2][2]
+    cdef object empty, h, c
+    cdef tuple shapes
+    cdef Form of_x[2]
+    cdef Form of_y[2]
+    cdef int now
+    cdef bint busy, short
+
+    def __init__(self, Engine engine, packed, tuple h, c, Py_ssize_t N, workspace, empty):
+        cdef rnnfast_problem *p = &self.problem
+        cdef Py_ssize_t outputs = engine.output_size
+        self.engine, self.h, self.c, self.empty = engine, h, c, empty
+        memset(p, 0, sizeof(p[0]))
+        p.stack, p.T, p.N = engine.stack, 1, N
+        p.packed = take(&self.memory, packed, PyBUF_SIMPLE)
+        for i in range(2):
+            self.states[i][0] = take(&self.memory, h[i], PyBUF_WRITABLE)
+            self.states[i][1] = NULL if c is None else take(&self.memory, c[i], PyBUF_WRITABLE)
+        p.workspace = take(&self.memory, workspace, PyBUF_WRITABLE)
+        p.x_row, p.y_row = engine.input_size, outputs
+        # With one row, it may come without its axis.
+        cdef tuple rows = (N,)
+        without = () if N == 1 else rows
+        self.shapes = rows + (outputs,), without + (outputs,)
+        shapes = rows + (engine.input_size,), without + (engine.input_size,)
+        for i in range(2):
+            self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes[i])
+        # Where the interpreter's lock would be let go another thread might take it, for longer than such a step lasts.
+        self.short = N * engine.packed_size < 1 << 24
+
+    def __dealloc__(self):
+        give_back(&self.memory)
+
+    @property
+    def state(self):
+        """The arrays of h and c as they stand now."""
+        return self.h[self.now], None if self.c is None else self.c[self.now]
+
+    def begin(self):
+        """To be called before the state is read or changed, and `end` after it: RuntimeError where a call is under way."""
+        if self.busy:
+            raise RuntimeError("this stream is at work in another thread: give each thread a stream of its own")
+        self.busy = True
+
+    def end(self):
+        self.busy = False
+
+    def run(self, x, out):
+        """y, which is `out` if that is not None; None if x or out is not a contiguous array of its one shape and dtype."""
+        cdef rnnfast_problem p = self.problem
+        cdef Watch watch
+        cdef Memory memory
+        cdef int form = 0
+        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
+            return None
+        self.begin()
+        memory.count = 0
+        p.threads, p.poll = threads, start(&watch)
+        try:
+            p.x = take(&memory, x, PyBUF_RECORDS_RO)
+            form = memory.taken[0].ndim == 1
+            if not has_form(&memory.taken[0], &self.of_x[form]):
+                return None
+            y = out
+            if out is None:
+                y = self.empty(self.shapes[form], self.engine.dtype)
+            p.y = take(&memory, y, PyBUF_RECORDS)
+            if not has_form(&memory.taken[1], &self.of_y[form]):
+                return None
+            if <char *>p.y < <char *>p.x + memory.taken[0].len and <char *>p.x < <char *>p.y + memory.taken[1].len:
+                return None
+            p.h0, p.c0 = self.states[self.now][0], self.states[self.now][1]
+            p.h_n, p.c_n = self.states[1 - self.now][0], self.states[1 - self.now][1]
+            if self.short:
+                self.engine.table.forward(&p)
+            else:
+                with nogil:
+                    self.engine.table.forward(&p)
+            finish(&watch)
+            self.now = 1 - self.now
+        finally:
+            give_back(&memory)
+            self.busy = False
+        return y
 
 
 def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace,

@@ -21,6 +21,8 @@ forward(engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace, order=No
     `engine.sizes(T, N, order)`. What is at its gaps is neither read nor written: `order.fill` and `fold` see to it.
 Repeat(engine, frozen, ...).run(x, state)
     The same for calls that are all alike, as cheap as they can be.
+Step(engine, packed, h, c, N, workspace, empty).run(x, out)
+    One step after the other, with the state kept in between.
 backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace, order=None,
          dh=None)
     Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros. dh: where
@@ -68,6 +70,7 @@ from rnnfast._core import (
     Order,
     Repeat,
     Sizes,
+    Step,
     backward,
     cells,
     fold,
@@ -90,6 +93,7 @@ __all__ = [
     "Order",
     "Repeat",
     "Sizes",
+    "Step",
     "activation",
     "arrange",
     "backward",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+    from .streams import Stream
+
     Array = NDArray[Any]
     Seed = int | np.random.Generator | None
     Path = str | bytes | os.PathLike[Any]
@@ -772,6 +774,41 @@ class Recurrent(ArrayLayer, Generic[State]):
             When `tape` is none, or an argument does not hold real numbers.
         """
         return self._differentiate(tape, dy, dstate, per_step)
+
+    def stream(self, batch_size: int = 1) -> Stream:
+        """Step through sequences as they arrive, with the state kept in between.
+
+        The stream takes the weights as they are now: later changes of the parameters do not reach it. Dropout does not
+        act.
+
+        Parameters
+        ----------
+        batch_size : int, default 1
+            N, rows that step together.
+
+        Returns
+        -------
+        rnnfast.Stream
+
+        Raises
+        ------
+        ValueError
+            When the layer runs backwards, alone or as one of two directions: such a direction begins with the last
+            step of a sequence, which has not come yet.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnfast
+        >>> layer = rnnfast.GRU(4, 8, rng=0)
+        >>> stream = layer.stream()
+        >>> stream.step(np.ones(4, np.float32)).shape
+        (8,)
+        >>> stream(np.ones((20, 1, 4))).shape
+        (20, 1, 8)
+        """
+        from .streams import Stream
+
+        return Stream(self, batch_size)
 
     def _inputs(
         self,

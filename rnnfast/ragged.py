@@ -56,8 +56,9 @@ class Ragged:
 
     def _ends(self, state: int) -> Array:
         """Of each row the sequence that a direction walks last."""
-        rows = self._rows
-        return self._sequences[rows[:-1] if self._turned[state] else rows[1:] - 1]
+        if not self._cut:
+            return self._sequences
+        return self._sequences[self._rows[:-1] if self._turned[state] else self._rows[1:] - 1]
 
     def spread(self, initial: Array | None) -> Array | None:
         """States of sequences from those of their rows."""
@@ -69,6 +70,9 @@ class Ragged:
 
     def last(self, states: Array, out: Array) -> None:
         """The states of rows after their last step, from those of all sequences."""
+        if not self._cut:
+            states.take(self._sequences, axis=1, out=out, mode="clip")  # any mode: they are all there
+            return
         for state, values in enumerate(states):
             values.take(self._ends(state), axis=0, out=out[state])
 

@@ -1,0 +1,395 @@
+"""Sequences that arrive step by step: one stream of some rows, and a pool of many independent ones."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import functional
+from .layers import Recurrent, _real, _shaped, _size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Array = NDArray[Any]
+
+__all__ = ["Stream", "StreamPool"]
+
+
+def _refuse_backwards(layer: Recurrent[Any]) -> None:
+    if layer.bidirectional or layer.reverse:
+        raise ValueError(
+            f"{layer._call()} runs backwards, from the last step of a sequence, which a stream has not seen yet: "
+            "stream a layer with bidirectional=False and reverse=False"
+        )
+
+
+def _pack(layer: Recurrent[Any]) -> Array:
+    """The weights as they are now, in the engine's form; those of a frozen layer cannot change and are shared."""
+    if layer._packed is not None:
+        return layer._packed[0]
+    packed = functional.empty(layer._engine.packed_size)
+    functional.pack(layer._engine, list(layer._parameters.values()), packed, None)
+    return packed
+
+
+def _steps_of(name: str, value: Any, layer: Recurrent[Any], N: int) -> Array:
+    """Features of one step as (N, I)."""
+    x = _real(name, value, layer.dtype)
+    if x.shape != (N, layer.input_size) and (N != 1 or x.shape != (layer.input_size,)):
+        alone = f", or {(layer.input_size,)} for the one row" if N == 1 else ""
+        raise ValueError(f"{name} must have shape (rows, input_size) = {(N, layer.input_size)}{alone}, got {x.shape}")
+    return x.reshape(N, layer.input_size)
+
+
+def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array) -> Array:
+    """`out`, checked, or a fresh array."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or not out.dtype.isnative:
+        got = f"one of dtype {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise TypeError(f"out must be an array of dtype {dtype}, got {got}")
+    if out.shape != shape or not out.flags.writeable:
+        raise ValueError(f"out must be writable and have shape {shape}, got {out.shape}")
+    if np.may_share_memory(out, x):
+        raise ValueError("out must not share memory with x: give an array of its own")
+    return out
+
+
+class Stream:
+    """A layer that steps through sequences as they arrive; made by ``layer.stream(batch_size)``.
+
+    It holds the weights as they were when it was made, and a state, zeros at first. Results are the same bits as those of
+    one call of the layer over the whole sequence. It is for one thread at a time; different streams of a layer run at
+    once.
+
+    Attributes
+    ----------
+    batch_size : int
+    state : ndarray, for LSTM the pair (h, c)
+        (L, N, H_out), c (L, N, H): reading gives copies, to keep or to save; assigning copies the values, None is
+        zeros.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.LSTM(4, 8, rng=0)
+    >>> stream, x = layer.stream(), np.ones((5, 1, 4), np.float32)
+    >>> y = np.stack([stream.step(x_t) for x_t in x])
+    >>> bool((y == layer(x)[0]).all())
+    True
+    """
+
+    def __init__(self, layer: Recurrent[Any], batch_size: int = 1) -> None:
+        if not isinstance(layer, Recurrent):
+            raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+        _refuse_backwards(layer)
+        self.batch_size = N = _size("batch_size", batch_size)
+        self._layer, self._packed = layer, _pack(layer)
+        engine, states = layer._engine, layer.num_layers
+
+        def pair(width: int) -> tuple[Array, Array]:
+            return tuple(np.zeros((states, N, width), layer.dtype) for _ in range(2))  # type: ignore[return-value]
+
+        h, c = pair(engine.output_size), pair(layer.hidden_size) if engine.has_cell else None
+        workspace = functional.empty(engine.sizes(1, N).forward_workspace)
+        self._step = functional.Step(engine, self._packed, h, c, N, workspace, np.empty)
+
+    def __repr__(self) -> str:
+        return f"{self._layer._call()}.stream({self.batch_size})"
+
+    def step(self, x_t: ArrayLike, out: Array | None = None) -> Array:
+        """One step.
+
+        Parameters
+        ----------
+        x_t : array_like of real numbers, (N, I), with batch_size=1 also (I,)
+        out : ndarray of the layer's dtype, in the shape of the result, optional
+            Where to write the result; then nothing is allocated. It must not share memory with `x_t`.
+
+        Returns
+        -------
+        ndarray, (N, H_out), or (H_out,) where x_t is (I,)
+            `out`, or a fresh array.
+
+        Raises
+        ------
+        ValueError, TypeError
+            When an argument is not as above; the state is what it was.
+        RuntimeError
+            When the stream is at work in another thread.
+        """
+        y = self._step.run(x_t, out)
+        return self._step_anyhow(x_t, out) if y is None else y
+
+    def _step_anyhow(self, x_t: Any, out: Any) -> Array:
+        """A step from what is no plain array."""
+        layer, engine = self._layer, self._layer._engine
+        x = np.ascontiguousarray(_steps_of("x_t", x_t, layer, self.batch_size))
+        shape: tuple[int, ...] = (self.batch_size, engine.output_size)
+        if self.batch_size == 1 and np.ndim(x_t) == 1:
+            x, shape = x[0], shape[1:]
+        place = _place_for(out, shape, layer.dtype, x)
+        y = self._step.run(x, None)
+        assert y is not None
+        if out is None:
+            return y
+        place[...] = y
+        return place
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[tuple[Array, Array | None]]:
+        self._step.begin()
+        try:
+            yield self._step.state
+        finally:
+            self._step.end()
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Some steps at once, in the layer's layout.
+
+        Parameters
+        ----------
+        x : array_like of real numbers, (T, N, I), with batch_first (N, T, I), with batch_size=1 also (T, I)
+
+        Returns
+        -------
+        ndarray, (T, N, H_out), in the layout of `x`
+
+        Raises
+        ------
+        ValueError, TypeError
+            When x is not as above; the state is what it was.
+        RuntimeError
+            When the stream is at work in another thread.
+        """
+        layer = self._layer
+        array, _, _, plan, _ = layer._inputs(x, None, None, None, None, False)
+        if plan.N != self.batch_size:
+            raise ValueError(
+                f"x has {plan.N} rows, but this stream was made with batch_size={self.batch_size}; got {array.shape}"
+            )
+        with self._alone() as (h, c):
+            before = h.reshape(plan.h), None if c is None else c.reshape(plan.c)
+            y, state, _ = layer._run(array, *before, plan, None, self._packed)
+            for own, last in zip((h, c), state if isinstance(state, tuple) else (state, None), strict=True):
+                if own is not None:
+                    own[...] = last.reshape(own.shape)
+        return y
+
+    @property
+    def state(self) -> Any:
+        with self._alone() as (h, c):
+            return h.copy() if c is None else (h.copy(), c.copy())
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        layer = self._layer
+        plan = layer._plan((self.batch_size, 1, layer.input_size) if layer.batch_first else (1, self.batch_size, layer.input_size))
+        values = layer._state("state", value, plan)
+        with self._alone() as own:
+            for array, new in zip(own, values, strict=True):
+                if array is not None:
+                    array[...] = 0 if new is None else new
+
+    def reset(self, rows: Any = None) -> None:
+        """Set the state to zeros, of all rows or of some.
+
+        Parameters
+        ----------
+        rows : int, array_like of int, or of bool (N,), optional
+            Which rows, as an index along the batch.
+
+        Raises
+        ------
+        IndexError
+            When `rows` does not index the batch.
+        """
+        which: Any = slice(None)
+        if rows is not None:
+            which = np.asarray(rows)
+            if which.dtype.kind not in "iub" and which.size:
+                raise IndexError(f"rows must hold integers or booleans, but its dtype is {which.dtype}")
+            try:
+                which = np.arange(self.batch_size)[which.astype(np.intp) if not which.size else which]
+            except IndexError as error:
+                raise IndexError(f"rows does not index a batch of {self.batch_size} rows: {error}") from None
+        with self._alone() as own:
+            for array in own:
+                if array is not None:
+                    array[:, which] = 0
+
+
+class StreamPool:
+    """Many independent streams of one layer, any of which step together as one batch.
+
+    It holds the weights as they were when it was made. Results are the same bits as those of a stream alone. Threads may
+    step different streams at once.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        Neither bidirectional nor reverse.
+    capacity : int
+        How many streams there may be at a time. Memory for all their states is taken now.
+
+    Attributes
+    ----------
+    capacity : int
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> pool = rnnfast.StreamPool(rnnfast.GRU(4, 8, rng=0), capacity=100)
+    >>> alice, bob = pool.join(), pool.join()
+    >>> pool.step([bob, alice], np.ones((2, 4), np.float32)).shape
+    (2, 8)
+    >>> pool.leave(alice).shape, len(pool)
+    ((1, 8), 1)
+    """
+
+    def __init__(self, layer: Recurrent[Any], capacity: int) -> None:
+        if not isinstance(layer, Recurrent):
+            raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+        _refuse_backwards(layer)
+        self.capacity = _size("capacity", capacity)
+        self._layer, self._packed = layer, _pack(layer)
+        engine = layer._engine
+        widths = (engine.output_size, layer.hidden_size)[: 1 + engine.has_cell]
+        self._states = [np.zeros((layer.num_layers, self.capacity, width), layer.dtype) for width in widths]
+        self._free = list(range(self.capacity))[::-1]
+        self._slots: dict[int, int] = {}
+        self._next = 0
+
+    def __repr__(self) -> str:
+        return f"StreamPool({self._layer._call()}, capacity={self.capacity})  # {len(self)} streams"
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, id: int) -> bool:  # noqa: A002
+        return id in self._slots
+
+    def join(self, state: Any = None) -> int:
+        """Begin a stream.
+
+        Parameters
+        ----------
+        state : ndarray (L, H_out), for LSTM the pair of it and (L, H), optional
+            Where it begins: what :meth:`leave` returned, say. With a batch axis of 1 in the middle, as a
+            :class:`Stream` has it, it does too. None, for all or for a member, is zeros.
+
+        Returns
+        -------
+        int
+            The id of the stream, never used again by this pool.
+
+        Raises
+        ------
+        RuntimeError
+            When the pool is full.
+        ValueError, TypeError
+            When the state is not as above.
+        """
+        layer = self._layer
+        if state is not None:
+            members = state if layer._engine.has_cell else (state,)
+            if isinstance(members, (tuple, list)) and all(np.ndim(m) in (0, 3) for m in members):
+                plan = layer._plan((1, 1, layer.input_size))
+            else:
+                plan = layer._plan((1, layer.input_size))
+            values: Any = layer._state("state", state, plan)
+        else:
+            values = None, None
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            raise RuntimeError(
+                f"this pool is full, with {self.capacity} streams: let one leave, or make a pool of a larger capacity"
+            ) from None
+        for own, new in zip(self._states, values, strict=False):
+            own[:, slot] = 0 if new is None else new.reshape(own[:, slot].shape)
+        self._next += 1
+        self._slots[self._next] = slot
+        return self._next
+
+    def _slot(self, id: Any) -> int:  # noqa: A002
+        try:
+            return self._slots[id]
+        except (KeyError, TypeError):
+            past = isinstance(id, int) and 0 < id <= self._next
+            raise KeyError(f"{id!r} {'has left this pool' if past else 'is no id of this pool'}") from None
+
+    def leave(self, id: int) -> Any:  # noqa: A002
+        """End a stream.
+
+        Returns
+        -------
+        ndarray (L, H_out), for LSTM the pair of it and (L, H)
+            Its state.
+
+        Raises
+        ------
+        KeyError
+            When there is no stream of that id.
+        """
+        slot = self._slot(id)
+        state = tuple(own[:, slot].copy() for own in self._states)
+        del self._slots[id]
+        self._free.append(slot)
+        return state if len(state) == 2 else state[0]
+
+    def step(self, ids: Iterable[int], x: ArrayLike, out: Array | None = None) -> Array:
+        """One step of some streams, as one batch.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            Which streams, each once, in any order.
+        x : array_like of real numbers, (len(ids), I)
+        out : ndarray of the layer's dtype, (len(ids), H_out), optional
+            Where to write the result. It must not share memory with `x`.
+
+        Returns
+        -------
+        ndarray, (len(ids), H_out)
+            `out`, or a fresh array.
+
+        Raises
+        ------
+        KeyError
+            When there is no stream of an id.
+        ValueError, TypeError
+            When an id is there twice, or another argument is not as above. No stream has stepped then.
+        """
+        layer, engine = self._layer, self._layer._engine
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        slots = np.array([self._slot(id) for id in ids], np.intp)  # noqa: A001
+        count = len(ids)
+        if len(set(ids)) < count:
+            twice = next(id for at, id in enumerate(ids) if id in ids[:at])  # noqa: A001
+            raise ValueError(f"ids holds {twice} twice: a stream takes one step at a time")
+        x = _real("x", x, layer.dtype)
+        if x.shape != (count, layer.input_size):
+            raise ValueError(f"x must have shape (len(ids), input_size) = {(count, layer.input_size)}, got {x.shape}")
+        y = _place_for(out, (count, engine.output_size), layer.dtype, x)
+        if not count:
+            return y
+        result = y if y.strides[-1:] == (layer.dtype.itemsize,) else np.empty(y.shape, layer.dtype)
+        before = [own.take(slots, axis=1) for own in self._states]
+        after = [np.empty_like(own) for own in before]
+        pairs = [(*states, None)[:2] for states in (before, after)]
+        workspace = layer._workspaces.take(engine.sizes(1, count).forward_workspace)
+        functional.forward(
+            engine, self._packed, x[np.newaxis], *pairs[0], result[np.newaxis], *pairs[1], None, None, workspace
+        )
+        layer._workspaces.give(workspace)
+        for own, new in zip(self._states, after, strict=True):
+            own[:, slots] = new
+        if result is not y:
+            y[...] = result
+        return y
