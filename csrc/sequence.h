@@ -287,7 +287,7 @@ typedef struct {
     shape z;
     ptrdiff_t T, N, K;      /* K features of the layer's input */
     const ptrdiff_t *begin; /* which of the rows are there: as in a grid */
-    int keeps;         /* a tape is kept */
+    int keeps;              /* a tape is kept */
     grid x, y, h0, c0;
     grid gates, c, aux; /* of all steps; c and aux of one step alone, and gates of a block, if no tape is kept */
     const REAL *w_ih, *w[2], *bias;
@@ -690,8 +690,7 @@ static void aim_back(product *p, const direction *d, int i, ptrdiff_t s, ptrdiff
 
 static product input_product_back(const direction *d, ptrdiff_t s0, ptrdiff_t s1, range rows)
 {
-    product p = {
-        .rows = rows_of_block(d, s0, s1, rows), .K = d->z.cell.gates * d->z.H, .columns = d->K, .b = d->w_ih, .from = FROM_ZERO};
+    product p = {.rows = rows_of_block(d, s0, s1, rows), .K = d->z.cell.gates * d->z.H, .columns = d->K, .b = d->w_ih, .from = FROM_ZERO};
     p.a = window(&d->dgates, 0, rows);
     p.c = window(&d->dx, s0, rows);
     return p;

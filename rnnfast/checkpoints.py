@@ -1,8 +1,8 @@
 """Forward and backward that keep the state of every so many steps alone: memory for time.
 
 A sequence is cut into windows. Forward keeps the states with which windows begin; backward takes the windows from the
-last, computes each again with a tape, and goes back through it. As the engine's bits do not depend on how steps are
-divided into calls, and windows are whole blocks of the sums for the gradients of weights, results are those of one call.
+last, computes each again with a tape, and goes back through it. Results are the bits of one call: the engine's do not
+depend on how steps are divided into calls, and windows are whole blocks of the sums for the gradients of weights.
 
 Where both directions run, no layer can begin before the one below is through both ways: there each layer and direction
 is a stack of its own, and what goes from layer to layer is kept. Source: T. Chen et al., "Training deep nets with
@@ -159,7 +159,9 @@ def _keep(states: tuple[Array | None, ...], part: Part, window: _Window, values:
             state[part.states, : window.sequences] = own
 
 
-def _run(part: Part, window: _Window, packed: Array, x: Any, start: list[Any], masks: Any, room: Room, tape: Any) -> Any:
+def _run(
+    part: Part, window: _Window, packed: Array, x: Array, start: list[Any], masks: Any, room: Room, tape: Any = None
+) -> tuple[Array, list[Any]]:
     """y and the last state of a window."""
     y = room.array("y", (*x.shape[:2], part.engine.directions * part.engine.output_size))
     last = room.like("last", start)
@@ -202,7 +204,7 @@ def forward(
             for window in _windows(part, T, N, saved):
                 starts.append(_of_part(states, part, window))
                 own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
-                own, last = _run(part, window, packed, window.take(source), starts[-1], own_masks, room, None)
+                own, last = _run(part, window, packed, window.take(source), starts[-1], own_masks, room)
                 window.put(outputs[..., part.columns], own)
                 _keep(states, part, window, last)
             saved.starts.append(starts)
@@ -214,9 +216,6 @@ def backward(
     packed: Array,
     packed_back: Array,
     x: Array,
-    h0: Array | None,
-    c0: Array | None,
-    y: Array,
     masks: Array | None,
     saved: Saved,
     dy: Array | None,
@@ -226,10 +225,9 @@ def backward(
     dh0: Array,
     dc0: Array | None,
     dparameters: list[Array],
-    order: functional.Order | None,
     dh: Array | None,
 ) -> None:
-    """As `functional.backward`, after the `forward` above."""
+    """As `functional.backward`, after the `forward` above, whose states and outputs it computes again."""
     T, N, _ = x.shape
     states, room, starts = (dh0, dc0), Room(engine.dtype), list(saved.starts)
     for state, last in zip(states, (dh_n, dc_n), strict=True):

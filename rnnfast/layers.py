@@ -41,8 +41,14 @@ State = TypeVar("State")  # what a layer returns as its state: h, or for LSTM th
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-class Gradients(NamedTuple):
-    """What ``backward`` returns, each part in the shape of what it is the gradient of.
+class _Gradients(NamedTuple):
+    x: Any
+    state: Any
+    parameters: dict[str, Any]
+
+
+class Gradients(_Gradients):
+    """What ``backward`` returns: the tuple (x, state, parameters), each in the shape of what it is the gradient of.
 
     Attributes
     ----------
@@ -53,15 +59,12 @@ class Gradients(NamedTuple):
     parameters : dict of str to ndarray
         Gradients of the parameters under their names.
     h : ndarray, tuple or None
-        With ``per_step=True``, (L*D, T, N, H_out): the whole derivative with respect to h of every layer, direction and
-        step, through all that follows it, dy at that step included; zeros at steps that are masked or padded. How it
-        falls or rises with the distance from the loss shows how gradients vanish or explode. For
-        :class:`Bidirectional` the pair of the two layers'.
+        With ``per_step=True``, (L*D, T, N, H_out), unbatched (L*D, T, H_out): the whole derivative with respect to h of
+        every layer, direction and step, through all that follows it, dy at that step included; zeros at steps that are
+        masked or padded. How it falls or rises with the distance from the loss shows how gradients vanish or explode.
+        For :class:`Bidirectional` the pair of the two layers'. Not a member of the tuple.
     """
 
-    x: Any
-    state: Any
-    parameters: dict[str, Any]
     h: Any = None
 
 
@@ -76,7 +79,8 @@ class Tape:
     ----------
     cells : ndarray or tuple
         c of every step of an LSTM, (L*D, T, N, H), unbatched (L*D, T, H); at masked steps the one that is held, zeros
-        at padded steps. A copy, made anew whenever it is asked for. For :class:`Bidirectional` the pair of the two layers'.
+        at padded steps. A copy, made anew whenever it is asked for. For :class:`Bidirectional` the pair of the two
+        layers'.
     """
 
     __slots__ = ("_kept", "_lent", "_owner")
@@ -244,7 +248,7 @@ class Layer:
         count = sum(array.size for array in self.parameters.values())
         return f"{self._call()}  # {count} parameters"
 
-    def _cells(self, tape: Tape) -> Any:
+    def _cells(self, tape: Tape) -> Any:  # noqa: ARG002
         raise AttributeError(f"this tape has no cells: it comes from {self._call()}, which is no LSTM")
 
     def _open(self, tape: Tape) -> tuple[Any, ...]:
@@ -745,9 +749,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         """
         return self._train(*self._inputs(x, state, lengths, mask, reset, zero_masked), checkpoint)
 
-    def backward(
-        self, tape: Tape, dy: ArrayLike | None, dstate: Any = None, *, per_step: bool = False
-    ) -> Gradients:
+    def backward(self, tape: Tape, dy: ArrayLike | None, dstate: Any = None, *, per_step: bool = False) -> Gradients:
         """The gradient of the ``forward`` that made `tape`, whatever happened to the parameters since.
 
         Parameters
@@ -1033,7 +1035,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         parameters = self._zeros()
         dh = np.empty((plan.h[0], *self._steps(plan), plan.h[-1]), self.dtype) if per_step else None
         state = dh0 if dc0 is None else (dh0, dc0)
-        gradients = Gradients(dx, state, parameters, dh)
+        gradients = Gradients(dx, state, parameters)
+        gradients.h = dh
         if not plan.N:
             return gradients
         dh = dh.reshape(plan.h[0], plan.T, plan.N, plan.h[-1]) if per_step else None
@@ -1056,8 +1059,8 @@ class Recurrent(ArrayLayer, Generic[State]):
             functional.backward(self._engine, packed_back, *starts, outputs, kept, masks, *rest)
             self._workspaces.give(workspace)
         else:
-            rest = *before, after[0], *states, list(parameters.values()), order, dh
-            checkpoints.backward(self._engine, packed, packed_back, *starts, outputs, masks, saved, *rest)
+            rest = *before, after[0], *states, list(parameters.values()), dh
+            checkpoints.backward(self._engine, packed, packed_back, starts[0], masks, saved, *rest)
         if uneven:
             uneven.clear(after[0])
             for values in () if dh is None else dh:
@@ -1503,8 +1506,10 @@ class Bidirectional(Layer):
         dy_backward = self._turn(dy_backward)
         other = self.backward_layer._differentiate(tape_backward, dy_backward, dstate_backward, per_step, "[1]")
         parameters = _sides(ours.parameters, other.parameters)
-        h = (ours.h, self._turn_steps(other.h)) if per_step else None
-        return Gradients(ours.x + self._turn(other.x), (ours.state, other.state), parameters, h)
+        gradients = Gradients(ours.x + self._turn(other.x), (ours.state, other.state), parameters)
+        if per_step:
+            gradients.h = ours.h, self._turn_steps(other.h)
+        return gradients
 
     def _cells(self, tape: Tape) -> tuple[Any, Any]:
         forward, backward, _, _ = self._open(tape)

@@ -1,4 +1,4 @@
-"""Batches whose rows are not all of one length: what lengths, masks and resets mean, in terms of the engine's sequences.
+"""Batches whose rows are not all of one length: what lengths, masks and resets mean, in the engine's sequences.
 
 A row is one sequence after another, cut at its resets, and the steps that are masked or beyond its length are gaps, in
 no sequence. The engine runs sequences, each from a state of its own; here states of rows become states of sequences and
@@ -118,7 +118,7 @@ class Ragged:
             self.order.fill(0, array)
 
     def fill_cells(self, cells: Array, c0: Array | None) -> None:
-        """Write the gaps of cells (layers * directions, T, N, H): at masked steps the state that is held, else zeros."""
+        """Write the gaps of cells (layers * directions, T, N, H): at masked steps the one that is held, else zeros."""
         if self.order is None:
             gaps = np.array([(t, n, -1, -1) for t in range(cells.shape[1]) for n in range(cells.shape[2])], np.intp)
         else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from . import functional
-from .layers import Recurrent, _real, _shaped, _size
+from .layers import Recurrent, _real, _size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,9 +63,9 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
 class Stream:
     """A layer that steps through sequences as they arrive; made by ``layer.stream(batch_size)``.
 
-    It holds the weights as they were when it was made, and a state, zeros at first. Results are the same bits as those of
-    one call of the layer over the whole sequence. It is for one thread at a time; different streams of a layer run at
-    once.
+    It holds the weights as they were when it was made, and a state, zeros at first. Results are the same bits as those
+    of one call of the layer over the whole sequence. It is for one thread at a time; different streams of a layer run
+    at once.
 
     Attributes
     ----------
@@ -169,7 +169,7 @@ class Stream:
         """
         layer = self._layer
         array, _, _, plan, _ = layer._inputs(x, None, None, None, None, False)
-        if plan.N != self.batch_size:
+        if self.batch_size != plan.N:
             raise ValueError(
                 f"x has {plan.N} rows, but this stream was made with batch_size={self.batch_size}; got {array.shape}"
             )
@@ -189,7 +189,8 @@ class Stream:
     @state.setter
     def state(self, value: Any) -> None:
         layer = self._layer
-        plan = layer._plan((self.batch_size, 1, layer.input_size) if layer.batch_first else (1, self.batch_size, layer.input_size))
+        steps = (self.batch_size, 1) if layer.batch_first else (1, self.batch_size)
+        plan = layer._plan((*steps, layer.input_size))
         values = layer._state("state", value, plan)
         with self._alone() as own:
             for array, new in zip(own, values, strict=True):
@@ -227,8 +228,8 @@ class Stream:
 class StreamPool:
     """Many independent streams of one layer, any of which step together as one batch.
 
-    It holds the weights as they were when it was made. Results are the same bits as those of a stream alone. Threads may
-    step different streams at once.
+    It holds the weights as they were when it was made. Results are the same bits as those of a stream alone. Threads
+    may step different streams at once.
 
     Parameters
     ----------
@@ -317,12 +318,13 @@ class StreamPool:
         self._slots[self._next] = slot
         return self._next
 
-    def _slot(self, id: Any) -> int:  # noqa: A002
-        try:
-            return self._slots[id]
-        except (KeyError, TypeError):
-            past = isinstance(id, int) and 0 < id <= self._next
-            raise KeyError(f"{id!r} {'has left this pool' if past else 'is no id of this pool'}") from None
+    def _fault(self, id: Any) -> KeyError | None:  # noqa: A002
+        """What is wrong with an id."""
+        with contextlib.suppress(TypeError):
+            if id in self._slots:
+                return None
+        has_left = isinstance(id, int) and 0 < id <= self._next
+        return KeyError(f"{id!r} {'has left this pool' if has_left else 'is no id of this pool'}")
 
     def leave(self, id: int) -> Any:  # noqa: A002
         """End a stream.
@@ -337,9 +339,11 @@ class StreamPool:
         KeyError
             When there is no stream of that id.
         """
-        slot = self._slot(id)
+        try:
+            slot = self._slots.pop(id)
+        except (KeyError, TypeError):
+            raise cast("KeyError", self._fault(id)) from None
         state = tuple(own[:, slot].copy() for own in self._states)
-        del self._slots[id]
         self._free.append(slot)
         return state if len(state) == 2 else state[0]
 
@@ -368,8 +372,11 @@ class StreamPool:
         """
         layer, engine = self._layer, self._layer._engine
         ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-        slots = np.array([self._slot(id) for id in ids], np.intp)  # noqa: A001
-        count = len(ids)
+        slots_of, count = self._slots, len(ids)
+        try:
+            slots = np.array([slots_of[id] for id in ids], np.intp)  # noqa: A001
+        except (KeyError, TypeError):
+            raise next(error for error in map(self._fault, ids) if error) from None
         if len(set(ids)) < count:
             twice = next(id for at, id in enumerate(ids) if id in ids[:at])  # noqa: A001
             raise ValueError(f"ids holds {twice} twice: a stream takes one step at a time")
