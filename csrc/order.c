@@ -53,13 +53,14 @@ ptrdiff_t rnnfast_count(const rnnfast_pattern *p, rnnfast_order *o)
     return entries;
 }
 
-/* Steps t0 .. t1-1 of row n as sequence k: its places in both orders, and its gaps. */
-static rnnfast_gap *lay_out(const rnnfast_pattern *p, const rnnfast_order *o, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t n, ptrdiff_t steps,
-                            ptrdiff_t k, rnnfast_gap *gap)
+/* Steps t0 .. t1-1 of row n as sequence k: its places in both orders, and its gaps; the next gap of step t is to be gaps[next[t]]. */
+static void lay_out(const rnnfast_pattern *p, const rnnfast_order *o, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t n, ptrdiff_t steps, ptrdiff_t k,
+                    ptrdiff_t *next)
 {
     rnnfast_place *forward = (rnnfast_place *)o->places[0], *reverse = (rnnfast_place *)o->places[1];
-    ptrdiff_t before = -1;
-    for (ptrdiff_t t = t0, s = 0; t < t1; t++) {
+    rnnfast_gap *gaps = (rnnfast_gap *)o->gaps;
+    ptrdiff_t before = -1, after = -1, s = 0;
+    for (ptrdiff_t t = t0; t < t1; t++) {
         rnnfast_place place = {t, n};
         if (is_there(p, t, n)) {
             forward[o->begin[s] + k] = reverse[o->begin[steps - 1 - s] + k] = place;
@@ -67,16 +68,23 @@ static rnnfast_gap *lay_out(const rnnfast_pattern *p, const rnnfast_order *o, pt
             before = t;
         } else {
             rnnfast_gap here = {place, before, -1};
-            *gap++ = here;
+            gaps[next[t]++] = here;
         }
     }
-    ptrdiff_t after = -1;
-    rnnfast_gap *g = gap;
-    for (ptrdiff_t t = t1 - 1; t >= t0; t--) {
+    for (ptrdiff_t t = t1 - 1; p->mask && t >= t0; t--) {
         if (is_there(p, t, n)) after = t;
-        else (--g)->after = after;
+        else gaps[next[t] - 1].after = after;
     }
-    return gap;
+}
+
+/* Gaps go step by step, as memory mostly does: to write them in turn takes a fifth of the time. */
+static void count_gaps(const rnnfast_pattern *p, ptrdiff_t *next)
+{
+    ptrdiff_t count = 0;
+    for (ptrdiff_t t = 0; t < p->T; t++) {
+        next[t] = count;
+        for (ptrdiff_t n = 0; n < p->N; n++) count += t >= length_of(p, n) || !is_there(p, t, n);
+    }
 }
 
 void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch)
@@ -110,17 +118,18 @@ void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequ
     edges[o->blocks] = o->steps;
     for (ptrdiff_t i = 0; i < q; i++) sequences_of[i] = longer[steps_of[i]]++;
 
-    rnnfast_gap *gap = (rnnfast_gap *)o->gaps;
+    ptrdiff_t *next = steps_of + q;
+    count_gaps(p, next);
     for (ptrdiff_t n = 0; n < p->N; n++) {
         ptrdiff_t t = 0, steps;
         for (ptrdiff_t i = rows[n]; i < rows[n + 1]; i++) {
             ptrdiff_t end = end_of(p, t, n, &steps);
-            gap = lay_out(p, o, t, end, n, steps, sequences_of[i], gap);
+            lay_out(p, o, t, end, n, steps, sequences_of[i], next);
             t = end;
         }
         for (; t < p->T; t++) {
             rnnfast_gap here = {{t, n}, -1, -1};
-            *gap++ = here;
+            ((rnnfast_gap *)o->gaps)[next[t]++] = here;
         }
     }
 }

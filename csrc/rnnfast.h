@@ -168,7 +168,7 @@ ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *);
 
 /* The order, into begin [steps + 1], edges [steps + 1], places [2][entries] and gaps; blocks is set. A row's own sequences, in order of
  * time, are those at sequences_of[rows[n]] .. sequences_of[rows[n + 1] - 1], which has room for all sequences, and rows for N + 1.
- * scratch: steps + 2 + sequences numbers. */
+ * scratch: steps + 2 + sequences + T numbers. */
 void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
 
 /* Of an array [T, N, bytes] the bytes at all gaps, of strides in bytes: zeros, or where `from` is -1 or 1 what is at the step before or

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELLS: tuple[str, ...]
+SUM_ROWS: int
 
 class Sizes(NamedTuple):
     tape: int

@@ -130,11 +130,14 @@ cdef extern from "rnnfast.h":
     ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *) nogil
     void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *, ptrdiff_t *, ptrdiff_t *) nogil
     void rnnfast_fill(const rnnfast_order *, int, void *, size_t, ptrdiff_t, ptrdiff_t) nogil
+    enum:
+        RNNFAST_SUM_ROWS
     const char *const *rnnfast_isas()
     const rnnfast_table *rnnfast_get_table(const char *, size_t)
 
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell
+SUM_ROWS = RNNFAST_SUM_ROWS             # the rows whose gradients of weights make one sum
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
 cdef enum:

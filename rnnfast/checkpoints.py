@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["backward", "forward"]
 
-SUM_ROWS = 256  # RNNFAST_SUM_ROWS of csrc/rnnfast.h
-
-
 class Saved(NamedTuple):
     """What a checkpointed forward leaves for its backward."""
 
@@ -103,7 +100,7 @@ def _cut(T: int, N: int, order: functional.Order | None, every: Any) -> list[int
     if every == "auto":
         every = math.isqrt(steps - 1) + 1
     if order is None:
-        block = max(1, SUM_ROWS // N)
+        block = max(1, functional.SUM_ROWS // N)
         return [*range(0, T, -(-every // block) * block), T]
     edges = [0]
     for block, step in enumerate(order.edges.tolist()):

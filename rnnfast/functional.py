@@ -66,6 +66,7 @@ except ImportError as error:
     ) from error
 from rnnfast._core import (
     CELLS,
+    SUM_ROWS,
     Engine,
     Order,
     Repeat,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CELLS",
+    "SUM_ROWS",
     "Engine",
     "Order",
     "Repeat",
@@ -196,7 +198,7 @@ def arrange(
     """
     steps, count, entries, gaps = _core.count(T, N, lengths, mask, reset)
     arrays = [np.empty(size, np.intp) for size in (steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * gaps)]
-    sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count))
+    sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count + T))
     blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
     begin, forward, reverse, edges, gap_list = arrays
     places = forward.reshape(-1, 2), reverse.reshape(-1, 2)
