@@ -1181,8 +1181,8 @@ static void fold(const rnnfast_problem *p, void *dy)
         REAL *of_row = (REAL *)dy + gap->place.row * p->dy_row, *from = of_row + gap->place.step * p->dy_step;
         for (int which = 0; which < p->stack.directions; which++, from += P, of_row += P) {
             ptrdiff_t step = is_reverse(p, which) ? gap->after : gap->before;
-            REAL *to = of_row + step * p->dy_step;
-            for (ptrdiff_t j = 0; step >= 0 && j < P; j++) to[j] += from[j];
+            if (step < 0) continue;
+            for (ptrdiff_t j = 0; j < P; j++) of_row[step * p->dy_step + j] += from[j];
         }
     }
 }

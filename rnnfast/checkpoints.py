@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["backward", "forward"]
 
+
 class Saved(NamedTuple):
     """What a checkpointed forward leaves for its backward."""
 

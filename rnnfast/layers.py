@@ -1515,6 +1515,18 @@ class Bidirectional(Layer):
         forward, backward, _, _ = self._open(tape)
         return self.forward_layer._cells(forward), self._turn_steps(self.backward_layer._cells(backward))
 
+    def stream(self, batch_size: int = 1) -> NoReturn:  # noqa: ARG002
+        """Not possible: the backward layer begins with the last step of a sequence, which has not come yet.
+
+        Raises
+        ------
+        ValueError
+        """
+        raise ValueError(
+            f"{self._call()} runs backwards too, from the last step of a sequence, which a stream has not seen yet: "
+            "stream its forward_layer"
+        )
+
     def _inputs(self, x: Any, state: Any, *uneven: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The checked arguments of both layers."""
         state, state_backward = _both("state", state)
