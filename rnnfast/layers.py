@@ -1,4 +1,4 @@
-"""The layers: parameters, the one place where arguments are checked, inference, training, saving.
+"""The layers: parameters, inference, training, saving.
 
 Letters in the shapes: T time steps, N batch, I input size, H hidden size, P projected size, L layers, D directions
 (2 when bidirectional, else 1). H_out is P where there is a projection, else H. Names, shapes, gate order, state layout
@@ -10,25 +10,21 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import numbers
-import operator
 import os
 import stat
-import sys
 import types
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
 
-from . import checkpoints, functional, ragged
+from . import arguments, checkpoints, functional, ragged
+from .streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
-
-    from .streams import Stream
 
     Array = NDArray[Any]
     Seed = int | np.random.Generator | None
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["GRU", "LSTM", "RNN", "Bidirectional", "Embedding", "Gradients", "Linear", "Tape", "load"]
 
 State = TypeVar("State")  # what a layer returns as its state: h, or for LSTM the pair (h, c)
-
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class _Gradients(NamedTuple):
@@ -102,115 +96,6 @@ class Tape:
         raise TypeError("a Tape can be neither pickled nor copied: pickle the layer, and run forward again")
 
 
-# ---------------------------------------------------------------------------------------- checks of single arguments
-
-
-def _size(name: str, value: Any, least: int = 1) -> int:
-    """An integer option of at least `least`."""
-    try:
-        size = operator.index(value)
-    except TypeError:
-        size = None
-    if size is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if size < least:
-        raise ValueError(f"{name} must be at least {least}, got {size}")
-    return size
-
-
-def _flag(name: str, value: Any) -> bool:
-    """An option that is True or False."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
-
-
-def _fraction(name: str, value: Any) -> float:
-    """An option from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= (fraction := float(value)) <= 1:
-        raise ValueError(f"{name} must lie from 0 to 1, got {value!r}")
-    return fraction
-
-
-def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """An option that is one of a few values."""
-    if not (value is None or isinstance(value, str)) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
-
-
-def _dtype(value: Any) -> np.dtype[Any]:
-    """The dtype option, as the one object that native arrays of this dtype carry."""
-    with contextlib.suppress(TypeError):
-        if value is not None and np.dtype(value) in _DTYPES:
-            return _DTYPES[_DTYPES.index(np.dtype(value))]
-    raise ValueError(f"dtype must be numpy.float32 or numpy.float64, got {value!r}")
-
-
-def _generator(rng: Any) -> np.random.Generator:
-    """The rng option: None for a fresh seed, a seed, or a Generator, which is then shared with the caller."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"rng must be None, a seed or a numpy.random.Generator, got {rng!r}") from error
-
-
-def _array(name: str, value: Any) -> Array:
-    """`value` as an array; ValueError where its members do not make one."""
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be read as an array: {error}") from error
-
-
-def _real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
-    """`value` as an array that the kernels can read, itself where it is one.
-
-    That is: native `dtype`, aligned, whole strides, and neighbours in memory along the last axis.
-    """
-    if type(value) is np.ndarray and value.dtype is dtype and value.flags.carray:
-        return value
-    array = _array(name, value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers, to be used as {dtype}, but its dtype is {array.dtype}")
-    whole = array.flags.aligned and not any(stride % dtype.itemsize for stride in array.strides)
-    if array.dtype != dtype or not whole or array.strides[-1:] != (dtype.itemsize,):
-        try:
-            array = np.array(array, dtype, order="C")
-        except ValueError as error:
-            raise ValueError(f"{name} of shape {array.shape} cannot be converted to {dtype}: {error}") from error
-    return array
-
-
-def _shaped(
-    name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], layout: str = "the shape of the tape's y"
-) -> Array | None:
-    """`value` as `_real` has it, of just this shape; None, which stands for zeros, stays None."""
-    if value is None:
-        return None
-    array = _real(name, value, dtype)
-    if array.shape != shape:
-        raise ValueError(f"{name} must have {layout} = {shape}, got {array.shape}")
-    return array
-
-
-def _pair(name: str, value: Any, members: str) -> tuple[Any, Any]:
-    """The two members of a pair."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        got = f"{len(value)} members" if isinstance(value, (tuple, list)) else f"one {type(value).__name__}"
-        raise ValueError(f"{name} must be the pair {members}, got {got}")
-    return value[0], value[1]
-
-
-def _countable(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Refuse the shape of an array whose bytes no address can count: NumPy's own error would not name it."""
-    if math.prod(shape) > sys.maxsize // 8:
-        raise ValueError(f"{name} would have shape {shape}, more bytes than an address can count: take smaller sizes")
-    return shape
-
-
 # ----------------------------------------------------------------------------------------- what all layers can do
 
 
@@ -236,13 +121,13 @@ class Layer:
 
     def _call(self) -> str:
         """The call that makes a layer like this one, without the options that have their default."""
-        arguments = []
+        given = []
         for name, parameter in _signature(self._kind()).items():
             value = getattr(self, name)
             if value != parameter.default:
                 text = value._call() if isinstance(value, Layer) else repr(_plain(value))
-                arguments.append(text if parameter.default is parameter.empty else f"{name}={text}")
-        return f"{type(self).__name__}({', '.join(arguments)})"
+                given.append(text if parameter.default is parameter.empty else f"{name}={text}")
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def __repr__(self) -> str:
         count = sum(array.size for array in self.parameters.values())
@@ -295,12 +180,12 @@ class Layer:
             raise ValueError(f"this {type(self).__name__} is frozen: call unfreeze() before new parameters are loaded")
         if not hasattr(arrays, "keys"):
             raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
-        strict = _flag("strict", strict)
+        strict = arguments.flag("strict", strict)
         values = {}
         faults = []
         for name in arrays:
             if name in own:
-                value = _real(f"arrays[{name!r}]", arrays[name], own[name].dtype)
+                value = arguments.real(f"arrays[{name!r}]", arrays[name], own[name].dtype)
                 if value.shape == own[name].shape:
                     # Copied now, as it may be a view of a parameter that is written before it is read.
                     values[name] = value.copy()
@@ -467,8 +352,8 @@ class ArrayLayer(Layer):
     _transient: tuple[str, ...] = ()  # attributes that _prepare makes from the others
 
     def __init__(self, dtype: Any, rng: Any) -> None:
-        self.dtype = _dtype(dtype)
-        self._rng = _generator(rng)
+        self.dtype = arguments.dtype(dtype)
+        self._rng = arguments.generator(rng)
         self._parameters: dict[str, Array] = {}
         self._packed: tuple[Array, ...] | None = None  # the form that results come from while frozen
 
@@ -480,7 +365,7 @@ class ArrayLayer(Layer):
         """Make the parameters, uniform in (-bound, bound)."""
         for name, shape in shapes.items():
             self._parameters[name] = _lasting(
-                self._rng.uniform(-bound, bound, _countable(name, shape)).astype(self.dtype)
+                self._rng.uniform(-bound, bound, arguments.countable(name, shape)).astype(self.dtype)
             )
 
     def _prepare(self) -> None:
@@ -520,7 +405,7 @@ class ArrayLayer(Layer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         frozen = state["_packed"]
-        vars(self).update(state, _packed=None, dtype=_dtype(state["dtype"]))
+        vars(self).update(state, _packed=None, dtype=arguments.dtype(state["dtype"]))
         # Unpickled arrays may be read-only views of the pickle.
         self._parameters = {name: _lasting(np.array(array, order="C")) for name, array in state["_parameters"].items()}
         self._prepare()
@@ -609,19 +494,19 @@ class Recurrent(ArrayLayer, Generic[State]):
     ) -> None:
         super().__init__(dtype, rng)
         self._cell = cell
-        self.input_size = _size("input_size", input_size)
-        self.hidden_size = _size("hidden_size", hidden_size)
-        self.num_layers = _size("num_layers", num_layers)
-        self.proj_size = _size("proj_size", proj_size, least=0)
+        self.input_size = arguments.size("input_size", input_size)
+        self.hidden_size = arguments.size("hidden_size", hidden_size)
+        self.num_layers = arguments.size("num_layers", num_layers)
+        self.proj_size = arguments.size("proj_size", proj_size, least=0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size must be below hidden_size={self.hidden_size}, got {self.proj_size}")
-        self.bias = _flag("bias", bias)
-        self.batch_first = _flag("batch_first", batch_first)
-        self.dropout = _fraction("dropout", dropout)
+        self.bias = arguments.flag("bias", bias)
+        self.batch_first = arguments.flag("batch_first", batch_first)
+        self.dropout = arguments.fraction("dropout", dropout)
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
-        self.bidirectional = _flag("bidirectional", bidirectional)
-        self.reverse = _flag("reverse", reverse)
+        self.bidirectional = arguments.flag("bidirectional", bidirectional)
+        self.reverse = arguments.flag("reverse", reverse)
         if self.bidirectional and self.reverse:
             raise ValueError("bidirectional=True and reverse=True exclude each other: both directions include that one")
         self._prepare()
@@ -808,8 +693,6 @@ class Recurrent(ArrayLayer, Generic[State]):
         >>> stream(np.ones((20, 1, 4))).shape
         (20, 1, 8)
         """
-        from .streams import Stream
-
         return Stream(self, batch_size)
 
     def _inputs(
@@ -824,10 +707,10 @@ class Recurrent(ArrayLayer, Generic[State]):
         turned: bool = False,
     ) -> tuple[Any, ...]:
         """The arguments of a call as the kernels take them, checked, the plan, and the sequences if rows are uneven."""
-        x = _real("x", x, self.dtype)
+        x = arguments.real("x", x, self.dtype)
         plan = self._plans.get(x.shape) or self._plan(x.shape)
         h0, c0 = (None, None) if state is None else self._state("state" + member, state, plan)
-        zero_masked = _flag("zero_masked", zero_masked)
+        zero_masked = arguments.flag("zero_masked", zero_masked)
         if lengths is None and mask is None and reset is None:
             return x, h0, c0, plan, None
         N = plan.N if len(plan.h) == 3 else None
@@ -875,13 +758,13 @@ class Recurrent(ArrayLayer, Generic[State]):
             return None, None
         if not self._engine.has_cell:
             return self._member(name, value, plan.h, "hidden_size"), None
-        h, c = _pair(name, value, f"(h, c) of shapes {plan.h} and {plan.c}")
+        h, c = arguments.pair(name, value, f"(h, c) of shapes {plan.h} and {plan.c}")
         h = self._member(f"{name}[0] (h)", h, plan.h, "proj_size" if self.proj_size else "hidden_size")
         return h, self._member(f"{name}[1] (c)", c, plan.c, "hidden_size")
 
     def _member(self, name: str, value: Any, shape: tuple[int, ...], width: str) -> Array | None:
         layout = f"shape (num_layers * directions{', N' if len(shape) == 3 else ''}, {width})"
-        array = _shaped(name, value, self.dtype, shape, layout)
+        array = arguments.shaped(name, value, self.dtype, shape, layout)
         return None if array is None else np.ascontiguousarray(array)
 
     def _view(self, plan: _Plan, sequence: Array | None, h: Array | None, c: Array | None) -> tuple[Any, Any, Any]:
@@ -998,7 +881,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         checkpoint: Any = None,
     ) -> tuple[Array, State, Tape]:
         if checkpoint is not None and checkpoint != "auto":
-            checkpoint = _size('checkpoint, unless it is "auto" or None,', checkpoint)
+            checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
         h0, c0 = (None if array is None else array.copy() for array in (h0, c0))
         frozen = self._packed
         packed, packed_back = frozen or self._pack()
@@ -1028,8 +911,8 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         x, h0, c0, plan, uneven, y, kept, masks, packed_back, (packed, saved) = self._open(tape)
-        per_step = _flag("per_step", per_step)
-        dy = _shaped("dy" + member, dy, self.dtype, y.shape)
+        per_step = arguments.flag("per_step", per_step)
+        dy = arguments.shaped("dy" + member, dy, self.dtype, y.shape)
         dh_n, dc_n = self._state("dstate" + member, dstate, plan)
         dx, dh0, dc0 = self._fresh(plan, x.shape)
         parameters = self._zeros()
@@ -1163,7 +1046,7 @@ class RNN(Recurrent["Array"]):
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
-        self.nonlinearity = _choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.nonlinearity = arguments.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
         shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
         super().__init__(cell, input_size, hidden_size, num_layers, *shared)
@@ -1293,7 +1176,7 @@ class GRU(Recurrent["Array"]):
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
-        self.reset_after = _flag("reset_after", reset_after)
+        self.reset_after = arguments.flag("reset_after", reset_after)
         cell = "gru" if reset_after else "gru_reset_before"
         shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
         super().__init__(cell, input_size, hidden_size, num_layers, *shared)
@@ -1357,7 +1240,7 @@ class Bidirectional(Layer):
         backward_layer: Recurrent[Any] | None = None,
         merge: Literal["concat", "sum", "mul", "mean"] | None = "concat",
     ) -> None:
-        _choice("merge", merge, tuple(_MERGES))
+        arguments.choice("merge", merge, tuple(_MERGES))
         for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
             if not (isinstance(layer, Recurrent) or layer is backward_layer is None):
                 raise TypeError(f"{name} must be an RNN, LSTM or GRU, got {type(layer).__name__}")
@@ -1497,9 +1380,9 @@ class Bidirectional(Layer):
         dtype = self.forward_layer.dtype
         if self.merge is None:
             both = _both("dy", dy)
-            dy, dy_backward = (_shaped(f"dy[{k}]", both[k], dtype, outputs[k].shape) for k in range(2))
+            dy, dy_backward = (arguments.shaped(f"dy[{k}]", both[k], dtype, outputs[k].shape) for k in range(2))
         else:
-            dy = _shaped("dy", dy, dtype, shape)
+            dy = arguments.shaped("dy", dy, dtype, shape)
             dy, dy_backward = (None, None) if dy is None else _MERGES[self.merge][1](dy, *outputs)
         dstate, dstate_backward = _both("dstate", dstate)
         ours = self.forward_layer._differentiate(tape, dy, dstate, per_step, "[0]")
@@ -1547,7 +1430,7 @@ class Bidirectional(Layer):
 
 def _both(name: str, value: Any) -> tuple[Any, Any]:
     """What belongs to the forward and to the backward layer; None is none for both."""
-    return (None, None) if value is None else _pair(name, value, "of the forward and the backward layer's")
+    return (None, None) if value is None else arguments.pair(name, value, "of the forward and the backward layer's")
 
 
 def _sides(forward: Mapping[str, Any], backward: Mapping[str, Any]) -> dict[str, Any]:
@@ -1635,7 +1518,7 @@ class Pointwise(ArrayLayer):
             When `tape` is none, or `dy` does not hold real numbers.
         """
         shape, *kept = self._open(tape)
-        dy = _shaped("dy", dy, self.dtype, shape)
+        dy = arguments.shaped("dy", dy, self.dtype, shape)
         parameters = self._zeros()
         dx = self._differentiate(np.zeros(shape, self.dtype) if dy is None else dy, parameters, *kept)
         return Gradients(dx, None, parameters)
@@ -1708,9 +1591,9 @@ class Linear(Pointwise):
         rng: Seed = None,
     ) -> None:
         super().__init__(dtype, rng)
-        self.in_features = _size("in_features", in_features)
-        self.out_features = _size("out_features", out_features)
-        self.bias = _flag("bias", bias)
+        self.in_features = arguments.size("in_features", in_features)
+        self.out_features = arguments.size("out_features", out_features)
+        self.bias = arguments.flag("bias", bias)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
@@ -1723,7 +1606,7 @@ class Linear(Pointwise):
         return (functional.linear_pack(self._parameters["weight"], self._parameters.get("bias")),)
 
     def _input(self, x: Any) -> Array:
-        array = _real("x", x, self.dtype)
+        array = arguments.real("x", x, self.dtype)
         if array.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"x must have layout (..., in_features) with in_features={self.in_features}, got shape {array.shape}"
@@ -1731,7 +1614,7 @@ class Linear(Pointwise):
         return array
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        y = np.empty(_countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
+        y = np.empty(arguments.countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
         if y.size:
             functional.linear_forward(_rows(x), weights[-1], _rows(y))
         return y
@@ -1786,20 +1669,20 @@ class Embedding(Pointwise):
         self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
-        self.num_embeddings = _size("num_embeddings", num_embeddings)
-        self.embedding_dim = _size("embedding_dim", embedding_dim)
-        shape = _countable("weight", (self.num_embeddings, self.embedding_dim))
+        self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
+        self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
+        shape = arguments.countable("weight", (self.num_embeddings, self.embedding_dim))
         self._parameters["weight"] = _lasting(self._rng.standard_normal(shape).astype(self.dtype))
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are looked up in the table as it is
 
     def _input(self, x: Any) -> Array:
-        ids = _array("x", x)
+        ids = arguments.array("x", x)
         if ids.dtype.kind not in "iu":
             raise TypeError(f"x must hold integer ids, but its dtype is {ids.dtype}")
         # A MemoryError now, not after a long look at the ids.
-        np.empty(_countable("y", (*ids.shape, self.embedding_dim)), self.dtype)
+        np.empty(arguments.countable("y", (*ids.shape, self.embedding_dim)), self.dtype)
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_embeddings):
             wrong = ids[(ids < 0) | (ids >= self.num_embeddings)][0]
             raise ValueError(f"x must hold ids from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {wrong}")

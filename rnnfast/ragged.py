@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import functional
+from . import arguments, functional
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -177,15 +177,8 @@ def read(
     return Ragged(engine, T, 1 if N is None else N, lengths, mask, reset, held, held and repeats)
 
 
-def _array(name: str, value: Any) -> Array:
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be read as an array: {error}") from error
-
-
 def _lengths(value: Any, T: int, N: int | None) -> Array:
-    lengths = _array("lengths", value)
+    lengths = arguments.array("lengths", value)
     shape = () if N is None else (N,)
     if lengths.dtype.kind not in "iu" and lengths.size:
         raise TypeError(f"lengths must hold integers, but its dtype is {lengths.dtype}")
@@ -201,7 +194,7 @@ def _lengths(value: Any, T: int, N: int | None) -> Array:
 
 def _flags(name: str, value: Any, T: int, N: int | None, batch_first: bool) -> Array:
     """A mask or a reset as (T, N)."""
-    array = _array(name, value)
+    array = arguments.array(name, value)
     if array.dtype != bool and array.size:
         raise TypeError(f"{name} must hold booleans, but its dtype is {array.dtype}: compare, as in {name} != 0")
     shape = (T,) if N is None else (N, T) if batch_first else (T, N)

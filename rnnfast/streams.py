@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from . import functional
-from .layers import Recurrent, _real, _size
+from . import arguments, functional
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
 
+    from .layers import Recurrent
+
     Array = NDArray[Any]
 
 __all__ = ["Stream", "StreamPool"]
 
 
-def _refuse_backwards(layer: Recurrent[Any]) -> None:
+def _check(layer: Recurrent[Any]) -> None:
+    """Refuse what cannot be streamed."""
+    if not isinstance(getattr(layer, "_engine", None), functional.Engine):
+        raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
     if layer.bidirectional or layer.reverse:
         raise ValueError(
             f"{layer._call()} runs backwards, from the last step of a sequence, which a stream has not seen yet: "
@@ -39,7 +43,7 @@ def _pack(layer: Recurrent[Any]) -> Array:
 
 def _steps_of(name: str, value: Any, layer: Recurrent[Any], N: int) -> Array:
     """Features of one step as (N, I)."""
-    x = _real(name, value, layer.dtype)
+    x = arguments.real(name, value, layer.dtype)
     if x.shape != (N, layer.input_size) and (N != 1 or x.shape != (layer.input_size,)):
         alone = f", or {(layer.input_size,)} for the one row" if N == 1 else ""
         raise ValueError(f"{name} must have shape (rows, input_size) = {(N, layer.input_size)}{alone}, got {x.shape}")
@@ -85,10 +89,8 @@ class Stream:
     """
 
     def __init__(self, layer: Recurrent[Any], batch_size: int = 1) -> None:
-        if not isinstance(layer, Recurrent):
-            raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
-        _refuse_backwards(layer)
-        self.batch_size = N = _size("batch_size", batch_size)
+        _check(layer)
+        self.batch_size = N = arguments.size("batch_size", batch_size)
         self._layer, self._packed = layer, _pack(layer)
         engine, states = layer._engine, layer.num_layers
 
@@ -254,10 +256,8 @@ class StreamPool:
     """
 
     def __init__(self, layer: Recurrent[Any], capacity: int) -> None:
-        if not isinstance(layer, Recurrent):
-            raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
-        _refuse_backwards(layer)
-        self.capacity = _size("capacity", capacity)
+        _check(layer)
+        self.capacity = arguments.size("capacity", capacity)
         self._layer, self._packed = layer, _pack(layer)
         engine = layer._engine
         widths = (engine.output_size, layer.hidden_size)[: 1 + engine.has_cell]
@@ -380,7 +380,7 @@ class StreamPool:
         if len(set(ids)) < count:
             twice = next(id for at, id in enumerate(ids) if id in ids[:at])  # noqa: A001
             raise ValueError(f"ids holds {twice} twice: a stream takes one step at a time")
-        x = _real("x", x, layer.dtype)
+        x = arguments.real("x", x, layer.dtype)
         if x.shape != (count, layer.input_size):
             raise ValueError(f"x must have shape (len(ids), input_size) = {(count, layer.input_size)}, got {x.shape}")
         y = _place_for(out, (count, engine.output_size), layer.dtype, x)

@@ -301,7 +301,7 @@ def test_forms_of_arrays(kind, form, rng):
 @pytest.mark.parametrize("form", FORMS)
 def test_kernels_can_read_any_form(form, dtype, rng):
     array = rng.standard_normal((T, N, I)).astype(np.float32).astype(dtype)
-    got = layers._real("x", FORMS[form](array), np.dtype(dtype))
+    got = arguments.real("x", FORMS[form](array), np.dtype(dtype))
     np.testing.assert_array_equal(got, array)
     assert got.dtype == dtype
     assert got.flags.aligned
@@ -318,7 +318,7 @@ def test_views_are_not_copied(view, dtype):
         "backwards": memory[::-1, ::-1],
         "batch inside": memory.transpose(1, 0, 2),
     }
-    assert layers._real("x", views[view], np.dtype(dtype)) is views[view]
+    assert arguments.real("x", views[view], np.dtype(dtype)) is views[view]
 
 
 @pytest.mark.parametrize("other", [bool, np.int8, np.uint64, np.float16])

@@ -1,0 +1,128 @@
+"""Checks of single arguments: each returns the value as it is used, or raises an error that names the argument.
+
+The error says what was expected, what came, and where it helps how to mend it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+import operator
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def size(name: str, value: Any, least: int = 1) -> int:
+    """An integer option of at least `least`."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = None
+    if size is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if size < least:
+        raise ValueError(f"{name} must be at least {least}, got {size}")
+    return size
+
+
+def flag(name: str, value: Any) -> bool:
+    """An option that is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def fraction(name: str, value: Any) -> float:
+    """An option from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= (fraction := float(value)) <= 1:
+        raise ValueError(f"{name} must lie from 0 to 1, got {value!r}")
+    return fraction
+
+
+def choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """An option that is one of a few values."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def dtype(value: Any) -> np.dtype[Any]:
+    """The dtype option, as the one object that native arrays of this dtype carry."""
+    with contextlib.suppress(TypeError):
+        if value is not None and np.dtype(value) in DTYPES:
+            return DTYPES[DTYPES.index(np.dtype(value))]
+    raise ValueError(f"dtype must be numpy.float32 or numpy.float64, got {value!r}")
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """The rng option: None for a fresh seed, a seed, or a Generator, which is then shared with the caller."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng must be None, a seed or a numpy.random.Generator, got {rng!r}") from error
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` as an array; ValueError where its members do not make one."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+
+
+def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """`value` as an array that the kernels can read, itself where it is one.
+
+    That is: native `dtype`, aligned, whole strides, and neighbours in memory along the last axis.
+    """
+    if type(value) is np.ndarray and value.dtype is dtype and value.flags.carray:
+        return value
+    result = array(name, value)
+    if result.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, to be used as {dtype}, but its dtype is {result.dtype}")
+    whole = result.flags.aligned and not any(stride % dtype.itemsize for stride in result.strides)
+    if result.dtype != dtype or not whole or result.strides[-1:] != (dtype.itemsize,):
+        try:
+            result = np.array(result, dtype, order="C")
+        except ValueError as error:
+            raise ValueError(f"{name} of shape {result.shape} cannot be converted to {dtype}: {error}") from error
+    return result
+
+
+def shaped(
+    name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], layout: str = "the shape of the tape's y"
+) -> Array | None:
+    """`value` as `real` has it, of just this shape; None, which stands for zeros, stays None."""
+    if value is None:
+        return None
+    array = real(name, value, dtype)
+    if array.shape != shape:
+        raise ValueError(f"{name} must have {layout} = {shape}, got {array.shape}")
+    return array
+
+
+def pair(name: str, value: Any, members: str) -> tuple[Any, Any]:
+    """The two members of a pair."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        got = f"{len(value)} members" if isinstance(value, (tuple, list)) else f"one {type(value).__name__}"
+        raise ValueError(f"{name} must be the pair {members}, got {got}")
+    return value[0], value[1]
+
+
+def countable(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse the shape of an array whose bytes no address can count: NumPy's own error would not name it."""
+    if math.prod(shape) > sys.maxsize // 8:
+        raise ValueError(f"{name} would have shape {shape}, more bytes than an address can count: take smaller sizes")
+    return shape
