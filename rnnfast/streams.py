@@ -14,14 +14,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from .layers import Recurrent
-
     Array = NDArray[Any]
 
 __all__ = ["Stream", "StreamPool"]
 
 
-def _check(layer: Recurrent[Any]) -> None:
+def _check(layer: Any) -> None:
     """Refuse what cannot be streamed."""
     if not isinstance(getattr(layer, "_engine", None), functional.Engine):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
@@ -32,7 +30,7 @@ def _check(layer: Recurrent[Any]) -> None:
         )
 
 
-def _pack(layer: Recurrent[Any]) -> Array:
+def _pack(layer: Any) -> Array:
     """The weights as they are now, in the engine's form; those of a frozen layer cannot change and are shared."""
     if layer._packed is not None:
         return layer._packed[0]
@@ -41,7 +39,7 @@ def _pack(layer: Recurrent[Any]) -> Array:
     return packed
 
 
-def _steps_of(name: str, value: Any, layer: Recurrent[Any], N: int) -> Array:
+def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
     """Features of one step as (N, I)."""
     x = arguments.real(name, value, layer.dtype)
     if x.shape != (N, layer.input_size) and (N != 1 or x.shape != (layer.input_size,)):
@@ -88,7 +86,7 @@ class Stream:
     True
     """
 
-    def __init__(self, layer: Recurrent[Any], batch_size: int = 1) -> None:
+    def __init__(self, layer: Any, batch_size: int = 1) -> None:
         _check(layer)
         self.batch_size = N = arguments.size("batch_size", batch_size)
         self._layer, self._packed = layer, _pack(layer)
@@ -255,7 +253,7 @@ class StreamPool:
     ((1, 8), 1)
     """
 
-    def __init__(self, layer: Recurrent[Any], capacity: int) -> None:
+    def __init__(self, layer: Any, capacity: int) -> None:
         _check(layer)
         self.capacity = arguments.size("capacity", capacity)
         self._layer, self._packed = layer, _pack(layer)

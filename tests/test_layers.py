@@ -9,7 +9,7 @@ import pytest
 from oracles import assert_close, central_differences, members, named
 
 import rnnfast
-from rnnfast import layers, reference
+from rnnfast import arguments, layers, reference
 
 # Every kind of recurrent layer, as class and options.
 KINDS = {
