@@ -81,6 +81,7 @@ CORE = Extension(
     "rnnfast._core",
     ["rnnfast/_core.pyx"],
     include_dirs=["csrc"],
+    libraries=[] if sys.platform == "win32" else ["m"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,
     depends=[*HEADERS, *sorted(glob("csrc/*.c")), "setup.py"],

@@ -1,72 +1,16 @@
-/* The cells: for each its gates, the stages of its step, and the pointwise parts, forward next to backward.
- *
- * A step begins with the gates buffer holding bias + W_ih x. Each stage adds a product to some of its columns and then runs a pointwise
- * part over the units. The gates buffer of a row holds `width` columns of H numbers. ih[b] and hh[b] name the gate, in torch's order, of
- * weight_ih and weight_hh that feeds column b (-1: none), so nothing else needs to know a cell's order of gates:
+/* The cells: for each its pointwise parts, forward next to backward.
  *
  *   rnn         h                                                       (slope from h itself, so gates are not kept)
  *   lstm        i f g o                                                 Hochreiter & Schmidhuber 1997, Gers et al. 2000
  *   gru         n r z q     q = W_hn h + b_hn, n = tanh(... + r * q)    Cho et al. 2014, as torch has it (reset after the product)
  *   gru before  r z n       n = tanh(... + W_hn (r * h))                Cho et al. 2014 (a second product in the middle of the step)
  *
- * In a column a pre-activation is replaced by its activation; backward reads that and writes the gradient of the pre-activation
- * into the same column of dgates. With a projection (Sak et al. 2014) the cell's output goes to aux, and one more stage,
- * a product without a pointwise part, makes h of it.
- *
- * Backward: dh comes in as the gradient of the cell's output; a cell that keeps a share of h_before in h leaves that share of
- * the gradient in dh and the product then adds to it (keeps_dh), else the product overwrites. dc comes in and goes out. Parts read and
- * write only their own row; c and c_before may be the same. Rounding: one per operation written, activations as in activations.h.
+ * In a column a pre-activation is replaced by its activation.
  */
 #ifndef RNNFAST_CELLS_H
 #define RNNFAST_CELLS_H
 
-#include "activations.h"
-#include "gemm.h"
-
-/* A row at a step. aux is r * h_before (gru before), or the output before its projection. */
-typedef struct {
-    ptrdiff_t H;
-    REAL *gates;
-    const REAL *c_before, *h_before;
-    REAL *c, *h, *aux;
-    REAL *dgates, *dh, *dc, *daux; /* backward only */
-} point;
-
-typedef void pointwise(const point *, range units);
-
-typedef struct {
-    int from_aux;     /* the product's source: aux, or h of the step before */
-    int first, count; /* the columns it adds to; count 0: it makes h */
-    int keeps_dh;
-    pointwise *forward, *backward; /* run after the product (backward: before it); may be NULL */
-} stage;
-
-typedef struct {
-    int gates, width;
-    signed char ih[4], hh[4];
-    int keeps_gates, has_c, has_aux;
-    int stages;
-    stage stage[2];
-} cell;
-
-INLINE vec get(const REAL *p, ptrdiff_t n)
-{
-    return n == LANES ? load(p) : load_part(p, n);
-}
-
-INLINE void put(REAL *p, vec v, ptrdiff_t n)
-{
-    if (n == LANES) store(p, v);
-    else store_part(p, v, n);
-}
-
-/* The body for each vector of units; the last one may be short. */
-INLINE void for_units(const point *p, range units, void (*body)(const point *, ptrdiff_t j, ptrdiff_t n))
-{
-    ptrdiff_t j = units.begin;
-    for (; j + LANES <= units.end; j += LANES) body(p, j, LANES);
-    if (j < units.end) body(p, j, units.end - j);
-}
+#include "any_cells.h"
 
 /* ---- rnn ---- */
 
@@ -269,6 +213,18 @@ static const cell cells[RNNFAST_CELLS] = {
                                              .backward = gru_before_reset_backward},
                                             {.from_aux = 1, .first = 2, .count = 1, .forward = gru_before_mix_forward,
                                              .backward = gru_before_mix_backward}}},
+    [RNNFAST_RNN_ANY] = {.gates = 1, .width = 1, .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .keeps_gates = 1, .stages = 1,
+                         .stage = {{.count = 1, .forward = any_rnn_forward, .backward = any_rnn_backward}}},
+    [RNNFAST_LSTM_ANY] = {.gates = 4, .width = 4, .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .keeps_gates = 1, .has_c = 1, .stages = 1,
+                          .stage = {{.count = 4, .forward = any_lstm_forward, .backward = any_lstm_backward}}},
+    [RNNFAST_GRU_ANY] = {.gates = 3, .width = 4, .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .keeps_gates = 1, .stages = 1,
+                         .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = any_gru_forward, .backward = any_gru_backward}}},
+    [RNNFAST_GRU_RESET_BEFORE_ANY] = {.gates = 3, .width = 3, .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .keeps_gates = 1, .has_aux = 1,
+                                      .stages = 2,
+                                      .stage = {{.count = 2, .keeps_dh = 1, .forward = any_gru_before_reset_forward,
+                                                 .backward = any_gru_before_reset_backward},
+                                                {.from_aux = 1, .first = 2, .count = 1, .forward = any_gru_before_mix_forward,
+                                                 .backward = any_gru_before_mix_backward}}},
 };
 /* clang-format on */
 

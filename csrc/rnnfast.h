@@ -9,8 +9,8 @@
  *   h0, h_n, dh_n, dh0   [L*D, N, P]    contiguous; c likewise with H; layer 0 forward, layer 0 reverse, layer 1 forward ...
  *   masks                [L-1, T, N, D*P] contiguous: what the output of each layer but the last is multiplied by (dropout)
  *
- * parameters: five pointers for each layer and direction, NULL where there is none, in torch's gate order (i,f,g,o; r,z,n):
- *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H]
+ * parameters: six pointers for each layer and direction, NULL where there is none, in torch's gate order (i,f,g,o; r,z,n):
+ *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], peephole [3, H] (i, f, o)
  *
  * Nothing here can fail or allocates memory: ask sizes() first and hand in buffers, aligned to 64 bytes, of at least that many
  * bytes. Arguments are trusted. Buffers may not overlap, unless it is said. The functions may be called from any number of threads
@@ -35,8 +35,32 @@ typedef enum {
     RNNFAST_LSTM,
     RNNFAST_GRU,              /* reset after the product: n = tanh(W x + b + r * (R h + b')) */
     RNNFAST_GRU_RESET_BEFORE, /* n = tanh(W x + b + R (r * h) + b') */
+    RNNFAST_RNN_ANY,          /* these heed what the stack says of activations, clip, peepholes and coupling */
+    RNNFAST_LSTM_ANY,
+    RNNFAST_GRU_ANY,
+    RNNFAST_GRU_RESET_BEFORE_ANY,
     RNNFAST_CELLS
 } rnnfast_cell;
+
+typedef enum {               /* of x, with alpha and beta */
+    RNNFAST_SIGMOID,         /* 1 / (1 + e^-x) */
+    RNNFAST_TANH,            /* */
+    RNNFAST_RELU,            /* max(0, x) */
+    RNNFAST_AFFINE,          /* alpha x + beta */
+    RNNFAST_LEAKY_RELU,      /* x where x >= 0, else alpha x */
+    RNNFAST_THRESHOLDED_RELU, /* x where x >= alpha, else 0 */
+    RNNFAST_SCALED_TANH,     /* alpha tanh(beta x) */
+    RNNFAST_HARD_SIGMOID,    /* alpha x + beta, from 0 to 1 */
+    RNNFAST_ELU,             /* x where x >= 0, else alpha (e^x - 1) */
+    RNNFAST_SOFTSIGN,        /* x / (1 + |x|) */
+    RNNFAST_SOFTPLUS,        /* log(1 + e^x) */
+    RNNFAST_ACTIVATIONS
+} rnnfast_function;
+
+typedef struct {
+    rnnfast_function function;
+    double alpha, beta;
+} rnnfast_activation;
 
 typedef struct {
     rnnfast_cell cell;
@@ -44,6 +68,11 @@ typedef struct {
     int reverse; /* with one direction: run it from the last step to the first */
     ptrdiff_t layers, I, H;
     ptrdiff_t P; /* equal to H where there is no projection */
+    /* of cells named ANY alone */
+    rnnfast_activation activations[2][3]; /* of each direction: of the gates, of the candidate, of c on its way to h */
+    double clip;                          /* the inputs of all activations are kept from -clip to clip; 0: as they are */
+    int peepholes;                        /* of an LSTM: i and f see c before, o sees c */
+    int coupled;                          /* of an LSTM: f = 1 - i */
 } rnnfast_stack;
 
 typedef struct {        /* bytes */
@@ -59,6 +88,8 @@ typedef struct {
     int (*stop)(void *context);
     void *context;
 } rnnfast_poll;
+
+enum { RNNFAST_KINDS = 6 }; /* of parameters of a layer and direction */
 
 enum { RNNFAST_SUM_ROWS = 256 }; /* in one chain of a weight's gradient: a longer chain would lose accuracy */
 

@@ -90,11 +90,13 @@ typedef struct {
     cell cell;
     ptrdiff_t L, D, I, H, P;
     ptrdiff_t gates_row, H_row, P_row;
+    int peepholes;
 } shape;
 
 static shape shape_of(const rnnfast_stack *s)
 {
     shape z = {.cell = cell_of(s), .L = s->layers, .D = s->directions, .I = s->I, .H = s->H, .P = s->P};
+    z.peepholes = s->cell == RNNFAST_LSTM_ANY && s->peepholes;
     z.gates_row = whole(times(z.cell.width, s->H), LANES);
     if (z.gates_row % CROWDED == 0) z.gates_row = plus(z.gates_row, ALIGN); /* columns of dgates are read: in half the time */
     z.H_row = whole(s->H, LANES);
@@ -117,12 +119,18 @@ static ptrdiff_t stage_columns(const shape *z, const stage *g)
     return g->count ? times(g->count, z->H) : z->P;
 }
 
+/* Numbers of the peepholes of a layer and direction, if it has any. */
+static ptrdiff_t peepholes(const shape *z)
+{
+    return z->peepholes ? times(3, z->H) : 0;
+}
+
 static ptrdiff_t packed_of_layer(const shape *z, ptrdiff_t layer)
 {
     ptrdiff_t sum = times(width_of_input(z, layer), whole(times(z->cell.gates, z->H), LANES));
     for (int i = 0; i < z->cell.stages; i++)
         sum = plus(sum, times(stage_source(z, &z->cell.stage[i]), whole(stage_columns(z, &z->cell.stage[i]), LANES)));
-    return whole(plus(sum, z->gates_row), ALIGN);
+    return whole(plus(plus(sum, z->gates_row), peepholes(z)), ALIGN);
 }
 
 static ptrdiff_t packed_back_of_layer(const shape *z, ptrdiff_t layer)
@@ -130,7 +138,7 @@ static ptrdiff_t packed_back_of_layer(const shape *z, ptrdiff_t layer)
     ptrdiff_t sum = times(times(z->cell.gates, z->H), whole(width_of_input(z, layer), LANES));
     for (int i = 0; i < z->cell.stages; i++)
         sum = plus(sum, times(stage_columns(z, &z->cell.stage[i]), whole(stage_source(z, &z->cell.stage[i]), LANES)));
-    return whole(sum, ALIGN);
+    return whole(plus(sum, peepholes(z)), ALIGN);
 }
 
 /* Where the part of a layer and direction begins, if those of layer 0 have the size `first` and the others the size `later`. */
@@ -291,6 +299,7 @@ typedef struct {
     grid x, y, h0, c0;
     grid gates, c, aux; /* of all steps; c and aux of one step alone, and gates of a block, if no tape is kept */
     const REAL *w_ih, *w[2], *bias;
+    variant any;
     grid h_n, c_n;
     grid dy, dx;           /* backward only, as all that follows; dy.at NULL: zeros */
     grid dgates, dh_steps; /* of a block of steps */
@@ -298,7 +307,7 @@ typedef struct {
     REAL *tiles, *panels;
     grid dh_of_all; /* of all steps, for the caller; at NULL: is not wanted */
     grid dh0, dc0;
-    REAL *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr;
+    REAL *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr, *dpeephole;
 } direction;
 
 static int projects(const cell *c)
@@ -352,6 +361,7 @@ static range units_of(ptrdiff_t columns, int k, int n)
 static void point_at(point *p, const direction *d, ptrdiff_t s, ptrdiff_t slot, ptrdiff_t n)
 {
     p->H = d->z.H;
+    p->any = &d->any;
     p->gates = cell_at(&d->gates, slot, n);
     p->h_before = before(&d->y, &d->h0, s, n);
     p->aux = cell_at(&d->aux, s, n);
@@ -460,6 +470,9 @@ static void pack_direction(const shape *z, ptrdiff_t K, const void *const *param
         int of_ih = b < cell->width && b_ih ? cell->ih[b] : -1, of_hh = b < cell->width && b_hh ? cell->hh[b] : -1;
         packed[j] = (of_ih < 0 ? 0 : b_ih[of_ih * H + j % H]) + (of_hh < 0 ? 0 : b_hh[of_hh * H + j % H]);
     }
+    size_t bytes = (size_t)peepholes(z) * sizeof(REAL);
+    if (packed && bytes && k == 0) memcpy(packed + z->gates_row, parameters[5], bytes);
+    if (back && bytes && k == 0) memcpy(back, parameters[5], bytes);
 }
 
 static void pack_run(void *argument, int k, int n)
@@ -472,7 +485,7 @@ static void pack_run(void *argument, int k, int n)
     join(&w, c, k, n);
     for (ptrdiff_t layer = 0; layer < z->L; layer++)
         for (ptrdiff_t d = 0; d < z->D; d++)
-            pack_direction(z, width_of_input(z, layer), c->parameters + 5 * (layer * z->D + d),
+            pack_direction(z, width_of_input(z, layer), c->parameters + RNNFAST_KINDS * (layer * z->D + d),
                            c->packed ? c->packed + place(z, layer, d, first, later) : NULL,
                            c->packed_back ? c->packed_back + place(z, layer, d, first_back, later_back) : NULL, k, n, w.watch);
 }
@@ -771,6 +784,28 @@ static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range colum
     }
 }
 
+/* Gradients of peepholes: of i and f from c before, of o from c. */
+static void add_peepholes(const direction *d, ptrdiff_t s0, ptrdiff_t r0, ptrdiff_t R, range units)
+{
+    ptrdiff_t H = d->z.H;
+    for (ptrdiff_t j = units.begin; j < units.end; j += LANES) {
+        ptrdiff_t some = at_most(LANES, units.end - j), s = s0, n = r0;
+        vec sums[3] = {broadcast(0), broadcast(0), broadcast(0)};
+        for (ptrdiff_t r = 0; r < R; r++, n++) {
+            while (n >= rows_at(d, s)) n -= rows_at(d, s++);
+            const REAL *dgates = d->dgates.at + (r0 + r) * d->dgates.row + j;
+            vec c_before = get(before(&d->c, &d->c0, s, n) + j, some);
+            sums[0] = muladd(get(dgates, some), c_before, sums[0]);
+            sums[1] = muladd(get(dgates + H, some), c_before, sums[1]);
+            sums[2] = muladd(get(dgates + 3 * H, some), get(cell_at(&d->c, s, n) + j, some), sums[2]);
+        }
+        for (int b = 0; b < 3; b++) {
+            REAL *to = d->dpeephole + b * H + j;
+            put(to, get(to, some) + sums[b], some);
+        }
+    }
+}
+
 static REAL *block_of(REAL *matrix, int gate, ptrdiff_t numbers)
 {
     return matrix && gate >= 0 ? matrix + gate * numbers : NULL;
@@ -809,6 +844,7 @@ static void sum_rows(const direction *d, const crew *w, ptrdiff_t s0, ptrdiff_t 
             add_outer(of_gates + R * b * H, H, R, source, columns, d->dw_hh + cell->hh[b] * H * columns, own, w->watch);
         if (!g->count) add_outer(of_dh, P, R, source, columns, d->dw_hr, own_of_P, w->watch);
     }
+    if (d->dpeephole) add_peepholes(d, s0, r0, R, own_units);
     meet(w);
 }
 
@@ -869,6 +905,9 @@ static void set_direction(direction *d, const rnnfast_problem *p, const shape *z
     d->K = width_of_input(z, layer);
     d->keeps = p->tape != NULL;
     if (p->order) d->begin = p->order->begin;
+    d->any.functions = p->stack.activations[z->D == 2 ? which : 0];
+    d->any.clip = (REAL)p->stack.clip;
+    d->any.coupled = p->stack.coupled;
     d->h0 = state_of(p->h0, state, e->N, z->P, zeros);
     d->c0 = state_of(p->c0, state, e->N, z->H, zeros);
     if (p->tape) {
@@ -974,6 +1013,7 @@ static void set_forward(call *c, ptrdiff_t layer, int which, grid x, grid y)
     for (int i = 0; i < z->cell.stages; i++)
         d->w[i] = take(&from, packed_size(stage_source(z, &z->cell.stage[i]), stage_columns(z, &z->cell.stage[i])));
     d->bias = from;
+    if (peepholes(z)) d->any.peephole = from + z->gates_row;
     if (!d->gates.at) d->gates = entries(p, e, take(&work, most_rows(e, forward_rows(z)) * z->gates_row), z->gates_row);
     if (!d->keeps) {
         d->c = grid_of(d->c_n.at, e->N, 0, z->H);
@@ -1035,7 +1075,7 @@ static void set_backward(call *c, ptrdiff_t layer, int which, grid x, grid y, gr
          *from = (REAL *)p->packed_back + place(z, layer, which, packed_back_of_layer(z, 0), packed_back_of_layer(z, 1));
     direction *d = &c->d[which];
     set_direction(d, p, z, e, layer, which, zeros);
-    void *const *gradients = p->dparameters + 5 * state;
+    void *const *gradients = p->dparameters + RNNFAST_KINDS * state;
     range all = {0, N};
     d->x = walked(p, x, which);
     d->y = shifted(walked(p, y, which), which * z->P);
@@ -1047,6 +1087,7 @@ static void set_backward(call *c, ptrdiff_t layer, int which, grid x, grid y, gr
     d->w_ih = take(&from, packed_size(z->cell.gates * z->H, d->K));
     for (int i = 0; i < z->cell.stages; i++)
         d->w[i] = take(&from, packed_size(stage_columns(z, &z->cell.stage[i]), stage_source(z, &z->cell.stage[i])));
+    if (peepholes(z)) d->any.peephole = from;
     d->dgates = entries(p, e, take(&work, rows * z->gates_row), z->gates_row);
     d->dh_steps = entries(p, e, take(&work, rows * z->P_row), z->P_row);
     d->dh = grid_of(take(&work, N * z->P_row), N, 0, z->P_row);
@@ -1059,6 +1100,7 @@ static void set_backward(call *c, ptrdiff_t layer, int which, grid x, grid y, gr
     d->db_ih = gradients[2];
     d->db_hh = gradients[3];
     d->dw_hr = gradients[4];
+    d->dpeephole = gradients[5];
     copy_rows(d->dh, state_of(p->dh_n, state, N, z->P, zeros), z->P, all);
     if (z->cell.has_c) copy_rows(d->dc, state_of(p->dc_n, state, N, z->H, zeros), z->H, all);
 }

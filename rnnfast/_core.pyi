@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELLS: tuple[str, ...]
+FUNCTIONS: tuple[str, ...]
 SUM_ROWS: int
 
 class Sizes(NamedTuple):
@@ -27,6 +28,7 @@ class Engine:
     has_cell: bool
     directions: int
     gates: int
+    options: Any
     packed_size: int
     packed_back_size: int
     def __init__(
@@ -42,6 +44,7 @@ class Engine:
         reverse: bool = False,
         bias: bool = True,
         isa: str | None = None,
+        options: Any = None,
     ) -> None: ...
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
 

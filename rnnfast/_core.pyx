@@ -35,10 +35,16 @@ cdef extern from "Python.h":
 
 cdef extern from "rnnfast.h":
     ctypedef int rnnfast_cell
+    ctypedef struct rnnfast_activation:
+        int function
+        double alpha, beta
     ctypedef struct rnnfast_stack:
         rnnfast_cell cell
         int directions, reverse
         ptrdiff_t layers, I, H, P
+        rnnfast_activation activations[2][3]
+        double clip
+        int peepholes, coupled
     ctypedef struct rnnfast_sizes:
         size_t packed, packed_back, tape, forward_workspace, backward_workspace
     ctypedef struct rnnfast_poll:
@@ -132,11 +138,15 @@ cdef extern from "rnnfast.h":
     void rnnfast_fill(const rnnfast_order *, int, void *, size_t, ptrdiff_t, ptrdiff_t) nogil
     enum:
         RNNFAST_SUM_ROWS
+        RNNFAST_KINDS
     const char *const *rnnfast_isas()
     const rnnfast_table *rnnfast_get_table(const char *, size_t)
 
 
-CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell
+CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell, in which these follow:
+ANY_CELLS = ("rnn", "lstm", "gru", "gru_reset_before")
+FUNCTIONS = ("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu", "softsign",
+             "softplus")                # the order of rnnfast_function
 SUM_ROWS = RNNFAST_SUM_ROWS             # the rows whose gradients of weights make one sum
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
@@ -248,13 +258,13 @@ cdef void give_back(Memory *memory) noexcept:
 
 
 cdef class Pointers:
-    """Pointers to a list of arrays, each with the place that it has among five a layer and direction."""
+    """Pointers to a list of arrays, each with the place that it has among those of a layer and direction."""
     cdef void **at
     cdef Py_buffer *views
     cdef int count
 
     def __cinit__(self, Engine engine, arrays, int flags):
-        cdef ptrdiff_t places = 5 * engine.stack.layers * engine.stack.directions
+        cdef ptrdiff_t places = RNNFAST_KINDS * engine.stack.layers * engine.stack.directions
         self.at = <void **>PyMem_Calloc(places, sizeof(void *))
         self.views = <Py_buffer *>PyMem_Calloc(places, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
@@ -262,7 +272,7 @@ cdef class Pointers:
         for i, array in enumerate(arrays):
             PyObject_GetBuffer(array, &self.views[i], flags)
             self.count = i + 1
-            self.at[5 * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[i].buf
+            self.at[RNNFAST_KINDS * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[i].buf
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -384,10 +394,11 @@ cdef class Engine:
     cdef readonly bint bidirectional, reverse, bias, has_cell
     cdef readonly int directions, gates
     cdef readonly size_t packed_size, packed_back_size
-    cdef tuple kinds                    # of parameters that there are, by their place among the five
+    cdef readonly object options        # of the cell, as given; None: it has none
+    cdef tuple kinds                    # of parameters that there are, by their place among RNNFAST_KINDS
 
     def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
-                 reverse=False, bias=True, isa=None):
+                 reverse=False, bias=True, isa=None, options=None):
         cdef rnnfast_sizes sizes
         self.table = table_of(dtype.itemsize, isa)
         self.isa = (<bytes>self.table.isa).decode()
@@ -400,12 +411,19 @@ cdef class Engine:
         except OverflowError:
             raise ValueError(self._too_large()) from None
         self.output_size = self.proj_size or self.hidden_size
-        self.stack = rnnfast_stack(CELLS.index(cell), self.directions, reverse, self.num_layers, self.input_size, self.hidden_size,
-                                   self.output_size)
+        memset(&self.stack, 0, sizeof(self.stack))
+        self.stack.cell, self.stack.directions, self.stack.reverse = CELLS.index(cell), self.directions, reverse
+        self.stack.layers, self.stack.I, self.stack.H, self.stack.P = num_layers, input_size, hidden_size, self.output_size
+        self.options = options
+        if options is not None:
+            self.stack.cell = len(CELLS) + ANY_CELLS.index("rnn" if cell.startswith("rnn") else cell)
+            self.stack.clip, self.stack.peepholes, self.stack.coupled = options.clip or 0, options.peepholes, options.coupled
+            for i, (function, alpha, beta) in enumerate(options.activations):
+                self.stack.activations[i // 3][i % 3] = rnnfast_activation(FUNCTIONS.index(function), alpha, beta)
         if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
             raise ValueError(self._too_large())
         self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
-        self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size)
+        self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size) + (5,) * bool(self.stack.peepholes)
 
     def _too_large(self):
         return ("input_size, hidden_size and num_layers are too large together: the weights would take more bytes than "

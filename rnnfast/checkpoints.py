@@ -84,6 +84,7 @@ def _layers(engine: functional.Engine) -> list[list[Part]]:
             reverse=bool(turned),
             bias=engine.bias,
             isa=engine.isa,
+            options=None if engine.options is None else engine.options.of_direction(turned),
         )
         count = len(functional.parameter_shapes(own))
         packed = slice(used, used + own.packed_size)

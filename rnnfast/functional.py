@@ -66,6 +66,7 @@ except ImportError as error:
     ) from error
 from rnnfast._core import (
     CELLS,
+    FUNCTIONS,
     SUM_ROWS,
     Engine,
     Order,
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CELLS",
+    "FUNCTIONS",
     "SUM_ROWS",
     "Engine",
     "Order",
@@ -140,6 +142,8 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
                 shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
             if engine.proj_size:
                 shapes["weight_hr" + suffix] = (engine.proj_size, engine.hidden_size)
+            if engine.options is not None and engine.options.peepholes:
+                shapes["peephole" + suffix] = (3, engine.hidden_size)
         features = engine.directions * engine.output_size
     return shapes
 

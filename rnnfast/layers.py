@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, T
 
 import numpy as np
 
-from . import arguments, checkpoints, functional, ragged
+from . import arguments, checkpoints, functional, options, ragged
 from .streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -266,6 +266,8 @@ def _plain(option: Any) -> Any:
     """An option in JSON's types."""
     if isinstance(option, Layer):
         return option._description()
+    if isinstance(option, tuple):
+        return [_plain(one) for one in option]
     return option.name if isinstance(option, np.dtype) else option
 
 
@@ -274,7 +276,10 @@ def _essence(description: Any) -> Any:
     if not isinstance(description, dict):
         return description
     free = ("batch_first", "dropout", "dtype")
-    return {name: _essence(value) for name, value in description.items() if name not in free}
+    # Files of 0.1.0 do not know these.
+    later = {"activations": None, "clip": None, "peepholes": False, "coupled": False}
+    essence = {name: _essence(value) for name, value in description.items() if name not in free}
+    return {name: value for name, value in essence.items() if name not in later or value != later[name]}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -475,6 +480,9 @@ class _Lease:
 class Recurrent(ArrayLayer, Generic[State]):
     """What RNN, LSTM and GRU share, which is all but their options."""
 
+    activations: tuple[Any, ...] | None = None
+    clip: float | None = None
+    peepholes = coupled = False
     _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_results", "_repeat")
 
     def __init__(
@@ -491,6 +499,10 @@ class Recurrent(ArrayLayer, Generic[State]):
         dtype: DTypeLike,
         rng: Seed,
         proj_size: int = 0,
+        activations: Any = None,
+        clip: Any = None,
+        peepholes: Any = False,
+        coupled: Any = False,
     ) -> None:
         super().__init__(dtype, rng)
         self._cell = cell
@@ -509,6 +521,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.reverse = arguments.flag("reverse", reverse)
         if self.bidirectional and self.reverse:
             raise ValueError("bidirectional=True and reverse=True exclude each other: both directions include that one")
+        self.activations = options.activations(activations, cell, 1 + self.bidirectional)
+        self.clip = options.clip(clip)
+        self.peepholes, self.coupled = arguments.flag("peepholes", peepholes), arguments.flag("coupled", coupled)
         self._prepare()
         np.empty(
             self._engine.packed_size, np.uint8
@@ -526,6 +541,9 @@ class Recurrent(ArrayLayer, Generic[State]):
             bidirectional=self.bidirectional,
             reverse=self.reverse,
             bias=self.bias,
+            options=options.read(
+                self._cell, 1 + self.bidirectional, self.activations, self.clip, self.peepholes, self.coupled
+            ),
         )
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._packs = _Spare(4)
@@ -1003,6 +1021,13 @@ class RNN(Recurrent["Array"]):
         Each layer runs in both directions; y has the two side by side, forward first.
     reverse : bool, default False
         The layer runs from the last step to the first; y stays in the order of x.
+    activations : list, optional
+        In place of `nonlinearity` the function f, as a list of one name, bidirectional also of two, the second for the
+        reverse direction. A name is sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh,
+        hard_sigmoid, elu, softsign or softplus, as the ONNX standard defines them; where there are alpha and beta, a
+        tuple of the name and them.
+    clip : float, optional
+        Bounds the input of every activation to -clip .. clip.
     dtype : {numpy.float32, numpy.float64}
     rng : None, int or numpy.random.Generator
         Gives the initial values, uniform in (-1/sqrt(H), 1/sqrt(H)) as in torch, and then drives dropout.
@@ -1043,13 +1068,15 @@ class RNN(Recurrent["Array"]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
+        activations: Sequence[Any] | None = None,
+        clip: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.nonlinearity = arguments.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
         shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
-        super().__init__(cell, input_size, hidden_size, num_layers, *shared)
+        super().__init__(cell, input_size, hidden_size, num_layers, *shared, activations=activations, clip=clip)
 
 
 class LSTM(Recurrent["tuple[Array, Array]"]):
@@ -1072,14 +1099,21 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
         I, H and L as for :class:`RNN`.
     proj_size : int, default 0
         P, the width of h where it is not 0; below H.
-    bias, batch_first, dropout, bidirectional, reverse, dtype, rng
+    activations : list of three, optional
+        The functions of the gates, of g, and of c on its way to h, as for :class:`RNN`: sigmoid, tanh, tanh.
+    peepholes : bool, default False
+        Whether i and f see c_before and o sees c, each unit its own: W... + p * c.
+    coupled : bool, default False
+        Whether f is 1 - i; the rows of f in the parameters then do nothing.
+    bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
 
     Attributes
     ----------
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (4*H, I or D*H_out), ``weight_hh_l{k}`` (4*H, H_out), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
-        (4*H,), with a projection ``weight_hr_l{k}`` (P, H), and the same with ``_reverse`` when bidirectional.
+        (4*H,), with a projection ``weight_hr_l{k}`` (P, H), with peepholes ``peephole_l{k}`` (3, H) of i, f and o, and
+        the same with ``_reverse`` when bidirectional.
 
     Raises
     ------
@@ -1110,11 +1144,16 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
+        activations: Sequence[Any] | None = None,
+        clip: float | None = None,
+        peepholes: bool = False,
+        coupled: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
-        super().__init__("lstm", input_size, hidden_size, num_layers, *shared, proj_size)
+        own = (proj_size, activations, clip, peepholes, coupled)
+        super().__init__("lstm", input_size, hidden_size, num_layers, *shared, *own)
 
 
 class GRU(Recurrent["Array"]):
@@ -1136,7 +1175,9 @@ class GRU(Recurrent["Array"]):
         I, H and L as for :class:`RNN`.
     reset_after : bool, default True
         Whether the reset gate acts after the product with W_hn, as in torch, or before it, as in the paper.
-    bias, batch_first, dropout, bidirectional, reverse, dtype, rng
+    activations : list of two, optional
+        The functions of the gates and of n, as for :class:`RNN`: sigmoid, tanh.
+    bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
 
     Attributes
@@ -1173,13 +1214,15 @@ class GRU(Recurrent["Array"]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
+        activations: Sequence[Any] | None = None,
+        clip: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.reset_after = arguments.flag("reset_after", reset_after)
         cell = "gru" if reset_after else "gru_reset_before"
         shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
-        super().__init__(cell, input_size, hidden_size, num_layers, *shared)
+        super().__init__(cell, input_size, hidden_size, num_layers, *shared, activations=activations, clip=clip)
 
 
 # Of a merge: what it makes of the outputs of both directions, and their gradients from that of what it made.

@@ -1,0 +1,103 @@
+"""Options of a cell as the ONNX standard has them: activations, clipping, peepholes, coupled gates."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, NamedTuple
+
+__all__ = ["Options", "read"]
+
+# What alpha and beta are where they are not given: those of the ONNX standard.
+FUNCTIONS: dict[str, tuple[float, ...]] = {
+    "sigmoid": (),
+    "tanh": (),
+    "relu": (),
+    "affine": (1.0, 0.0),
+    "leaky_relu": (0.01,),
+    "thresholded_relu": (1.0,),
+    "scaled_tanh": (1.0, 1.0),
+    "hard_sigmoid": (0.2, 0.5),
+    "elu": (1.0,),
+    "softsign": (),
+    "softplus": (),
+}
+
+# Of each cell, those that it has if it is not told: of the gates, of the candidate, and of c on its way to h.
+DEFAULTS = {
+    "rnn_tanh": ("tanh",),
+    "rnn_relu": ("relu",),
+    "lstm": ("sigmoid", "tanh", "tanh"),
+    "gru": ("sigmoid", "tanh"),
+    "gru_reset_before": ("sigmoid", "tanh"),
+}
+
+
+class Options(NamedTuple):
+    """What the engine is told. activations: (function, alpha, beta), three for each direction."""
+
+    activations: tuple[tuple[str, float, float], ...]
+    clip: float | None
+    peepholes: bool
+    coupled: bool
+
+    def of_direction(self, direction: int) -> Options:
+        """Those of one of two directions alone."""
+        return self._replace(activations=self.activations[3 * direction : 3 * direction + 3])
+
+
+def activations(value: Any, cell: str, directions: int) -> tuple[Any, ...] | None:
+    """The option as it is kept: names, and where something is to be set tuples (name, alpha) or (name, alpha, beta)."""
+    if value is None:
+        return None
+    count = len(DEFAULTS[cell])
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        raise TypeError(f"activations must be a list of {count} names, got {value!r}")
+    if len(value) not in {count, count * directions}:
+        twice = f", or {count * directions}, those of the reverse direction behind," if directions == 2 else ""
+        raise ValueError(f"activations must name {count} functions{twice} for this cell, got {len(value)}: {value!r}")
+    return tuple(_activation(f"activations[{i}]", one) for i, one in enumerate(value))
+
+
+def _activation(name: str, value: Any) -> Any:
+    function, *given = value if isinstance(value, (list, tuple)) and value else [value]
+    if not isinstance(function, str) or function not in FUNCTIONS:
+        names = ", ".join(FUNCTIONS)
+        raise ValueError(f"{name} must be one of {names}, or a tuple of it with alpha and beta, got {value!r}")
+    if len(given) > len(FUNCTIONS[function]):
+        takes = ("neither alpha nor beta", "alpha alone", "alpha and beta")[len(FUNCTIONS[function])]
+        raise ValueError(f"{name}: {function} takes {takes}, got {value!r}")
+    if any(isinstance(number, bool) or not isinstance(number, numbers.Real) for number in given):
+        raise TypeError(f"{name} must have numbers for alpha and beta, got {value!r}")
+    return (function, *map(float, given)) if given else function
+
+
+def clip(value: Any) -> float | None:
+    """The option as it is kept."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"clip must be a number or None, got {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"clip must be above 0 and finite, or None, got {value!r}")
+    return float(value)
+
+
+def read(
+    cell: str, directions: int, functions: Any, limit: float | None, peepholes: bool, coupled: bool
+) -> Options | None:
+    """The options of a cell; None where they are what the plain cell does."""
+    names = DEFAULTS[cell]
+    plain = functions is None or all(one == names[i % len(names)] for i, one in enumerate(functions))
+    if plain and limit is None and not peepholes and not coupled:
+        return None
+    chosen = list(functions or names)
+    if len(chosen) == len(names):
+        chosen *= directions
+    full: list[tuple[str, float, float]] = []
+    for i, one in enumerate(chosen):
+        function, *given = (one,) if isinstance(one, str) else one
+        alpha, beta = (*given, *FUNCTIONS[function][len(given) :], 0.0, 0.0)[:2]
+        full.append((function, alpha, beta))
+        if i % len(names) == len(names) - 1:
+            full += [("tanh", 0.0, 0.0)] * (3 - len(names))
+    return Options(tuple(full), limit, peepholes, coupled)
