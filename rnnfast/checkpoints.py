@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["backward", "forward"]
+__all__ = ["Room", "backward", "forward"]
 
 
 class Saved(NamedTuple):
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
 
 class Room:
-    """Buffers that are used again from window to window."""
+    """Buffers that are used again, from window to window and from call to call."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._buffers: dict[str, Array] = {}
@@ -185,11 +185,12 @@ def forward(
     masks: Array | None,
     order: functional.Order | None,
     every: int | str,
+    room: Room,
 ) -> Saved:
     """As `functional.forward`, with the states of `every` so many steps kept; "auto": of their square root."""
     T, N, _ = x.shape
     saved = Saved(order, _cut(T, N, order, every), [], [])
-    states, room, layers = (h_n, c_n), Room(engine.dtype), _layers(engine)
+    states, layers = (h_n, c_n), _layers(engine)
     for state, initial in zip(states, (h0, c0), strict=True):
         if state is not None:
             state[...] = 0 if initial is None else initial
@@ -225,10 +226,11 @@ def backward(
     dc0: Array | None,
     dparameters: list[Array],
     dh: Array | None,
+    room: Room,
 ) -> None:
     """As `functional.backward`, after the `forward` above, whose states and outputs it computes again."""
     T, N, _ = x.shape
-    states, room, starts = (dh0, dc0), Room(engine.dtype), list(saved.starts)
+    states, starts = (dh0, dc0), list(saved.starts)
     for state, last in zip(states, (dh_n, dc_n), strict=True):
         if state is not None:
             state[...] = 0 if last is None else last

@@ -22,7 +22,7 @@ from . import arguments, checkpoints, functional, options, ragged
 from .streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -484,6 +484,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     clip: float | None = None
     peepholes = coupled = False
     _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_results", "_repeat")
+    _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_rooms", "_results", "_repeat")
 
     def __init__(
         self,
@@ -549,6 +550,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._packs = _Spare(4)
         self._tapes = _Spare(4)
         self._workspaces = _Spare(4)
+        self._rooms = _Spare(2)
         self._results = _Spare(4 + min(5 * self.num_layers * self._engine.directions, 100))
         self._repeat: functional.Repeat | None = None
 
@@ -858,13 +860,25 @@ class Recurrent(ArrayLayer, Generic[State]):
             functional.forward(self._engine, packed, *before, after[0], *states, tape, masks, workspace, order)
             self._workspaces.give(workspace)
         else:
-            saved = checkpoints.forward(self._engine, packed, *before, after[0], *states, masks, order, checkpoint)
+            given = *before, after[0], *states, masks, order, checkpoint
+            with self._room() as room:
+                saved = checkpoints.forward(self._engine, packed, *given, room)
         if uneven:
             uneven.fill_outputs(after[0])
             for own, last in zip(states, after[1:], strict=True):
                 if last is not None:
                     uneven.last(own, last)
         return y, state, saved
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[checkpoints.Room]:
+        """Buffers of checkpointed calls, which stay with the layer for the next ones."""
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = checkpoints.Room(self.dtype)
+        yield room
+        self._rooms.give(room)
 
     def _infer(
         self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan, uneven: ragged.Ragged | None
@@ -961,7 +975,8 @@ class Recurrent(ArrayLayer, Generic[State]):
             self._workspaces.give(workspace)
         else:
             rest = *before, after[0], *states, list(parameters.values()), dh
-            checkpoints.backward(self._engine, packed, packed_back, starts[0], masks, saved, *rest)
+            with self._room() as room:
+                checkpoints.backward(self._engine, packed, packed_back, starts[0], masks, saved, *rest, room)
         if uneven:
             uneven.clear(after[0])
             for values in () if dh is None else dh:

@@ -1,0 +1,222 @@
+"""Run an LSTM over sound as it arrives, frame by frame, and measure how long each of a million steps takes.
+
+    python examples/stream.py
+
+makes ten seconds of sound (nothing is downloaded), shows that a stream gives the bits of one call over the whole, times
+every step, prints the latencies and draws them to stream_latency.png, and serves a hundred clients that come and go as
+one batch. It takes a few seconds. The weights are random, as time does not depend on them.
+"""
+
+import argparse
+import gc
+import sys
+import time
+
+import numpy as np
+
+import rnnfast
+
+RATE, FRAME, FEATURES = 16_000, 160, 64  # samples a second; samples in a frame of 10 ms; what is taken of its spectrum
+FRAMES_A_SECOND = RATE // FRAME
+TICKS = 2000  # of the server with its clients
+
+
+class CannotRun(Exception):
+    """Something the user can mend; its text says what."""
+
+
+def make_frames(seconds, rng):
+    """A tone that glides up and down in noise, as the logarithm of each frame's spectrum: (frames, FEATURES)."""
+    clock = np.arange(seconds * RATE) / RATE
+    pitch = 1500 + 1000 * np.sin(2 * np.pi * clock / 3)
+    sound = np.sin(2 * np.pi * np.cumsum(pitch) / RATE) + 0.1 * rng.standard_normal(len(clock))
+    spectrum = np.abs(np.fft.rfft(sound.reshape(-1, FRAME) * np.hanning(FRAME)))
+    return np.log(spectrum[:, 1 : 1 + FEATURES] + 0.01).astype(np.float32)  # 100 Hz to 6.4 kHz
+
+
+def same_bits(a, b):
+    return a.tobytes() == b.tobytes()
+
+
+def in_real_time(rate, what):
+    return f"{rate:,.0f} {what} a second: one core serves {rate / FRAMES_A_SECOND:,.0f} streams in real time"
+
+
+def show_equal(layer, readout, frames):
+    """Frame by frame, in chunks, and at once; whether all are the same."""
+    whole = readout(layer(frames)[0])
+    stream, y = layer.stream(), np.empty(layer.hidden_size, np.float32)
+    single = np.stack([readout(stream.step(frame, out=y)) for frame in frames])
+    stream.reset()
+    chunks = np.concatenate([readout(stream(frames[at : at + 7])) for at in range(0, len(frames), 7)])
+    equal = same_bits(single, whole) and same_bits(chunks, whole)
+    verdict = "the same bits" if equal else "THEY DIFFER"
+    print(f"{len(frames):,} frames one by one, in chunks of 7, and in one call: {verdict}.")
+    return equal
+
+
+def measure(step, frames, steps, units):
+    """Nanoseconds of each of so many steps, and of the clock alone, which they include."""
+    inputs, y = list(frames), np.empty(units, np.float32)
+    times, clock = np.ones(steps, np.int64), time.perf_counter_ns
+    gc.disable()
+    try:
+        for frame in inputs:  # warm up
+            step(frame, out=y)
+        for at in range(steps):
+            frame = inputs[at % len(inputs)]
+            begin = clock()
+            step(frame, out=y)
+            times[at] = clock() - begin
+        idle = []
+        for _ in range(1001):
+            begin = clock()
+            idle.append(clock() - begin)
+    finally:
+        gc.enable()
+    return times, np.median(idle)
+
+
+def print_latencies(times, idle):
+    median, p99, p999 = np.percentile(times, [50, 99, 99.9]) / 1000
+    print(f"\nLatency of {len(times):,} steps, one thread, from Python, in µs ({idle / 1000:.2f} of it the clock's):")
+    print(f"  median {median:.2f}   p99 {p99:.2f}   p99.9 {p999:.2f}   max {times.max() / 1000:.1f}")
+    print(f"  p99.9 is {p999 / median:.2f} times the median.")
+    print(f"  {in_real_time(1e9 / times.mean(), 'steps')} (the LSTM alone, {FRAMES_A_SECOND} frames a second).\n")
+
+    edges = [mantissa * 10**decade for decade in range(-2, 8) for mantissa in (1, 1.5, 2, 3, 5, 7)]
+    counts, _ = np.histogram(times / 1000, edges)
+    filled = np.flatnonzero(counts)
+    for row in range(filled[0], filled[-1] + 1):
+        bar = "#" * round(6 * np.log10(counts[row]) + 1) if counts[row] else ""
+        print(f"  {edges[row]:>8g} to {edges[row + 1]:<8g} µs {counts[row]:>11,}  {bar}".rstrip())
+    print("  (each # is half as many again: the scale is logarithmic)")
+
+
+def draw(times, layer, path):
+    """The latencies as a picture."""
+    from matplotlib.figure import Figure
+
+    micros = times / 1000
+    median, p999 = np.percentile(micros, [50, 99.9])
+    low, high = micros.min(), micros.max() * 1.05
+    edges = np.geomspace(low, high, 1 + max(10, int(np.log(high / low) / 0.03)))
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(micros, edges, color="#6baed6")
+    axes.axvline(median, color="#08519c", label=f"median {median:.2f} µs")
+    axes.axvline(p999, color="#d95f02", linestyle="--", label=f"p99.9 {p999:.2f} µs")
+    axes.set(xscale="log", yscale="log", xlabel="latency of a step, µs", ylabel="steps")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.set_title(f"Each of {len(times):,} steps of a stream, LSTM({FEATURES}, {layer.hidden_size}), one thread")
+    axes.legend(frameon=False)
+    axes.grid(color="#e4e4e4")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise CannotRun(f"cannot draw {path}: {error}") from None
+
+
+def serve(layer, frames, clients, rng):
+    """Clients come and go, and those there step as one batch; whether each had the bits of a stream alone."""
+    pool = rnnfast.StreamPool(layer, clients)
+    heard = {}  # of each client: its first frame, and how many it has heard
+    y = np.empty((clients, layer.hidden_size), np.float32)
+    joining, served, seconds, left, equal = (clients + 1) // 2, 0, 0.0, 0, True
+    for _ in range(TICKS):
+        for _ in range(joining):
+            heard[pool.join()] = [int(rng.integers(len(frames))), 0]
+        joining = rng.binomial(clients - len(pool), 0.01)
+        if not heard:
+            continue
+        ids = list(heard)
+        x = frames[[(begin + count) % len(frames) for begin, count in heard.values()]]
+        start = time.perf_counter()
+        pool.step(ids, x, out=y[: len(ids)])
+        seconds += time.perf_counter() - start
+        served += len(ids)
+        for at, client in enumerate(ids):
+            heard[client][1] += 1
+            if rng.random() < 0.01:
+                begin, count = heard.pop(client)
+                pool.leave(client)
+                alone, _ = layer(frames.take(range(begin, begin + count), axis=0, mode="wrap"))
+                left, equal = left + 1, equal and same_bits(y[at], alone[-1])
+    print(f"\nA pool of {served / TICKS:.0f} clients on average, who join and leave at random, as one batch:")
+    print(f"  {in_real_time(served / seconds, 'frames')}.")
+    print(f"  {left:,} left on the way, {'each' if equal else 'NOT ALL'} with the bits of a stream alone.")
+    return equal
+
+
+def number(least, most):
+    """A parser for the values of an option."""
+
+    def parse(text):
+        try:
+            if least <= int(text) <= most:
+                return int(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least:,} to {most:,}, not {text}")
+
+    return parse
+
+
+def main(arguments=None):
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Run an LSTM over sound as it arrives, and measure how long each step takes.",
+        epilog="Exit status: 0 done, 1 results differ, 2 cannot run, 130 ended by Ctrl-C.",
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=number(1, 10**8), default=1_000_000, help="steps to time (%(default)s)"
+    )
+    parser.add_argument(
+        "--hidden", metavar="N", type=number(1, 4096), default=64, help="units of the LSTM (%(default)s)"
+    )
+    parser.add_argument(
+        "--clients", metavar="N", type=number(1, 1000), default=100, help="most clients of the pool (%(default)s)"
+    )
+    parser.add_argument("--seed", metavar="N", type=number(0, 2**32), default=0, help="of random numbers (%(default)s)")
+    parser.add_argument(
+        "--plot", metavar="FILE", default="stream_latency.png", help="where to draw the latencies (%(default)s)"
+    )
+    try:
+        return report(parser.parse_args(arguments))
+    except CannotRun as error:
+        print(f"stream.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+def report(run):
+    """Compare, measure, draw, serve, and say so."""
+    rnnfast.set_num_threads(1)
+    rng = np.random.default_rng(run.seed)
+    frames = make_frames(10, rng)
+    layer, readout = rnnfast.LSTM(FEATURES, run.hidden, rng=rng), rnnfast.Linear(run.hidden, 2, rng=rng)
+    for part in (layer, readout):
+        part.freeze()  # the weights do not change: they are prepared once
+    print(f"Sound: 10 seconds in frames of 10 ms, {FEATURES} features each.")
+    print(f"Model: LSTM({FEATURES}, {run.hidden}) and Linear({run.hidden}, 2).")
+    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.\n")
+    equal = show_equal(layer, readout, frames)
+    times, idle = measure(layer.stream().step, frames, run.steps, run.hidden)
+    print_latencies(times, idle)
+    try:
+        draw(times, layer, run.plot)
+    except ImportError:
+        print("\nDrew no picture, as matplotlib is missing: pip install matplotlib")
+    else:
+        print(f"\nDrew them to {run.plot}")
+    equal &= serve(layer, frames, run.clients, rng)
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
