@@ -483,7 +483,6 @@ class Recurrent(ArrayLayer, Generic[State]):
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
     peepholes = coupled = False
-    _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_results", "_repeat")
     _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_rooms", "_results", "_repeat")
 
     def __init__(
