@@ -12,13 +12,56 @@
  * parameters: six pointers for each layer and direction, NULL where there is none, in torch's gate order (i,f,g,o; r,z,n):
  *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], peephole [3, H] (i, f, o)
  *
- * Nothing here can fail or allocates memory: ask sizes() first and hand in buffers, aligned to 64 bytes, of at least that many
- * bytes. Arguments are trusted. Buffers may not overlap, unless it is said. The functions may be called from any number of threads
- * at once, each call with its own buffers.
+ * What a caller does:
+ * - Take a table by rnnfast_get_table(), or out of the functions that another library hands over: rnnfast_api, below.
+ * - Begin each struct as zeros, and set what it needs: what is zero or NULL asks for nothing. T, N, I, H, P, layers, directions and
+ *   threads are 1 or more.
+ * - Ask sizes(), the only thing that can fail, and hand in memory of at least so many bytes for packed, packed_back, tape and
+ *   workspace, each beginning at a multiple of RNNFAST_ALIGNMENT bytes. All else need only be aligned as its numbers are.
+ * - pack() the parameters again whenever they have changed. What is packed may serve any number of calls, also at once.
+ * - For a gradient: call forward with a tape, then backward with the same tape, x, y, h0, c0 and masks, all as forward left them,
+ *   and with packed_back of the same parameters.
+ *
+ * Nothing here allocates memory, and nothing but sizes() fails: arguments are trusted. Buffers may not overlap, unless it is said.
+ * The functions may be called from any number of threads at once, each call with its own outputs, tape and workspace.
  *
  * The same bits: within one table, y, states, dx and the gradients of states of a row do not depend on the other rows of the
  * batch, on how the steps are divided into calls, on the number of threads, or on whether a tape is kept; the gradients of
  * parameters do not depend on the number of threads.
+ *
+ * An example; examples/c/ has a gradient too, how to compile the sources, and a compiled package that needs none of them:
+ *
+ *     #include "rnnfast.h"
+ *     #include <stdio.h>
+ *     #include <stdlib.h>
+ *
+ *     static void *buffer(size_t bytes)
+ *     {
+ *         return aligned_alloc(RNNFAST_ALIGNMENT, (bytes + RNNFAST_ALIGNMENT - 1) / RNNFAST_ALIGNMENT * RNNFAST_ALIGNMENT);
+ *     }
+ *
+ *     int main(void)
+ *     {
+ *         enum { T = 7, N = 2, I = 3, H = 5 };
+ *         static float x[T][N][I], W[4 * H][I], R[4 * H][H], b[4 * H] = {[2 * H] = 1}, y[T][N][H], h[N][H], c[N][H];
+ *         const void *parameters[RNNFAST_KINDS] = {W, R, b};
+ *         const rnnfast_table *table = rnnfast_get_table(rnnfast_isas()[0], sizeof(float));
+ *         rnnfast_stack stack = {.cell = RNNFAST_LSTM, .directions = 1, .layers = 1, .I = I, .H = H, .P = H};
+ *         rnnfast_problem p = {.stack = stack, .T = T, .N = N, .threads = 1};
+ *         rnnfast_sizes sizes;
+ *         if (table->sizes(&stack, T, N, NULL, &sizes)) return 1;
+ *         void *packed = buffer(sizes.packed);
+ *         p.workspace = buffer(sizes.forward_workspace);
+ *         if (!packed || !p.workspace) return 1;
+ *         table->pack(&stack, parameters, packed, NULL, p.threads, p.poll);
+ *         p.packed = packed;
+ *         p.x = x, p.x_step = N * I, p.x_row = I;
+ *         p.y = y, p.y_step = N * H, p.y_row = H;
+ *         p.h_n = h, p.c_n = c;
+ *         table->forward(&p);
+ *         printf("%s %g\n", table->isa, h[0][0]);
+ *         free(p.workspace), free(packed);
+ *     }
  */
 #ifndef RNNFAST_H
 #define RNNFAST_H
@@ -28,6 +71,13 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* The version of this interface: what was compiled against one works with no other. It is raised when a struct, a function or a
+ * meaning is changed, and left where entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
+ * ends of their enums: then what was compiled before still works. rnnfast_api tells whether the library has what a header has. */
+#define RNNFAST_ABI 1
+
+enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
 
 typedef enum {
     RNNFAST_RNN_TANH,
@@ -42,18 +92,19 @@ typedef enum {
     RNNFAST_CELLS
 } rnnfast_cell;
 
-typedef enum {               /* of x, with alpha and beta */
-    RNNFAST_SIGMOID,         /* 1 / (1 + e^-x) */
-    RNNFAST_TANH,            /* */
-    RNNFAST_RELU,            /* max(0, x) */
-    RNNFAST_AFFINE,          /* alpha x + beta */
-    RNNFAST_LEAKY_RELU,      /* x where x >= 0, else alpha x */
+/* Of x, with alpha and beta. */
+typedef enum {
+    RNNFAST_SIGMOID,          /* 1 / (1 + e^-x) */
+    RNNFAST_TANH,             /* */
+    RNNFAST_RELU,             /* max(0, x) */
+    RNNFAST_AFFINE,           /* alpha x + beta */
+    RNNFAST_LEAKY_RELU,       /* x where x >= 0, else alpha x */
     RNNFAST_THRESHOLDED_RELU, /* x where x >= alpha, else 0 */
-    RNNFAST_SCALED_TANH,     /* alpha tanh(beta x) */
-    RNNFAST_HARD_SIGMOID,    /* alpha x + beta, from 0 to 1 */
-    RNNFAST_ELU,             /* x where x >= 0, else alpha (e^x - 1) */
-    RNNFAST_SOFTSIGN,        /* x / (1 + |x|) */
-    RNNFAST_SOFTPLUS,        /* log(1 + e^x) */
+    RNNFAST_SCALED_TANH,      /* alpha tanh(beta x) */
+    RNNFAST_HARD_SIGMOID,     /* alpha x + beta, from 0 to 1 */
+    RNNFAST_ELU,              /* x where x >= 0, else alpha (e^x - 1) */
+    RNNFAST_SOFTSIGN,         /* x / (1 + |x|) */
+    RNNFAST_SOFTPLUS,         /* log(1 + e^x) */
     RNNFAST_ACTIVATIONS
 } rnnfast_function;
 
@@ -211,6 +262,20 @@ const char *const *rnnfast_isas(void);
 
 /* The table of a number type (4 or 8 bytes) and an instruction set; NULL if it does not run here. */
 const rnnfast_table *rnnfast_get_table(const char *isa, size_t item);
+
+/* The functions above, for a caller that is not linked with them. Before it uses any, it compares the numbers with its own header's:
+ * abi must be RNNFAST_ABI, or nothing else may be read; the next four at least its own; the sizes of structs that it fills the same. */
+typedef struct {
+    size_t abi;
+    size_t api, table;       /* bytes of the structs that the library fills */
+    size_t cells, functions; /* RNNFAST_CELLS, RNNFAST_ACTIVATIONS */
+    size_t stack, problem, sizes, order, linear, pattern;
+    const char *const *(*isas)(void);
+    const rnnfast_table *(*get_table)(const char *isa, size_t item);
+    ptrdiff_t (*count)(const rnnfast_pattern *, rnnfast_order *);
+    void (*arrange)(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
+    void (*fill)(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row);
+} rnnfast_api;
 
 #ifdef __cplusplus
 }

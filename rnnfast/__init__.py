@@ -7,6 +7,8 @@
 (5, 2, 8)
 """
 
+import os
+
 from . import training
 from .functional import get_num_threads, isas, set_num_threads
 from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
@@ -26,9 +28,26 @@ __all__ = [
     "StreamPool",
     "Tape",
     "__version__",
+    "get_include",
     "get_num_threads",
     "isas",
     "load",
     "set_num_threads",
     "training",
 ]
+
+
+def get_include() -> str:
+    """The folder of ``rnnfast.h`` and ``rnnfast_python.h``, for packages that call the kernels from C or Cython.
+
+    Their ``setup.py`` gives it as ``include_dirs=[rnnfast.get_include()]``; to ``cimport rnnfast`` takes no more.
+
+    Examples
+    --------
+    >>> import pathlib, rnnfast
+    >>> (pathlib.Path(rnnfast.get_include()) / "rnnfast.h").is_file()
+    True
+    """
+    here = os.path.dirname(os.path.abspath(__file__))
+    installed = os.path.join(here, "include")
+    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(here), "csrc")  # of a checkout

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 CELLS: tuple[str, ...]
 FUNCTIONS: tuple[str, ...]
 SUM_ROWS: int
+api: object  # a capsule, for csrc/rnnfast_python.h
 
 class Sizes(NamedTuple):
     tape: int

@@ -6,8 +6,10 @@ What the arguments must be is said in rnnfast/functional.py, what happens to the
 """
 from collections import namedtuple
 
+from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memset
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
+from rnnfast cimport *
 
 
 cdef extern from "Python.h":
@@ -31,116 +33,6 @@ cdef extern from "Python.h":
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
     int PyErr_CheckSignals()            # no "except": an exception that it sets is raised after the kernels have returned
-
-
-cdef extern from "rnnfast.h":
-    ctypedef int rnnfast_cell
-    ctypedef struct rnnfast_activation:
-        int function
-        double alpha, beta
-    ctypedef struct rnnfast_stack:
-        rnnfast_cell cell
-        int directions, reverse
-        ptrdiff_t layers, I, H, P
-        rnnfast_activation activations[2][3]
-        double clip
-        int peepholes, coupled
-    ctypedef struct rnnfast_sizes:
-        size_t packed, packed_back, tape, forward_workspace, backward_workspace
-    ctypedef struct rnnfast_poll:
-        int (*stop)(void *) noexcept nogil
-        void *context
-    ctypedef struct rnnfast_place:
-        ptrdiff_t step, row
-    ctypedef struct rnnfast_gap:
-        rnnfast_place place
-        ptrdiff_t before, after
-    ctypedef struct rnnfast_order:
-        ptrdiff_t steps, sequences
-        const ptrdiff_t *begin
-        const rnnfast_place *places[2]
-        ptrdiff_t blocks
-        const ptrdiff_t *edges
-        ptrdiff_t gap_count
-        const rnnfast_gap *gaps
-    ctypedef struct rnnfast_pattern:
-        ptrdiff_t T, N
-        const ptrdiff_t *lengths
-        const unsigned char *mask
-        ptrdiff_t mask_step, mask_row
-        const unsigned char *reset
-        ptrdiff_t reset_step, reset_row
-    ctypedef struct rnnfast_problem:
-        rnnfast_stack stack
-        ptrdiff_t T, N
-        const rnnfast_order *order
-        int threads
-        rnnfast_poll poll
-        void *workspace
-        const void *x
-        ptrdiff_t x_step, x_row
-        const void *h0
-        const void *c0
-        void *y
-        ptrdiff_t y_step, y_row
-        void *tape
-        const void *masks
-        const void *packed
-        void *h_n
-        void *c_n
-        const void *packed_back
-        const void *dy
-        ptrdiff_t dy_step, dy_row
-        const void *dh_n
-        const void *dc_n
-        void *dx
-        ptrdiff_t dx_step, dx_row
-        void *dh
-        ptrdiff_t dh_state, dh_step, dh_row
-        void *dh0
-        void *dc0
-        void *const *dparameters
-    ctypedef struct rnnfast_linear:
-        ptrdiff_t M, I, O
-        int threads
-        rnnfast_poll poll
-        void *packed
-        const void *weight
-        const void *bias
-        const void *x
-        ptrdiff_t x_row
-        void *y
-        ptrdiff_t y_row
-        void *workspace
-        const void *dy
-        ptrdiff_t dy_row
-        void *dx
-        ptrdiff_t dx_row
-        void *dweight
-        void *dbias
-    ctypedef struct rnnfast_table:
-        const char *isa
-        size_t item
-        int (*sizes)(const rnnfast_stack *, ptrdiff_t, ptrdiff_t, const rnnfast_order *, rnnfast_sizes *) noexcept nogil
-        void (*pack)(const rnnfast_stack *, const void *const *, void *, void *, int, rnnfast_poll) noexcept nogil
-        void (*forward)(const rnnfast_problem *) noexcept nogil
-        void (*backward)(const rnnfast_problem *) noexcept nogil
-        void (*cells)(const rnnfast_problem *, void *) noexcept nogil
-        void (*fold)(const rnnfast_problem *, void *) noexcept nogil
-        int (*linear_sizes)(const rnnfast_linear *, size_t *, size_t *) noexcept nogil
-        void (*linear_pack)(const rnnfast_linear *) noexcept nogil
-        void (*linear_forward)(const rnnfast_linear *) noexcept nogil
-        void (*linear_backward)(const rnnfast_linear *) noexcept nogil
-        void (*sigmoid)(const void *, void *, size_t) noexcept nogil
-        void (*tanh)(const void *, void *, size_t) noexcept nogil
-    ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *) nogil
-    void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *, ptrdiff_t *, ptrdiff_t *) nogil
-    void rnnfast_fill(const rnnfast_order *, int, void *, size_t, ptrdiff_t, ptrdiff_t) nogil
-    enum:
-        RNNFAST_SUM_ROWS
-        RNNFAST_KINDS
-    const char *const *rnnfast_isas()
-    const rnnfast_table *rnnfast_get_table(const char *, size_t)
 
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell, in which these follow:
@@ -876,3 +768,14 @@ def activation(str name, a, out, isa=None):
                 table.tanh(source, target, count)
     finally:
         give_back(&memory)
+
+
+# ---- the kernels for other compiled packages: rnnfast_python.h takes them from here ----
+
+cdef rnnfast_api functions = rnnfast_api(
+    abi=RNNFAST_ABI, api=sizeof(rnnfast_api), table=sizeof(rnnfast_table), cells=RNNFAST_CELLS, functions=RNNFAST_ACTIVATIONS,
+    stack=sizeof(rnnfast_stack), problem=sizeof(rnnfast_problem), sizes=sizeof(rnnfast_sizes), order=sizeof(rnnfast_order),
+    linear=sizeof(rnnfast_linear), pattern=sizeof(rnnfast_pattern), isas=rnnfast_isas, get_table=rnnfast_get_table,
+    count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill)
+
+api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)

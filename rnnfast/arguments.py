@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "oneapi"}  # of DLPack's dlpack.h
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
@@ -75,11 +76,35 @@ def generator(rng: Any) -> np.random.Generator:
 
 
 def array(name: str, value: Any) -> Array:
-    """`value` as an array; ValueError where its members do not make one."""
+    """`value` as an array: on its own memory where it is an array of another library, or any buffer, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        When its members do not make an array.
+    TypeError
+        When its library does not hand out its memory.
+    """
     try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
         return np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
+    except (TypeError, RuntimeError, BufferError) as error:
+        raise TypeError(f"{name} cannot be read as an array: {_obstacle(value) or error}") from error
+
+
+def _obstacle(value: Any) -> str | None:
+    """Why a library does not hand out the memory of its array, and how to mend it, where that is known."""
+    if getattr(value, "requires_grad", False) is True:
+        return "it requires grad, and none would come back to it: give its detach(), or use rnnfast.backends.torch"
+    with contextlib.suppress(Exception):  # what a foreign method may raise is not the error to report
+        kind, number = map(int, value.__dlpack_device__())
+        if kind != 1:
+            device = f"{_DEVICES.get(kind, f'number {kind} of DLPack')}:{number}"
+            return f"it lies on the device {device}: give a copy on the CPU, as cpu() of a torch tensor makes it"
+    return None
 
 
 def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
@@ -98,7 +123,7 @@ def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
             result = np.array(result, dtype, order="C")
         except ValueError as error:
             raise ValueError(f"{name} of shape {result.shape} cannot be converted to {dtype}: {error}") from error
-    return result
+    return result if result.dtype is dtype else result.view(dtype)  # its own may spell the byte order out
 
 
 def shaped(

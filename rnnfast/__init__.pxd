@@ -1,0 +1,168 @@
+# The C interface for Cython; csrc/rnnfast.h says what all of it means. A package that is compiled with
+# include_dirs=[rnnfast.get_include()] takes its functions from rnnfast_import(), at the head of its module, and links nothing:
+#
+#     from rnnfast cimport rnnfast_api, rnnfast_import
+#     cdef const rnnfast_api *api = rnnfast_import()
+
+cdef extern from "rnnfast.h":
+    enum:
+        RNNFAST_ABI
+        RNNFAST_ALIGNMENT
+        RNNFAST_KINDS
+        RNNFAST_SUM_ROWS
+
+    ctypedef enum rnnfast_cell:
+        RNNFAST_RNN_TANH
+        RNNFAST_RNN_RELU
+        RNNFAST_LSTM
+        RNNFAST_GRU
+        RNNFAST_GRU_RESET_BEFORE
+        RNNFAST_RNN_ANY
+        RNNFAST_LSTM_ANY
+        RNNFAST_GRU_ANY
+        RNNFAST_GRU_RESET_BEFORE_ANY
+        RNNFAST_CELLS
+
+    ctypedef enum rnnfast_function:
+        RNNFAST_SIGMOID
+        RNNFAST_TANH
+        RNNFAST_RELU
+        RNNFAST_AFFINE
+        RNNFAST_LEAKY_RELU
+        RNNFAST_THRESHOLDED_RELU
+        RNNFAST_SCALED_TANH
+        RNNFAST_HARD_SIGMOID
+        RNNFAST_ELU
+        RNNFAST_SOFTSIGN
+        RNNFAST_SOFTPLUS
+        RNNFAST_ACTIVATIONS
+
+    ctypedef struct rnnfast_activation:
+        rnnfast_function function
+        double alpha, beta
+
+    ctypedef struct rnnfast_stack:
+        rnnfast_cell cell
+        int directions, reverse
+        ptrdiff_t layers, I, H, P
+        rnnfast_activation activations[2][3]
+        double clip
+        int peepholes, coupled
+
+    ctypedef struct rnnfast_sizes:
+        size_t packed, packed_back, tape, forward_workspace, backward_workspace
+
+    ctypedef struct rnnfast_poll:
+        int (*stop)(void *context) noexcept nogil
+        void *context
+
+    ctypedef struct rnnfast_place:
+        ptrdiff_t step, row
+
+    ctypedef struct rnnfast_gap:
+        rnnfast_place place
+        ptrdiff_t before, after
+
+    ctypedef struct rnnfast_order:
+        ptrdiff_t steps, sequences
+        const ptrdiff_t *begin
+        const rnnfast_place *places[2]
+        ptrdiff_t blocks
+        const ptrdiff_t *edges
+        ptrdiff_t gap_count
+        const rnnfast_gap *gaps
+
+    ctypedef struct rnnfast_problem:
+        rnnfast_stack stack
+        ptrdiff_t T, N
+        const rnnfast_order *order
+        int threads
+        rnnfast_poll poll
+        void *workspace
+        const void *x
+        ptrdiff_t x_step, x_row
+        const void *h0
+        const void *c0
+        void *y
+        ptrdiff_t y_step, y_row
+        void *tape
+        const void *masks
+        const void *packed
+        void *h_n
+        void *c_n
+        const void *packed_back
+        const void *dy
+        ptrdiff_t dy_step, dy_row
+        const void *dh_n
+        const void *dc_n
+        void *dx
+        ptrdiff_t dx_step, dx_row
+        void *dh
+        ptrdiff_t dh_state, dh_step, dh_row
+        void *dh0
+        void *dc0
+        void *const *dparameters
+
+    ctypedef struct rnnfast_linear:
+        ptrdiff_t M, I, O
+        int threads
+        rnnfast_poll poll
+        void *packed
+        const void *weight
+        const void *bias
+        const void *x
+        ptrdiff_t x_row
+        void *y
+        ptrdiff_t y_row
+        void *workspace
+        const void *dy
+        ptrdiff_t dy_row
+        void *dx
+        ptrdiff_t dx_row
+        void *dweight
+        void *dbias
+
+    ctypedef struct rnnfast_table:
+        const char *isa
+        size_t item
+        int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *, rnnfast_sizes *) noexcept nogil
+        void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, int threads,
+                     rnnfast_poll) noexcept nogil
+        void (*forward)(const rnnfast_problem *) noexcept nogil
+        void (*backward)(const rnnfast_problem *) noexcept nogil
+        void (*cells)(const rnnfast_problem *, void *c) noexcept nogil
+        void (*fold)(const rnnfast_problem *, void *dy) noexcept nogil
+        int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace) noexcept nogil
+        void (*linear_pack)(const rnnfast_linear *) noexcept nogil
+        void (*linear_forward)(const rnnfast_linear *) noexcept nogil
+        void (*linear_backward)(const rnnfast_linear *) noexcept nogil
+        void (*sigmoid)(const void *a, void *out, size_t count) noexcept nogil
+        void (*tanh)(const void *a, void *out, size_t count) noexcept nogil
+
+    ctypedef struct rnnfast_pattern:
+        ptrdiff_t T, N
+        const ptrdiff_t *lengths
+        const unsigned char *mask
+        ptrdiff_t mask_step, mask_row
+        const unsigned char *reset
+        ptrdiff_t reset_step, reset_row
+
+    ctypedef struct rnnfast_api:
+        size_t abi, api, table, cells, functions, stack, problem, sizes, order, linear, pattern
+        const char *const *(*isas)() noexcept nogil
+        const rnnfast_table *(*get_table)(const char *isa, size_t item) noexcept nogil
+        ptrdiff_t (*count)(const rnnfast_pattern *, rnnfast_order *) noexcept nogil
+        void (*arrange)(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows,
+                        ptrdiff_t *scratch) noexcept nogil
+        void (*fill)(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row) noexcept nogil
+
+    # Only for what is linked with the sources; all others find these in rnnfast_api.
+    const char *const *rnnfast_isas() noexcept nogil
+    const rnnfast_table *rnnfast_get_table(const char *isa, size_t item) noexcept nogil
+    ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *) noexcept nogil
+    void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch) noexcept nogil
+    void rnnfast_fill(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row) noexcept nogil
+
+cdef extern from "rnnfast_python.h":
+    const char *RNNFAST_CAPSULE
+    const rnnfast_api *rnnfast_import() except NULL

@@ -1,0 +1,266 @@
+"""Arrays of other libraries, and whatever else hands out memory on the CPU, stand wherever an ndarray does."""
+
+import array
+import ctypes
+
+import numpy as np
+import pytest
+
+import rnnfast
+from rnnfast import arguments
+
+T, N, I, H = 4, 3, 5, 6
+FLOAT32 = np.dtype(np.float32)
+LAYER = rnnfast.LSTM(I, H, bidirectional=True, rng=0)
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((T, N, I), np.float32)
+STATE = RNG.standard_normal((2, 2, N, H), np.float32)
+DY = RNG.standard_normal((T, N, 2 * H), np.float32)
+
+
+class OnlyDLPack:
+    """What an array has in common with all others by the standard, and no more."""
+
+    def __init__(self, array, device=1):
+        self.array, self.device = array, device
+
+    def __dlpack__(self, *, stream=None):
+        capsule = self.array.__dlpack__(stream=stream)
+        pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        device = ctypes.c_int32.from_address(pointer_of(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p))
+        assert device.value == 1
+        device.value = self.device
+        return capsule
+
+    def __dlpack_device__(self):
+        return (self.device, 0)
+
+
+class OnlyArray:
+    """As __array__ was written before NumPy 2."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None):
+        return self.array if dtype is None else self.array.astype(dtype)
+
+
+class OnlyInterface:
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+def ctypes_array(array):
+    form = np.ctypeslib.as_ctypes_type(array.dtype)
+    for length in reversed(array.shape):
+        form = form * length
+    return form.from_buffer(array)
+
+
+def torch_tensor(array):
+    return pytest.importorskip("torch", reason="torch is not installed: its tensors are not tried").from_numpy(array)
+
+
+def jax_array(array):
+    jax = pytest.importorskip("jax", reason="jax is not installed: its arrays are not tried")
+    return jax.numpy.asarray(array.astype(np.int32) if array.dtype == np.int64 else array)
+
+
+WORLD = {
+    "dlpack": OnlyDLPack,
+    "__array__": OnlyArray,
+    "__array_interface__": OnlyInterface,
+    "memoryview": memoryview,
+    "ctypes": ctypes_array,
+    "torch": torch_tensor,
+    "jax": jax_array,
+}
+
+
+@pytest.fixture(params=WORLD)
+def foreign(request):
+    """From an ndarray to an object of some library, on the same memory if it can."""
+    return WORLD[request.param]
+
+
+def same(got, expected):
+    """Of nested tuples of arrays, or mappings of them."""
+    if isinstance(expected, np.ndarray):
+        np.testing.assert_array_equal(got, expected, strict=True)
+    elif hasattr(expected, "keys"):
+        assert got.keys() == expected.keys()
+        same(tuple(got.values()), tuple(expected.values()))
+    else:
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected, strict=True):
+            same(one, other)
+
+
+# ---- accepted
+
+
+def test_calls(foreign):
+    state = foreign(STATE[0]), foreign(STATE[1])
+    same(LAYER(foreign(X), state), LAYER(X, tuple(STATE)))
+    frozen = rnnfast.GRU(I, H, rng=0)
+    frozen.freeze()
+    expected = frozen(X, STATE[0, :1])
+    for _ in range(3):
+        same(frozen(foreign(X), foreign(STATE[0, :1])), expected)
+
+
+def test_forward_and_backward(foreign):
+    def gradients(of):
+        _, _, tape = LAYER.forward(of(X), (of(STATE[0]), of(STATE[1])))
+        return LAYER.backward(tape, of(DY), (of(STATE[1]), None))
+
+    given, expected = gradients(foreign), gradients(lambda array: array)
+    same((given.x, given.state[0], given.parameters), (expected.x, expected.state[0], expected.parameters))
+
+
+def test_lengths_masks_and_resets(foreign):
+    lengths, mask, reset = np.array([4, 0, 2]), np.array([[1, 0, 1]] * T) != 0, np.array([[0, 0, 1]] * T) != 0
+    same(LAYER(X, lengths=foreign(lengths)), LAYER(X, lengths=lengths))
+    if foreign is OnlyDLPack and np.lib.NumpyVersion(np.__version__) < "1.25.0":
+        pytest.skip("this NumPy's DLPack knows no booleans")
+    same(LAYER(X, mask=foreign(mask), reset=foreign(reset)), LAYER(X, mask=mask, reset=reset))
+
+
+def test_load_state_dict(foreign):
+    layer = rnnfast.LSTM(I, H, bidirectional=True)
+    layer.load_state_dict({name: foreign(value.copy()) for name, value in LAYER.parameters.items()})
+    same(layer.parameters, LAYER.parameters)
+
+
+def test_other_layers_and_streams(foreign):
+    linear, embedding, both = rnnfast.Linear(I, 2), rnnfast.Embedding(9, I), rnnfast.Bidirectional(rnnfast.GRU(I, H))
+    ids = np.array([[1, 8, 0]])
+    same(linear(foreign(X)), linear(X))
+    same(embedding(foreign(ids)), embedding(ids))
+    same(both(foreign(X)), both(X))
+    layer = rnnfast.GRU(I, H)
+    same(rnnfast.Stream(layer, N).step(foreign(X[0])), rnnfast.Stream(layer, N).step(X[0]))
+
+
+def test_array_of_the_standard_library():
+    lengths = array.array("q", [4, 0, 2])
+    same(LAYER(X, lengths=lengths), LAYER(X, lengths=np.array(lengths)))
+    same(rnnfast.Linear(I, 2, rng=0)(array.array("f", X[0, 0])), rnnfast.Linear(I, 2, rng=0)(X[0, 0]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, np.uint8, ">f4"])
+def test_other_dtypes_are_converted(foreign, dtype):
+    x = np.round(X * 4).astype(dtype)
+    if dtype == ">f4" and foreign in (OnlyDLPack, torch_tensor, jax_array, ctypes_array):
+        pytest.skip("knows no foreign byte order")
+    if dtype == np.float16 and foreign is ctypes_array:
+        pytest.skip("knows no float16")
+    if dtype == np.float64 and foreign is jax_array:
+        pytest.skip("knows no float64 unless it is told to")
+    same(LAYER(foreign(x)), LAYER(x.astype(np.float32)))
+
+
+# ---- without a copy
+
+
+def test_no_copy_of_what_serves_as_it_is(foreign):
+    made = foreign(X)
+    result = arguments.real("x", made, FLOAT32)
+    own = np.asarray(made) if foreign is jax_array else X  # jax may have copied what it was given
+    assert result.dtype == FLOAT32
+    assert result.shape == X.shape
+    assert np.shares_memory(result, own)
+    assert result.ctypes.data == own.ctypes.data
+
+
+@pytest.mark.parametrize("foreign", [OnlyDLPack, OnlyArray, OnlyInterface, memoryview, torch_tensor])
+def test_no_copy_of_what_is_strided(foreign):
+    turned = X.transpose(1, 0, 2)[:, ::2]
+    result = arguments.real("x", foreign(turned), FLOAT32)
+    assert np.shares_memory(result, X)
+    same(result, turned)
+
+
+def test_read_only_memory():
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    for x in (frozen, memoryview(frozen), memoryview(X.tobytes()).cast("f", X.shape), OnlyArray(frozen)):
+        same(LAYER(x), LAYER(X))
+        assert not arguments.real("x", x, FLOAT32).flags.writeable
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(("device", "name"), [(2, "cuda:0"), (8, "metal:0"), (77, "number 77 of DLPack:0")])
+def test_memory_of_a_device(device, name):
+    with pytest.raises(
+        TypeError, match=rf"x cannot be .*: it lies on the device {name}: give a copy on the CPU, as cpu()"
+    ):
+        LAYER(OnlyDLPack(X, device))
+    with pytest.raises(TypeError, match=r"mask cannot be read as an array: it lies on the device"):
+        LAYER(X, mask=OnlyDLPack(np.ones((T, N), np.uint8), device))
+
+
+def test_a_tensor_without_memory(torch):
+    with pytest.raises(TypeError, match=r"x cannot be read as an array: .*meta"):
+        LAYER(torch.empty(T, N, I, device="meta"))
+
+
+def test_tensors_that_require_grad(torch):
+    of = lambda array: torch.from_numpy(array).requires_grad_()  # noqa: E731
+    mend = r"cannot be read as an array: it requires grad, .* detach\(\), or use rnnfast\.backends\.torch"
+    _, _, tape = LAYER.forward(X)
+    before = {name: value.copy() for name, value in LAYER.parameters.items()}
+    for name, call in {
+        "x": lambda: LAYER(of(X)),
+        r"state\[0\] \(h\)": lambda: LAYER(X, (of(STATE[0]), None)),
+        r"state\[1\] \(c\)": lambda: LAYER.forward(X, (None, of(STATE[0]))),
+        "dy": lambda: LAYER.backward(tape, of(DY)),
+        r"arrays\['bias_ih_l0'\]": lambda: LAYER.load_state_dict(
+            {name: of(value.copy()) if name == "bias_ih_l0" else value * 0 for name, value in before.items()}
+        ),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} {mend}"):
+            call()
+    same(LAYER.parameters, before)
+    same(LAYER(of(X).detach()), LAYER(X))
+
+
+def test_bfloat16(torch):
+    with pytest.raises(TypeError, match=r"x cannot be read as an array: .*BFloat16"):
+        LAYER(torch.ones(T, N, I, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match=r"x cannot be read as an array: .*dtype"):
+        LAYER(OnlyDLPackOf(torch.ones(T, N, I, dtype=torch.bfloat16)))
+    jax = pytest.importorskip("jax", reason="jax is not installed: its arrays are not tried")
+    with pytest.raises(TypeError, match=r"x must hold real numbers, .* dtype is bfloat16"):
+        LAYER(jax.numpy.ones((T, N, I), "bfloat16"))
+
+
+class OnlyDLPackOf:
+    """The same of any library's array, as that library does it."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def test_a_library_that_refuses():
+    class Broken:
+        def __dlpack__(self, **options):
+            raise BufferError(f"not with {sorted(options)}")
+
+        def __dlpack_device__(self):
+            raise OSError("no device")
+
+    with pytest.raises(TypeError, match=r"^x cannot be read as an array: not with") as caught:
+        LAYER(Broken())
+    assert caught.value.__cause__ is not None

@@ -1,0 +1,220 @@
+"""The C interface: its examples compile and compute what the layers do, and what does not fit is refused."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rnnfast
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+EXAMPLES = CHECKOUT / "examples" / "c"
+INCLUDE = Path(rnnfast.get_include())
+HEADER = INCLUDE / "rnnfast.h"
+GUARD = """
+#include "rnnfast_python.h"
+static int execute(PyObject *module) { return module && rnnfast_import() ? 0 : -1; }
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "NAME", NULL, 0, NULL, slots, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit_NAME(void) { return PyModuleDef_Init(&definition); }
+"""
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    names = [os.environ.get("CC", ""), "gcc", "cc", "clang"]
+    [*found] = filter(None, map(shutil.which, filter(None, names)))
+    if not found:
+        pytest.skip("there is no C compiler: the examples in C are not compiled")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    if not (CHECKOUT / "csrc" / "rnnfast.c").is_file() or not EXAMPLES.is_dir():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources to compile")
+
+
+@pytest.fixture(scope="module")
+def extensions(compiler):  # noqa: ARG001
+    pytest.importorskip("setuptools", reason="setuptools is not installed: no extension modules are built")
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        pytest.skip("Python.h is not installed: no extension modules are built")
+
+
+def run(command, folder):
+    environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def command_of_the_example():
+    """The first command in the head of the example in C, without the compiler and the name of the program."""
+    command = re.search(r"^ \* +gcc (.*) -o lstm$", (EXAMPLES / "lstm.c").read_text(encoding="utf-8"), re.MULTILINE)
+    return shlex.split(command[1])
+
+
+def load(folder, name):
+    """A module that was built in a folder."""
+    [path] = [path for path in folder.iterdir() if path.name.startswith(name + ".") and path.suffix in {".so", ".pyd"}]
+    spec = util.spec_from_file_location(name, path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- C
+
+
+def test_the_headers_are_where_get_include_says():
+    assert {"rnnfast.h", "rnnfast_python.h"} <= {path.name for path in INCLUDE.iterdir()}
+    assert "Python.h" not in HEADER.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_example_in_c_has_the_loss_and_the_gradient_of_the_layer(compiler, tmp_path):
+    run([compiler, *command_of_the_example(), "-Wall", "-Wextra", "-Werror", "-o", tmp_path / "lstm"], CHECKOUT)
+    printed = dict(line.rsplit(" ", 1) for line in run([tmp_path / "lstm"], tmp_path).splitlines())
+
+    layer = rnnfast.LSTM(3, 5, dtype=np.float64)
+    for array in layer.parameters.values():
+        array.flat = [(k * k % 23) / 22 - 0.5 for k in range(array.size)]
+    x = np.array([(k * k % 23) / 22 - 0.5 for k in range(7 * 2 * 3)]).reshape(7, 2, 3)
+    y, _, tape = layer.forward(x)
+    gradient = layer.backward(tape, y).parameters["weight_hh_l0"][7, 3]
+    assert printed["instruction set"] == "scalar"
+    assert float(printed["loss"]) == pytest.approx((y * y).sum() / 2, rel=1e-13)
+    assert float(printed["gradient"]) == pytest.approx(gradient, rel=1e-12)
+    assert float(printed["difference"]) == pytest.approx(gradient, rel=1e-8)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_example_in_the_header_runs(compiler, tmp_path):
+    head = HEADER.read_text(encoding="utf-8").partition("An example")[2].partition("*/")[0]
+    code = "\n".join(re.findall(r"^ \*     (.*)$", head, re.MULTILINE))
+    (tmp_path / "head.c").write_text(code, encoding="utf-8")
+    options = [word for word in command_of_the_example() if word != "examples/c/lstm.c"]
+    run([compiler, tmp_path / "head.c", *options, "-Wall", "-Wextra", "-Werror", "-o", tmp_path / "head"], CHECKOUT)
+    isa, h = run([tmp_path / "head"], tmp_path).split()
+
+    layer = rnnfast.LSTM(3, 5)
+    for array in layer.parameters.values():
+        array.fill(0)
+    layer.parameters["bias_ih_l0"][10] = 1
+    y, _ = layer(np.zeros((7, 2, 3), np.float32))
+    assert isa == "scalar"
+    assert float(h) == pytest.approx(y[-1, 0, 0], rel=1e-5) == pytest.approx(0.3194, rel=1e-3)
+
+
+@pytest.mark.usefixtures("extensions")
+def test_the_headers_are_those_of_cxx_too(tmp_path):
+    compiler = shutil.which("c++") or pytest.skip("there is no C++ compiler: the headers are not compiled as C++")
+    (tmp_path / "guard.cpp").write_text(GUARD.replace("NAME", "guard"), encoding="utf-8")
+    folders = [f"-I{folder}" for folder in (INCLUDE, sysconfig.get_paths()["include"])]
+    run([compiler, "-Wall", "-Wextra", "-Werror", *folders, "-fsyntax-only", "guard.cpp"], tmp_path)
+
+
+# ---- Cython
+
+
+@pytest.fixture(scope="module")
+def scores(extensions, kernels, tmp_path_factory):  # noqa: ARG001
+    """The example package, built by its own setup.py."""
+    pytest.importorskip("Cython", reason="cython is not installed: the example in Cython is not built")
+    folder = shutil.copytree(EXAMPLES / "package", tmp_path_factory.mktemp("package") / "scores")
+    run([sys.executable, "setup.py", "build_ext", "--inplace"], folder)
+    return load(folder, "scores")
+
+
+@pytest.mark.parametrize(("T", "N", "I", "H"), [(1, 1, 1, 1), (9, 3, 5, 37), (40, 17, 8, 64)])
+def test_the_example_in_cython_has_the_bits_of_the_layer(scores, T, N, I, H):
+    layer = rnnfast.LSTM(I, H, rng=T)
+    inner = scores.LSTM(*layer.parameters.values())
+    x = np.random.default_rng(T).standard_normal((4, T, N, I), np.float32)
+    y, h, c = np.empty((4, T, N, H), np.float32), np.empty((4, N, H), np.float32), np.empty((4, N, H), np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(inner.run, x, y, h, c))
+    for k in range(4):
+        expected, (h_n, c_n) = layer(x[k])
+        np.testing.assert_array_equal(y[k], expected)
+        np.testing.assert_array_equal(h[k], h_n[0])
+        np.testing.assert_array_equal(c[k], c_n[0])
+
+
+def test_the_example_in_cython_refuses_what_does_not_fit(scores):
+    layer = rnnfast.LSTM(3, 4)
+    parameters = list(layer.parameters.values())
+    with pytest.raises(ValueError, match="weight_ih, weight_hh, bias_ih and bias_hh must be"):
+        scores.LSTM(*parameters[:3], parameters[3][1:])
+    x, y, h = np.zeros((2, 1, 3), np.float32), np.zeros((2, 1, 4), np.float32), np.zeros((1, 4), np.float32)
+    with pytest.raises(ValueError, match=r"x must be \(T, N, 3\)"):
+        scores.LSTM(*parameters).run(x[:0], y, h, h.copy())
+    with pytest.raises(ValueError, match=r"y must be \(2, 1, 4\)"):
+        scores.LSTM(*parameters).run(x, y[1:], h, h.copy())
+
+
+# ---- the guard of the capsule: modules compiled with other headers than those of the library
+
+VERSION = int(re.search(r"#define RNNFAST_ABI (\d+)", HEADER.read_text(encoding="utf-8"))[1])
+STRUCTS = ["stack", "problem", "sizes", "order", "linear", "pattern", "table", "api"]
+EDITS = {  # of the header: what is replaced, by what, and how the module is refused
+    "same": ("#define RNNFAST_H$", "#define RNNFAST_H", None),
+    "fewer_entries": (r"    void \(\*tanh\)\(.*\);\n", "", None),
+    "fewer_functions": (r"    RNNFAST_SOFTPLUS,.*\n", "", None),
+    "version": (
+        r"RNNFAST_ABI \d+",
+        f"RNNFAST_ABI {VERSION + 1}",
+        rf"version {VERSION + 1} .* has {VERSION}: compile the",
+    ),
+    "cell": ("(    RNNFAST_CELLS)$", r"    RNNFAST_MORE,\n\1", "rnnfast_cell has size .* compile the"),
+    "function": ("(    RNNFAST_ACTIVATIONS)$", r"    RNNFAST_MORE,\n\1", "rnnfast_function has size"),
+    **{name: (rf"\}} (rnnfast_{name});", r"char more; } \1;", f"rnnfast_{name} has size") for name in STRUCTS},
+}
+
+
+@pytest.fixture(scope="module")
+def guards(extensions, tmp_path_factory):  # noqa: ARG001
+    """A folder of modules that import the capsule, one for each edit of the header."""
+    folder = tmp_path_factory.mktemp("guards")
+    for name, (old, new, _) in EDITS.items():
+        (folder / name).mkdir()
+        shutil.copy(INCLUDE / "rnnfast_python.h", folder / name)
+        text, count = re.subn(old, new, HEADER.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert count == 1
+        (folder / name / "rnnfast.h").write_text(text, encoding="utf-8")
+        (folder / f"guard_{name}.c").write_text(GUARD.replace("NAME", f"guard_{name}"), encoding="utf-8")
+    (folder / "setup.py").write_text(
+        "from setuptools import Extension, setup\n"
+        f"names = {list(EDITS)}\n"
+        "modules = [Extension('guard_' + name, [f'guard_{name}.c'], include_dirs=[name]) for name in names]\n"
+        "setup(name='guards', py_modules=[], ext_modules=modules)\n",
+        encoding="utf-8",
+    )
+    run([sys.executable, "setup.py", "build_ext", "--inplace"], folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_module_compiled_with_another_header(guards, name):
+    refused = EDITS[name][2]
+    if refused is None:
+        load(guards, f"guard_{name}")
+    else:
+        with pytest.raises(ImportError, match=refused):
+            load(guards, f"guard_{name}")
+
+
+def test_a_module_compiled_for_a_library_without_the_interface(guards, monkeypatch):
+    monkeypatch.delattr(rnnfast._core, "api")
+    with pytest.raises(ImportError, match="rnnfast that is installed has no C interface: install a newer one"):
+        load(guards, "guard_same")
