@@ -60,8 +60,8 @@ def run(command, folder):
 
 def command_of_the_example():
     """The first command in the head of the example in C, without the compiler and the name of the program."""
-    command = re.search(r"^ \* +gcc (.*) -o lstm$", (EXAMPLES / "lstm.c").read_text(encoding="utf-8"), re.MULTILINE)
-    return shlex.split(command[1])
+    command = re.search(r" \* +gcc (.*?) -o lstm\n", (EXAMPLES / "lstm.c").read_text(encoding="utf-8"), re.DOTALL)
+    return shlex.split(command[1].replace("\\\n *", ""))
 
 
 def load(folder, name):
