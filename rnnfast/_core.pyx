@@ -577,7 +577,10 @@ cdef class Step:
             y = out
             if out is None:
                 y = self.empty(self.shapes[form], self.engine.dtype)
-            p.y = take(&memory, y, PyBUF_RECORDS)
+            try:
+                p.y = take(&memory, y, PyBUF_RECORDS)
+            except (BufferError, ValueError):       # read-only
+                return None
             if not has_form(&memory.taken[1], &self.of_y[form]):
                 return None
             if <char *>p.y < <char *>p.x + memory.taken[0].len and <char *>p.x < <char *>p.y + memory.taken[1].len:

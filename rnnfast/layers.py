@@ -605,7 +605,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         MemoryError
             When the results do not fit into memory.
         """
-        if lengths is None and mask is None and reset is None:
+        if lengths is None and mask is None and reset is None and zero_masked is False:
             repeat = self._repeat
             if repeat is not None and repeat.frozen is self._packed:
                 results = repeat.run(x, state)
@@ -849,7 +849,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             order, sizes = uneven.order, uneven.sizes
             before = before[0], uneven.spread(before[1]), uneven.spread(before[2])
             states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
-        saved = None
+        saved: Any = None if checkpoint is None else ()
         if order is None and uneven:
             for initial, last in zip(before[1:], states, strict=True):
                 if last is not None:

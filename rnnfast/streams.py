@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -60,6 +61,13 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
     if np.may_share_memory(out, x):
         raise ValueError("out must not share memory with x: give an array of its own")
     return out
+
+
+def _has_batch(members: Any) -> bool:
+    """Whether those of the members that are given have three axes."""
+    with contextlib.suppress(TypeError, ValueError):
+        return all(member is None or np.ndim(member) == 3 for member in members)
+    return False
 
 
 class Stream:
@@ -212,12 +220,12 @@ class Stream:
         """
         which: Any = slice(None)
         if rows is not None:
-            which = np.asarray(rows)
-            if which.dtype.kind not in "iub" and which.size:
-                raise IndexError(f"rows must hold integers or booleans, but its dtype is {which.dtype}")
             try:
-                which = np.arange(self.batch_size)[which.astype(np.intp) if not which.size else which]
-            except IndexError as error:
+                which = arguments.array("rows", rows)
+                if which.dtype.kind not in "iub" and which.size:
+                    raise IndexError(f"its dtype is {which.dtype}, neither integers nor booleans")
+                which = np.arange(self.batch_size)[which if which.size else which.astype(np.intp)]
+            except (IndexError, ValueError) as error:
                 raise IndexError(f"rows does not index a batch of {self.batch_size} rows: {error}") from None
         with self._alone() as own:
             for array in own:
@@ -296,12 +304,8 @@ class StreamPool:
         """
         layer = self._layer
         if state is not None:
-            members = state if layer._engine.has_cell else (state,)
-            if isinstance(members, (tuple, list)) and all(np.ndim(m) in (0, 3) for m in members):
-                plan = layer._plan((1, 1, layer.input_size))
-            else:
-                plan = layer._plan((1, layer.input_size))
-            values: Any = layer._state("state", state, plan)
+            batch = (1,) if _has_batch(state if layer._engine.has_cell else (state,)) else ()
+            values: Any = layer._state("state", state, layer._plan((1, *batch, layer.input_size)))
         else:
             values = None, None
         try:
@@ -321,7 +325,7 @@ class StreamPool:
         with contextlib.suppress(TypeError):
             if id in self._slots:
                 return None
-        has_left = isinstance(id, int) and 0 < id <= self._next
+        has_left = isinstance(id, numbers.Integral) and 0 < id <= self._next
         return KeyError(f"{id!r} {'has left this pool' if has_left else 'is no id of this pool'}")
 
     def leave(self, id: int) -> Any:  # noqa: A002
@@ -384,7 +388,8 @@ class StreamPool:
         y = _place_for(out, (count, engine.output_size), layer.dtype, x)
         if not count:
             return y
-        result = y if y.strides[-1:] == (layer.dtype.itemsize,) else np.empty(y.shape, layer.dtype)
+        plain = y.flags.c_contiguous and y.flags.aligned
+        result = y if plain else np.empty(y.shape, layer.dtype)
         before = [own.take(slots, axis=1) for own in self._states]
         after = [np.empty_like(own) for own in before]
         pairs = [(*states, None)[:2] for states in (before, after)]

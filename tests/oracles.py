@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+import rnnfast
 from rnnfast import reference
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
@@ -13,6 +14,24 @@ VARIANTS = {**{cell: (cell, False) for cell in GATES}, "lstm_projected": ("lstm"
 
 # The ways in which a stack may run, as keyword arguments of the reference and of the engine.
 DIRECTIONS = {"forward": {}, "reverse": {"reverse": True}, "bidirectional": {"bidirectional": True}}
+
+# The layers of the cells: class and options.
+LAYERS = {
+    "rnn_tanh": (rnnfast.RNN, {}),
+    "rnn_relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
+    "lstm": (rnnfast.LSTM, {}),
+    "gru": (rnnfast.GRU, {}),
+    "gru_reset_before": (rnnfast.GRU, {"reset_after": False}),
+}
+
+
+def make_layer(variant, I, H, **options):
+    """A layer of one of VARIANTS, with H outputs; a projected LSTM, which needs P < H, has one unit more."""
+    cell, projected = VARIANTS[variant]
+    maker, own = LAYERS[cell]
+    if projected:
+        own = {"proj_size": H}
+    return maker(I, H + projected, **own, **{"rng": 0, **options})
 
 
 def parameter_shapes(cell, I, H, *, proj_size=0, num_layers=1, bidirectional=False, bias=True):
