@@ -85,7 +85,7 @@ def build(compiler, directory):
     units = [csrc / "f32_avx2.c", csrc / "f64_avx2.c"]
     rest = [DRIVER, csrc / "pool.c", *(f"{unit.stem}.o" for unit in units)]
     subprocess.run([*common, *setup["ISA_FLAGS"]["avx2"], "-c", *units], cwd=directory, check=True)
-    subprocess.run([*common, f"-I{csrc}", *rest, "-o", "instructions"], cwd=directory, check=True)
+    subprocess.run([*common, f"-I{csrc}", *rest, "-lm", "-o", "instructions"], cwd=directory, check=True)
 
 
 def count(compiler, valgrind):

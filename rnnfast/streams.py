@@ -66,7 +66,7 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
 def _has_batch(members: Any) -> bool:
     """Whether those of the members that are given have three axes."""
     with contextlib.suppress(TypeError, ValueError):
-        return all(member is None or np.ndim(member) == 3 for member in members)
+        return all(member is None or arguments.array("state", member).ndim == 3 for member in members)
     return False
 
 
@@ -137,9 +137,10 @@ class Stream:
     def _step_anyhow(self, x_t: Any, out: Any) -> Array:
         """A step from what is no plain array."""
         layer, engine = self._layer, self._layer._engine
+        x_t = arguments.real("x_t", x_t, layer.dtype)
         x = np.ascontiguousarray(_steps_of("x_t", x_t, layer, self.batch_size))
         shape: tuple[int, ...] = (self.batch_size, engine.output_size)
-        if self.batch_size == 1 and np.ndim(x_t) == 1:
+        if self.batch_size == 1 and x_t.ndim == 1:
             x, shape = x[0], shape[1:]
         place = _place_for(out, shape, layer.dtype, x)
         y = self._step.run(x, None)

@@ -121,7 +121,7 @@ def build(prefix, directory):
     for source, own in sources.items():
         output_of(prefix + "gcc", *flags, *own, f"-I{CSRC}", "-c", source, "-o", objects[source])
     # Without shared libraries the emulator needs no system of the other machine.
-    link = ["-pthread", "-Wl,--wrap=rnnfast_run", *["-static"] * bool(prefix)]
+    link = ["-lm", "-pthread", "-Wl,--wrap=rnnfast_run", *["-static"] * bool(prefix)]
     output_of(prefix + "gcc", *objects.values(), *link, "-o", directory / DRIVER.stem)
     return directory / DRIVER.stem
 
