@@ -140,7 +140,8 @@ class _Window:
         array[self._where] = values[:, 0] if self._gathered else values
 
     def add(self, array: Array, values: Array) -> None:
-        array[self._where] += values[:, 0] if self._gathered else values
+        with np.errstate(all="ignore"):
+            array[self._where] += values[:, 0] if self._gathered else values
 
 
 def _windows(part: Part, T: int, N: int, saved: Saved) -> list[_Window]:
@@ -170,7 +171,8 @@ def _run(
 
 
 def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
-    return outputs if masks is None else outputs * masks[layer - 1]
+    with np.errstate(all="ignore"):  # what is not finite is data
+        return outputs if masks is None else outputs * masks[layer - 1]
 
 
 def forward(

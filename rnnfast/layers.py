@@ -839,8 +839,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         """y and the last state, from checked arguments; and the checkpoints if they are wanted."""
         y, h_n, c_n = self._fresh(plan, plan.y)
         state = h_n if c_n is None else (h_n, c_n)
+        saved: Any = None if checkpoint is None else ()
         if not plan.N:
-            return y, state, None
+            return y, state, saved
         before, after = (x, h0, c0), (y, h_n, c_n)
         if not plan.time_major:
             before, after = self._view(plan, *before), self._view(plan, *after)
@@ -849,7 +850,6 @@ class Recurrent(ArrayLayer, Generic[State]):
             order, sizes = uneven.order, uneven.sizes
             before = before[0], uneven.spread(before[1]), uneven.spread(before[2])
             states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
-        saved: Any = None if checkpoint is None else ()
         if order is None and uneven:
             for initial, last in zip(before[1:], states, strict=True):
                 if last is not None:
@@ -911,7 +911,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         uneven: ragged.Ragged | None,
         checkpoint: Any = None,
     ) -> tuple[Array, State, Tape]:
-        if checkpoint is not None and checkpoint != "auto":
+        if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
         h0, c0 = (None if array is None else array.copy() for array in (h0, c0))
         frozen = self._packed
@@ -1367,7 +1367,8 @@ class Bidirectional(Layer):
         forward, backward = self._inputs(x, state, lengths, mask, reset, zero_masked)
         y, state = self.forward_layer._infer(*forward)
         y_backward, state_backward = self.backward_layer._infer(*backward)
-        return _MERGES[self.merge][0](y, self._turn(y_backward)), (state, state_backward)
+        with np.errstate(all="ignore"):
+            return _MERGES[self.merge][0](y, self._turn(y_backward)), (state, state_backward)
 
     def forward(
         self,
@@ -1405,7 +1406,8 @@ class Bidirectional(Layer):
         y, state, tape = self.forward_layer._train(*forward, checkpoint)
         y_backward, state_backward, tape_backward = self.backward_layer._train(*backward, checkpoint)
         outputs = y, self._turn(y_backward)
-        merged = _MERGES[self.merge][0](*outputs)
+        with np.errstate(all="ignore"):  # what is not finite is data
+            merged = _MERGES[self.merge][0](*outputs)
         shape = None if self.merge is None else merged.shape
         return merged, (state, state_backward), Tape(self, tape, tape_backward, outputs, shape)
 
@@ -1440,13 +1442,16 @@ class Bidirectional(Layer):
             dy, dy_backward = (arguments.shaped(f"dy[{k}]", both[k], dtype, outputs[k].shape) for k in range(2))
         else:
             dy = arguments.shaped("dy", dy, dtype, shape)
-            dy, dy_backward = (None, None) if dy is None else _MERGES[self.merge][1](dy, *outputs)
+            with np.errstate(all="ignore"):
+                dy, dy_backward = (None, None) if dy is None else _MERGES[self.merge][1](dy, *outputs)
         dstate, dstate_backward = _both("dstate", dstate)
         ours = self.forward_layer._differentiate(tape, dy, dstate, per_step, "[0]")
         dy_backward = self._turn(dy_backward)
         other = self.backward_layer._differentiate(tape_backward, dy_backward, dstate_backward, per_step, "[1]")
         parameters = _sides(ours.parameters, other.parameters)
-        gradients = Gradients(ours.x + self._turn(other.x), (ours.state, other.state), parameters)
+        with np.errstate(all="ignore"):
+            dx = ours.x + self._turn(other.x)
+        gradients = Gradients(dx, (ours.state, other.state), parameters)
         if per_step:
             gradients.h = ours.h, self._turn_steps(other.h)
         return gradients

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
@@ -101,7 +101,8 @@ class Stream:
         engine, states = layer._engine, layer.num_layers
 
         def pair(width: int) -> tuple[Array, Array]:
-            return tuple(np.zeros((states, N, width), layer.dtype) for _ in range(2))  # type: ignore[return-value]
+            shape = arguments.countable("the state", (states, N, width))
+            return np.zeros(shape, layer.dtype), np.zeros(shape, layer.dtype)
 
         h, c = pair(engine.output_size), pair(layer.hidden_size) if engine.has_cell else None
         workspace = functional.empty(engine.sizes(1, N).forward_workspace)
@@ -109,6 +110,9 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"{self._layer._call()}.stream({self.batch_size})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Stream can be neither pickled nor copied: keep its state, and give it to another stream")
 
     def step(self, x_t: ArrayLike, out: Array | None = None) -> Array:
         """One step.
@@ -268,7 +272,8 @@ class StreamPool:
         self._layer, self._packed = layer, _pack(layer)
         engine = layer._engine
         widths = (engine.output_size, layer.hidden_size)[: 1 + engine.has_cell]
-        self._states = [np.zeros((layer.num_layers, self.capacity, width), layer.dtype) for width in widths]
+        shapes = [arguments.countable("the states", (layer.num_layers, self.capacity, width)) for width in widths]
+        self._states = [np.zeros(shape, layer.dtype) for shape in shapes]
         self._free = list(range(self.capacity))[::-1]
         self._slots: dict[int, int] = {}
         self._next = 0
@@ -374,7 +379,10 @@ class StreamPool:
             When an id is there twice, or another argument is not as above. No stream has stepped then.
         """
         layer, engine = self._layer, self._layer._engine
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        try:
+            ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        except TypeError:
+            raise TypeError(f"ids must be a sequence of what join() returned, got {ids!r}") from None
         slots_of, count = self._slots, len(ids)
         try:
             slots = np.array([slots_of[id] for id in ids], np.intp)  # noqa: A001
