@@ -1,0 +1,550 @@
+"""Keras 3: its recurrent layers by rnnfast where Keras runs on NumPy, and conversion of layers and weights both ways.
+
+Keras's NumPy backend goes through time in a Python loop. Between `enable` and `disable`, LSTM, GRU, SimpleRNN, RNN of
+one of their cells, and Bidirectional of any of them run on rnnfast; models stay as they are:
+
+>>> import keras, numpy as np
+>>> import rnnfast.backends.keras
+>>> layer = keras.layers.LSTM(8, return_sequences=True)
+>>> with rnnfast.backends.keras.enable():
+...     y = layer(np.ones((2, 5, 4), "float32"))
+>>> y.shape, rnnfast.backends.keras.calls()
+((2, 5, 8), 1)
+
+Supported: Keras from 3.10 on, and for `enable` its NumPy backend, ``KERAS_BACKEND=numpy``, which itself imports jax.
+The conversions work on any backend.
+
+What takes Keras's place is the method ``keras.layers.RNN.inner_loop``, the loop that all these layers share. It knows
+``zero_output_for_mask``, which the hooks of Keras's backends are not told, so masks of any pattern keep their meaning.
+All around it, as states and their checks, merging and ``use_cudnn``, is Keras's own. These go Keras's own way,
+uncounted:
+
+- activations other than the keys of `ACTIVATIONS`, and any callable that is not Keras's own function;
+- cells of other classes, derived ones too, and stacks of cells, ``RNN([cell, cell])``;
+- training=True where the cell has dropout or recurrent_dropout;
+- computation in other dtypes than float32 and float64, or in another one than that of the weights;
+- complex x, and initial states or masks whose shapes Keras would stretch.
+
+Results are Keras's to rounding. Those of float64 layers are so to float64's, where Keras from 3.12 on rounds to float32
+on the way.
+
+Weights are packed once. Every call compares them, bit by bit, with a copy of those that were packed: so ``assign``,
+``set_weights`` and what is written into an array in place act at once, for the price of reading the weights twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import weakref
+import zipfile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+try:
+    import h5py
+    import keras
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"rnnfast.backends.keras found no module {error.name!r}; it needs Keras 3.10 or newer with h5py, and Keras's "
+        "NumPy backend needs jax: pip install 'keras>=3.10' h5py jax, and set the environment variable "
+        "KERAS_BACKEND=numpy"
+    ) from error
+
+from rnnfast import arguments, layers, options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = [
+    "ACTIVATIONS",
+    "calls",
+    "disable",
+    "enable",
+    "layer_from_keras",
+    "layer_to_keras",
+    "load_weights",
+    "reset_calls",
+]
+
+if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10):
+    raise ImportError(
+        f"rnnfast.backends.keras needs Keras 3.10 or newer, found {keras.__version__}: pip install 'keras>=3.10'"
+    )
+
+# Keras's functions, as the option `activations` of rnnfast's layers names them.
+ACTIVATIONS: dict[str, Any] = {
+    "linear": ("affine", 1.0, 0.0),
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "relu": "relu",
+    "leaky_relu": ("leaky_relu", 0.2),
+    "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5),
+    "elu": ("elu", 1.0),
+    "softsign": "softsign",
+    "softplus": "softplus",
+}
+_FUNCTIONS = {id(getattr(keras.activations, name)): ours for name, ours in ACTIVATIONS.items()}
+
+
+class _Kind(NamedTuple):
+    """A kind of layer in both libraries."""
+
+    cell: type
+    outer: type
+    ours: type[layers.Recurrent[Any]]
+    gates: list[int]  # the places of one library's gates among the other's; each of these orders is its own inverse
+    functions: tuple[str, ...]  # which of Keras's options each of our `activations` is
+    plain: dict[tuple[Any, ...], dict[str, Any]]  # activations that other options, or none at all, say
+    shared: tuple[str, ...] = ()  # further options, of the same name in both
+
+
+_KINDS = (
+    _Kind(
+        keras.layers.SimpleRNNCell,
+        keras.layers.SimpleRNN,
+        layers.RNN,
+        [0],
+        ("activation",),
+        {("tanh",): {}, ("relu",): {"nonlinearity": "relu"}},
+    ),
+    _Kind(
+        keras.layers.LSTMCell,
+        keras.layers.LSTM,
+        layers.LSTM,
+        [0, 1, 2, 3],
+        ("recurrent_activation", "activation", "activation"),
+        {("sigmoid", "tanh", "tanh"): {}},
+    ),
+    _Kind(
+        keras.layers.GRUCell,
+        keras.layers.GRU,
+        layers.GRU,
+        [1, 0, 2],
+        ("recurrent_activation", "activation"),
+        {("sigmoid", "tanh"): {}},
+        ("reset_after",),
+    ),
+)
+
+_MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean", None: None}
+
+# ------------------------------------------------------------------------------------------------- in Keras's place
+
+_KERAS_LOOP = keras.layers.RNN.inner_loop
+_calls = 0
+
+
+class _Packed(NamedTuple):
+    options: tuple[Any, ...]
+    weights: list[Array]
+    layer: layers.Recurrent[Any]
+
+
+_packed: weakref.WeakKeyDictionary[Any, _Packed] = weakref.WeakKeyDictionary()
+
+
+def enable() -> contextlib.ExitStack:
+    """Run Keras's recurrent layers on rnnfast, all that there are and all to come.
+
+    Returns
+    -------
+    context manager
+        Its exit undoes what this call did: nothing, where rnnfast was enabled before. It need not be used.
+
+    Raises
+    ------
+    RuntimeError
+        When Keras does not run on its NumPy backend.
+    """
+    backend = keras.backend.backend()
+    if backend != "numpy":
+        raise RuntimeError(
+            f"rnnfast takes the place of loops in NumPy, but Keras runs on {backend}: set the environment variable "
+            "KERAS_BACKEND=numpy before keras is imported"
+        )
+    undo = contextlib.ExitStack()
+    if keras.layers.RNN.inner_loop is not _inner_loop:
+        keras.layers.RNN.inner_loop = _inner_loop
+        undo.callback(disable)
+    return undo
+
+
+def disable() -> None:
+    """Run Keras's recurrent layers as Keras does."""
+    keras.layers.RNN.inner_loop = _KERAS_LOOP
+    _packed.clear()
+
+
+def calls() -> int:
+    """How many loops over time ran on rnnfast: one for each direction of each layer in each call."""
+    return _calls
+
+
+def reset_calls() -> None:
+    """Count from 0."""
+    global _calls
+    _calls = 0
+
+
+def _inner_loop(self: Any, sequences: Any, initial_state: Any, mask: Any, training: Any = False) -> Any:
+    """In the place of ``keras.layers.RNN.inner_loop``: the last output, all outputs, the last states."""
+    states = list(initial_state) if isinstance(initial_state, (list, tuple)) else [initial_state]
+    layer = _layer_for(self.cell, sequences, states, mask, training)
+    if layer is None:
+        return _KERAS_LOOP(self, sequences, initial_state, mask, training)
+    global _calls
+    _calls += 1
+    order = slice(None, None, -1 if self.go_backwards else 1)
+    uneven = {}
+    if mask is not None:
+        mask = mask[:, order].astype(bool)
+        uneven = {"mask": mask, "zero_masked": bool(self.zero_output_for_mask) and not self.unroll}
+    start = [state[np.newaxis] for state in states]
+    y, end = layer(sequences[:, order], start if len(start) == 2 else start[0], **uneven)
+    if mask is not None and not (self.unroll or self.zero_output_for_mask):
+        # Masked steps before all others: there Keras's loop gives the initial h, its unrolled loop zeros, as rnnfast.
+        np.copyto(y, states[0][:, np.newaxis], where=~np.logical_or.accumulate(mask, axis=1)[:, :, np.newaxis])
+    end = [state[0] for state in (end if isinstance(end, tuple) else (end,))]
+    return y[:, -1], y if self.return_sequences else y[:, -1:], end
+
+
+def _layer_for(cell: Any, sequences: Any, states: list[Any], mask: Any, training: Any) -> layers.Recurrent[Any] | None:
+    """The layer that does what Keras would; None where Keras is to do it."""
+    try:
+        kind, chosen = _options(cell)
+    except _Unsupported:
+        return None
+    weights = [variable.value for variable in _variables(cell)]
+    dtype, shape = weights[0].dtype, np.shape(sequences)
+    if (
+        dtype not in arguments.DTYPES
+        or dtype.name != cell.compute_dtype
+        or (training and (cell.dropout or cell.recurrent_dropout))
+        or len(shape) != 3
+        or shape[2] != len(weights[0])
+        or sequences.dtype.kind not in "fiub"
+        or any(np.shape(state) != (shape[0], cell.units) for state in states)
+        or not (mask is None or np.shape(mask) == shape[:2])
+    ):
+        return None
+    packed = _packed.get(cell)
+    if packed is None or packed.options != chosen or not all(map(_same, packed.weights, weights)):
+        copies = [weight.copy("K") for weight in weights]
+        packed = _packed[cell] = _Packed(chosen, copies, _single(kind, dict(chosen), copies))
+        packed.layer.freeze()
+    return packed.layer
+
+
+def _same(a: Array, b: Array) -> bool:
+    """Whether two arrays are the same bits."""
+    bits = f"u{a.itemsize}"
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a.view(bits) == b.view(bits)).all())
+
+
+# ------------------------------------------------------------------------------------------------------- conversions
+
+
+class _Unsupported(ValueError):
+    """What Keras has and rnnfast has not."""
+
+
+def layer_from_keras(layer: Any) -> Any:
+    """A layer of rnnfast with the weights and options of a Keras layer.
+
+    Parameters
+    ----------
+    layer : keras.layers.LSTM, GRU, SimpleRNN, RNN of one of their cells, or Bidirectional of two of these
+        Built: it has weights.
+
+    Returns
+    -------
+    rnnfast.LSTM, GRU, RNN or Bidirectional
+        With batch_first=True, of the dtype of the weights, and with copies of them. It returns the outputs of all
+        steps and the state, whatever return_sequences and return_state say; those of a layer with go_backwards, which
+        has reverse=True here, are in the order of x, where Keras's are in the order in which they came. Dropout,
+        stateful and zero_output_for_mask are no options of a layer here. Keras's one bias of LSTM, SimpleRNN and GRU
+        with reset_after=False is bias_ih, and bias_hh is -0.0, which leaves every number it is added to as it is.
+
+    Raises
+    ------
+    TypeError
+        When `layer` is none of these.
+    ValueError
+        When it is not built, has an activation that is no key of `ACTIVATIONS`, weights that are neither float32 nor
+        float64, or is a Bidirectional whose forward layer goes backwards.
+
+    Examples
+    --------
+    >>> import keras
+    >>> layer = keras.layers.GRU(8, reset_after=False)
+    >>> layer.build((None, None, 4))
+    >>> layer_from_keras(layer)
+    GRU(4, 8, reset_after=False, batch_first=True)  # 336 parameters
+    """
+    if isinstance(layer, keras.layers.Bidirectional):
+        if layer.forward_layer.go_backwards:
+            raise _Unsupported("layer is a Bidirectional whose forward_layer goes backwards: swap its layers")
+        sides = layer_from_keras(layer.forward_layer), layer_from_keras(layer.backward_layer)
+        return layers.Bidirectional(*sides, merge=_MERGES[layer.merge_mode])  # type: ignore[arg-type]
+    if not isinstance(layer, keras.layers.RNN):
+        raise TypeError(f"layer must be a keras.layers.LSTM, GRU, SimpleRNN, RNN or Bidirectional, got {layer!r}")
+    kind, chosen = _options(layer.cell)
+    if not layer.cell.built:
+        raise ValueError(f"layer {layer.name!r} has no weights yet: call it, or layer.build((None, None, features))")
+    weights = [keras.ops.convert_to_numpy(variable.value) for variable in _variables(layer.cell)]
+    return _single(kind, {**dict(chosen), "reverse": bool(layer.go_backwards)}, weights)
+
+
+def layer_to_keras(layer: Any, **keywords: Any) -> Any:
+    """A Keras layer with the weights and options of a layer of rnnfast.
+
+    Parameters
+    ----------
+    layer : rnnfast.LSTM, GRU, RNN or Bidirectional
+        Of one layer; with bidirectional=True it becomes a keras.layers.Bidirectional too.
+    **keywords
+        Further options for Keras's layer, of both directions where there are two: return_state, stateful, and so on.
+        return_sequences is True if it is not given.
+
+    Returns
+    -------
+    keras.layers.LSTM, GRU, SimpleRNN or Bidirectional
+        Built, and of the dtype of `layer`. One of a layer with reverse=True has go_backwards=True, and so gives the
+        outputs in the order in which they come. Where Keras has one bias, it is the sum of the two.
+
+    Raises
+    ------
+    TypeError
+        When `layer` is none of these.
+    ValueError
+        When it has what Keras lacks: more than one layer, proj_size, peepholes, coupled gates, clip, or activations
+        that are no values of `ACTIVATIONS`, in an LSTM also those of g and of c when they differ.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> layer_to_keras(rnnfast.GRU(4, 8, bidirectional=True)).get_config()["merge_mode"]
+    'concat'
+    """
+    keywords = {"return_sequences": True, **keywords}
+    sides = _sides(layer)
+    made = [_empty_keras_layer(side, keywords) for side in sides]
+    whole = made[0]
+    if len(sides) == 2:
+        merge = layer.merge if isinstance(layer, layers.Bidirectional) else "concat"
+        names = {ours: theirs for theirs, ours in _MERGES.items()}
+        whole = keras.layers.Bidirectional(made[0], merge_mode=names[merge], backward_layer=made[1])
+        whole.build((None, None, sides[0].layer.input_size))
+        made = [whole.forward_layer, whole.backward_layer]
+    for side, target in zip(sides, made, strict=True):
+        if not target.built:
+            target.build((None, None, side.layer.input_size))
+        for variable, array in zip(_variables(target.cell), _to_weights(side, layer.parameters), strict=True):
+            variable.assign(array)
+    return whole
+
+
+def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = None) -> None:
+    """Copy the weights of one recurrent layer of a Keras model's file into a layer of rnnfast.
+
+    Nothing of the model is built, and nothing of it is run.
+
+    Parameters
+    ----------
+    layer : rnnfast.LSTM, GRU, RNN or Bidirectional
+        Of one layer. Those of a keras.layers.Bidirectional go into a layer with two directions.
+    path : str or os.PathLike
+        A file that ``model.save_weights("....weights.h5")`` or ``model.save("....keras")`` wrote.
+    name : str, optional
+        Which layer: the name that it has in the model, or its place in the file, as "layers/lstm_1". It can be left out
+        where the file holds one such layer alone.
+
+    Raises
+    ------
+    ValueError
+        When the file is none of these, there is not exactly one such layer (the text lists those that there are), or
+        its arrays do not fit `layer`.
+    TypeError
+        When `layer` is none of these.
+    OSError
+        When the file cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile, keras, rnnfast
+    >>> model = keras.Sequential([keras.Input((None, 4)), keras.layers.LSTM(8), keras.layers.Dense(3)])
+    >>> layer = rnnfast.LSTM(4, 8, batch_first=True)
+    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +SKIP
+    ...     path = os.path.join(folder, "model.weights.h5")
+    ...     model.save_weights(path)
+    ...     load_weights(layer, path)
+    """
+    sides = _sides(layer)
+    groups = ["forward_layer/", "backward_layer/"] if len(sides) == 2 else [""]
+    with _opened(path) as file:
+        places = [place for place in _places(file) if all(f"{place}/{group}cell/vars/1" in file for group in groups)]
+        names = {place: file[place].get("vars", file).attrs.get("name") for place in places}
+        found = [place for place in places if name in (None, place, names[place])]
+        if len(found) != 1:
+            listed = ", ".join(f"{names[place]!r} at {place!r}" for place in places) or "none"
+            raise ValueError(
+                f"{path!r} must hold one recurrent layer {'' if name is None else f'named {name!r} '}for "
+                f"{layer._call()}, found {len(found)}; there are, by name and place: {listed}: give name one of these"
+            )
+        values: dict[str, Array] = {}
+        for side, group in zip(sides, groups, strict=True):
+            variables = file[f"{found[0]}/{group}cell/vars"]
+            arrays = [variables[str(k)][()] for k in range(len(variables))]
+            _check(side, arrays, f"{path!r} at {found[0]!r}")
+            values.update(_to_parameters(side.kind, arrays, side.names))
+    layer.load_state_dict(values)
+
+
+def _options(cell: Any) -> tuple[_Kind, tuple[Any, ...]]:
+    """The kind of a Keras cell, and the options of a layer of rnnfast like it, as pairs."""
+    kind = next((kind for kind in _KINDS if type(cell) is kind.cell), None)
+    if kind is None:
+        names = ", ".join(kind.cell.__name__ for kind in _KINDS)
+        raise _Unsupported(f"layer must have a cell of one of the classes {names}, got {type(cell).__name__}")
+    functions = [getattr(cell, name) for name in kind.functions]
+    names = tuple(_FUNCTIONS.get(id(function)) for function in functions)
+    if None in names:
+        raise _Unsupported(f"layer must have activations among Keras's {', '.join(ACTIVATIONS)}, got {functions}")
+    chosen = kind.plain.get(names, {"activations": names})
+    shared = {name: getattr(cell, name) for name in kind.shared}
+    return kind, (*chosen.items(), *shared.items(), ("bias", cell.use_bias), ("batch_first", True))
+
+
+def _variables(cell: Any) -> list[Any]:
+    """A cell's weights, in the order in which Keras saves them."""
+    return [cell.kernel, cell.recurrent_kernel, *([] if cell.bias is None else [cell.bias])]
+
+
+def _single(kind: _Kind, chosen: dict[str, Any], weights: Sequence[Array]) -> layers.Recurrent[Any]:
+    """A layer of rnnfast with options and Keras's weights."""
+    I, H = weights[0].shape[0], weights[1].shape[0]
+    layer: layers.Recurrent[Any] = kind.ours(I, H, dtype=weights[0].dtype, **chosen)
+    layer.load_state_dict(_to_parameters(kind, weights, "{}_l0"))
+    return layer
+
+
+class _Side(NamedTuple):
+    """One direction of a layer."""
+
+    layer: layers.Recurrent[Any]
+    kind: _Kind
+    names: str  # of its parameters in the whole, with {} where "weight_ih" and so on stands
+    functions: Sequence[Any]
+    backwards: bool
+
+
+def _sides(layer: Any) -> list[_Side]:
+    """The directions of a layer of rnnfast, if Keras has the like."""
+    if isinstance(layer, layers.Bidirectional):
+        forward, backward = _sides(layer.forward_layer), _sides(layer.backward_layer)
+        return [
+            forward[0]._replace(names="forward." + forward[0].names),
+            backward[0]._replace(names="backward." + backward[0].names, backwards=True),
+        ]
+    kind = next((kind for kind in _KINDS if isinstance(layer, kind.ours)), None)
+    if kind is None:
+        raise TypeError(f"layer must be an rnnfast LSTM, GRU, RNN or Bidirectional, got {type(layer).__name__}")
+    only = {"num_layers": 1, "proj_size": 0, "peepholes": False, "coupled": False, "clip": None}
+    faults = [f"{name}={getattr(layer, name)}" for name, value in only.items() if getattr(layer, name) != value]
+    if faults:
+        raise _Unsupported(
+            f"layer has {', '.join(faults)}, which no layer of Keras has: all of {only} can be converted; "
+            "of a stack make one layer for each"
+        )
+    functions, count = layer.activations or options.DEFAULTS[layer._cell], len(kind.functions)
+    forward_side = _Side(layer, kind, "{}_l0", functions[:count], layer.reverse)
+    if not layer.bidirectional:
+        return [forward_side]
+    return [forward_side, _Side(layer, kind, "{}_l0_reverse", functions[-count:], True)]
+
+
+def _empty_keras_layer(side: _Side, keywords: dict[str, Any]) -> Any:
+    """A Keras layer with the options of a direction."""
+    theirs = {_full(ours): name for name, ours in ACTIVATIONS.items()}
+    chosen: dict[str, str] = {}
+    for option, function in zip(side.kind.functions, side.functions, strict=True):
+        name = theirs.get(_full(function))
+        if name is None or chosen.setdefault(option, name) != name:
+            raise _Unsupported(
+                f"layer has activations {tuple(side.functions)}, which stand for {side.kind.functions} of Keras's "
+                f"{side.kind.outer.__name__}: each of these must be one of {list(ACTIVATIONS.values())}"
+            )
+    shared = {name: getattr(side.layer, name) for name in side.kind.shared}
+    common = {"use_bias": side.layer.bias, "go_backwards": side.backwards, "dtype": side.layer.dtype.name}
+    return side.kind.outer(side.layer.hidden_size, **chosen, **shared, **common, **keywords)
+
+
+def _full(function: Any) -> tuple[Any, ...]:
+    """One of `activations` with its alpha and beta, also where they are not given."""
+    name, *given = (function,) if isinstance(function, str) else function
+    return (name, *given, *options.FUNCTIONS[name][len(given) :])
+
+
+def _regate(array: Array, gates: list[int]) -> Array:
+    """The rows of an array, gate by gate in another order."""
+    return array.reshape(len(gates), -1, *array.shape[1:])[gates].reshape(array.shape)
+
+
+def _to_parameters(kind: _Kind, weights: Sequence[Array], names: str) -> dict[str, Array]:
+    """Keras's kernel, recurrent_kernel and maybe bias as the parameters of one direction."""
+    kernel, recurrent_kernel, *biases = weights
+    arrays = {"weight_ih": kernel.T, "weight_hh": recurrent_kernel.T}
+    for bias in biases:
+        arrays["bias_ih"], arrays["bias_hh"] = bias if bias.ndim == 2 else (bias, np.full_like(bias, -0.0))
+    return {names.format(name): _regate(array, kind.gates) for name, array in arrays.items()}
+
+
+def _to_weights(side: _Side, parameters: Any) -> list[Array]:
+    """The parameters of one direction as Keras's kernel, recurrent_kernel and maybe bias."""
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if side.layer.bias else [])]
+    arrays = [_regate(parameters[side.names.format(name)], side.kind.gates) for name in names]
+    kernel, recurrent_kernel, *biases = arrays
+    if biases:
+        biases = [np.stack(biases) if getattr(side.layer, "reset_after", False) else biases[0] + biases[1]]
+    return [kernel.T, recurrent_kernel.T, *biases]
+
+
+def _check(side: _Side, arrays: list[Array], where: str) -> None:
+    """Refuse arrays from a file that are not those of a layer like this."""
+    I, H, G = side.layer.input_size, side.layer.hidden_size, len(side.kind.gates)
+    bias = (2, G * H) if getattr(side.layer, "reset_after", False) else (G * H,)
+    shapes = [(I, G * H), (H, G * H), *([bias] if side.layer.bias else [])]
+    if [array.shape for array in arrays] != shapes:
+        raise ValueError(
+            f"{where} must hold arrays of shapes {shapes} for {side.layer._call()}, got "
+            f"{[array.shape for array in arrays]}; a GRU's bias of shape (2, ...) is for reset_after=True alone"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The HDF5 file at a path, or within a .keras archive there."""
+    with contextlib.ExitStack() as stack:
+        source: Any = stack.enter_context(open(path, "rb"))
+        try:
+            if zipfile.is_zipfile(source):
+                with zipfile.ZipFile(source) as archive:
+                    source = io.BytesIO(archive.read("model.weights.h5"))
+            file = stack.enter_context(h5py.File(source, "r"))
+        except (KeyError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path!r} is neither a .keras nor a .weights.h5 file of Keras 3: {error}") from error
+        yield file
+
+
+def _places(file: Any) -> list[str]:
+    """All groups of a file."""
+    places: list[str] = []
+    file.visititems(lambda place, item: places.append(place) if isinstance(item, h5py.Group) else None)
+    return places

@@ -1,0 +1,369 @@
+"""The layers as JAX functions: their bits, and what jit, grad and vmap make of them."""
+
+import contextlib
+import functools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="jax is not installed: pip install jax")
+
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+
+import rnnfast
+from rnnfast.backends import jax as backend
+
+T, N, I, H = 6, 4, 3, 5
+FUNCTIONS = {rnnfast.LSTM: backend.lstm, rnnfast.GRU: backend.gru, rnnfast.RNN: backend.rnn}
+LAYERS = {
+    "lstm": (rnnfast.LSTM, {}),
+    "lstm stack": (rnnfast.LSTM, {"num_layers": 2, "bidirectional": True}),
+    "lstm projected": (rnnfast.LSTM, {"proj_size": 2, "batch_first": True}),
+    "lstm peepholes": (
+        rnnfast.LSTM,
+        {"peepholes": True, "clip": 2.0, "activations": [("affine", 0.2, 0.5), "tanh", "elu"]},
+    ),
+    "gru": (rnnfast.GRU, {"reverse": True}),
+    "gru reset before": (rnnfast.GRU, {"reset_after": False, "num_layers": 2, "batch_first": True}),
+    "rnn": (rnnfast.RNN, {"bidirectional": True, "bias": False}),
+    "rnn relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
+}
+READ = ("proj_size", "peepholes", "bias")
+
+
+@contextlib.contextmanager
+def x64(enabled):
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", enabled)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(params=LAYERS)
+def case(request, dtype):
+    """A layer, the function, and a batch: x and state."""
+    kind, options = LAYERS[request.param]
+    with x64(dtype == np.float64):
+        yield case_of(kind, dtype, **options)
+
+
+def case_of(kind, dtype=np.float32, *, batch_first=False, **options):
+    layer = kind(I, H, batch_first=batch_first, dtype=dtype, rng=0, **options)
+    function = functools.partial(
+        FUNCTIONS[kind], batch_first=batch_first, **{name: options[name] for name in options if name not in READ}
+    )
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(N, T, I) if batch_first else (T, N, I)).astype(dtype)
+    _, state = layer(x)
+    state = jax.tree.map(lambda member: rng.normal(size=member.shape).astype(dtype), state)
+    return layer, function, x, state
+
+
+def same(ours, theirs):
+    """Whether two trees hold the same bits."""
+    ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
+    assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(ours, theirs, strict=True))
+
+
+def weights(layer, x, state=None):
+    """A dy and a dstate."""
+    rng = np.random.default_rng(2)
+    return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), layer(x, state))
+
+
+def weighted(results, by):
+    return sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(by), strict=True))
+
+
+def uneven(batch_first):
+    rng = np.random.default_rng(3)
+    shape = (N, T) if batch_first else (T, N)
+    return [
+        {"lengths": np.array([4, 0, T, 1])},
+        {"mask": rng.random(shape) < 0.7},
+        {"mask": rng.random(shape) < 0.7, "reset": rng.random(shape) < 0.3, "zero_masked": True},
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- without vmap
+
+
+def test_values(case):
+    layer, function, x, state = case
+    parameters = dict(layer.parameters)
+    y, last = function(x, parameters, state)
+    assert isinstance(y, jax.Array)
+    assert same((y, last), layer(x, state))
+    assert same(function(x, parameters), layer(x))
+    assert same(jax.jit(function)(x, parameters, state), layer(x, state))
+    assert same(function(x[0], parameters), layer(x[0]))
+    for given in uneven(layer.batch_first):
+        assert same(function(x, parameters, state, **given), layer(x, state, **given))
+
+
+def test_gradients(case):
+    """The layer's bits, of x, state and parameters."""
+    layer, function, x, state = case
+    for given in [{}, *uneven(layer.batch_first)]:
+        by = weights(layer, x, state)
+        loss = lambda x, parameters, state: weighted(function(x, parameters, state, **given), by)  # noqa: B023, E731
+        _, _, tape = layer.forward(x, state, **given)
+        expected = layer.backward(tape, *by)
+        for taken in (jax.grad, lambda f, places: jax.jit(jax.grad(f, places))):
+            dx, dparameters, dstate = taken(loss, (0, 1, 2))(x, dict(layer.parameters), state)
+            assert same((dx, dparameters, dstate), (expected.x, expected.parameters, expected.state))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_by_differences(name):
+    kind, options = LAYERS[name]
+    with x64(True):
+        layer, function, x, state = case_of(kind, np.float64, **options)
+        parameters = {name: np.array(value) for name, value in layer.parameters.items()}
+        check_grads(jax.jit(function), (x, parameters, state), order=1, modes=["rev"])
+        loose = functools.partial(function, lengths=np.array([4, 0, T, 1]))
+        check_grads(loose, (x, parameters), order=1, modes=["rev"])
+
+
+def test_parts_of_a_state():
+    layer, function, x, (h, c) = case_of(rnnfast.LSTM)
+    parameters = dict(layer.parameters)
+    for state in [(h, None), (None, c), [h, c]]:
+        assert same(function(x, parameters, state), layer(x, state))
+    by = weights(layer, x)
+    _, _, tape = layer.forward(x, (None, c))
+    loss = lambda state: weighted(function(x, parameters, state), by)  # noqa: E731
+    gradient = jax.grad(loss)((None, c))
+    assert gradient[0] is None
+    assert same(gradient[1], layer.backward(tape, *by).state[1])
+
+
+def test_other_dtypes():
+    """x and state are converted, as they are by the layers, and gradients come back in their dtypes."""
+    layer, function, x, _ = case_of(rnnfast.GRU)
+    half = jnp.asarray(x, jnp.bfloat16)
+    parameters = dict(layer.parameters)
+    assert same(function(half, parameters), layer(np.asarray(half.astype(np.float32))))
+    assert jax.grad(lambda x: function(x, parameters)[0].sum())(half).dtype == jnp.bfloat16
+    ones = np.ones((T, N, I), np.int32)
+    assert same(function(ones, parameters), layer(ones))
+
+
+def test_a_large_batch():
+    """Results that the layer keeps in memory that it uses again."""
+    layer = rnnfast.LSTM(64, 128, rng=0)
+    x = np.random.default_rng(0).normal(size=(100, 32, 64)).astype(np.float32)
+    run = jax.jit(backend.lstm)
+    results = [run(x * scale, dict(layer.parameters)) for scale in np.arange(1, 5, dtype=np.float32)]
+    for scale, result in zip(np.arange(1, 5, dtype=np.float32), results, strict=True):
+        assert same(result, layer(x * scale))
+
+
+def test_training_under_jit():
+    """With the whole step compiled, lengths traced, and the function in a loop of JAX."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(T, N, I)).astype(np.float32)
+    target, lengths = np.tanh(x.cumsum(0).sum(2)) / 2, np.array([T, 3, 5, 2])
+    there = (np.arange(T)[:, None] < lengths).astype(np.float32)
+    layer = rnnfast.GRU(I, H, rng=0)
+
+    def loss(parameters, lengths):
+        y, _ = backend.gru(x, parameters, lengths=lengths)
+        return jnp.sum(there * (y[:, :, 0] - target) ** 2)
+
+    def step(parameters, _):
+        value, gradients = jax.value_and_grad(loss)(parameters, jnp.asarray(lengths))
+        return jax.tree.map(lambda p, g: p - 0.05 * g, parameters, gradients), value
+
+    parameters = {name: jnp.asarray(value) for name, value in layer.parameters.items()}
+    _, losses = jax.jit(lambda parameters: jax.lax.scan(step, parameters, length=150))(parameters)
+    assert losses[-1] < 0.2 * losses[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ vmap
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The shapes of x in the calls that reach the host."""
+    seen = []
+    prepare = backend._prepare
+
+    def counting(call, arrays):
+        layer, given = prepare(call, arrays)
+        seen.append(given["x"].shape)
+        return layer, given
+
+    monkeypatch.setattr(backend, "_prepare", counting)
+    return seen
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_vmap_over_rows(calls, batch_first, axis):
+    """Sequences without a batch axis, mapped, are one batch."""
+    layer, function, x, _ = case_of(rnnfast.LSTM, batch_first=batch_first, num_layers=2, bidirectional=True)
+    parameters = dict(layer.parameters)
+    expected, (h, _) = layer(x)
+    mapped = np.moveaxis(x, 0 if batch_first else 1, axis)
+    y, (h_n, _) = jax.vmap(function, (axis, None))(mapped, parameters)
+    assert calls == [x.shape]
+    assert same(jnp.moveaxis(y, 0, 0 if batch_first else 1), expected)
+    assert same(jnp.moveaxis(h_n, 0, 1), h)
+
+
+@pytest.mark.parametrize("name", ["lstm stack", "lstm projected", "gru", "gru reset before"])
+def test_vmap_over_batches(calls, name):
+    """With states and lengths mapped or not, also twice."""
+    kind, options = LAYERS[name]
+    layer, function, x, state = case_of(kind, **options)
+    parameters = dict(layer.parameters)
+    xs, scales = np.stack([x, 2 * x, 3 * x]), np.arange(1, 4, dtype=np.float32)
+    states = jax.tree.map(lambda member: np.stack([member * scale for scale in scales]), state)
+    lengths = np.array([[4, 0, T, 1], [T, T, 1, 2], [1, 2, 3, 4]])
+    reset = np.random.default_rng(0).random(x.shape[:2]) < 0.3
+
+    def run(x, state, lengths, reset):
+        return function(x, parameters, state, lengths=lengths, reset=reset)
+
+    for axes in [(0, 0, 0, None), (0, None, 0, None), (None, 0, None, None), (0, None, None, None)]:
+        given = [
+            one if axis is None else many
+            for axis, one, many in zip(axes, (x, state, lengths[0], reset), (xs, states, lengths, None), strict=True)
+        ]
+        results = jax.jit(jax.vmap(run, axes))(*given)
+        for place in range(3):
+            own = [
+                g if axis is None else jax.tree.map(lambda a: a[place], g)  # noqa: B023
+                for axis, g in zip(axes, given, strict=True)
+            ]
+            expected = layer(own[0], own[1], lengths=own[2], reset=own[3])
+            assert same(jax.tree.map(lambda a: a[place], results), expected)  # noqa: B023
+    assert len(calls) == 4
+    twice = jax.vmap(jax.vmap(lambda x: function(x, parameters)[0]))(np.stack([xs, -xs]))
+    assert len(calls) == 5
+    assert same(twice[1, 2], layer(-3 * x)[0])
+
+
+def test_gradient_of_vmap(calls):
+    """One call, with the bits of the batch."""
+    layer, function, x, _ = case_of(rnnfast.LSTM, bidirectional=True)
+    dy, _ = weights(layer, x)
+    lengths = np.array([4, 0, T, 1])
+
+    def loss(parameters, x):
+        y = jax.vmap(lambda x, length: function(x, parameters, lengths=length)[0], (1, 0), 1)(x, lengths)
+        return jnp.sum(y * dy)
+
+    _, _, tape = layer.forward(x, lengths=lengths)
+    expected = layer.backward(tape, dy)
+    for taken in (jax.grad(loss, (0, 1)), jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))):
+        calls.clear()
+        found = taken(dict(layer.parameters), x)
+        assert same(found, (expected.parameters, expected.x))
+        assert set(calls) == {x.shape}
+
+
+def test_vmap_of_gradient():
+    """The gradients of each row on its own."""
+    layer, function, x, _ = case_of(rnnfast.GRU)
+    dy, _ = weights(layer, x)
+    loss = lambda parameters, x, dy: jnp.sum(function(x, parameters)[0] * dy)  # noqa: E731
+    found = jax.jit(jax.vmap(jax.grad(loss, (0, 1)), (None, 1, 1)))(dict(layer.parameters), x, dy)
+    for row in range(N):
+        _, _, tape = layer.forward(x[:, row])
+        expected = layer.backward(tape, dy[:, row])
+        assert same(jax.tree.map(lambda a: a[row], found), (expected.parameters, expected.x))  # noqa: B023
+
+
+def test_vmap_over_parameters():
+    """An ensemble."""
+    layers = [rnnfast.LSTM(I, H, rng=seed) for seed in range(3)]
+    x = np.random.default_rng(0).normal(size=(T, N, I)).astype(np.float32)
+    many = {name: np.stack([layer.parameters[name] for layer in layers]) for name in layers[0].parameters}
+    some = {name: None if name == "bias_ih_l0" else 0 for name in many}
+    shared = {**many, "bias_ih_l0": many["bias_ih_l0"][0]}
+    y, _ = jax.vmap(backend.lstm, (None, 0))(x, many)
+    gradients = jax.grad(lambda many: jax.vmap(backend.lstm, (None, 0))(x, many)[0].sum())(many)
+    z, _ = jax.vmap(backend.lstm, (None, some))(x, shared)
+    for place, layer in enumerate(layers):
+        assert same(y[place], layer(x)[0])
+        _, _, tape = layer.forward(x)
+        expected = layer.backward(tape, np.ones((T, N, H), np.float32)).parameters
+        assert same({name: value[place] for name, value in gradients.items()}, dict(expected))
+        layer.parameters["bias_ih_l0"][...] = shared["bias_ih_l0"]
+        assert same(z[place], layer(x)[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+FINE = dict(rnnfast.LSTM(I, H, rng=0).parameters)
+X = np.zeros((T, N, I), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": X[:, :, :2]}, ValueError, r"x has 2 features .* input_size=3"),
+        ({"x": X[0, 0]}, ValueError, r"x must have layout \(T, N, I\)"),
+        ({"x": X.astype(complex)}, TypeError, "x must hold real numbers"),
+        ({"state": X}, ValueError, r"state must be the pair \(h, c\)"),
+        ({"state": (X, X)}, ValueError, r"state\[0\] \(h\) must have shape .* \(1, 4, 5\), got \(6, 4, 3\)"),
+        ({"lengths": [1, 2]}, ValueError, r"lengths must have shape \(N,\) = \(4,\), got shape \(2,\)"),
+        ({"lengths": [1, 2, 3, T + 1]}, ValueError, "lengths must lie from 0 to T = 6, .* got 7 for row 3"),
+        ({"mask": np.zeros((T, N), int)}, TypeError, "mask must hold booleans"),
+        ({"mask": np.ones((T, N), bool), "lengths": [1] * N}, ValueError, "lengths and mask exclude each other"),
+        ({"zero_masked": 1}, TypeError, "zero_masked must be True or False"),
+        ({"parameters": [X]}, TypeError, "parameters must be a dict of arrays under torch's names, got list"),
+        (
+            {"parameters": {}},
+            ValueError,
+            "must hold a matrix weight_ih_l0, as torch names them, got only an empty dict",
+        ),
+        ({"parameters": {**FINE, "weight_hh_l0": X}}, ValueError, r"a matrix weight_hh_l0, .* got shape \(6, 4, 3\)"),
+        (
+            {"num_layers": 2},
+            ValueError,
+            r"do not fit LSTM\(3, 5, num_layers=2\): weight_ih_l1 is missing; .*bias_hh_l1",
+        ),
+        ({"parameters": {**FINE, "kernel": X}}, ValueError, r"do not fit LSTM\(3, 5\): kernel is no parameter of it"),
+        ({"parameters": {**FINE, "bias_hh_l0": X}}, ValueError, r"bias_hh_l0 must have shape \(20,\), got \(6, 4, 3\)"),
+        (
+            {"parameters": jax.tree.map(jnp.float16, FINE)},
+            ValueError,
+            "must be of dtype float32 or float64, got float16",
+        ),
+        ({"dropout": 0.5}, TypeError, "dropout is no option of lstm: the options are num_layers, .*coupled"),
+        ({"hidden_size": 5}, TypeError, "hidden_size is no option of lstm: the parameters tell it"),
+        ({"bidirectional": True, "reverse": True}, ValueError, "exclude each other"),
+    ],
+)
+def test_errors(change, error, message):
+    given = {"x": X, "parameters": FINE, **change}
+    with pytest.raises(error, match=message):
+        backend.lstm(**given)
+
+
+def test_errors_while_tracing():
+    with pytest.raises(ValueError, match="x has 2 features"):
+        jax.jit(backend.lstm)(X[:, :, :2], FINE)
+    with pytest.raises(ValueError, match=r"lengths must have shape \(N,\) = \(4,\)"):
+        jax.jit(lambda lengths: backend.lstm(X, FINE, lengths=lengths))(np.array([1, 2]))
+
+
+def test_an_error_while_running():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="lengths must lie from 0 to T = 6"):
+        jax.block_until_ready(jax.jit(lambda lengths: backend.lstm(X, FINE, lengths=lengths))(np.array([1, 2, 3, 7])))
+
+
+def test_derivatives_that_are_declined():
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: backend.lstm(x, FINE)[0], (X,), (X,))
+    slope = jax.grad(lambda x: backend.lstm(x, FINE)[0].sum())
+    with pytest.raises(ValueError, match="do not support JVP"):
+        jax.grad(lambda x: slope(x).sum())(X)
