@@ -48,7 +48,7 @@ static work read_case(int words, char **word)
     s->cell = RNNFAST_CELLS;
     for (int i = 0; i < words; i++) {
         int cell = 0;
-        while (cell < RNNFAST_CELLS && strcmp(word[i], cells[cell].name)) cell++;
+        while (cell < RNNFAST_CELLS && (!cells[cell].name || strcmp(word[i], cells[cell].name))) cell++;
         if (cell < RNNFAST_CELLS) s->cell = cell;
         else if (!strcmp(word[i], "training")) w.training = 1;
         else if (!strcmp(word[i], "bidirectional")) s->directions = 2;
@@ -89,14 +89,14 @@ static void **parameters(const work *w)
 {
     const rnnfast_stack *s = &w->problem.stack;
     ptrdiff_t columns = cells[s->cell].gates * s->H, parts = s->layers * s->directions;
-    void **all = calloc((size_t)(5 * parts), sizeof *all);
+    void **all = calloc((size_t)(RNNFAST_KINDS * parts), sizeof *all);
     if (!all) fail("a case", "needs more memory than there is");
     for (ptrdiff_t i = 0; i < parts; i++) {
         ptrdiff_t K = i < s->directions ? s->I : s->directions * s->P;
-        all[5 * i] = numbers(w, columns * K);
-        all[5 * i + 1] = numbers(w, columns * s->P);
-        all[5 * i + 2] = numbers(w, columns);
-        all[5 * i + 3] = numbers(w, columns);
+        all[RNNFAST_KINDS * i] = numbers(w, columns * K);
+        all[RNNFAST_KINDS * i + 1] = numbers(w, columns * s->P);
+        all[RNNFAST_KINDS * i + 2] = numbers(w, columns);
+        all[RNNFAST_KINDS * i + 3] = numbers(w, columns);
     }
     return all;
 }

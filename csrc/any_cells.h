@@ -88,9 +88,7 @@ static vec slope(const rnnfast_activation *f, vec x)
         y = muladd(alpha, x, beta);
         return select(less_equal(y, zero), zero, select(less_equal(one, y), zero, alpha));
     case RNNFAST_ELU: return each(x, f->alpha, elu_slope);
-    case RNNFAST_SOFTSIGN:
-        y = one / (one + absolute(x));
-        return y * y;
+    case RNNFAST_SOFTSIGN: y = one / (one + absolute(x)); return y * y;
     default: return sigmoid(x);
     }
 }

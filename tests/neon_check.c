@@ -29,8 +29,8 @@ enum {
     BEFORE_GRADIENTS = 6 /* results, before the gradients of parameters */
 };
 
-static const char *const result_names[] = {"y",          "h_n",        "c_n",      "dx",       "dh0",       "dc0",
-                                           "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_hr"};
+static const char *const result_names[] = {"y",          "h_n",        "c_n",      "dx",       "dh0",        "dc0",
+                                           "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_hr", "dpeephole"};
 
 typedef struct {
     int64_t count;
@@ -42,8 +42,8 @@ typedef struct {
     rnnfast_stack stack;
     ptrdiff_t T, N;
     double tolerance[2];
-    array parameters[5 * STACKED], x, h0, c0, masks, dy, dh_n, dc_n;
-    array results[BEFORE_GRADIENTS + 5 * STACKED];
+    array parameters[RNNFAST_KINDS * STACKED], x, h0, c0, masks, dy, dh_n, dc_n;
+    array results[BEFORE_GRADIENTS + RNNFAST_KINDS * STACKED];
 } golden;
 
 /* ---- memory: taken bit by bit, given back all at once ---- */
@@ -105,7 +105,7 @@ static array read_array(FILE *file)
 
 static int64_t parameters_of(const golden *g)
 {
-    return 5 * g->stack.layers * g->stack.directions;
+    return RNNFAST_KINDS * g->stack.layers * g->stack.directions;
 }
 
 static void read_golden(FILE *file, golden *g)
@@ -164,7 +164,7 @@ static void run(const golden *g, const rnnfast_table *table, int threads, int ke
 {
     const size_t item = table->item;
     const ptrdiff_t outputs = g->stack.directions * g->stack.P;
-    const void *parameters[5 * STACKED];
+    const void *parameters[RNNFAST_KINDS * STACKED];
     rnnfast_sizes sizes;
     rnnfast_problem p = {.stack = g->stack, .T = g->T, .N = g->N, .threads = threads};
     table->sizes(&p.stack, p.T, p.N, NULL, &sizes);
@@ -225,13 +225,13 @@ static int faults_in(const golden *g, const rnnfast_table *table, int64_t result
     int faults = 0;
     for (int64_t i = 0; i < results; i++) {
         const int64_t gradient = i - BEFORE_GRADIENTS;
-        const int layer_and_direction = (int)(gradient / 5);
+        const int layer_and_direction = (int)(gradient / RNNFAST_KINDS);
         const double error = error_of(g->results[i], got[i], table->item);
         if (others ? !g->results[i].count || !memcmp(got[i], others[i], (size_t)g->results[i].count * table->item) : error <= tolerance)
             continue;
         faults++;
         printf("\n  %s, %s: %s", table->isa, table->item == sizeof(float) ? "float" : "double",
-               result_names[gradient < 0 ? i : BEFORE_GRADIENTS + gradient % 5]);
+               result_names[gradient < 0 ? i : BEFORE_GRADIENTS + gradient % RNNFAST_KINDS]);
         if (gradient >= 0)
             printf(" of layer %d, direction %d", layer_and_direction / g->stack.directions, layer_and_direction % g->stack.directions);
         if (others) printf(" has other bits %s", when);
@@ -243,7 +243,7 @@ static int faults_in(const golden *g, const rnnfast_table *table, int64_t result
 static int check(const golden *g, const rnnfast_table *table)
 {
     const int64_t all = BEFORE_GRADIENTS + parameters_of(g);
-    void *first[BEFORE_GRADIENTS + 5 * STACKED], *again[BEFORE_GRADIENTS + 5 * STACKED];
+    void *first[BEFORE_GRADIENTS + RNNFAST_KINDS * STACKED], *again[BEFORE_GRADIENTS + RNNFAST_KINDS * STACKED];
     run(g, table, 1, 1, first);
     int faults = faults_in(g, table, all, first, NULL, NULL);
     run(g, table, 1, 0, again);
