@@ -18,11 +18,11 @@
 
 #include <math.h>
 
-INLINE vec each(vec x, double alpha, double (*function)(double x, double alpha))
+INLINE vec each(vec x, REAL alpha, double (*function)(double x, double alpha))
 {
     REAL lanes[LANES];
     store(lanes, x);
-    for (int i = 0; i < LANES; i++) lanes[i] = (REAL)function((double)lanes[i], alpha);
+    for (int i = 0; i < LANES; i++) lanes[i] = (REAL)function((double)lanes[i], (double)alpha);
     return load(lanes);
 }
 
@@ -63,10 +63,10 @@ static vec apply(const rnnfast_activation *f, vec x)
     case RNNFAST_RELU: return greater(zero, x);
     case RNNFAST_AFFINE: return muladd(alpha, x, beta);
     case RNNFAST_LEAKY_RELU: return select(less_equal(zero, x), x, alpha * x);
-    case RNNFAST_THRESHOLDED_RELU: return select(less_equal(alpha, x), x, x - x);
+    case RNNFAST_THRESHOLDED_RELU: return select(less_equal(alpha, x), x, lesser(zero, greater(zero, x))); /* 0, or NaN */
     case RNNFAST_SCALED_TANH: return alpha * hyperbolic_tangent(beta * x);
     case RNNFAST_HARD_SIGMOID: return lesser(one, greater(zero, muladd(alpha, x, beta)));
-    case RNNFAST_ELU: return each(x, f->alpha, elu);
+    case RNNFAST_ELU: return each(x, (REAL)f->alpha, elu);
     case RNNFAST_SOFTSIGN: return x / (one + absolute(x));
     default: return each(x, 0, softplus);
     }
@@ -87,7 +87,7 @@ static vec slope(const rnnfast_activation *f, vec x)
     case RNNFAST_HARD_SIGMOID:
         y = muladd(alpha, x, beta);
         return select(less_equal(y, zero), zero, select(less_equal(one, y), zero, alpha));
-    case RNNFAST_ELU: return each(x, f->alpha, elu_slope);
+    case RNNFAST_ELU: return each(x, (REAL)f->alpha, elu_slope);
     case RNNFAST_SOFTSIGN: y = one / (one + absolute(x)); return y * y;
     default: return sigmoid(x);
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ FUNCTIONS: dict[str, tuple[float, ...]] = {
     "softsign": (),
     "softplus": (),
 }
+
+CLIP_LEAST = 2.0**-126  # lower ones might become 0 in float32, which is no clipping to the engine
 
 # Of each cell, those that it has if it is not told: of the gates, of the candidate, and of c on its way to h.
 DEFAULTS = {
@@ -68,6 +71,8 @@ def _activation(name: str, value: Any) -> Any:
         raise ValueError(f"{name}: {function} takes {takes}, got {value!r}")
     if any(isinstance(number, bool) or not isinstance(number, numbers.Real) for number in given):
         raise TypeError(f"{name} must have numbers for alpha and beta, got {value!r}")
+    if not all(map(math.isfinite, given)):
+        raise ValueError(f"{name} must have finite numbers for alpha and beta, got {value!r}")
     return (function, *map(float, given)) if given else function
 
 
@@ -77,8 +82,8 @@ def clip(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"clip must be a number or None, got {value!r}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"clip must be above 0 and finite, or None, got {value!r}")
+    if not CLIP_LEAST <= value < math.inf:
+        raise ValueError(f"clip must be above 0, 2**-126 at least, and finite, or None, got {value!r}")
     return float(value)
 
 

@@ -1,0 +1,619 @@
+"""ONNX: recurrent nodes of models run by rnnfast, layers from models, and models from layers.
+
+ops
+    Classes for ``onnx.reference.ReferenceEvaluator(model, new_ops=ops)``: RNN, LSTM and GRU nodes, also those in the
+    bodies of loops and branches, run by rnnfast.
+Backend
+    An ``onnx.backend.base.Backend``: whole models, their other nodes by the reference evaluator.
+layer_from_onnx(model, node)
+    A layer with the weights and options of a node, to be trained or called.
+to_onnx(layer)
+    A model of a layer.
+
+All that the standard says of the three operators holds, in float32 and float64: every direction, sequence_lens, initial
+states, peepholes, clip, input_forget, activations with their alpha and beta, linear_before_reset, both layouts, and all
+inputs and outputs that may be missing. Weights that cannot change, which are those of initializers, are packed once.
+
+Supported: onnx 1.16 and later; the operators' versions 7, 14 and 22, which are opset 7 and all later ones so far.
+Declined, by a NotImplementedError: float16 and bfloat16, and opsets before 7. A row of sequence_lens 0 ends with a
+state of zeros, as in ONNX Runtime, where a layer returns the row's initial state. X must have one step at least.
+
+Examples
+--------
+>>> import numpy as np, rnnfast
+>>> from onnx.reference import ReferenceEvaluator
+>>> layer = rnnfast.LSTM(4, 8, bidirectional=True, rng=0)
+>>> model = to_onnx(layer)
+>>> x = np.ones((5, 2, 4), np.float32)
+>>> y, h, c = ReferenceEvaluator(model, new_ops=ops).run(None, {"x": x})
+>>> y.shape, bool((y == layer(x)[0]).all())
+((5, 2, 16), True)
+>>> layer_from_onnx(model)
+LSTM(4, 8, bidirectional=True)  # 896 parameters
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+try:
+    import onnx
+    import onnx.backend.base
+    import onnx.reference
+    from onnx import helper, numpy_helper
+    from onnx.reference.op_run import OpRun
+except ImportError as error:
+    raise ImportError("rnnfast.backends.onnx needs onnx 1.16 or newer: pip install 'onnx>=1.16'") from error
+
+from rnnfast import layers, options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+if tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 16):
+    raise ImportError(
+        f"rnnfast.backends.onnx needs onnx 1.16 or newer, this is {onnx.__version__}: pip install 'onnx>=1.16'"
+    )
+
+__all__ = ["Backend", "layer_from_onnx", "ops", "to_onnx"]
+
+
+class _Operator(NamedTuple):
+    layer: type[layers.Recurrent[Any]]
+    rows: list[int]  # of ONNX's gates, in the order of rnnfast's
+    states: str
+    cell: str
+    flags: dict[str, str]  # attributes that are options under another name
+
+
+_OPERATORS = {
+    "RNN": _Operator(layers.RNN, [0], "h", "rnn_tanh", {}),
+    "LSTM": _Operator(layers.LSTM, [0, 2, 3, 1], "hc", "lstm", {"input_forget": "coupled"}),  # i, o, f, c
+    "GRU": _Operator(layers.GRU, [1, 0, 2], "h", "gru", {"linear_before_reset": "reset_after"}),  # z, r, h
+}
+_PEEPHOLES = [0, 2, 1]  # i, o, f, which is its own inverse
+_INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+_WEIGHTS = ("W", "R", "B", "P")
+_DIRECTIONS: dict[str, dict[str, Any]] = {
+    "forward": {},
+    "reverse": {"reverse": True},
+    "bidirectional": {"bidirectional": True},
+}
+# LeakyRelu is leaky_relu; ONNX Runtime takes names in any case, and so do models.
+_FUNCTIONS = {name.replace("_", ""): name for name in options.FUNCTIONS}
+_VERSIONS = (7, 14, 22)
+
+
+# ---- from ONNX
+
+
+class _Part(NamedTuple):
+    """What a node says of a layer."""
+
+    operator: _Operator
+    sizes: tuple[int, int]
+    options: dict[str, Any]
+    parameters: dict[str, Array]
+
+
+def _check_opset(op_type: str, opset: int) -> None:
+    if onnx.defs.get_schema(op_type, opset, "").since_version not in _VERSIONS:
+        versions = ", ".join(map(str, _VERSIONS))
+        raise NotImplementedError(
+            f"{op_type} of opset {opset} is none of its versions {versions} that rnnfast knows: bring the model to "
+            "opset 7 or later with onnx.version_converter.convert_version(model, 14)"
+        )
+
+
+def _read(op_type: str, attributes: Mapping[str, Any], weights: Mapping[str, Array | None], dtype: Any) -> _Part:
+    """A node's attributes and weights as those of a layer, checked."""
+    operator = _OPERATORS[op_type]
+    W, R, B, P = (weights[name] for name in _WEIGHTS)
+    if W is None or R is None:
+        raise ValueError(f"{op_type} must have the inputs W and R, got {'no W' if W is None else 'no R'}")
+    if dtype not in (np.float32, np.float64):
+        raise NotImplementedError(f"{op_type} of {dtype}: rnnfast runs float32 and float64, so cast inputs and weights")
+    direction = attributes.get("direction") or "forward"
+    if direction not in _DIRECTIONS:
+        raise ValueError(f"direction of {op_type} must be one of {', '.join(_DIRECTIONS)}, got {direction!r}")
+    D, G = 2 if direction == "bidirectional" else 1, len(operator.rows)
+    I, H = W.shape[-1], attributes.get("hidden_size") or R.shape[-1]
+    shapes = {"W": (D, G * H, I), "R": (D, G * H, H), "B": (D, 2 * G * H), "P": (D, 3 * H)}
+    for name, shape in shapes.items():
+        array = weights[name]
+        if array is not None and array.shape != shape:
+            raise ValueError(
+                f"{name} of {op_type} must have shape {shape} with hidden_size={H} and direction={direction!r}, "
+                f"got {array.shape}"
+            )
+    chosen: dict[str, Any] = {option: bool(attributes.get(name)) for name, option in operator.flags.items()}
+    plain, activations = options.DEFAULTS[operator.cell] * D, _activations(op_type, attributes, D)
+    if op_type == "RNN" and set(activations) == {"relu"}:
+        chosen["nonlinearity"], plain = "relu", activations
+    if activations != plain:
+        forward, backward = activations[: len(plain) // D], activations[len(plain) // D :]
+        chosen["activations"] = forward if forward == backward else activations
+    if P is not None:
+        chosen["peepholes"] = True
+    chosen.update(_DIRECTIONS[direction], bias=B is not None, clip=attributes.get("clip"), dtype=dtype)
+    chosen["batch_first"] = bool(attributes.get("layout"))
+    return _Part(operator, (I, H), chosen, _parameters(operator, W, R, B, P))
+
+
+def _activations(op_type: str, attributes: Mapping[str, Any], directions: int) -> tuple[Any, ...]:
+    """The functions as a layer takes them; alpha and beta go, in order, to those that take them, as far as they do."""
+    plain = options.DEFAULTS[_OPERATORS[op_type].cell]
+    names = attributes.get("activations") or plain * directions
+    if op_type == "RNN" and list(names) == ["Tanh", "Tanh"]:  # what the standard has for one direction as well
+        names = names[:directions]
+    if len(names) != len(plain) * directions:
+        raise ValueError(f"activations of {op_type} must be {len(plain) * directions} names, got {list(names)}")
+    spare = [list(attributes.get(name) or ()) for name in ("activation_alpha", "activation_beta")]
+    functions = []
+    for name in names:
+        function = _FUNCTIONS.get(name.lower().replace("_", ""))
+        if function is None:
+            raise ValueError(f"activations of {op_type} must be functions of the standard, got {name!r}")
+        own = options.FUNCTIONS[function]
+        numbers = tuple(_number(values, default) for values, default in zip(spare, own, strict=False))
+        functions.append(function if numbers == own else (function, *numbers))
+    return tuple(functions)
+
+
+def _number(values: list[float], default: float) -> float:
+    """The next one. ONNX keeps float32, so what is nearest to a function's own number, such as 0.2, is that number."""
+    value = values.pop(0) if values else default
+    return default if value == np.float32(default) else value
+
+
+def _ordered(array: Array, rows: list[int]) -> Array:
+    """The blocks of an array's first axis in another order."""
+    return array.reshape(len(rows), -1, *array.shape[1:])[rows].reshape(array.shape)
+
+
+def _parameters(operator: _Operator, W: Array, R: Array, B: Array | None, P: Array | None) -> dict[str, Array]:
+    parameters = {}
+    for d, suffix in enumerate(("_l0", "_l0_reverse")[: len(W)]):
+        named = {"weight_ih": W[d], "weight_hh": R[d]}
+        if B is not None:
+            named["bias_ih"], named["bias_hh"] = np.split(B[d], 2)
+        parameters.update({name + suffix: _ordered(array, operator.rows) for name, array in named.items()})
+        if P is not None:
+            parameters["peephole" + suffix] = P[d].reshape(3, -1)[_PEEPHOLES]
+    return parameters
+
+
+def _build(parts: Sequence[_Part]) -> layers.Recurrent[Any]:
+    """A layer of one node, or of several on top of each other."""
+    first = parts[0]
+    layer = first.operator.layer(*first.sizes, num_layers=len(parts), **first.options)  # type: ignore[call-arg]
+    parameters = {}
+    for k, part in enumerate(parts):
+        parameters.update({name.replace("_l0", f"_l{k}"): array for name, array in part.parameters.items()})
+    layer.load_state_dict(parameters)
+    return layer
+
+
+def _constant(array: Any) -> bool:
+    """Whether nobody can write to an array, or there is none."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    return array is None or isinstance(array, bytes)
+
+
+class _Recurrent(OpRun):
+    """A recurrent node of a model that the reference evaluator runs."""
+
+    op_domain = ""
+
+    def __init__(self, onnx_node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
+        super().__init__(onnx_node, run_params)
+        _check_opset(self.op_type, run_params["opsets"][self.domain])
+        self._kept: tuple[Any, ...] | None = None
+
+    @property
+    def output(self) -> Sequence[str]:
+        # The evaluator would take what it finds under the empty name for inputs that are missing.
+        return [name or f"<output {i} of {self.op_type}>" for i, name in enumerate(self.onnx_node.output)]
+
+    def _layer(self, attributes: dict[str, Any], weights: dict[str, Array | None], dtype: Any) -> Any:
+        key = attributes, dtype
+        if self._kept is not None:
+            kept_key, kept, layer = self._kept
+            if kept_key == key and all(kept[name] is weights[name] for name in _WEIGHTS):
+                return layer
+        layer = _build([_read(self.op_type, attributes, weights, dtype)])
+        if all(map(_constant, weights.values())):
+            layer.freeze()
+            self._kept = key, weights, layer
+        return layer
+
+    def _run(self, *inputs: Any, **attributes: Any) -> tuple[Array, ...]:
+        given = {name: value for name, value, own in zip(_INPUTS, inputs, self.input, strict=False) if own}
+        x, lengths = given["X"], given.get("sequence_lens")
+        layer = self._layer(attributes, {name: given.get(name) for name in _WEIGHTS}, x.dtype)
+        if x.ndim != 3:
+            raise ValueError(f"X of {self.op_type} must have three axes, got shape {x.shape}")
+        states = [given.get(f"initial_{member}") for member in _OPERATORS[self.op_type].states]
+        if layer.batch_first:
+            states = [None if state is None else state.transpose(1, 0, 2) for state in states]
+        y, state = layer(x, states[0] if len(states) == 1 else states, lengths=lengths)
+        ends = [state] if len(states) == 1 else list(state)
+        if lengths is not None:
+            for end in ends:
+                end[:, np.asarray(lengths) == 0] = 0
+        y = y.reshape(*y.shape[:2], -1, layer.hidden_size)
+        if layer.batch_first:
+            return y, *(end.transpose(1, 0, 2) for end in ends)
+        return y.transpose(0, 2, 1, 3), *ends
+
+
+ops: list[type[OpRun]] = [
+    type(name, (_Recurrent,), {"__module__": __name__, "__doc__": f"The operator {name} of the standard."})
+    for name in _OPERATORS
+]
+
+
+class _Evaluator(onnx.reference.ReferenceEvaluator):
+    """The reference evaluator with `ops`, in the bodies of functions as well."""
+
+    def __init__(self, proto: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(proto, *args, **{**kwargs, "new_ops": ops})
+        for name, array in self.rt_inits_.items():
+            if isinstance(array, np.ndarray) and not _constant(array):
+                self.rt_inits_[name] = array = array.copy()
+                array.flags.writeable = False
+
+
+class _Prepared(onnx.backend.base.BackendRep):
+    """A model that is ready to run."""
+
+    def __init__(self, evaluator: _Evaluator) -> None:
+        self._evaluator = evaluator
+        self._names = [name for name in evaluator.input_names if name not in evaluator.rt_inits_]
+
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:  # noqa: ARG002
+        """Run the model once.
+
+        Parameters
+        ----------
+        inputs : sequence or mapping
+            Arrays in the order of the graph's inputs that have no initializer, or by their names.
+
+        Returns
+        -------
+        tuple of ndarray
+            In the order of the graph's outputs.
+
+        Raises
+        ------
+        ValueError
+            When there are not as many inputs as the graph has.
+        """
+        if not hasattr(inputs, "keys"):
+            inputs = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
+            if len(inputs) != len(self._names):
+                raise ValueError(f"inputs must be {len(self._names)} arrays, {self._names}, got {len(inputs)}")
+            inputs = dict(zip(self._names, inputs, strict=True))
+        return tuple(self._evaluator.run(None, inputs))
+
+
+class Backend(onnx.backend.base.Backend):
+    """Models run by ONNX's reference evaluator, and their recurrent nodes by rnnfast.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> prepared = Backend.prepare(to_onnx(rnnfast.GRU(4, 8, rng=0)))
+    >>> y, h = prepared.run([np.ones((5, 2, 4), np.float32)])
+    >>> y.shape, h.shape
+    ((5, 2, 8), (1, 2, 8))
+    """
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> _Prepared:
+        """Check a model and make it ready to run many times.
+
+        Raises
+        ------
+        onnx.checker.ValidationError
+            When the model is not valid.
+        ValueError
+            When the device is not the CPU.
+        NotImplementedError
+            When a recurrent node is of an opset before 7.
+        """
+        _check_device(device)
+        super().prepare(model, device, **kwargs)
+        return _Prepared(_Evaluator(model))
+
+    @classmethod
+    def run_node(
+        cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Run a node of opset ``opset_version``, the newest if it is not given, on arrays for its inputs with a name.
+
+        Raises
+        ------
+        onnx.checker.ValidationError, ValueError, NotImplementedError
+            As `prepare`.
+        """
+        _check_device(device)
+        super().run_node(node, inputs, device, outputs_info, **kwargs)
+        names = [[name for name in side if name] for side in (node.input, node.output)]
+        ends = [[onnx.ValueInfoProto(name=name) for name in side] for side in names]
+        graph = helper.make_graph([node], "node", *ends)
+        opset = kwargs.get("opset_version") or onnx.defs.onnx_opset_version()
+        return _Prepared(_Evaluator(graph, opsets={node.domain: opset})).run(inputs)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Whether it is the CPU."""
+        return device.split(":")[0] == "CPU"
+
+
+def _check_device(device: str) -> None:
+    if not Backend.supports_device(device):
+        raise ValueError(f"device must be 'CPU', where rnnfast runs, got {device!r}")
+
+
+def layer_from_onnx(model: onnx.ModelProto, node: str | Sequence[str] | None = None) -> layers.Recurrent[Any]:
+    """A layer with the weights and options of a recurrent node.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        W, R, B and P must be initializers or constants. What flows into X, initial_h, initial_c and sequence_lens are
+        arguments of a call of the layer. A layer with batch_first=True, which is layout 1, has y and states as all
+        layers have: (N, T, D*H) and (D, N, H).
+    node : str or list of str, optional
+        Name of the node, or of one of its outputs; None where the model has just one recurrent node. A list of nodes
+        that stand on top of each other, the lowest first, makes one layer of num_layers.
+
+    Returns
+    -------
+    RNN, LSTM or GRU
+        Bidirectional if the node is. The parameters are the same numbers; both biases are kept.
+
+    Raises
+    ------
+    ValueError
+        When there is no such node, weights are computed, the initial state or the lengths are constants of the model,
+        or the nodes of a list differ in more than their weights.
+    NotImplementedError
+        When the node is of an opset before 7, or of float16.
+    TypeError
+        When `model` is not a ModelProto.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> model = to_onnx(rnnfast.GRU(4, 8, num_layers=2, rng=0))
+    >>> layer_from_onnx(model, "GRU_l1")
+    GRU(8, 8)  # 432 parameters
+    >>> layer_from_onnx(model, ["GRU_l0", "GRU_l1"])
+    GRU(4, 8, num_layers=2)  # 768 parameters
+    """
+    if not isinstance(model, onnx.ModelProto):
+        raise TypeError(f"model must be an onnx.ModelProto, as onnx.load returns, got {type(model).__name__}")
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    constants = _constants(model.graph)
+    parts = []
+    for one in _find(model.graph, node):
+        _check_opset(one.op_type, opset)
+        given = dict(zip(_INPUTS, one.input, strict=False))
+        for name in ("sequence_lens", "initial_h", "initial_c"):
+            value = constants.get(given.get(name, ""))
+            if value is not None and (value.any() or name == "sequence_lens"):
+                raise ValueError(
+                    f"{name} of node {one.name!r} is a constant of the model, which a layer cannot hold: make it an "
+                    "input of the model, and give it to each call of the layer"
+                )
+        for name in _WEIGHTS:
+            if given.get(name) and given[name] not in constants:
+                raise ValueError(
+                    f"{name} of node {one.name!r} is {given[name]!r}, which the model computes or is given: it must be "
+                    "an initializer or a Constant"
+                )
+        attributes = {attribute.name: _plain(helper.get_attribute_value(attribute)) for attribute in one.attribute}
+        weights = {name: constants.get(given.get(name, "")) for name in _WEIGHTS}
+        parts.append(_read(one.op_type, attributes, weights, None if weights["W"] is None else weights["W"].dtype))
+    for part in parts[1:]:
+        if (part.operator, part.options) != (parts[0].operator, parts[0].options):
+            raise ValueError(f"the nodes {node} cannot be one layer: {parts[0].options} is not {part.options}")
+    return _build(parts)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute with its strings decoded."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, Array]:
+    """All constants by name."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        elif node.op_type == "Identity" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
+    return constants
+
+
+def _find(graph: onnx.GraphProto, node: str | Sequence[str] | None) -> list[onnx.NodeProto]:
+    """The nodes that are asked for."""
+    nodes = [one for one in graph.node if one.op_type in _OPERATORS and one.domain in ("", "ai.onnx")]
+    there = ", ".join(f"{one.name!r} ({one.op_type})" for one in nodes) or "none"
+    if node is None:
+        if len(nodes) != 1:
+            raise ValueError(f"node must name a recurrent node, unless there is just one: the model has {there}")
+        return nodes
+    found = []
+    for name in [node] if isinstance(node, str) else node:
+        fitting = [one for one in nodes if name and name in (one.name, *one.output)]
+        if len(fitting) != 1:
+            raise ValueError(f"node must name one recurrent node, or its output, got {name!r}: the model has {there}")
+        found += fitting
+    if not found:
+        raise ValueError(f"node must name a node at least, got {node!r}")
+    return found
+
+
+# ---- to ONNX
+
+
+def to_onnx(
+    layer: layers.Recurrent[Any], opset: int = 14, *, state: bool = False, lengths: bool = False
+) -> onnx.ModelProto:
+    """A model that computes what a call of the layer does.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+        With any options but a projection, for which the standard has no place. Dropout, which acts in training alone,
+        is left out.
+    opset : int, default 14
+        From 7 on.
+    state : bool, default False
+        Whether the model takes initial states, else zeros.
+    lengths : bool, default False
+        Whether the model takes the lengths of the rows. Those of length 0 end with a state of zeros.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Inputs ``x`` in the layer's layout and, if asked for, ``lengths`` (N,) of int32, ``h_0`` and, of an LSTM,
+        ``c_0``. Outputs ``y``, ``h_n`` and, of an LSTM, ``c_n``. Shapes are the layer's, T and N free. Layer k is a
+        node named after its operator, ``LSTM_l{k}``, of layout 0, with the initializers ``W_l{k}``, ``R_l{k}``,
+        ``B_l{k}`` and ``P_l{k}``; nodes between them bring arrays into the shapes of the next.
+
+    Raises
+    ------
+    TypeError
+        When `layer` is no RNN, LSTM or GRU.
+    ValueError
+        When the layer has a projection, or numbers of its options are in float64 and not in float32, in which ONNX
+        keeps them; when the opset is not known.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> model = to_onnx(rnnfast.LSTM(4, 8, num_layers=2, rng=0), state=True)
+    >>> [node.name for node in model.graph.node if node.op_type == "LSTM"]
+    ['LSTM_l0', 'LSTM_l1']
+    >>> [value.name for value in model.graph.input], [value.name for value in model.graph.output]
+    (['x', 'h_0', 'c_0'], ['y', 'h_n', 'c_n'])
+    """
+    if not isinstance(layer, layers.Recurrent):
+        raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+    if layer.proj_size:
+        raise ValueError(f"ONNX has no LSTM with a projection: proj_size must be 0, got {layer.proj_size}")
+    newest = max(row[2] for row in helper.VERSION_TABLE)
+    if not 7 <= opset <= newest:
+        raise ValueError(
+            f"opset must be from 7 to {newest}, the newest that onnx {onnx.__version__} knows, got {opset}"
+        )
+    op_type = layer._kind().__name__
+    operator, D, H = _OPERATORS[op_type], 1 + layer.bidirectional, layer.hidden_size
+    nodes, constants, given = [], {"shape": np.array([0, 0, D * H])}, {"sequence_lens": "lengths"} if lengths else {}
+    attributes = _attributes(layer, op_type)
+    x = "x"
+    if layer.batch_first:
+        nodes.append(helper.make_node("Transpose", [x], ["x_time_first"], perm=[1, 0, 2]))
+        x = "x_time_first"
+    for k in range(layer.num_layers):
+        weights = {f"{name}_l{k}": array for name, array in _weights(layer, operator, k).items()}
+        constants.update(weights)
+        given.update({"X": x, **{name[0]: name for name in weights}})
+        if state:
+            constants[f"states_l{k}"] = np.arange(k * D, (k + 1) * D)
+            for member in operator.states:
+                given[f"initial_{member}"] = f"{member}_0_l{k}"
+                nodes.append(helper.make_node("Gather", [f"{member}_0", f"states_l{k}"], [f"{member}_0_l{k}"], axis=0))
+        inputs = [given.get(name, "") for name in _INPUTS]
+        while not inputs[-1]:
+            inputs.pop()
+        outputs = [f"Y_l{k}", *(f"{member}_n_l{k}" for member in operator.states)]
+        nodes.append(helper.make_node(op_type, inputs, outputs, f"{op_type}_l{k}", **attributes))
+        last = k == layer.num_layers - 1
+        x, perm = "y" if last else f"y_l{k}", [2, 0, 1, 3] if last and layer.batch_first else [0, 2, 1, 3]
+        nodes.append(helper.make_node("Transpose", [f"Y_l{k}"], [f"Y_l{k}_rows"], perm=perm))
+        nodes.append(helper.make_node("Reshape", [f"Y_l{k}_rows", "shape"], [x]))
+    for member in operator.states:
+        ends = [f"{member}_n_l{k}" for k in range(layer.num_layers)]
+        nodes.append(helper.make_node("Concat", ends, [f"{member}_n"], axis=0))
+
+    rows: tuple[Any, Any] = ("N", "T") if layer.batch_first else ("T", "N")
+    states = (layer.num_layers * D, "N", H)
+    dtype = helper.np_dtype_to_tensor_dtype(layer.dtype)
+    start = [helper.make_tensor_value_info("x", dtype, (*rows, layer.input_size))]
+    if lengths:
+        start.append(helper.make_tensor_value_info("lengths", onnx.TensorProto.INT32, ("N",)))
+    if state:
+        start += [helper.make_tensor_value_info(f"{member}_0", dtype, states) for member in operator.states]
+    end = [helper.make_tensor_value_info("y", dtype, (*rows, D * H))]
+    end += [helper.make_tensor_value_info(f"{member}_n", dtype, states) for member in operator.states]
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "rnnfast", start, end, tensors)
+    opsets = [helper.make_opsetid("", opset)]
+    # Format 3, that of opsets before 9, has all initializers among the inputs.
+    version = max(4, helper.find_min_ir_version_for(opsets))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="rnnfast")
+
+
+def _attributes(layer: layers.Recurrent[Any], op_type: str) -> dict[str, Any]:
+    """The attributes of a layer's nodes."""
+    plain = options.DEFAULTS[layer._engine.cell]
+    functions = list(layer.activations or plain)
+    functions *= len(plain) * (1 + layer.bidirectional) // len(functions)
+    names: list[str] = []
+    numbers: tuple[list[float], list[float]] = [], []
+    for one in functions:
+        function, *given = [one] if isinstance(one, str) else one
+        names.append("".join(word.capitalize() for word in function.split("_")))
+        own = options.FUNCTIONS[function]
+        for values, value, default in zip(numbers, (*given, *own[len(given) :]), own, strict=False):
+            values.append(value if value == default else _rounded("activations", value, layer.dtype))
+    attributes = {
+        "activation_alpha": numbers[0],
+        "activation_beta": numbers[1],
+        "clip": None if layer.clip is None else _rounded("clip", layer.clip, layer.dtype),
+    }
+    direction = "bidirectional" if layer.bidirectional else "reverse" if layer.reverse else "forward"
+    flags = {name: int(getattr(layer, option)) for name, option in _OPERATORS[op_type].flags.items()}
+    attributes = {name: value for name, value in attributes.items() if value}
+    return {"hidden_size": layer.hidden_size, "direction": direction, "activations": names, **attributes, **flags}
+
+
+def _rounded(name: str, value: float, dtype: Any) -> float:
+    """A number of a layer's options as ONNX keeps it."""
+    rounded = float(np.float32(value))
+    if dtype == np.float64 and rounded != value:
+        raise ValueError(
+            f"{name} must hold numbers of float32, in which ONNX keeps them, got {value} in a float64 layer: build it "
+            f"with {rounded}"
+        )
+    return rounded
+
+
+def _weights(layer: layers.Recurrent[Any], operator: _Operator, k: int) -> dict[str, Array]:
+    """W, R, B and P of layer k: the inverse of `_parameters`."""
+    rows, own, sides = list(np.argsort(operator.rows)), layer.parameters, []
+    for suffix in (f"_l{k}", f"_l{k}_reverse")[: 1 + layer.bidirectional]:
+        side = {"W": _ordered(own["weight_ih" + suffix], rows), "R": _ordered(own["weight_hh" + suffix], rows)}
+        if layer.bias:
+            side["B"] = np.concatenate([_ordered(own[bias + suffix], rows) for bias in ("bias_ih", "bias_hh")])
+        if layer.peepholes:
+            side["P"] = own["peephole" + suffix][_PEEPHOLES].ravel()
+        sides.append(side)
+    return {name: np.stack([side[name] for side in sides]) for name in sides[0]}
