@@ -1,0 +1,681 @@
+"""rnnfast.backends.torch beside torch.nn: results, gradients, what surrounds a module, and what it costs."""
+
+import copy
+import gc
+import io
+import pickle
+import socket
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+from rnnfast import functional
+
+torch = pytest.importorskip("torch", reason="torch is not installed: its back end is not tested")
+fast = pytest.importorskip("rnnfast.backends.torch")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning"),  # torch's own calls of it
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
+]
+
+CELLS = ["RNN", "LSTM", "GRU"]
+OPTIONS = {
+    "plain": {},
+    "batch_first": {"batch_first": True},
+    "no_bias": {"bias": False},
+    "stack": {"num_layers": 2, "bidirectional": True},
+    "dropout": {"num_layers": 3, "dropout": 0.4},
+    "all_dropped": {"num_layers": 2, "dropout": 1.0},
+    "relu": {"nonlinearity": "relu"},
+    "projected": {"proj_size": 3},
+    "all": {
+        "num_layers": 2,
+        "bias": False,
+        "batch_first": True,
+        "bidirectional": True,
+        "proj_size": 3,
+        "dropout": 0.4,
+    },
+}
+OF_ONE = {"relu": "RNN", "projected": "LSTM", "all": "LSTM"}  # options of one cell alone
+CASES = [(cell, name) for cell in CELLS for name in OPTIONS if OF_ONE.get(name, cell) == cell]
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
+
+
+def pair(cell="LSTM", *sizes, dtype=torch.float32, **options):
+    """torch's layer and ours, with the same numbers."""
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, cell)(*(sizes or (4, 8)), **options).to(dtype)
+    ours = getattr(fast, cell)(*(sizes or (4, 8)), **options).to(dtype)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def initial(layer, *batch):
+    """An initial state in the form that the layer takes."""
+    states, dtype = layer.num_layers * (1 + layer.bidirectional), layer.weight_hh_l0.dtype
+    h = torch.randn(states, *batch, layer.proj_size or layer.hidden_size, dtype=dtype)
+    return (h, torch.randn(states, *batch, layer.hidden_size, dtype=dtype)) if layer.mode == "LSTM" else h
+
+
+def members(state):
+    return [] if state is None else list(state) if isinstance(state, tuple) else [state]
+
+
+def outcome(layer, x, state=None, pack=None):
+    """Results, and the gradients of a function of all of them by all that goes in."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    starts = [one.clone().requires_grad_() for one in members(state)]
+    given = None if state is None else tuple(starts) if layer.mode == "LSTM" else starts[0]
+    torch.manual_seed(1)
+    y, last = layer(pack(x) if pack else x, given)
+    results = [y.data if pack else y, *members(last)]
+    sum((one.sin() * torch.arange(1, 1 + one.shape[-1])).sum() for one in results).backward()
+    return [*results, x.grad, *(one.grad for one in starts), *(one.grad for one in layer.parameters())]
+
+
+def assert_same(actual, expected, tolerance):
+    assert len(actual) == len(expected)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def operators(function):
+    """The names of the operators of this library that a call runs."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "rnnfast":
+                names.append(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    names = []
+    with Names():
+        function()
+    return names
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """The calls of pack, counted."""
+    calls = []
+
+    def pack(engine, parameters, packed, packed_back):
+        calls.append("back" if packed is None else "forward")
+        real(engine, parameters, packed, packed_back)
+
+    real = functional.pack
+    monkeypatch.setattr(functional, "pack", pack)
+    return calls
+
+
+# -------------------------------------------------------------------------------------------- the same as torch's own
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "state"])
+@pytest.mark.parametrize("kind", ["batch", "unbatched", "packed", "packed_sorted"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+@pytest.mark.parametrize(("cell", "name"), CASES)
+def test_results_and_gradients_are_torchs(cell, name, dtype, kind, given):
+    theirs, ours = pair(cell, dtype=dtype, **OPTIONS[name])
+    batch = () if kind == "unbatched" else (3,)
+    x = torch.randn(*((3, 5) if theirs.batch_first and batch else (5, *batch)), 4, dtype=dtype)
+    state = initial(theirs, *batch) if given else None
+    lengths = {"packed": [3, 5, 1], "packed_sorted": [5, 5, 2]}.get(kind)
+    pack = lengths and (
+        lambda x: torch.nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=theirs.batch_first, enforce_sorted=kind == "packed_sorted"
+        )
+    )
+    assert_same(outcome(ours, x, state, pack), outcome(theirs, x, state, pack), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_packed_sequence_comes_back_as_one(cell):
+    theirs, ours = pair(cell)
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 4) for n in (2, 6, 3)], enforce_sorted=False)
+    expected, actual = theirs(packed)[0], ours(packed)[0]
+    assert isinstance(actual, torch.nn.utils.rnn.PackedSequence)
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        assert torch.equal(getattr(actual, name), getattr(expected, name))
+
+
+def test_a_long_packed_sequence_has_the_bits_of_its_rows():
+    _, ours = pair("GRU", bidirectional=True)
+    rows = [torch.randn(n, 4) for n in (90, 300, 1, 200)]
+    packed, last = ours(torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=False))
+    for i, row in enumerate(torch.nn.utils.rnn.unpack_sequence(packed)):
+        y, h = ours(rows[i])
+        assert torch.equal(row, y)
+        assert torch.equal(last[:, i], h)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_training_goes_as_torchs(cell):
+    layers, losses = pair(cell, dtype=torch.float64), []
+    x, target = torch.randn(6, 3, 4, dtype=torch.float64), torch.randn(6, 3, 8, dtype=torch.float64)
+    for layer in layers:
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss = (layer(x)[0] - target).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[8:] == pytest.approx(losses[:8], rel=1e-8)
+    assert losses[-1] < 0.99 * losses[8]
+
+
+@pytest.mark.parametrize(("cell", "name"), CASES)
+def test_initial_values_are_torchs(cell, name):
+    layers = []
+    for module in (torch.nn, fast):
+        torch.manual_seed(3)
+        layers.append(getattr(module, cell)(4, 8, **OPTIONS[name]).state_dict())
+    assert list(layers[0]) == list(layers[1])
+    assert all(torch.equal(layers[0][key], layers[1][key]) for key in layers[0])
+
+
+def test_constructor_arguments_without_names():
+    layer = fast.RNN(4, 8, 2, "relu", False, True)
+    assert (layer.num_layers, layer.nonlinearity, layer.bias, layer.batch_first) == (2, "relu", False, True)
+    assert repr(layer) == repr(torch.nn.RNN(4, 8, 2, "relu", False, True))
+
+
+def test_any_strides():
+    theirs, ours = pair(dtype=torch.float64)
+    x = torch.randn(4, 7, 3, dtype=torch.float64).permute(1, 2, 0)[::2]
+    h, c = initial(theirs, 1)
+    state = h.expand(1, 3, 8), c.expand(1, 3, 8)
+    assert_same(outcome(ours, x, state), outcome(theirs, x, state), 1e-11)
+    for layer in (theirs, ours):
+        layer.weight_hh_l0.data = layer.weight_hh_l0.data.t().contiguous().t()
+    assert not ours.weight_hh_l0.is_contiguous()
+    assert_same(outcome(ours, x, state), outcome(theirs, x, state), 1e-11)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("shape", "state"),
+    [
+        ((5, 3, 5), None),
+        ((5, 3, 4, 1), None),
+        ((4,), None),
+        ((0, 3, 4), None),
+        ((5, 3, 4), (1, 2, 8)),
+        ((5, 3, 4), (1, 8)),
+        ((5, 4), (1, 3, 8)),
+    ],
+)
+def test_wrong_shapes_are_torchs_errors(cell, shape, state):
+    errors = []
+    for layer in pair(cell):
+        given = None if state is None else torch.zeros(state)
+        with pytest.raises((RuntimeError, ValueError)) as raised:
+            layer(torch.zeros(shape), (given, given) if cell == "LSTM" and given is not None else given)
+        errors.append((raised.type, str(raised.value)))
+    assert errors[0] == errors[1]
+
+
+def test_wrong_dtypes_are_torchs_errors():
+    theirs, ours = pair()
+    for layer in (theirs, ours):
+        with pytest.raises(ValueError, match="does not match weight dtype"):
+            layer(torch.zeros(5, 3, 4, dtype=torch.float64))
+
+
+def test_an_empty_batch_is_torchs():
+    theirs, ours = pair("GRU")
+    assert [one.shape for one in ours(torch.zeros(5, 0, 4))] == [one.shape for one in theirs(torch.zeros(5, 0, 4))]
+
+
+def test_wrong_parameters_are_refused():
+    _, ours = pair("GRU")
+    ours.weight_hh_l0 = torch.nn.Parameter(torch.zeros(24, 9))
+    with pytest.raises(RuntimeError, match="the parameters must have the shapes"):
+        ours(torch.zeros(5, 3, 4))
+
+
+# --------------------------------------------------------------------------------------------------------- as a module
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_copies_and_files(cell):
+    _, ours = pair(cell, num_layers=2)
+    x = torch.randn(5, 3, 4)
+    expected = ours(x)[0]
+    buffer = io.BytesIO()
+    torch.save(ours, buffer)
+    buffer.seek(0)
+    copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), torch.load(buffer, weights_only=False)]
+    for one in copies:
+        assert type(one) is type(ours)
+        assert torch.equal(one(x)[0], expected)
+        assert one.weight_ih_l0.data_ptr() != ours.weight_ih_l0.data_ptr()
+    with torch.no_grad():
+        ours.weight_ih_l0.zero_()
+    assert torch.equal(copies[0](x)[0], expected)
+    buffer = io.BytesIO()
+    torch.save(copies[0].state_dict(), buffer)
+    buffer.seek(0)
+    ours.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(ours(x)[0], expected)
+
+
+def test_convert():
+    class Own(torch.nn.LSTM):
+        pass
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.LSTM(4, 8)
+            self.rest = torch.nn.ModuleList([torch.nn.GRU(8, 8), torch.nn.RNN(8, 8, nonlinearity="relu"), Own(8, 8)])
+            self.again = self.first
+            self.rest.append(torch.nn.Linear(8, 2))
+
+    model = Model().eval()
+    calls = []
+    model.rest[0].register_forward_hook(lambda *_: calls.append(1))
+    parameters = dict(model.named_parameters())
+    x = torch.randn(5, 3, 4)
+    expected = model.rest[1](model.rest[0](model.first(x)[0])[0])[0]
+    assert fast.convert(model) is model
+    kinds = [type(one) for one in (model.first, *model.rest)]
+    assert kinds == [fast.LSTM, fast.GRU, fast.RNN, Own, torch.nn.Linear]
+    assert model.again is model.first
+    assert not model.rest[0].training
+    assert all(one is parameters[name] for name, one in model.named_parameters())
+    actual = model.rest[1](model.rest[0](model.first(x)[0])[0])[0]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert len(calls) == 2
+    assert operators(lambda: model.first(x)) == ["forward"]
+    assert type(fast.convert(torch.nn.GRU(4, 8))) is fast.GRU
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got dict"):
+        fast.convert({})
+
+
+def test_dropout_is_reproducible_and_ends_with_training():
+    _, ours = pair(num_layers=2, dropout=0.5)
+    x = torch.randn(5, 3, 4)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return ours(x)[0]
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.equal(run(0), run(1))
+    ours.eval()
+    assert torch.equal(run(0), run(1))
+
+
+def test_reparametrized_weights():
+    layers = [torch.nn.utils.parametrizations.weight_norm(one, "weight_hh_l0") for one in pair("GRU")]
+    results = []
+    for layer in layers:
+        layer(torch.ones(5, 3, 4))[0].sum().backward()
+        results.append([one.grad for one in layer.parameters()])
+    assert_same(results[1], results[0], 1e-4)
+
+
+def test_functional_call():
+    _, ours = pair("GRU")
+    x = torch.randn(5, 3, 4)
+    ours(x)
+    zeros = {name: torch.zeros_like(one) for name, one in ours.named_parameters()}
+    assert not torch.func.functional_call(ours, zeros, (x,))[0].any()
+    assert ours(x)[0].any()
+
+
+# --------------------------------------------------------------------------------------------- the operators, autograd
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradcheck(cell):
+    _, ours = pair(cell, 3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    parameters = list(ours.parameters())
+    state = members(initial(ours, 2))
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def run(x, *rest):
+        given = rest[: len(state)]
+        values = dict(zip(dict(ours.named_parameters()), rest[len(state) :], strict=True))
+        y, last = torch.func.functional_call(ours, values, (x, given if cell == "LSTM" else given[0]))
+        return y, *members(last)
+
+    assert torch.autograd.gradcheck(run, [one.requires_grad_() for one in (x, *state)] + parameters)
+    packed = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+
+    def run_packed(data, *_):
+        given = torch.nn.utils.rnn.PackedSequence(data, torch.tensor([3, 2, 1]))
+        y, last = ours(given)
+        return y.data, *members(last)
+
+    assert torch.autograd.gradcheck(run_packed, [packed, *parameters])
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+@pytest.mark.parametrize("training", [False, True], ids=["constants", "leaves"])
+def test_opcheck(monkeypatch, packed, training):
+    # A tape has places that nothing writes to, and opcheck compares them as well.
+    monkeypatch.setattr(functional, "empty", lambda nbytes, real=functional.empty: real(nbytes) * 0)
+    layer = fast.LSTM(3, 4, 2, bidirectional=True)
+    parameters = [one.detach().requires_grad_(training) for one in layer.parameters()]
+    h, c = (one.requires_grad_(training) for one in initial(layer, 3))
+    x = torch.randn(*((6, 3) if packed else (2, 3, 3)), requires_grad=training)
+    batch_sizes = torch.tensor([3, 2, 1]) if packed else None
+    options = "lstm", 2, True, False
+    given = x, h, c, None, batch_sizes, parameters, *options
+    torch.library.opcheck(torch.ops.rnnfast.forward.default, given)
+    with torch.no_grad():
+        y, _, _, tape = torch.ops.rnnfast.forward(*given)
+    if not training:
+        torch.library.opcheck(torch.ops.rnnfast.infer.default, given)
+        torch.library.opcheck(torch.ops.rnnfast.backward.default, (*given, y, tape, torch.ones_like(y), None, None))
+
+
+def test_a_tape_is_kept_only_where_a_gradient_may_be_asked_for():
+    _, ours = pair("GRU")
+    x = torch.randn(5, 3, 4)
+    assert operators(lambda: ours(x)) == ["forward"]
+    with torch.no_grad():
+        assert operators(lambda: ours(x)) == ["infer"]
+    with torch.inference_mode():
+        assert operators(lambda: ours(x)) == ["infer"]
+    ours.requires_grad_(False)
+    assert operators(lambda: ours(x)) == ["infer"]
+    assert operators(lambda: ours(x.clone().requires_grad_())) == ["forward"]
+    assert operators(lambda: ours(x, torch.zeros(1, 3, 8, requires_grad=True))) == ["forward"]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traced():
+    _, ours = pair("GRU")
+    with torch.no_grad():
+        traced = torch.jit.trace(ours, (torch.randn(5, 3, 4),))
+    x = torch.randn(7, 2, 4)
+    assert torch.equal(traced(x)[0], ours(x)[0])
+
+
+def test_gradients_of_the_state_alone():
+    x, results = torch.randn(5, 3, 4), []
+    for layer in pair():
+        layer.requires_grad_(False)
+        torch.manual_seed(2)
+        h, c = initial(layer, 3)
+        layer(x, (h, c.requires_grad_()))[1][1].sum().backward()
+        results.append([c.grad])
+        assert layer.weight_ih_l0.grad is None
+    assert_same(results[1], results[0], 1e-4)
+
+
+def test_gradients_of_gradients_are_refused():
+    _, ours = pair("GRU")
+    x = torch.randn(5, 3, 4, requires_grad=True)
+    (dx,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
+    assert dx.any()
+    with pytest.raises(RuntimeError, match=r"no gradients of gradients: .* use torch.nn's own"):
+        dx.square().sum().backward()
+
+
+def test_changing_y_in_place_is_an_error():
+    _, ours = pair("GRU")
+    y, _ = ours(torch.randn(5, 3, 4))
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_checkpointing_and_hooks_on_what_is_saved():
+    _, ours = pair()
+    x = torch.randn(5, 3, 4)
+    expected = outcome(ours, x)
+
+    def moved(tensor):
+        """A copy of a tape that does not begin at a cache line."""
+        if tensor.dtype != torch.uint8:
+            return tensor
+        room = torch.empty(len(tensor) + 128, dtype=torch.uint8)
+        start = 8 - room.data_ptr() % 64 + 64
+        return room[start : start + len(tensor)].copy_(tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(moved, lambda tensor: tensor):
+        assert_same(outcome(ours, x), expected, 0)
+
+    def again(x, state):
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(ours, x, state, use_reentrant=False)
+
+    again.mode, again.zero_grad, again.parameters = ours.mode, ours.zero_grad, ours.parameters
+    assert_same(outcome(again, x), expected, 0)
+
+
+def test_transforms_go_to_torchs_own():
+    theirs, ours = pair("GRU")
+    x = torch.randn(5, 3, 4)
+    assert operators(lambda: torch.func.jvp(lambda x: ours(x)[0], (x,), (x,))) == []
+    results = [torch.func.jvp(lambda x, layer=layer: layer(x)[0], (x,), (x,))[1] for layer in (theirs, ours)]
+    assert torch.equal(*results)
+    with torch.autograd.forward_ad.dual_level():
+        y, _ = ours(torch.autograd.forward_ad.make_dual(x, x))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(y).tangent, results[0])
+
+
+def test_other_number_types_go_to_torchs_own_with_one_warning():
+    fast._say_once.cache_clear()
+    theirs, ours = pair("GRU", dtype=torch.bfloat16)
+    x = torch.randn(5, 3, 4, dtype=torch.bfloat16)
+    with pytest.warns(RuntimeWarning, match=r"torch.bfloat16 tensors on cpu go to torch's own forward"):
+        y, _ = ours(x)
+    assert torch.equal(y, theirs(x)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours(x)
+
+
+# -------------------------------------------------------------------------------------------------- memory and weights
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_nothing_is_copied(monkeypatch, batch_first):
+    _, ours = pair(batch_first=batch_first)
+    x, dy = torch.randn(5, 3, 4, requires_grad=True), torch.randn(5, 3, 8)
+    state = initial(ours, 5 if batch_first else 3)
+    places = {}
+
+    def watched(name, indices):
+        real = getattr(functional, name)
+
+        def call(*arguments):
+            places[name] = [arguments[i].ctypes.data for i in indices]
+            return real(*arguments)
+
+        monkeypatch.setattr(functional, name, call)
+
+    watched("forward", [2, 3, 4, 5, 6, 7, 8])
+    watched("backward", [2, 5, 6, 8, 11])
+    y, (h_n, c_n) = ours(x, state)
+    tape = y.grad_fn.saved_tensors[1] if hasattr(y.grad_fn, "saved_tensors") else None
+    y.backward(dy, retain_graph=True)
+    results = x, *state, y, h_n, c_n
+    assert places["forward"][:6] == [one.data_ptr() for one in results]
+    assert places["backward"][:2] == [x.data_ptr(), y.data_ptr()]
+    assert places["backward"][2] == places["forward"][6]
+    assert places["backward"][3] == dy.data_ptr()
+    assert places["backward"][4] == x.grad.data_ptr()
+    assert tape is None or tape.data_ptr() == places["forward"][6]
+
+
+def test_a_tape_goes_with_its_graph():
+    _, ours = pair("GRU")
+    y = ours(torch.randn(5, 3, 4))[0]
+    tapes = fast._LAYERS[ours.weight_ih_l0]._tapes
+    assert len(tapes) == 0
+    del y
+    gc.collect()
+    assert len(tapes) == 1
+
+
+def test_what_is_kept_goes_with_the_layer():
+    _, ours = pair("GRU")
+    gc.collect()
+    before = len(fast._LAYERS)
+    ours(torch.randn(5, 3, 4))
+    assert len(fast._LAYERS) == before + 1
+    del ours
+    gc.collect()
+    assert len(fast._LAYERS) == before
+
+
+def test_weights_are_packed_when_they_change(packs):
+    _, ours = pair("GRU", 40, 64)
+    x = torch.randn(5, 3, 40)
+    others = {name: torch.randn_like(one) for name, one in ours.state_dict().items()}
+
+    def expect(*calls):
+        packs.clear()
+        ours(x)[0].sum().backward()
+        with torch.no_grad():
+            y, _ = ours(x)
+        assert packs == list(calls)
+        with torch.no_grad():
+            assert torch.equal(y, copy.deepcopy(ours)(x)[0])
+
+    expect("forward", "back")
+    expect()
+    torch.optim.SGD(ours.parameters(), lr=0.1).step()
+    expect("forward", "back")
+    expect()
+    for one in ours.parameters():  # what torch does not count
+        one.data -= 0.01 * one.grad.data
+    expect("forward", "back")
+    ours.bias_hh_l0.data[3] += 1
+    expect("forward", "back")
+    ours.weight_hh_l0 = torch.nn.Parameter(torch.randn(192, 64))
+    expect("forward", "back")
+    ours.weight_ih_l0.data = torch.randn(192, 40)
+    expect("forward", "back")
+    ours.load_state_dict(others)
+    expect("forward", "back")
+    ours.half().float()
+    expect("forward", "back")
+
+
+def test_a_changed_weight_is_not_missed_where_memory_is_used_again():
+    _, ours = pair("GRU")
+    x = torch.randn(5, 3, 4)
+    ours.requires_grad_(False)
+    for _ in range(20):
+        y, _ = ours(x)
+        ours.weight_hh_l0.data = ours.weight_hh_l0.data * 1.01
+        assert not torch.equal(y, ours(x)[0])
+
+
+def test_weights_made_in_inference_mode():
+    with torch.inference_mode():
+        layer, x = fast.GRU(4, 8), torch.randn(5, 3, 4)
+        assert layer(x)[0].any()
+        for one in layer.parameters():
+            one.zero_()
+        assert not layer(x)[0].any()
+
+
+def test_many_threads_at_once():
+    _, ours = pair(num_layers=2)
+    ours.requires_grad_(False)
+    xs = [torch.randn(20, 3, 4) for _ in range(8)]
+    expected = [copy.deepcopy(ours)(x)[0] for x in xs]
+    actual = [None] * len(xs)
+    start = threading.Barrier(len(xs))
+
+    def run(i):
+        start.wait()
+        actual[i] = ours(xs[i])[0]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(xs))]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert all(map(torch.equal, actual, expected))
+
+
+# ------------------------------------------------------------------------------------------- compiled and distributed
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = fast.LSTM(3, 16, num_layers=2, bidirectional=True)
+        self.out = torch.nn.Linear(32, 2)
+
+    def forward(self, x):
+        y, (h, c) = self.layer(torch.tanh(x))
+        return torch.relu(self.out(y)).sum() + h.sum() + c.sin().sum()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize(("allow_rnn", "dynamic"), [(False, None), (True, None), (True, True)])
+def test_compiled(allow_rnn, dynamic):
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    model = Model()
+    with torch._dynamo.config.patch(allow_rnn=allow_rnn):
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=allow_rnn, dynamic=dynamic)
+        for T, N in [(5, 2), (6, 3)]:
+            x = torch.randn(T, N, 3)
+            results = []
+            for run in (model, compiled):
+                model.zero_grad()
+                given = x.clone().requires_grad_()
+                run(given).backward()
+                with torch.no_grad():
+                    results.append([run(x), given.grad, *(one.grad for one in model.parameters())])
+            assert_same(results[1], results[0], 1e-5)
+
+
+def _train(rank, port, x, queue):
+    """A step of one of two processes on its half of the batch."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = torch.nn.parallel.DistributedDataParallel(fast.GRU(4, 8, num_layers=2, bidirectional=True))
+    for _ in range(2):  # the second finds what the first one left
+        model.zero_grad()
+        y, h = model(x[:, 2 * rank : 2 * rank + 2])
+        (y.square().mean() + h.square().mean()).backward()
+    if rank == 0:
+        queue.put([one.grad.numpy() for one in model.parameters()])
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_distributed_training(monkeypatch):
+    import torch.multiprocessing as multiprocessing
+
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    x = torch.randn(6, 4, 4)
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    processes = multiprocessing.spawn(_train, (port, x, queue), nprocs=2, join=False)
+    gradients = queue.get()
+    while not processes.join(timeout=60):
+        pass
+    torch.manual_seed(0)
+    model = fast.GRU(4, 8, num_layers=2, bidirectional=True)
+    y, h = model(x)
+    (y.square().mean() + h.square().mean()).backward()
+    for ours, one in zip(gradients, model.parameters(), strict=True):
+        np.testing.assert_allclose(ours, one.grad.numpy(), rtol=1e-4, atol=1e-6)
