@@ -732,7 +732,7 @@ static void step_back(const direction *d, const crew *w, product *p, ptrdiff_t s
     range rows = rows_there(d, s, own->rows), units = units_of(d->z.H, own->k, own->n), of_P = units_of(d->z.P, own->k, own->n);
     ptrdiff_t gates_slot = cell->keeps_gates ? s : 0;
     if (rows.begin == rows.end) return;
-    add_dy(d, s, rows, of_P);
+    if (d->begin || s == d->T - 1) add_dy(d, s, rows, of_P);
     if (projects(cell)) keep_dh(d, &d->dh_steps, slot, rows, of_P); /* for the gradient of its weight */
     if (d->dh_of_all.at) keep_dh(d, &d->dh_of_all, s, rows, of_P);
     for (int i = cell->stages - 1; i >= 0; i--) {

@@ -729,7 +729,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         x = arguments.real("x", x, self.dtype)
         plan = self._plans.get(x.shape) or self._plan(x.shape)
         h0, c0 = (None, None) if state is None else self._state("state" + member, state, plan)
-        zero_masked = arguments.flag("zero_masked", zero_masked)
+        if zero_masked is not False:
+            zero_masked = arguments.flag("zero_masked", zero_masked)
         if lengths is None and mask is None and reset is None:
             return x, h0, c0, plan, None
         N = plan.N if len(plan.h) == 3 else None
@@ -942,7 +943,8 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         x, h0, c0, plan, uneven, y, kept, masks, packed_back, (packed, saved) = self._open(tape)
-        per_step = arguments.flag("per_step", per_step)
+        if per_step is not False:
+            per_step = arguments.flag("per_step", per_step)
         dy = arguments.shaped("dy" + member, dy, self.dtype, y.shape)
         dh_n, dc_n = self._state("dstate" + member, dstate, plan)
         dx, dh0, dc0 = self._fresh(plan, x.shape)
