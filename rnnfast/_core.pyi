@@ -143,6 +143,7 @@ def forward(
     tape: NDArray[Any] | None,
     masks: NDArray[Any] | None,
     workspace: NDArray[Any],
+    order: Order | None = None,
 ) -> None: ...
 def backward(
     engine: Engine,
@@ -161,6 +162,8 @@ def backward(
     dc0: NDArray[Any] | None,
     dparameters: Sequence[NDArray[Any]],
     workspace: NDArray[Any],
+    order: Order | None = None,
+    dh: NDArray[Any] | None = None,
 ) -> None: ...
 def linear_sizes(M: int, I: int, O: int, item: int) -> tuple[int, int]: ...
 def linear_pack(weight: NDArray[Any], bias: NDArray[Any] | None, packed: NDArray[Any]) -> None: ...
