@@ -1,0 +1,163 @@
+"""Time of other frameworks with rnnfast under them, against their own.
+
+    python benchmarks/backends.py                   those that are installed
+    python benchmarks/backends.py torch --threads 2
+
+On the same weights and input, in turns; each number is a median. For PyTorch also what the adapter adds to a call of
+the layer of rnnfast itself. Each host is timed in a process of its own, with so many threads for all.
+"""
+
+import argparse
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+HOSTS = ("torch", "onnx", "keras", "thinc")
+
+
+def take_turns(calls, rounds=15):
+    """Median milliseconds of each of the named calls."""
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return {name: 1000 * median(values) for name, values in times.items()}
+
+
+def show(case, own, ours, rest=""):
+    print(f"{case:52} {own:9.3f} {ours:9.3f}   x{own / ours:5.2f}{rest}", flush=True)
+
+
+def time_torch(threads):
+    import torch
+
+    torch.set_num_threads(threads)
+    for cell in ("LSTM", "GRU", "RNN"):
+        for sizes in ((1, 1, 8, 8), (37, 5, 13, 51), (100, 1, 64, 64), (64, 16, 128, 128), (64, 32, 256, 256)):
+            time_torch_case(cell, *sizes)
+
+
+def time_torch_case(cell, T, N, I, H):
+    import torch
+
+    import rnnfast
+    from rnnfast.backends.torch import convert
+
+    own = getattr(torch.nn, cell)(I, H)
+    ours, layer = convert(copy.deepcopy(own)), getattr(rnnfast, cell)(I, H)
+    layer.load_state_dict(own.state_dict())
+    x, dy = torch.randn(T, N, I), torch.randn(T, N, H)
+    x_array, dy_array = x.numpy(), dy.numpy()
+    wanted = x.clone().requires_grad_()
+
+    def train(module):
+        wanted.grad = None
+        for parameter in module.parameters():
+            parameter.grad = None
+        module(wanted)[0].backward(dy)
+
+    def train_layer():
+        layer.backward(layer.forward(x_array)[2], dy_array)
+
+    def compare(mode, calls):
+        t = take_turns(calls, 15 if T * N > 1000 else 300)
+        rest = f"   adds {1000 * (t['ours'] - t['layer']):.1f} µs to the layer"
+        show(f"{cell} {mode} T={T} N={N} I={I} H={H}", t["own"], t["ours"], rest)
+
+    with torch.inference_mode():
+        layer.freeze()
+        compare("inference", {"own": lambda: own(x), "ours": lambda: ours(x), "layer": lambda: layer(x_array)})
+        layer.unfreeze()
+    compare("training", {"own": lambda: train(own), "ours": lambda: train(ours), "layer": train_layer})
+
+
+def time_onnx(_):
+    import numpy as np
+    from onnx.reference import ReferenceEvaluator
+
+    import rnnfast
+    from rnnfast.backends.onnx import ops, to_onnx
+
+    for T, N, I, H in ((100, 32, 128, 128), (100, 1, 128, 128), (100, 1, 16, 32)):
+        model = to_onnx(rnnfast.LSTM(I, H, rng=0))
+        own, ours = ReferenceEvaluator(model), ReferenceEvaluator(model, new_ops=ops)
+        x = {"x": np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)}
+        t = take_turns({"own": lambda: own.run(None, x), "ours": lambda: ours.run(None, x)})  # noqa: B023
+        show(f"reference evaluator, LSTM T={T} N={N} I={I} H={H}", t["own"], t["ours"])
+
+
+def time_keras(_):
+    os.environ["KERAS_BACKEND"] = "numpy"
+    import keras
+    import numpy as np
+
+    from rnnfast.backends.keras import enable
+
+    for cell in ("LSTM", "GRU", "SimpleRNN"):
+        model = keras.Sequential([keras.Input((100, 128)), getattr(keras.layers, cell)(128)])
+        x = np.random.default_rng(0).standard_normal((32, 100, 128)).astype(np.float32)
+
+        def predict(model=model, x=x):
+            model.predict(x, batch_size=32, verbose=0)
+
+        def predict_enabled():
+            with enable():
+                predict()
+
+        t = take_turns({"own": predict, "ours": predict_enabled}, 9)
+        show(f"Keras {keras.__version__} predict, {cell} T=100 N=32 I=H=128", t["own"], t["ours"])
+
+
+def time_thinc(_):
+    import numpy as np
+    from thinc.api import LSTM, use_ops, with_padded
+
+    import rnnfast.backends.thinc  # noqa: F401
+
+    rng = np.random.default_rng(0)
+    for H, I, N, least, most in ((128, 128, 32, 100, 100), (128, 128, 32, 10, 60)):
+        x = [rng.normal(size=(int(length), I)).astype("f") for length in rng.integers(least, most + 1, N)]
+        models = {}
+        for ops in ("numpy", "rnnfast"):
+            with use_ops(ops):
+                models[ops] = with_padded(LSTM(H, I)).initialize()
+
+        def train(ops, models=models, x=x):
+            y, backward = models[ops].begin_update(x)
+            backward(y)
+
+        t = take_turns({"own": lambda: train("numpy"), "ours": lambda: train("rnnfast")}, 9)
+        show(f"training, LSTM T={least}..{most} N={N} I={I} H={H}", t["own"], t["ours"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("host", nargs="*", choices=[[], *HOSTS], help="which (default: those that are installed)")
+    parser.add_argument("--threads", type=int, default=1, help="of rnnfast, of the host and of its BLAS (default: 1)")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child of a host
+    arguments = parser.parse_args()
+    if arguments.here:
+        globals()[f"time_{arguments.host[0]}"](arguments.threads)
+        return
+    count = str(arguments.threads)
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("RNNFAST_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count),
+    }
+    print(f"{'milliseconds, threads: ' + count:52} {'own':>9} {'rnnfast':>9}")
+    for host in arguments.host or HOSTS:
+        if importlib.util.find_spec(host) is None:
+            print(f"{host} is not installed: pip install 'rnnfast[{host}]'")
+            continue
+        subprocess.run([sys.executable, __file__, host, "--here", "--threads", count], env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()
