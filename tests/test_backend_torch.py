@@ -1,6 +1,7 @@
 """rnnfast.backends.torch beside torch.nn: results, gradients, what surrounds a module, and what it costs."""
 
 import copy
+import os
 import gc
 import io
 import pickle
@@ -658,6 +659,7 @@ def _train(rank, port, x, queue):
         queue.put([one.grad.numpy() for one in model.parameters()])
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # without the end of an interpreter in which threads of gloo may still be alive
 
 
 def test_distributed_training(monkeypatch):
