@@ -28,7 +28,8 @@ DRIVER = Path(__file__).with_suffix(".c")
 CSRC = DRIVER.parents[1] / "csrc"
 CROSS = "aarch64-linux-gnu-"
 EMULATOR = "qemu-aarch64"
-KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")  # the parameters in the order of rnnfast.h
+# The parameters in the order of rnnfast.h.
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
 FLOAT32, FLOAT64 = TOLERANCE
 
 

@@ -1,9 +1,9 @@
 """rnnfast.backends.torch beside torch.nn: results, gradients, what surrounds a module, and what it costs."""
 
 import copy
-import os
 import gc
 import io
+import os
 import pickle
 import socket
 import threading
