@@ -558,5 +558,5 @@ backend.enable()
 def test_other_places(name, code, match):
     environment = {**os.environ, "KERAS_BACKEND": name}
     environment["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(rnnfast.__file__).parents[1]), *sys.path])
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
     assert re.search(match, run.stderr.strip().splitlines()[-1]), run.stderr
