@@ -191,18 +191,13 @@ static void any_lstm_backward(const point *p, range units)
 
 /* ---- gru, reset after the product ---- */
 
-INLINE vec any_mix(vec z, vec n, vec h_before)
-{
-    return muladd(z, h_before - n, n);
-}
-
 INLINE void any_gru_forward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
 {
     const REAL *gates = p->gates + j;
     ptrdiff_t H = p->H;
     vec r = activated(p->any, 0, get(gates + H, some)), z = activated(p->any, 0, get(gates + 2 * H, some));
     vec n = activated(p->any, 1, muladd(r, get(gates + 3 * H, some), get(gates, some)));
-    put(p->h + j, any_mix(z, n, get(p->h_before + j, some)), some);
+    put(p->h + j, gru_mix(z, n, get(p->h_before + j, some)), some);
 }
 
 INLINE void any_gru_backward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
@@ -249,7 +244,7 @@ INLINE void any_gru_before_mix_forward_at(const point *p, ptrdiff_t j, ptrdiff_t
 {
     const REAL *gates = p->gates + j;
     vec z = activated(p->any, 0, get(gates + p->H, some)), n = activated(p->any, 1, get(gates + 2 * p->H, some));
-    put(p->h + j, any_mix(z, n, get(p->h_before + j, some)), some);
+    put(p->h + j, gru_mix(z, n, get(p->h_before + j, some)), some);
 }
 
 INLINE void any_gru_before_mix_backward_at(const point *p, ptrdiff_t j, ptrdiff_t some)

@@ -72,4 +72,10 @@ INLINE void for_units(const point *p, range units, void (*body)(const point *, p
     if (j < units.end) body(p, j, units.end - j);
 }
 
+/* h of all kinds of gru: (1 - z) n + z h_before */
+INLINE vec gru_mix(vec z, vec n, vec h_before)
+{
+    return muladd(z, h_before - n, n);
+}
+
 #endif

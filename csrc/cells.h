@@ -98,11 +98,6 @@ static void lstm_backward(const point *p, range units)
 
 /* ---- gru: h = (1 - z) n + z h_before ---- */
 
-INLINE vec gru_mix(vec z, vec n, vec h_before)
-{
-    return muladd(z, h_before - n, n);
-}
-
 INLINE void gru_forward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
 {
     REAL *gates = p->gates + j;

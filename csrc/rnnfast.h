@@ -157,7 +157,7 @@ typedef struct { /* a place that is in no sequence, and the steps of the same ro
  * by side. Sequences are numbered from the longest to the shortest, so those that take a step are always the first ones. Nothing but
  * the places of their entries is read or written of x, dy and y, dx. States are those of sequences: [L*D, sequences, P or H]. */
 typedef struct {
-    ptrdiff_t steps, sequences;     /* steps of the longest, 1 or more; sequences may have none */
+    ptrdiff_t steps, sequences;     /* steps of the longest; sequences may have none */
     const ptrdiff_t *begin;         /* [steps + 1]: those that take step s have the entries begin[s] .. begin[s + 1] - 1 */
     const rnnfast_place *places[2]; /* of the entries from begin[0] on, as the forward and as the reverse direction goes */
     ptrdiff_t blocks;

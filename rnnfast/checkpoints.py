@@ -100,7 +100,7 @@ def _cut(T: int, N: int, order: functional.Order | None, every: Any) -> list[int
     """Edges of windows of at least `every` steps, where sums begin."""
     steps = T if order is None else order.steps
     if every == "auto":
-        every = math.isqrt(steps - 1) + 1
+        every = math.isqrt(max(steps, 1) - 1) + 1
     if order is None:
         block = max(1, functional.SUM_ROWS // N)
         return [*range(0, T, -(-every // block) * block), T]

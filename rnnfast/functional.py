@@ -172,7 +172,7 @@ def empty(nbytes: int) -> Array:
 
 def arrange(
     T: int, N: int, lengths: Array | None = None, mask: Array | None = None, reset: Array | None = None
-) -> tuple[Order | None, Array, Array]:
+) -> tuple[Order, Array, Array]:
     """The order in which a batch of unequal rows is gone through.
 
     Parameters
@@ -186,8 +186,8 @@ def arrange(
 
     Returns
     -------
-    order : Order or None
-        For `forward` and `backward`. None where there is no step at all.
+    order : Order
+        For `forward` and `backward`.
     sequences : ndarray of intp
         The numbers of all sequences, row after row, those of a row in the order of time. States are in the order of
         these numbers.
@@ -206,8 +206,7 @@ def arrange(
     blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
     begin, forward, reverse, edges, gap_list = arrays
     places = forward.reshape(-1, 2), reverse.reshape(-1, 2)
-    order = Order(count, begin, places, edges[: blocks + 1], gap_list.reshape(-1, 4))
-    return order if steps else None, sequences, rows
+    return Order(count, begin, places, edges[: blocks + 1], gap_list.reshape(-1, 4)), sequences, rows
 
 
 def window(order: Order, first: int, last: int) -> Order:

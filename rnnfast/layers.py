@@ -851,11 +851,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             order, sizes = uneven.order, uneven.sizes
             before = before[0], uneven.spread(before[1]), uneven.spread(before[2])
             states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
-        if order is None and uneven:
-            for initial, last in zip(before[1:], states, strict=True):
-                if last is not None:
-                    last[...] = 0 if initial is None else initial
-        elif checkpoint is None:
+        if checkpoint is None:
             workspace = self._workspaces.take(sizes.forward_workspace)
             functional.forward(self._engine, packed, *before, after[0], *states, tape, masks, workspace, order)
             self._workspaces.give(workspace)
@@ -965,11 +961,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             starts = starts[0], uneven.spread(starts[1]), uneven.spread(starts[2])
             before = uneven.fold_outputs(before[0]), *map(uneven.spread_last, before[1:])
             states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
-        if order is None and uneven:
-            for last, initial in zip(before[1:], states, strict=True):
-                if initial is not None:
-                    initial[...] = 0 if last is None else last
-        elif saved is None:
+        if saved is None:
             workspace = self._workspaces.take(sizes.backward_workspace)
             rest = *before, after[0], *states, list(parameters.values()), workspace, order, dh
             functional.backward(self._engine, packed_back, *starts, outputs, kept, masks, *rest)
@@ -1000,8 +992,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         cells = np.empty((plan.c[0], *self._steps(plan), plan.c[-1]), self.dtype)
         if plan.N:
             whole = cells.reshape(plan.c[0], plan.T, plan.N, plan.c[-1])
-            if kept is not None:
-                functional.cells(self._engine, plan.T, plan.N, kept, whole, uneven.order if uneven else None)
+            functional.cells(self._engine, plan.T, plan.N, kept, whole, uneven.order if uneven else None)
             if uneven:
                 uneven.fill_cells(whole, self._view(plan, None, None, c0)[2])
         return cells

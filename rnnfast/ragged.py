@@ -26,8 +26,7 @@ class Ragged:
 
     Attributes
     ----------
-    order : functional.Order or None
-        None where there is no step at all.
+    order : functional.Order
     sizes : functional.Sizes
     """
 
@@ -43,16 +42,16 @@ class Ragged:
         repeats: bool,
     ) -> None:
         self.order, self._sequences, self._rows = functional.arrange(T, N, lengths, mask, reset)
-        self.sizes = None if self.order is None else engine.sizes(T, N, self.order)
+        self.sizes = engine.sizes(T, N, self.order)
         self._engine = engine
         self._held, self._repeats = held, repeats  # what gaps show: the state that is held, the output before
         self._cut = len(self._sequences) > N
         states = engine.num_layers * engine.directions
         self._turned = [engine.reverse or (engine.bidirectional and state % 2 == 1) for state in range(states)]
 
-    def _sources(self, repeats: bool) -> list[int]:
-        """For each direction what its gaps show: the step walked before, or zeros."""
-        return [(1 if turned else -1) if repeats else 0 for turned in self._turned[: self._engine.directions]]
+    def _source(self, state: int, repeats: bool) -> int:
+        """What a direction's gaps show, as `Order.fill` has it: the step walked before, or zeros."""
+        return (1 if self._turned[state] else -1) if repeats else 0
 
     def _ends(self, state: int) -> Array:
         """Of each row the sequence that a direction walks last."""
@@ -95,16 +94,14 @@ class Ragged:
 
     def fill_outputs(self, y: Array) -> None:
         """Write the gaps of y."""
-        if self.order is None:
-            y.fill(0)
-        else:
-            width = self._engine.output_size
-            for direction, source in enumerate(self._sources(self._repeats)):
-                self.order.fill(source, y[..., direction * width : (direction + 1) * width])
+        width = self._engine.output_size
+        for direction in range(self._engine.directions):
+            columns = slice(direction * width, (direction + 1) * width)
+            self.order.fill(self._source(direction, self._repeats), y[..., columns])
 
     def fold_outputs(self, dy: Array | None) -> Array | None:
         """The gradient of `fill_outputs`."""
-        if dy is None or not self._repeats or self.order is None:
+        if dy is None or not self._repeats:
             return dy
         dy = dy.copy()
         functional.fold(self._engine, dy, self.order)
@@ -112,22 +109,13 @@ class Ragged:
 
     def clear(self, array: Array) -> None:
         """Write zeros to the gaps of an array (T, N, features)."""
-        if self.order is None:
-            array.fill(0)
-        else:
-            self.order.fill(0, array)
+        self.order.fill(0, array)
 
     def fill_cells(self, cells: Array, c0: Array | None) -> None:
         """Write the gaps of cells (layers * directions, T, N, H): at masked steps the one that is held, else zeros."""
-        if self.order is None:
-            gaps = np.array([(t, n, -1, -1) for t in range(cells.shape[1]) for n in range(cells.shape[2])], np.intp)
-        else:
-            gaps = self.order.gaps
+        gaps = self.order.gaps
         for state, turned in enumerate(self._turned):
-            if self.order is None:
-                cells[state].fill(0)
-            else:
-                self.order.fill((1 if turned else -1) if self._held else 0, cells[state])
+            self.order.fill(self._source(state, self._held), cells[state])
             if self._held and c0 is not None:
                 step, row = gaps[gaps[:, 3 if turned else 2] < 0, :2].T
                 cells[state, step, row] = c0[state, row]
