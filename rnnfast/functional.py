@@ -50,7 +50,6 @@ True
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -81,6 +80,7 @@ from rnnfast._core import (
     isas,
     pack,
 )
+from rnnfast.memory import empty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,16 +111,12 @@ __all__ = [
     "linear_forward",
     "linear_pack",
     "pack",
+    "packed_order",
     "parameter_shapes",
     "set_num_threads",
     "use_isa",
     "window",
 ]
-
-LINE = 64  # bytes: buffers begin at a cache line
-HUGE_PAGE = 1 << 21
-# Shared memory, which Python maps if not told otherwise, gets no huge pages; Windows knows no such flags.
-PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
@@ -146,28 +142,6 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
                 shapes["peephole" + suffix] = (3, engine.hidden_size)
         features = engine.directions * engine.output_size
     return shapes
-
-
-def empty(nbytes: int) -> Array:
-    """A flat buffer of bytes, uninitialised, at a cache line; on huge pages where it is large and the system has them.
-
-    Raises
-    ------
-    MemoryError
-        If there is not that much memory.
-    """
-    if nbytes < HUGE_PAGE:
-        buffer = np.empty(nbytes + LINE, np.uint8)
-        start = -buffer.ctypes.data % LINE
-        return buffer[start : start + nbytes]
-    try:
-        pages = mmap.mmap(-1, -(-nbytes // HUGE_PAGE) * HUGE_PAGE, **PRIVATE)
-    except (OSError, OverflowError, ValueError) as error:
-        raise MemoryError(f"no room for a buffer of {nbytes} bytes") from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.uint8, nbytes)
 
 
 def arrange(
@@ -207,6 +181,28 @@ def arrange(
     begin, forward, reverse, edges, gap_list = arrays
     places = forward.reshape(-1, 2), reverse.reshape(-1, 2)
     return Order(count, begin, places, edges[: blocks + 1], gap_list.reshape(-1, 4)), sequences, rows
+
+
+def packed_order(batch_sizes: Array) -> Order:
+    """The order of a packed batch: the entries of all steps one below the other, as an array (entries, 1, features).
+
+    Parameters
+    ----------
+    batch_sizes : ndarray of integers, (T,)
+        How many sequences have each step, from the most to the fewest, one at least.
+
+    Examples
+    --------
+    >>> order = packed_order(np.array([3, 2, 2]))
+    >>> order.sequences, order.places[0][:, 0].tolist(), order.places[1][:, 0].tolist()
+    (3, [0, 1, 2, 3, 4, 5, 6], [5, 6, 2, 3, 4, 0, 1])
+    """
+    T, N = len(batch_sizes), int(batch_sizes[0])
+    lengths = (T - np.searchsorted(batch_sizes[::-1], np.arange(N), side="right")).astype(np.intp, copy=False)
+    order, _, _ = arrange(T, N, lengths)
+    entries = [order.begin[places[:, 0]] + places[:, 1] for places in order.places]
+    places = tuple(np.stack([entry, np.zeros_like(entry)], axis=1) for entry in entries)
+    return Order(N, order.begin, places, order.edges, order.gaps[:0])
 
 
 def window(order: Order, first: int, last: int) -> Order:

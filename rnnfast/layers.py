@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, T
 import numpy as np
 
 from . import arguments, checkpoints, functional, options, ragged
+from .memory import LARGE, Results, Spare
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Tape:
 
     __slots__ = ("_kept", "_lent", "_owner")
 
-    def __init__(self, owner: Layer, *kept: Any, lent: tuple[tuple[_Spare, Any], ...] = ()) -> None:
+    def __init__(self, owner: Layer, *kept: Any, lent: tuple[tuple[Spare, Any], ...] = ()) -> None:
         self._owner = owner
         self._kept = kept
         self._lent = lent  # buffers, each with where it goes back to
@@ -434,49 +435,6 @@ class _Plan(NamedTuple):
     sizes: Any  # of tape and workspaces, None when N = 0
 
 
-class _Spare(list):  # type: ignore[type-arg]
-    """Buffers for the calls to come. list.pop and list.append are atomic: each buffer goes to one thread at a time."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most  # where many calls ran or many tapes lived at once, the next ones may not
-
-    def give(self, buffer: Any) -> None:
-        self.append(buffer)
-        if len(self) > self.most:
-            self.pop(0)
-
-    def take(self, nbytes: int) -> Any:
-        """A buffer of at least `nbytes`, and not of many more, to be given back."""
-        for _ in range(len(self)):
-            try:
-                buffer = self.pop()
-            except IndexError:  # other threads were faster
-                break
-            if nbytes <= len(buffer) <= 2 * nbytes + _LARGE:
-                return buffer
-            self.insert(0, buffer)
-        return functional.empty(nbytes)
-
-
-# Results from this size on lie in memory that is used again, as the system clears each page that it gives. Measured:
-# training an LSTM with T=25, N=32, H=1024 takes 0.95 of the time.
-_LARGE = 1 << 20
-
-
-class _Lease:
-    """What an array of results stands on: memory that goes back when the last array that uses it is gone."""
-
-    def __init__(self, spare: _Spare, nbytes: int) -> None:
-        self._spare = spare
-        self._buffer = spare.take(nbytes)
-        place = self._buffer.ctypes.data, False
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": place}
-
-    def __del__(self) -> None:
-        self._spare.give(self._buffer)
-
-
 class Recurrent(ArrayLayer, Generic[State]):
     """What RNN, LSTM and GRU share, which is all but their options."""
 
@@ -546,11 +504,11 @@ class Recurrent(ArrayLayer, Generic[State]):
             ),
         )
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._packs = _Spare(4)
-        self._tapes = _Spare(4)
-        self._workspaces = _Spare(4)
-        self._rooms = _Spare(2)
-        self._results = _Spare(4 + min(5 * self.num_layers * self._engine.directions, 100))
+        self._packs = Spare(4)
+        self._tapes = Spare(4)
+        self._workspaces = Spare(4)
+        self._rooms = Spare(2)
+        self._results = Results(4 + min(5 * self.num_layers * self._engine.directions, 100))
         self._repeat: functional.Repeat | None = None
 
     def __call__(
@@ -764,7 +722,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             T=T,
             N=N,
             time_major=bool(batch) and not swapped,
-            large=max(T * N * width, states * N * self.hidden_size) * self.dtype.itemsize >= _LARGE,
+            large=max(T * N * width, states * N * self.hidden_size) * self.dtype.itemsize >= LARGE,
             sizes=engine.sizes(T, N) if N else None,
         )
         if len(self._plans) >= 64:  # lengths may vary without end
@@ -798,26 +756,12 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _fresh(self, plan: _Plan, sequence: tuple[int, ...]) -> tuple[Any, Any, Any]:
         """Arrays for a sequence and its states to be written to, in the caller's layout."""
-        empty = self._empty if plan.large else np.empty
+        empty = self._results.empty if plan.large else np.empty
         c = empty(plan.c, self.dtype) if self._engine.has_cell else None
         return empty(sequence, self.dtype), empty(plan.h, self.dtype), c
 
-    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array for results, the caller's."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes < _LARGE:
-            return np.empty(shape, dtype)
-        return np.asarray(_Lease(self._results, nbytes)).view(dtype).reshape(shape)
-
     def _zeros(self) -> dict[str, Array]:
-        zeros = {}
-        for name, array in self._parameters.items():
-            if array.nbytes < _LARGE:
-                zeros[name] = np.zeros(array.shape, self.dtype)
-            else:
-                zeros[name] = self._empty(array.shape, self.dtype)
-                zeros[name].fill(0)
-        return zeros
+        return {name: self._results.zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
 
     def _pack(self, backward: bool = True) -> tuple[Any, ...]:
         packed = self._packs.take(self._engine.packed_size)
@@ -889,7 +833,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             time_first = plan.time_major or len(plan.y) == 2
             shapes = x.shape, plan.y, plan.h, c
             # The next call is mostly on the same shape.
-            empty = self._empty if plan.large else np.empty
+            empty = self._results.empty if plan.large else np.empty
             self._repeat = functional.Repeat(
                 self._engine, frozen, *shapes, plan.T, plan.N, time_first, self._workspaces, empty
             )

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from . import arguments
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,7 +56,7 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 def _real(name, value):
     """The values as a native float32 or float64 array: other real dtypes become float64."""
-    array = np.asarray(value)
+    array = arguments.array(name, value)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     native = array.dtype.newbyteorder("=")
@@ -102,7 +104,7 @@ def softmax_cross_entropy(
            [ 0.  ,  0.  ,  0.  ,  0.  ]], dtype=float32)
     """
     logits = _real("logits", logits)
-    targets = np.asarray(targets)
+    targets = arguments.array("targets", targets)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., C) with at least one class C, got shape {logits.shape}")
     if targets.dtype.kind not in "iu":
@@ -112,7 +114,7 @@ def softmax_cross_entropy(
     rows, targets = logits.reshape(-1, classes), targets.reshape(-1)
     counted = slice(None)
     if mask is not None:
-        mask = np.asarray(mask)
+        mask = arguments.array("mask", mask)
         if mask.dtype != bool:
             raise TypeError(f"mask must be booleans, True where a position counts, got dtype {mask.dtype}")
         _require_shape("mask", mask.shape, logits.shape[:-1], "logits.shape[:-1]")
@@ -578,10 +580,7 @@ def truncated_bptt(layer: Any, x: ArrayLike, window: int, state: Any = None) -> 
                 "sequence, so no state can be carried to it from the window before; take a layer of one direction, "
                 "or run this one over the whole sequence at once"
             )
-    try:
-        x = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"x cannot be read as an array: {error}") from error
+    x = arguments.array("x", x)
     batch_first = bool(getattr(layer, "batch_first", False)) and x.ndim >= 3
     axis = 1 if batch_first else 0
     if x.ndim == 0 or x.shape[axis] == 0:

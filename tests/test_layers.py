@@ -9,7 +9,7 @@ import pytest
 from oracles import assert_close, central_differences, members, named
 
 import rnnfast
-from rnnfast import arguments, layers, reference
+from rnnfast import arguments, memory, reference
 
 # Every kind of recurrent layer, as class and options.
 KINDS = {
@@ -612,7 +612,7 @@ def test_large_results_are_the_callers(frozen, rng):
         y, _ = layer(x)
         z, _, tape = layer.forward(x)
         grads = layer.backward(tape, y)
-        assert min(y.nbytes, z.nbytes, grads.parameters["weight_hh_l0"].nbytes) >= layers._LARGE
+        assert min(y.nbytes, z.nbytes, grads.parameters["weight_hh_l0"].nbytes) >= memory.LARGE
         np.testing.assert_array_equal(y, z)
         assert y.flags.writeable
         assert grads.parameters["weight_hh_l0"].flags.writeable

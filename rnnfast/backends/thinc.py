@@ -138,14 +138,7 @@ def _order(size_at_t: Array, rows: int) -> functional.Order:
             "size_at_t must say how many rows of X there are at each step, from the most to the fewest, and one at "
             f"least; they must sum up to X's {rows}, got {size_at_t.tolist()}"
         )
-    T, N = len(size_at_t), int(size_at_t[0])
-    lengths = (T - np.searchsorted(size_at_t[::-1], np.arange(N), side="right")).astype(np.intp, copy=False)
-    order, _, _ = functional.arrange(T, N, lengths)
-    places = []
-    for step, row in (of_direction.T for of_direction in order.places):
-        below = order.begin[step] + row
-        places.append(np.stack([below, np.zeros_like(below)], axis=1))
-    return functional.Order(N, order.begin, tuple(places), order.edges, order.gaps[:0])
+    return functional.packed_order(size_at_t)
 
 
 # --------------------------------------------------------------------------------------------------------- weights

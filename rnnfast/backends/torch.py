@@ -19,8 +19,8 @@ larger parameter may miss a change of a few numbers: make such a change under ``
 give torch.autograd.gradcheck, which makes such changes, a small layer.
 
 The operators are rnnfast::infer, rnnfast::forward and rnnfast::backward, opaque to torch.compile. It runs around
-recurrent layers, unless torch._dynamo.config.allow_rnn is set: then they are part of the graph. Training calls that
-nothing traces go to the kernels past the operators, so a profile of them shows only the names of Python functions.
+recurrent layers, unless torch._dynamo.config.allow_rnn is set: then they are part of the graph. Calls that nothing
+traces go to the kernels past the operators, so a profile of them shows only the names of Python functions.
 
 Written for torch 2.4 and newer; tested with 2.13.0 alone.
 """
@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,7 +45,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rnnfast import functional, layers
+from rnnfast import functional, memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,8 +94,8 @@ class _Layer:
     def __init__(self, engine: functional.Engine) -> None:
         self.engine = engine
         self.shapes = functional.parameter_shapes(engine)
-        self.workspaces, self._tapes = layers._Spare(4), layers._Spare(4)
-        self._results = layers._Spare(4 + min(len(self.shapes), 100))
+        self.workspaces, self.tapes = memory.Spare(4), memory.Results(4)
+        self.results = memory.Results(4 + min(len(self.shapes), 100))
         self._forms: list[Any] = [None, None]
         self._seen: list[Any] = [None, None]
         self._samples: list[memoryview] = []
@@ -110,29 +109,12 @@ class _Layer:
             N, T = shape[:2] if batch_first else shape[1::-1]
             y, h, c = _shapes(self.engine, shape, N)
             shapes = tuple(shape), y, h, c if self.engine.has_cell else None
-            given = T, N, not batch_first, self.workspaces, self.empty
+            given = T, N, not batch_first, self.workspaces, self.results.empty
             if len(self._repeats) >= 64:  # lengths may vary without end
                 self._repeats.clear()
             found = functional.Repeat(self.engine, (packed,), *shapes, *given)
             self._repeats[shape, batch_first] = found
         return found
-
-    def tape(self, nbytes: int) -> Array:
-        return np.asarray(layers._Lease(self._tapes, nbytes))
-
-    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
-        dtype = dtype or self.engine.dtype
-        nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes < layers._LARGE:
-            return np.empty(shape, dtype)
-        return np.asarray(layers._Lease(self._results, nbytes)).view(dtype).reshape(shape)
-
-    def zeros(self) -> list[Array]:
-        """Arrays for the gradients of all parameters."""
-        arrays = [self.empty(shape) for shape in self.shapes.values()]
-        for array in arrays:
-            array.fill(0)
-        return arrays
 
     def form(self, parameters: list[Tensor], back: bool = False) -> Array:
         """What forward reads, or what backward reads; packed anew if the parameters have changed."""
@@ -151,7 +133,7 @@ class _Layer:
         self._samples = [sample for array in arrays for sample in _samples(array)]
         seen = self._look(parameters)
         if self._forms[back] is None:
-            self._forms[back] = functional.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
+            self._forms[back] = memory.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
         functional.pack(self.engine, arrays, *((None, self._forms[1]) if back else (self._forms[0], None)))
         self._seen[back] = seen
 
@@ -206,24 +188,15 @@ def _time_first(array: Any, batch_sizes: Tensor | None, batch_first: bool) -> An
 
 
 def _order(batch_sizes: Tensor | None) -> functional.Order | None:
-    """The order of the entries of a packed sequence, which lie as the engine goes through them."""
-    if batch_sizes is None:
-        return None
-    sizes = batch_sizes.numpy()
-    lengths = (sizes[:, np.newaxis] > np.arange(sizes[0])).sum(axis=0, dtype=np.intp)
-    order, _, _ = functional.arrange(len(sizes), len(lengths), lengths)
-    assert order is not None
-    entries = [order.begin[places[:, 0]] + places[:, 1] for places in order.places]
-    places = tuple(np.stack([entry, np.zeros_like(entry)], axis=1) for entry in entries)
-    return functional.Order(order.sequences, order.begin, places, order.edges, order.gaps)
+    return None if batch_sizes is None else functional.packed_order(batch_sizes.numpy())
 
 
 def _at_line(tape: Tensor) -> Tensor:
     """A tape that begins at a cache line, as forward's do; copies that hooks bring back may not."""
-    if tape.data_ptr() % functional.LINE == 0:
+    if tape.data_ptr() % memory.LINE == 0:
         return tape
-    room = torch.empty(len(tape) + functional.LINE, dtype=torch.uint8)
-    start = -room.data_ptr() % functional.LINE
+    room = torch.empty(len(tape) + memory.LINE, dtype=torch.uint8)
+    start = -room.data_ptr() % memory.LINE
     return room[start : start + len(tape)].copy_(tape)
 
 
@@ -292,8 +265,8 @@ def _run(
     T, N, _ = sequence.shape
     sizes = engine.sizes(T, N, order)
     shapes = _shapes(engine, x.shape, N if order is None else order.sequences)
-    y, h_n, c_n = results = [*map(layer.empty, shapes)]
-    tape = layer.tape(sizes.tape) if keep else None
+    y, h_n, c_n = results = [layer.results.empty(shape, engine.dtype) for shape in shapes]
+    tape = layer.tapes.bytes(sizes.tape) if keep else None
     workspace = layer.workspaces.take(sizes.forward_workspace)
     functional.forward(
         engine,
@@ -338,8 +311,8 @@ def _differentiate(
     T, N, _ = sequence.shape
     sizes = engine.sizes(T, N, order)
     shapes = x.shape, *_shapes(engine, x.shape, N if order is None else order.sequences)[1:]
-    dx, dh0, dc0 = map(layer.empty, shapes)
-    dparameters = layer.zeros()
+    dx, dh0, dc0 = (layer.results.empty(shape, engine.dtype) for shape in shapes)
+    dparameters = [layer.results.zeros(shape, engine.dtype) for shape in layer.shapes.values()]
     workspace = layer.workspaces.take(sizes.backward_workspace)
     functional.backward(
         engine,
@@ -436,17 +409,23 @@ def _recorded(kernels: Any, *arguments: Any) -> Any:
     return _Forward.apply(kernels, arguments[6:], *arguments[:5], *arguments[5])
 
 
-_record = functools.partial(_recorded, (_below_autograd, _backward))
-# Without the operators, for tensors that are nothing but tensors: that takes 12 of 92 microseconds less.
-_record_plain = functools.partial(_recorded, (functools.partial(_run, True), _differentiate))
-
+_keep = functools.partial(_run, True)
 _LIBRARY.impl("infer", _repeat, "CPU")
-_LIBRARY.impl("forward", functools.partial(_run, True), "CPU")
+_LIBRARY.impl("forward", _keep, "CPU")
 _LIBRARY.impl("backward", _differentiate, "CPU")
-_LIBRARY.impl("forward", _record, "Autograd")
+_LIBRARY.impl("forward", functools.partial(_recorded, (_below_autograd, _backward)), "Autograd")
 register_fake("rnnfast::infer", functools.partial(_fake, False), lib=_LIBRARY)
 register_fake("rnnfast::forward", functools.partial(_fake, True), lib=_LIBRARY)
 register_fake("rnnfast::backward", _fake_gradients, lib=_LIBRARY)
+
+# What runs a layer, by whether a gradient is wanted, and whether tensors are nothing but tensors, which takes no
+# operators: that saves a third of what a short inference adds to the kernels, and a tenth of what training does.
+_RUNS = {
+    (False, False): _infer,
+    (False, True): _repeat,
+    (True, False): _forward,
+    (True, True): functools.partial(_recorded, (_keep, _differentiate)),
+}
 
 # ------------------------------------------------------------------------------------------------------- the layers
 
@@ -497,8 +476,7 @@ class _Recurrent:
         masks = self._masks(x)
         needed = torch.is_grad_enabled() and any(one.requires_grad for one in (x, *states, *parameters))
         options = _CELLS[self.mode], self.num_layers, self.bidirectional, self.batch_first and not packed
-        run = _infer if not needed else _record_plain if _is_plain(x) else _forward
-        y, *last = run(x, h0, c0, masks, batch_sizes, parameters, *options)
+        y, *last = _RUNS[needed, _is_plain(x)](x, h0, c0, masks, batch_sizes, parameters, *options)
         last = last[: 1 + pair]
         if packed:
             y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
