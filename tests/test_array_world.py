@@ -145,6 +145,18 @@ def test_other_layers_and_streams(foreign):
     same(rnnfast.Stream(layer, N).step(foreign(X[0])), rnnfast.Stream(layer, N).step(X[0]))
 
 
+def test_losses_and_windows(foreign):
+    training, targets = rnnfast.training, np.array([[1, 0, 2]] * T)
+    for function, *given in ((training.mean_squared_error, X, X + 1), (training.softmax_cross_entropy, X, targets)):
+        (loss, gradient), (expected, derivative) = function(*map(foreign, given)), function(*given)
+        assert loss == expected
+        same(gradient, derivative)
+    layer = rnnfast.GRU(I, H, rng=0)
+    windows = zip(training.truncated_bptt(layer, foreign(X), 2), training.truncated_bptt(layer, X, 2), strict=True)
+    for own, expected in windows:
+        same(own.y, expected.y)
+
+
 def test_array_of_the_standard_library():
     lengths = array.array("q", [4, 0, 2])
     same(LAYER(X, lengths=lengths), LAYER(X, lengths=np.array(lengths)))
