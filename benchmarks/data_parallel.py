@@ -127,10 +127,9 @@ def main():
         {name: {part: min(pair[k][name][part] for pair in runs) for part in runs[0][k][name]} for name in SIZES}
         for k in range(2)
     ]
-    print(
-        f"LSTM in float32, Adam, one thread, {os.cpu_count()} processors; load before: {load:.1f}. Milliseconds, the least"
-    )
-    print("of many rounds: of processor time for compute, copies and update, by the clock for Allreduce and step.\n")
+    print(f"LSTM in float32, Adam, one thread, {os.cpu_count()} processors, load before: {load:.1f}.")
+    print("Milliseconds, the least of many rounds: of processor time for compute, copies and update; by the clock for")
+    print("Allreduce and step.\n")
     print(
         "| | message | compute, of 1 | of 2 | copies | update | Allreduce | efficiency by parts | step, of 1 | of 2 |"
     )

@@ -273,3 +273,24 @@ def test_without_dask_the_error_says_what_to_install():
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "ImportError: rnnfast.dask needs Dask: pip install 'rnnfast[dask]'"
+
+
+def test_the_model_is_one_key_of_the_graph():
+    """So a worker gets it once, and not with every task."""
+    layer = rnnfast.LSTM(64, 64, rng=0)
+    y, _ = predict(layer, da.ones((T, N, 64), chunks=(T, 2, 64)))
+    sizes = [len(pickle.dumps(task)) for task in dict(y.__dask_graph__()).values()]
+    assert len(sizes) > 2 * len(y.chunks[1])
+    assert sum(size > layer.parameters["weight_hh_l0"].nbytes for size in sizes) == 1
+
+
+def test_the_examples_in_the_documentation_run(threads, dd):  # noqa: ARG001
+    page = Path(__file__).resolve().parents[1] / "docs" / "parallel.md"
+    if not page.is_file():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there is no docs/parallel.md")
+    text = page.read_text(encoding="utf-8").partition("## Inference")[2]
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(code, names)
+    assert names["last"].shape == (1, 4096, 64)
+    assert names["forecasts"].shape == (100, 2)

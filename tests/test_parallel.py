@@ -144,3 +144,15 @@ def test_without_mpi4py_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ImportError, match=r"pip install 'rnnfast\[mpi\]'"):
         training.DataParallel({}, None)
+
+
+def test_the_program_in_the_documentation_learns(tmp_path):
+    page = HERE.parent / "docs" / "parallel.md"
+    if not page.is_file():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there is no docs/parallel.md")
+    [code] = re.findall(
+        r"```python\n(.*?mpi4py.*?)```", page.read_text(encoding="utf-8").split("## Inference")[0], re.DOTALL
+    )
+    (tmp_path / "train.py").write_text(code, encoding="utf-8")
+    said = re.fullmatch(r"2 processes, loss (0\.\d+)\n", mpiexec(2, tmp_path / "train.py"))
+    assert float(said[1]) < 0.01
