@@ -1,4 +1,4 @@
-"""Losses, optimisers, gradient clipping, long sequences: what it takes to train without another framework.
+"""Losses, optimisers, gradient clipping, long sequences, many processes: training without another framework.
 
 Formulas and defaults are torch's. Optimisers and clipping work in place on the arrays of mappings from names to arrays,
 such as ``layer.parameters`` and ``grads.parameters``; to train several layers together, join theirs into one dict under
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SGD",
     "Adam",
+    "DataParallel",
     "Window",
     "clip_grad_norm",
     "mean_squared_error",
@@ -482,6 +483,167 @@ class Adam(_Optimizer):
         np.divide(m, scratch, out=scratch)
         scratch *= self.lr * correction2 / correction1
         parameter -= scratch
+
+
+class DataParallel:
+    """Gradients of a batch that is spread over the processes of MPI: each has a share of its rows.
+
+    Every process holds a copy of the parameters, runs forward and backward on its own rows, and hands its gradients to
+    :meth:`average`. All get the gradients of the joined batch back, the same bits on each, so all take the same step
+    and the copies stay alike. One Allreduce goes per step, on one buffer that holds all gradients.
+
+    Making one is collective, as is :meth:`average`: all processes of `comm` must do it. It checks that they all have
+    the same parameters, and copies the values of process 0 to the others. So layers may be made with another seed in
+    each process, as dropout wants it.
+
+    Run the program with ``mpiexec -n 2 python -m mpi4py train.py``. With ``-m mpi4py`` an error that one process alone
+    meets, in a layer, say, ends all of them; else the others would wait for it for ever.
+
+    Source: MPI: A Message-Passing Interface Standard 4.1, section 6.9 (MPI_Allreduce).
+
+    Parameters
+    ----------
+    parameters : mapping of str to ndarray
+        Arrays of float32 or float64 that may be written to, those that the optimiser has. The same names, shapes and
+        dtypes in each process, in any order.
+    comm : mpi4py.MPI.Intracomm
+        Such as ``MPI.COMM_WORLD``.
+
+    Raises
+    ------
+    ImportError
+        mpi4py is not installed.
+    TypeError
+        `comm` is no such communicator, or `parameters` is not a mapping to float32 or float64 arrays.
+    ValueError
+        A parameter is read-only, or a process has other parameters than process 0. Nothing has changed then.
+    RuntimeError
+        Another process raised one of these; the text says which, and what.
+
+    Examples
+    --------
+    ``docs/parallel.md`` has a whole program. Its step, in each process:
+
+    >>> from mpi4py import MPI  # doctest: +SKIP
+    >>> parallel = DataParallel(layer.parameters, MPI.COMM_WORLD)  # doctest: +SKIP
+    >>> y, state, tape = layer.forward(x)  # doctest: +SKIP
+    >>> loss, dy = mean_squared_error(y, target)  # doctest: +SKIP
+    >>> grads = layer.backward(tape, dy)  # doctest: +SKIP
+    >>> optimizer.step(parallel.average(grads.parameters, weight=x.shape[1]))  # doctest: +SKIP
+    """
+
+    def __init__(self, parameters: Arrays, comm: Any) -> None:
+        try:
+            from mpi4py import MPI
+        except ImportError as error:
+            raise ImportError("training.DataParallel needs mpi4py: pip install 'rnnfast[mpi]'") from error
+        if not isinstance(comm, MPI.Intracomm):
+            raise TypeError(f"comm must be a communicator of mpi4py such as MPI.COMM_WORLD, got {comm!r}")
+        self._comm, self._in_place = comm, MPI.IN_PLACE
+        fault, own, forms = None, {}, None
+        try:
+            own = _float_arrays("parameters", parameters)
+            for name, array in own.items():
+                _require_writeable("parameters", name, array)
+            forms = {name: (array.shape, array.dtype.name) for name, array in own.items()}
+        except (TypeError, ValueError) as error:
+            fault = error
+        expected = comm.bcast(forms)
+        if fault is None and expected is not None:
+            fault = self._difference(own, expected)
+        self._raise_together(fault)
+
+        own = {name: own[name] for name in expected}
+        # Behind the gradients lie the sum of the weights, and how many processes have failed.
+        size = sum(array.size for array in own.values()) + 2
+        self._buffer = np.zeros(size, np.result_type(np.float32, *own.values()))
+        self._views, start = {}, 0
+        for name, array in own.items():
+            self._views[name] = self._buffer[start : start + array.size].reshape(array.shape)
+            self._views[name][...] = array
+            start += array.size
+        comm.Bcast(self._buffer)
+        for name, array in own.items():
+            array[...] = self._views[name]
+
+    def average(self, gradients: Arrays | None, weight: float) -> dict[str, NDArray[Any]]:
+        """The gradients of the joined batch: the mean of all processes' gradients by their weights.
+
+        Parameters
+        ----------
+        gradients : mapping of str to ndarray, or None
+            Float arrays with the names and shapes of the parameters: the gradients of the mean of the loss over this
+            process's share. They are only read. None, or what is passed over, where `weight` is 0.
+        weight : float
+            Over how many that mean was taken: rows or, where these are of unequal lengths, targets that count. 0 where
+            this process has none of the batch.
+
+        Returns
+        -------
+        dict of str to ndarray
+            They may be written to, by :func:`clip_grad_norm` for one. The next call overwrites them: copy what is to
+            be kept.
+
+        Raises
+        ------
+        TypeError
+            `gradients` is not a mapping to float32 or float64 arrays, or `weight` is no number.
+        ValueError
+            Names or shapes differ from those of the parameters, `weight` is negative or not finite, or `weight` is 0 in
+            all processes.
+        RuntimeError
+            Another process raised one of these; the text says which, and what.
+        """
+        fault = None
+        try:
+            self._fill(gradients, weight)
+        except Exception as error:  # whatever it is, the others wait for this process
+            fault = error
+            self._buffer[:-1] = 0
+            self._buffer[-1] = 1
+        self._comm.Allreduce(self._in_place, self._buffer)
+        if self._buffer[-1]:
+            self._raise_together(fault)
+        if not self._buffer[-2]:
+            raise ValueError("weight is 0 in all processes: the mean over none of the batch is not defined")
+        self._buffer /= self._buffer[-2]
+        return dict(self._views)
+
+    def _fill(self, gradients, weight):
+        """The sum over this share into the buffer."""
+        weight = _number("weight", weight)
+        if not math.isfinite(weight):
+            raise ValueError(f"weight must be finite, got {weight}")
+        if weight:
+            if gradients is None:
+                raise ValueError(f"gradients must be given where weight is above 0, got None with weight={weight}")
+            gradients = _float_arrays("gradients", gradients)
+            _require_fit("gradients", gradients, {name: view.shape for name, view in self._views.items()})
+            for name, view in self._views.items():
+                np.multiply(gradients[name], weight, out=view)
+        else:
+            self._buffer[:-2] = 0
+        self._buffer[-2:] = weight, 0
+
+    def _difference(self, own, expected):
+        """The error to raise where the parameters are not of the forms of process 0, else None."""
+        try:
+            _require_fit("parameters", own, {name: shape for name, (shape, _) in expected.items()})
+            for name, (_, dtype) in expected.items():
+                if own[name].dtype != dtype:
+                    raise ValueError(f"parameters[{name!r}] must be of {dtype}, got {own[name].dtype}")
+        except ValueError as error:
+            return ValueError(f"process {self._comm.Get_rank()} must have the parameters of process 0: {error}")
+        return None
+
+    def _raise_together(self, fault):
+        """Raise this process's error; without one, what another reports."""
+        reports = self._comm.allgather(None if fault is None else str(fault))
+        if fault is not None:
+            raise fault
+        for rank, report in enumerate(reports):
+            if report is not None:
+                raise RuntimeError(f"process {rank} of {len(reports)} failed: {report}")
 
 
 class Window(NamedTuple):
