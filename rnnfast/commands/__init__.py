@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CannotRun", "Progress", "count", "draw", "interruptible", "read", "real", "whole", "write"]
+__all__ = [
+    "CannotRun",
+    "Progress",
+    "count",
+    "draw",
+    "figure_of",
+    "interruptible",
+    "read",
+    "real",
+    "require_writable",
+    "whole",
+    "write",
+]
 
 
 class CannotRun(Exception):
@@ -50,20 +62,34 @@ real = _checked(float, lambda value: 0 < value < math.inf, "a number above 0")
 # ------------------------------------------------------------------------------------------------ files of models
 
 
-def write(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Arrays, and what there is to say about them, as one file, which takes its name only when it is complete."""
+@contextlib.contextmanager
+def _unfinished(path: str) -> Iterator[str]:
+    """The name that a file has until it is complete; what is left of it in the end is taken away."""
     unfinished = f"{path}.unfinished"
     try:
-        with open(unfinished, "wb") as file:
-            np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        yield unfinished
     except OSError as error:
         raise CannotRun(f"cannot write {path}: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
+
+
+def require_writable(path: str) -> None:
+    """An error now, not after the work whose outcome is to be written there."""
+    with _unfinished(path) as unfinished, open(unfinished, "wb"):
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "it is a folder")
+
+
+def write(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Arrays, and what there is to say about them, as one file, which takes its name only when it is complete."""
+    with _unfinished(path) as unfinished:
+        with open(unfinished, "wb") as file:
+            np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
 
 
 def read(path: str, kind: str, wish: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -121,17 +147,23 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def draw(path: str, width: float, height: float) -> Iterator[Any]:
-    """The axes of a picture, in inches, that is written to a file at the end of the context."""
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure of matplotlib's, sizes in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise CannotRun("--plot needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextlib.contextmanager
+def draw(path: str, width: float, height: float) -> Iterator[Any]:
+    """The axes of a picture that is written to a file at the end of the context."""
+    figure = figure_of(width, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     yield axes
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

@@ -1,8 +1,7 @@
 """``python -m rnnfast bench``: the time of a call, next to the NumPy reference and to other libraries.
 
-Each engine runs in a process of its own, which is told its number of threads before NumPy is imported, and whose threads
-do not linger in the way of the others. They take turns: in every round each is timed once, so that what the machine does
-meanwhile falls on all of them.
+Each engine runs in a process of its own, which is told its number of threads before NumPy is imported. They take turns:
+in every round each is timed once, so that what the machine does meanwhile falls on all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 
 import rnnfast
 from rnnfast import _core, reference
-from rnnfast.commands import CannotRun, Progress, count, draw, info
+from rnnfast.commands import CannotRun, Progress, count, draw, figure_of, info, require_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ CELLS = {"lstm": ("LSTM", "lstm"), "gru": ("GRU", "gru"), "rnn": ("RNN", "rnn_ta
 MODES = ("inference", "training")
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest number of each array
 TURN = 0.02  # seconds that an engine is timed for in each round
+PAUSE = 0.03  # seconds before a turn: OpenBLAS's threads spin so long for more work, on a processor that others want
 SQUARE = 512  # rows and columns of the product that stands for the limit
 # BLAS reads these once, when NumPy is imported.
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -71,7 +71,7 @@ class Case(NamedTuple):
         return x, dy
 
     def gflop(self) -> float:
-        """What the mathematics needs: each weight is multiplied and added once for each step and row, in training thrice."""
+        """What the equations need: each weight is multiplied and added once for each step and row, in training thrice."""
         weights = sum(array.size for array in self.layer().parameters.values() if array.ndim == 2)
         return 2e-9 * self.T * self.N * weights * (3 if self.mode == "training" else 1)
 
@@ -291,7 +291,7 @@ def disagreement(got: Results, expected: Results, dtype: str) -> str | None:
 
 
 def measure(case: Case, engines: dict[str, Any], limits: dict[str, Any], rounds: int, step: Callable[[], None]) -> Any:
-    """Seconds of each engine and of each limit in every round; why others are not timed, and which of them are wrong."""
+    """Seconds of each engine in every round, and the limit there; who is not timed and why, and who of them is wrong."""
     call, answer = with_reference(case, 0, np.float64)
     expected = answer(call())
     refused, wrong = {}, []
@@ -310,6 +310,7 @@ def measure(case: Case, engines: dict[str, Any], limits: dict[str, Any], rounds:
     order = list((timed_ones | limits).items())
     for i in range(rounds):
         for name, worker in order[i % len(order) :] + order[: i % len(order)]:
+            time.sleep(PAUSE)
             value = worker.ask(TURN)
             if isinstance(value, str):
                 raise CannotRun(f"{name} cannot be timed: {value}")
@@ -340,8 +341,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
       python -m rnnfast bench --cell gru --mode inference --threads 2
       python -m rnnfast bench --T 200 --N 32 --I 64 --H 256 --json times.json --plot times.png
     """
-    parser.add_argument("--cell", choices=CELLS, help="time this cell alone (default: all, or lstm where sizes are given)")
-    parser.add_argument("--mode", choices=MODES, help="time this alone (default: both; training is forward and backward)")
+    parser.add_argument(
+        "--cell", choices=CELLS, help="time this cell alone (default: all, or lstm where sizes are given)"
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, help="time this alone (default: both; training is forward and backward)"
+    )
     group = parser.add_argument_group("sizes: where one is given, one layer is timed, and the others have a default")
     group.add_argument("--T", metavar="N", type=count, help=f"time steps ({SINGLE['T']})")
     group.add_argument("--N", metavar="N", type=count, help=f"rows of the batch ({SINGLE['N']})")
@@ -352,7 +357,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how")
     group.add_argument("--dtype", choices=TOLERANCE, default="float32", help="of all numbers (%(default)s)")
     group.add_argument("--threads", metavar="N", type=count, default=1, help="threads of each engine (%(default)s)")
-    group.add_argument("--rounds", metavar="N", type=count, default=9, help="times that each takes its turn (%(default)s)")
+    group.add_argument(
+        "--rounds", metavar="N", type=count, default=9, help="times that each takes its turn (%(default)s)"
+    )
     group.add_argument("--json", metavar="FILE", help="write all times into this file")
     group.add_argument("--plot", metavar="FILE", help="draw the times into this file (matplotlib)")
     parser.set_defaults(run=run)
@@ -377,6 +384,10 @@ def choose(arguments: argparse.Namespace) -> list[Case]:
 
 def run(arguments: argparse.Namespace) -> int:
     cases = choose(arguments)
+    for path in filter(None, (arguments.json, arguments.plot)):
+        require_writable(path)
+    if arguments.plot:
+        figure_of(1, 1)
     versions = installed()
     names = [name for name in ENGINES if name == "reference" or versions.get(name)]
     about = {
@@ -391,7 +402,10 @@ def run(arguments: argparse.Namespace) -> int:
     width = max(map(len, map(str, cases)))
     print(f"\n{'':{width}}{''.join(f'{name:>13}' for name in names)}{'GFLOP/s':>10}{'of limit':>10}", flush=True)
     results = []
-    with workers([*names, *LIMITS], arguments.threads) as started, Progress(len(cases) * arguments.rounds, "round") as bar:
+    with (
+        workers([*names, *LIMITS], arguments.threads) as started,
+        Progress(len(cases) * arguments.rounds, "round") as bar,
+    ):
         limits = {name: started.pop(name) for name in LIMITS}
         for case in cases:
             results.append(measure(case, started, limits, arguments.rounds, bar.step))
@@ -399,7 +413,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\n{remarks(results)}")
     report = {"about": about, "cases": results}
     if arguments.json:
-        save(report, arguments.json)
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
     if arguments.plot:
         plot(report, arguments.plot)
     return 1 if any(result["wrong"] for result in results) else 0
@@ -437,41 +452,43 @@ def share(result: dict[str, Any]) -> float:
 
 
 def duration(seconds: float) -> str:
-    unit, scale = next((unit, scale) for unit, scale in [("s", 1), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9)] if seconds * scale >= 1)
+    unit, scale = next(
+        (unit, scale) for unit, scale in [("s", 1), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9)] if seconds * scale >= 1
+    )
     return f"{seconds * scale:.3g} {unit}"
 
 
 def remarks(results: list[dict[str, Any]]) -> str:
     """What the table means, and what was not timed."""
     rates = [rate for result in results for rate in result["limit_gflops"]]
+    limit = f"{median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})"
     lines = [
-        "Medians. rnnfast: the time of a call. The others: how many times as long they take; above 1x, rnnfast is faster.",
-        "GFLOP/s: the multiply-adds that the equations need, over rnnfast's time. Limit: the rate of the faster of NumPy's",
-        f"and rnnfast's product of {SQUARE} x {SQUARE} matrices, timed in the same rounds: {median(rates):.0f} GFLOP/s "
-        f"({min(rates):.0f} to {max(rates):.0f}).",
+        "Medians. rnnfast: the time of a call. The others: how many times as long they take, above 1x longer.",
+        "GFLOP/s: the multiply-adds that the equations need, over rnnfast's time.",
+        f"Limit: the faster of NumPy's and rnnfast's product of {SQUARE} x {SQUARE} matrices, in the same rounds: {limit}.",
         "With few rows (N) the weights are read from a cache for each step, which takes longer than to multiply them.",
     ]
-    reasons = {f"{name} ({'wrong' if name in result['wrong'] else 'not timed'}): {reason}": None
-               for result in results for name, reason in result["refused"].items()}
-    return "\n".join([*lines, *reasons])
-
-
-def save(report: dict[str, Any], path: str) -> None:
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
-    except OSError as error:
-        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
+    reasons = [f"{name} was not timed: {why}" for result in results for name, why in result["refused"].items()]
+    return "\n".join([*lines, *dict.fromkeys(reasons)])
 
 
 def plot(report: dict[str, Any], path: str) -> None:
     """A line for each case, with a mark for the time of each engine, and where the limit would be."""
-    marks = {"rnnfast": ("C0", "o", 9), "reference": ("C7", "s", 6), "torch": ("C1", "D", 6), "onnxruntime": ("C2", "^", 7)}
+    marks = {
+        "rnnfast": ("C0", "o", 9),
+        "reference": ("C7", "s", 6),
+        "torch": ("C1", "D", 6),
+        "onnxruntime": ("C2", "^", 7),
+    }
     results, about = report["cases"], report["about"]
-    with draw(path, 9, 1.8 + 0.36 * len(results)) as axes:
+    with draw(path, 10, 1.8 + 0.36 * len(results)) as axes:
         places = range(len(results))
         for name, (color, marker, size) in marks.items():
-            points = [(1e3 * median(result["seconds"][name]), i) for i, result in enumerate(results) if name in result["seconds"]]
+            points = [
+                (1e3 * median(result["seconds"][name]), i)
+                for i, result in enumerate(results)
+                if name in result["seconds"]
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), marker, color=color, markersize=size, label=name)
         limits = [1e3 * result["gflop"] / median(result["limit_gflops"]) for result in results]
@@ -485,4 +502,3 @@ def plot(report: dict[str, Any], path: str) -> None:
         axes.set_axisbelow(True)
         threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
         axes.set_title(f"{about['cpu'] or 'unknown CPU'}, {threads}, {results[0]['case']['dtype']}", fontsize=11)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

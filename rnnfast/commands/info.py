@@ -44,7 +44,9 @@ def gather() -> dict[str, Any]:
         },
         "cpu": {
             "model": model,
-            "features": None if features is None else [name for names in NEEDS.values() for name in names if name in features],
+            "features": None
+            if features is None
+            else [name for names in NEEDS.values() for name in names if name in features],
         },
         "threads": {"used": rnnfast.get_num_threads(), "limits": functional.thread_limits()},
         "caches": caches(),
@@ -100,7 +102,10 @@ def describe(facts: dict[str, Any]) -> str:
         "CPU": [cpu["model"] or UNKNOWN, f"features that rnnfast can use: {listed(cpu['features'])}"],
         "threads": why_threads(threads),
         "caches": [", ".join(map(describe_cache, facts["caches"] or [])) or UNKNOWN],
-        "compiled part": [build["extension"], f"by {build['compiler']}; version {build['interface']} of the C interface"],
+        "compiled part": [
+            build["extension"],
+            f"by {build['compiler']}; version {build['interface']} of the C interface",
+        ],
         "runs on": [f"{build['python']}, NumPy {build['numpy']}, {build['platform']}"],
     }
     rows = [f"rnnfast {facts['version']}"]
@@ -116,7 +121,9 @@ def listed(names: list[str] | None) -> str:
 def why_isa(isa: dict[str, Any], cpu: dict[str, Any]) -> list[str]:
     used, available = isa["used"], isa["available"]
     asked = isa["RNNFAST_ISA"]
-    lines = [f"{used}, {'as RNNFAST_ISA says' if asked else 'the best that runs here'}; there are {', '.join(available)}"]
+    lines = [
+        f"{used}, {'as RNNFAST_ISA says' if asked else 'the best that runs here'}; there are {', '.join(available)}"
+    ]
     for name, needs in NEEDS.items():
         if name not in available and cpu["features"] is not None:
             lacks = [need for need in needs if need not in cpu["features"]]
@@ -126,15 +133,20 @@ def why_isa(isa: dict[str, Any], cpu: dict[str, Any]) -> list[str]:
 
 
 def why_threads(threads: dict[str, Any]) -> list[str]:
-    limits = threads["limits"]
     words = {
-        "processors": "processors that this process may use",
-        "cgroup quota": "processors that its container's quota allows",
-        "RNNFAST_NUM_THREADS": "by RNNFAST_NUM_THREADS",
-        "OMP_NUM_THREADS": "by OMP_NUM_THREADS",
+        "processors": "the processors that this process may use",
+        "cgroup quota": "the quota of its container",
+        "RNNFAST_NUM_THREADS": "RNNFAST_NUM_THREADS",
+        "OMP_NUM_THREADS": "OMP_NUM_THREADS",
     }
-    told = "; ".join(f"{limits.get(name, 'no limit')} {text}" for name, text in words.items())
-    return [f"{threads['used']}, the least of:", told]
+    limits, *others = (
+        {name: text for name, text in words.items() if (name in threads["limits"]) == there} for there in (True, False)
+    )
+    told = ", ".join(f"{threads['limits'][name]} by {text}" for name, text in limits.items())
+    return [
+        f"{threads['used']}, the least of: {told}",
+        *(f"no limit by {', '.join(rest.values())}" for rest in others if rest),
+    ]
 
 
 def describe_cache(cache: dict[str, Any]) -> str:

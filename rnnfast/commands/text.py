@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import rnnfast
-from rnnfast.commands import CannotRun, Progress, count, interruptible, read, real, whole, write
+from rnnfast.commands import CannotRun, Progress, count, interruptible, read, real, require_writable, whole, write
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class Training:
         length = self.steps_per_epoch * self.window
         begin = int(self.rng.integers(len(self.codes) - self.batch * length))
         x, targets = (
-            self.codes[start : start + self.batch * length].reshape(self.batch, length).T for start in (begin, begin + 1)
+            self.codes[start : start + self.batch * length].reshape(self.batch, length).T
+            for start in (begin, begin + 1)
         )
         for steps, scores, _, tape in truncated_bptt(self.model, x, self.window):
             yield (scores, tape), targets[steps]
@@ -194,11 +195,15 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cell", choices=CELLS, default="gru", help="kind of the recurrent layers (%(default)s)")
     group.add_argument("--hidden", metavar="N", type=count, default=256, help="units in each of them (%(default)s)")
     group.add_argument("--layers", metavar="N", type=count, default=1, help="how many, stacked (%(default)s)")
-    group.add_argument("--embedding", metavar="N", type=count, default=48, help="numbers that stand for a character (%(default)s)")
+    group.add_argument(
+        "--embedding", metavar="N", type=count, default=48, help="numbers that stand for a character (%(default)s)"
+    )
     group = parser.add_argument_group("the training")
     group.add_argument("--epochs", metavar="X", type=real, default=3.0, help="times to read the text (%(default)s)")
     group.add_argument("--batch", metavar="N", type=count, default=12, help="places read side by side (%(default)s)")
-    group.add_argument("--window", metavar="N", type=count, default=64, help="characters between two updates (%(default)s)")
+    group.add_argument(
+        "--window", metavar="N", type=count, default=64, help="characters between two updates (%(default)s)"
+    )
     rates = ", ".join(f"{cell}: {rate}" for cell, rate in LEARNING_RATES.items())
     group.add_argument("--lr", metavar="X", type=real, help=f"highest learning rate ({rates})")
     group.add_argument("--seed", metavar="N", type=whole, default=0, help="of all random numbers (%(default)s)")
@@ -211,14 +216,20 @@ def train(arguments: argparse.Namespace) -> int:
         rnnfast.set_num_threads(arguments.threads)
     arguments.lr = arguments.lr or LEARNING_RATES[arguments.cell]
     text = read_text(arguments.file)
+    require_writable(arguments.output)
     training = Training(text, arguments)
     parameters = sum(array.size for array in training.model.parameters.values())
     print(f"{arguments.file}: {len(text):,} characters, {len(training.model.characters)} different ones")
-    print(f"{arguments.cell.upper()}, {arguments.layers} x {arguments.hidden} units: {parameters:,} parameters", flush=True)
+    print(
+        f"{arguments.cell.upper()}, {arguments.layers} x {arguments.hidden} units: {parameters:,} parameters",
+        flush=True,
+    )
     with interruptible() as interrupted, Progress(training.steps, "step") as bar:
         training.run(arguments.output, interrupted, bar)
     stopped = "Stopped by Ctrl-C. " if training.step < training.steps else ""
-    print(f"{stopped}Saved to {arguments.output}: {training.best:.3f} bits per character on the held-out end of the text")
+    print(
+        f"{stopped}Saved to {arguments.output}: {training.best:.3f} bits per character on the held-out end of the text"
+    )
     return 130 if stopped else 0
 
 
@@ -231,9 +242,13 @@ def configure_sample(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("model", metavar="MODEL", help="file that train text has written")
     parser.add_argument("--length", metavar="N", type=whole, default=500, help="characters to write (%(default)s)")
-    parser.add_argument("--temperature", metavar="X", type=real, default=0.8, help="above 1 bolder, below 1 safer (%(default)s)")
+    parser.add_argument(
+        "--temperature", metavar="X", type=real, default=0.8, help="above 1 bolder, below 1 safer (%(default)s)"
+    )
     parser.add_argument("--start", metavar="TEXT", help="what the text begins with (default: a new line)")
-    parser.add_argument("--seed", metavar="N", type=whole, default=0, help="another one gives another text (%(default)s)")
+    parser.add_argument(
+        "--seed", metavar="N", type=whole, default=0, help="another one gives another text (%(default)s)"
+    )
     parser.set_defaults(run=sample)
 
 
@@ -245,4 +260,3 @@ def sample(arguments: argparse.Namespace) -> int:
         print(piece, end="", flush=True)
     print()
     return 0
-
