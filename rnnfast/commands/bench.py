@@ -71,7 +71,7 @@ class Case(NamedTuple):
         return x, dy
 
     def gflop(self) -> float:
-        """What the equations need: each weight is multiplied and added once for each step and row, in training thrice."""
+        """What the equations need: each weight once for each step and row, in training thrice."""
         weights = sum(array.size for array in self.layer().parameters.values() if array.ndim == 2)
         return 2e-9 * self.T * self.N * weights * (3 if self.mode == "training" else 1)
 
@@ -291,7 +291,7 @@ def disagreement(got: Results, expected: Results, dtype: str) -> str | None:
 
 
 def measure(case: Case, engines: dict[str, Any], limits: dict[str, Any], rounds: int, step: Callable[[], None]) -> Any:
-    """Seconds of each engine in every round, and the limit there; who is not timed and why, and who of them is wrong."""
+    """Seconds of each engine and the limit in every round; who is not timed, why, and which are wrong."""
     call, answer = with_reference(case, 0, np.float64)
     expected = answer(call())
     refused, wrong = {}, []
@@ -463,9 +463,9 @@ def remarks(results: list[dict[str, Any]]) -> str:
     rates = [rate for result in results for rate in result["limit_gflops"]]
     limit = f"{median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})"
     lines = [
-        "Medians. rnnfast: the time of a call. The others: how many times as long they take, above 1x longer.",
+        "Medians. rnnfast: the time of a call. The others: how many times as long they take.",
         "GFLOP/s: the multiply-adds that the equations need, over rnnfast's time.",
-        f"Limit: the faster of NumPy's and rnnfast's product of {SQUARE} x {SQUARE} matrices, in the same rounds: {limit}.",
+        f"Limit: the faster of NumPy and rnnfast at products of {SQUARE} x {SQUARE} matrices, in these rounds: {limit}.",
         "With few rows (N) the weights are read from a cache for each step, which takes longer than to multiply them.",
     ]
     reasons = [f"{name} was not timed: {why}" for result in results for name, why in result["refused"].items()]

@@ -22,6 +22,14 @@ UNKNOWN = "unknown"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Tell which instruction set rnnfast uses on this machine and how many threads, and why; the caches of the CPU;
+    and what was compiled, how, and where it lies.
+
+    Examples:
+      python -m rnnfast info
+      python -m rnnfast info --json
+      RNNFAST_ISA=base RNNFAST_NUM_THREADS=1 python -m rnnfast info
+    """
     parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
     parser.set_defaults(run=run)
 
