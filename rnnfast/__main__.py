@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rnnfast import __version__
-from rnnfast.commands import CannotRun, bench, info, text
+from rnnfast.commands import CannotRun, bench, info, series, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +22,8 @@ Examples:
   python -m rnnfast bench                            how fast it is, next to others
   python -m rnnfast train text book.txt -o book.npz  learn the characters of a text
   python -m rnnfast sample book.npz --length 300     let the model write
+  python -m rnnfast train csv sales.csv --column sold --season 12 -o sales.npz
+  python -m rnnfast predict sales.npz --horizon 24   go on with a series
 
 "python -m rnnfast COMMAND --help" says more about each.
 Exit status: 0 done, 1 a wrong result, 2 cannot run, 130 ended by Ctrl-C.
@@ -48,10 +50,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "info", info.configure, "what runs on this machine, and why")
     _add(commands, "bench", bench.configure, "time the layers, next to other libraries")
-    train = commands.add_parser("train", help="train a model on a text")
+    train = commands.add_parser("train", help="train a model on a text or a series")
     kinds = train.add_subparsers(title="on what", metavar="KIND", required=True)
     _add(kinds, "text", text.configure_train, "a model of characters")
+    _add(kinds, "csv", series.configure_train, "a model of a series, out of a CSV file")
     _add(commands, "sample", text.configure_sample, "let a model of characters write")
+    _add(commands, "predict", series.configure_predict, "go on with a series")
     return parser
 
 

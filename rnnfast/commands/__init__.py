@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +31,7 @@ __all__ = [
     "read",
     "real",
     "require_writable",
+    "share",
     "whole",
     "write",
 ]
@@ -57,6 +57,7 @@ def _checked(kind: Callable[[str], Any], fits: Callable[[Any], bool], wish: str)
 count = _checked(int, lambda value: value >= 1, "a whole number, 1 or more")
 whole = _checked(int, lambda value: value >= 0, "a whole number, 0 or more")
 real = _checked(float, lambda value: 0 < value < math.inf, "a number above 0")
+share = _checked(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 
 
 # ------------------------------------------------------------------------------------------------ files of models
@@ -171,16 +172,15 @@ def draw(path: str, width: float, height: float) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Inside, Ctrl-C sets the event that this gives; a second one raises KeyboardInterrupt as ever."""
-    interrupted = threading.Event()
+def interruptible(stop: Callable[[], object]) -> Iterator[None]:
+    """Inside, Ctrl-C calls `stop`, which asks the work to end soon; a second one raises KeyboardInterrupt as ever."""
 
-    def note(*_: object) -> None:
-        interrupted.set()
+    def ask(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
 
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.signal(signal.SIGINT, ask)
     try:
-        yield interrupted
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

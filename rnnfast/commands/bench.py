@@ -465,7 +465,7 @@ def remarks(results: list[dict[str, Any]]) -> str:
     lines = [
         "Medians. rnnfast: the time of a call. The others: how many times as long they take.",
         "GFLOP/s: the multiply-adds that the equations need, over rnnfast's time.",
-        f"Limit: the faster of NumPy and rnnfast at products of {SQUARE} x {SQUARE} matrices, in these rounds: {limit}.",
+        f"Limit: the faster of NumPy and rnnfast at products of {SQUARE} x {SQUARE} matrices in these rounds: {limit}.",
         "With few rows (N) the weights are read from a cache for each step, which takes longer than to multiply them.",
     ]
     reasons = [f"{name} was not timed: {why}" for result in results for name, why in result["refused"].items()]

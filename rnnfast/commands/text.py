@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,7 +147,7 @@ class Training:
             yield (scores, tape), targets[steps]
 
     @np.errstate(over="ignore", invalid="ignore")  # a training that diverges is looked for
-    def run(self, path: str, interrupted: Any, bar: Progress) -> None:
+    def run(self, path: str, interrupted: threading.Event, bar: Progress) -> None:
         """Train until all steps are done or `interrupted` is set; the file holds the best model so far."""
         optimizer = Adam(self.model.parameters)
         losses: list[float] = []
@@ -224,7 +225,8 @@ def train(arguments: argparse.Namespace) -> int:
         f"{arguments.cell.upper()}, {arguments.layers} x {arguments.hidden} units: {parameters:,} parameters",
         flush=True,
     )
-    with interruptible() as interrupted, Progress(training.steps, "step") as bar:
+    interrupted = threading.Event()
+    with interruptible(interrupted.set), Progress(training.steps, "step") as bar:
         training.run(arguments.output, interrupted, bar)
     stopped = "Stopped by Ctrl-C. " if training.step < training.steps else ""
     print(
