@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+ABI: int  # RNNFAST_ABI of csrc/rnnfast.h
+COMPILER: str
 CELLS: tuple[str, ...]
 FUNCTIONS: tuple[str, ...]
 SUM_ROWS: int

@@ -45,8 +45,48 @@ Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 cdef enum:
     STACK_ROOM = 32768          # bytes of the C stack that a workspace may take
 
-cdef int threads = 1
 cdef bytes default_isa
+
+# What the library shows by name to all who look it up, as threadpoolctl does: see rnnfast/threads.py.
+cdef extern from *:
+    """
+    #if defined(_WIN32)
+    #define RNNFAST_VISIBLE __declspec(dllexport)
+    #else
+    #define RNNFAST_VISIBLE __attribute__((visibility("default")))
+    #endif
+
+    #if defined(__clang__)
+    #define RNNFAST_COMPILER "Clang " __clang_version__
+    #elif defined(__GNUC__)
+    #define RNNFAST_COMPILER "GCC " __VERSION__
+    #elif defined(_MSC_VER)
+    #define RNNFAST_COMPILER "Microsoft C"
+    #else
+    #define RNNFAST_COMPILER "unknown"
+    #endif
+
+    static int threads = 1;
+
+    RNNFAST_VISIBLE int rnnfast_get_num_threads(void);
+    RNNFAST_VISIBLE void rnnfast_set_num_threads(int);
+
+    int rnnfast_get_num_threads(void)
+    {
+        return threads;
+    }
+
+    void rnnfast_set_num_threads(int n)
+    {
+        if (n >= 1) threads = n;
+    }
+    """
+    const char *RNNFAST_COMPILER
+    int threads
+    void rnnfast_set_num_threads(int n) noexcept nogil
+
+ABI = RNNFAST_ABI
+COMPILER = (<bytes>RNNFAST_COMPILER).decode().strip()
 
 
 def isas():
@@ -76,8 +116,7 @@ def get_num_threads():
 
 
 def set_num_threads(int n):
-    global threads
-    threads = n
+    rnnfast_set_num_threads(n)
 
 
 cdef const rnnfast_table *table_of(size_t item, isa=None) except NULL:

@@ -114,6 +114,7 @@ __all__ = [
     "packed_order",
     "parameter_shapes",
     "set_num_threads",
+    "thread_limits",
     "use_isa",
     "window",
 ]
@@ -271,18 +272,22 @@ def set_num_threads(n: SupportsIndex) -> None:
     _core.set_num_threads(n.__index__())
 
 
-def _default_num_threads() -> int:
-    """The least of the processors that this process may use, its share of them, and what the environment asks for."""
-    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+def thread_limits() -> dict[str, int]:
+    """What bounds the number of threads: the processors that this process may use, its share of them, the environment.
+
+    The least of them is the number, if nothing is set: 1 where it is less.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = {"processors": processors}
     with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
         quota, period = file.read().split()
-        limits.append(-(-int(quota) // int(period)))
+        limits["cgroup quota"] = -(-int(quota) // int(period))
     for name in ["RNNFAST_NUM_THREADS", "OMP_NUM_THREADS"]:
         with contextlib.suppress(ValueError):
-            limits.append(int(os.environ.get(name, "").split(",")[0]))
-    return max(1, min(limits))
+            limits[name] = int(os.environ.get(name, "").split(",")[0])
+    return limits
 
 
 if os.environ.get("RNNFAST_ISA"):
     _choose_isa(os.environ["RNNFAST_ISA"], "The environment variable RNNFAST_ISA")
-set_num_threads(_default_num_threads())
+set_num_threads(max(1, min(thread_limits().values())))

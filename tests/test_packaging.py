@@ -75,8 +75,8 @@ def test_sdist_holds_what_building_and_testing_take_and_nothing_generated(sdist,
 def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel, sources):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    files = [*(sources / "rnnfast").iterdir(), *(sources / "rnnfast" / "backends").iterdir()]
-    package = {str(path.relative_to(sources)) for path in files if path.suffix in {".py", ".pyi", ".pxd"}}
+    files = (sources / "rnnfast").rglob("*")
+    package = {path.relative_to(sources).as_posix() for path in files if path.suffix in {".py", ".pyi", ".pxd"}}
     [extension] = {name for name in names if name.endswith((".so", ".pyd"))}
     [info] = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")}

@@ -1,0 +1,186 @@
+"""The commands of ``python -m rnnfast``, each in a module of its own, and what they share.
+
+A module has ``configure(parser)``, which says what the command takes, and what it runs, which returns an exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "CannotRun",
+    "Progress",
+    "count",
+    "draw",
+    "figure_of",
+    "interruptible",
+    "read",
+    "real",
+    "require_writable",
+    "share",
+    "whole",
+    "write",
+]
+
+
+class CannotRun(Exception):
+    """Something the user can mend; its text says what, in one line."""
+
+
+# ------------------------------------------------------------------------------------------- the values of options
+
+
+def _checked(kind: Callable[[str], Any], fits: Callable[[Any], bool], wish: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if fits(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {wish}, not {text}")
+
+    return parse
+
+
+count = _checked(int, lambda value: value >= 1, "a whole number, 1 or more")
+whole = _checked(int, lambda value: value >= 0, "a whole number, 0 or more")
+real = _checked(float, lambda value: 0 < value < math.inf, "a number above 0")
+share = _checked(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
+
+
+# ------------------------------------------------------------------------------------------------ files of models
+
+
+@contextlib.contextmanager
+def _unfinished(path: str) -> Iterator[str]:
+    """The name that a file has until it is complete; what is left of it in the end is taken away."""
+    unfinished = f"{path}.unfinished"
+    try:
+        yield unfinished
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+
+
+def require_writable(path: str) -> None:
+    """An error now, not after the work whose outcome is to be written there."""
+    with _unfinished(path) as unfinished, open(unfinished, "wb"):
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "it is a folder")
+
+
+def write(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Arrays, and what there is to say about them, as one file, which takes its name only when it is complete."""
+    with _unfinished(path) as unfinished:
+        with open(unfinished, "wb") as file:
+            np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+
+
+def read(path: str, kind: str, wish: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What `write` wrote where about["kind"] is `kind`; `wish` says how such a file is made."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = dict(content)
+        about = json.loads(arrays.pop("rnnfast").item())
+        if about["kind"] == kind:
+            return about, arrays
+    except OSError as error:
+        raise CannotRun(f"cannot read {path}: {error.strerror or error}") from None
+    except MemoryError:
+        raise
+    except Exception:  # what a file that is not ours raises depends on how far it could be read
+        pass
+    raise CannotRun(f"{path} is not a model of this command, or it is damaged: {wish}")
+
+
+# ------------------------------------------------------------------------------------------------- what is to be seen
+
+
+class Progress:
+    """How far a command is: a bar on a terminal where tqdm is installed, else a line for each note."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, unit=unit, dynamic_ncols=True, leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def line(self, text: str) -> None:
+        """A line of the command's output, which stays."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure of matplotlib's, sizes in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise CannotRun("--plot needs matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextlib.contextmanager
+def draw(path: str, width: float, height: float) -> Iterator[Any]:
+    """The axes of a picture that is written to a file at the end of the context."""
+    figure = figure_of(width, height)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise CannotRun(f"cannot draw {path}: {error}") from None
+
+
+@contextlib.contextmanager
+def interruptible(stop: Callable[[], object]) -> Iterator[None]:
+    """Inside, Ctrl-C calls `stop`, which asks the work to end soon; a second one raises KeyboardInterrupt as ever."""
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
