@@ -1,0 +1,729 @@
+"""Estimators for sequences with scikit-learn's interface, trained by rnnfast.
+
+`SequenceClassifier` and `SequenceRegressor` give an answer for each sequence, `SequenceTagger` one for each step, and
+`SequenceForecaster` goes on where a series ends. They keep to scikit-learn's rules: pipelines, grid searches, cloning
+and pickling work, and the first two pass ``sklearn.utils.estimator_checks.check_estimator``.
+
+Sequences, X, come in one of three forms:
+
+- an array (N, T, F): N sequences of T steps with F features each;
+- a list of N arrays (T_i, F), or (T_i,) for one feature, of any lengths from 1 on;
+- an array or DataFrame (N, T): N series of one feature. As scikit-learn wants it, predict then takes just as many
+  columns, under the same names; series of other lengths are given as a list or as (N, T, 1).
+
+NaN is an error, as in most of scikit-learn. Inputs are standardized, one mean and deviation for each feature over all
+steps of the training data, unless ``standardize=False``.
+
+A fit with a `random_state` gives the same bits on every repeat, whatever the number of threads. Where all rows fit into
+one batch, nor do their order and their division matter: a weight of 2 gives the bits of the row given twice.
+
+Threads are rnnfast's. The processes of joblib (``GridSearchCV(..., n_jobs=2)``) are told by it how many each may use.
+
+Examples
+--------
+Which of two events came last?
+
+>>> import numpy as np
+>>> from rnnfast.sklearn import SequenceClassifier
+>>> rng = np.random.default_rng(0)
+>>> X = [rng.integers(0, 2, (length, 1)) for length in rng.integers(1, 12, 200)]
+>>> y = ["heads" if x[-1, 0] else "tails" for x in X]
+>>> classifier = SequenceClassifier(cell="gru", hidden_size=8, max_epochs=30, random_state=0).fit(X[:150], y[:150])
+>>> classifier.score(X[150:], y[150:])
+1.0
+>>> classifier.predict([[[0], [1]], [[1], [1], [0]]])
+array(['heads', 'tails'], dtype='<U5')
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.metrics import accuracy_score, r2_score
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError("rnnfast.sklearn needs scikit-learn 1.6 or newer: pip install 'rnnfast[sklearn]'") from error
+
+from . import arguments, training
+from .layers import GRU, LSTM, RNN, Linear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = ["SequenceClassifier", "SequenceRegressor"]
+
+_CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+_ROWS = 256  # sequences that are run at a time where nothing is learnt
+_BUCKET = 16  # batches whose sequences are sorted by length among each other
+
+
+# ------------------------------------------------------------------------------------------------------- sequences
+
+
+class _Sequences(NamedTuple):
+    """N sequences, one behind the other."""
+
+    flat: Array  # (sum of lengths, F)
+    lengths: Array  # (N,)
+
+    @classmethod
+    def join(cls, arrays: list[Array]) -> _Sequences:
+        return cls(np.concatenate(arrays), np.array([len(array) for array in arrays]))
+
+    @property
+    def starts(self) -> Array:
+        return np.cumsum(self.lengths) - self.lengths
+
+    def places(self, rows: Array) -> Array:
+        """Where the steps of some rows lie in `flat`: (T, n), beyond a row's end its last step again."""
+        lengths = self.lengths[rows]
+        return self.starts[rows] + np.minimum(np.arange(lengths.max())[:, np.newaxis], lengths - 1)
+
+    def split(self, flat: Array) -> list[Array]:
+        """What belongs to each sequence, of an array in the order of `flat`."""
+        return np.split(flat, self.starts[1:])
+
+    def take(self, rows: Array) -> Array:
+        """The places of all steps of some rows in `flat`."""
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+
+
+class _Examples(NamedTuple):
+    """What is learnt from. Targets and weights are (N, ...), or where each step has one (sum of lengths, ...)."""
+
+    sequences: _Sequences
+    targets: Array
+    weights: Array
+
+    def select(self, rows: Array) -> _Examples:
+        steps = self.sequences.take(rows)
+        per_step = len(self.targets) != len(self.sequences.lengths)
+        of_targets = steps if per_step else rows
+        sequences = _Sequences(self.sequences.flat[steps], self.sequences.lengths[rows])
+        return _Examples(sequences, self.targets[of_targets], self.weights[of_targets])
+
+    def merge(self) -> _Examples:
+        """Equal rows as one, of their weights' sum, in an order that does not depend on the one given."""
+        per_step = len(self.targets) != len(self.sequences.lengths)
+        targets = self.sequences.split(self.targets) if per_step else self.targets
+        rows: dict[tuple[bytes, bytes], list[int]] = {}
+        for row, x in enumerate(self.sequences.split(self.sequences.flat)):
+            rows.setdefault((x.tobytes(), targets[row].tobytes()), []).append(row)
+        groups = [rows[key] for key in sorted(rows)]
+        merged = self.select(np.array([group[0] for group in groups]))
+        weights = self.sequences.split(self.weights) if per_step else self.weights
+        # One weight after the other, from the least: the same sum for any order of the rows.
+        sums = [sum(sorted((weights[row] for row in group), key=np.max)) for group in groups]
+        return merged._replace(weights=np.concatenate(sums) if per_step else np.array(sums))
+
+
+def _number(name: str, value: Any, below: float = math.inf, positive: bool = False) -> None:
+    """Check an option that is a number from 0 on."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < below or (positive and value == 0):
+        least = "above 0" if positive else "at least 0"
+        raise ValueError(f"{name} must be {least} and below {below}, got {value!r}")
+
+
+def _list_of_sequences(X: Any) -> list[Array] | None:
+    """X as a list of arrays (T_i,) or (T_i, F), where it is a list of sequences; None where it is one array."""
+    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
+        X = X.tolist()
+    if not isinstance(X, (list, tuple)) or not len(X):
+        return None
+    try:
+        even = len({np.shape(x) for x in X}) == 1
+    except ValueError:
+        raise ValueError("X must be a list of arrays (T_i, F), but the steps of a member differ in length") from None
+    if even and not all(hasattr(x, "shape") for x in X):
+        return None  # nested lists, an array that is not one yet
+    return [np.asarray(x) for x in X]
+
+
+# ----------------------------------------------------------------------------------------------------- the engine
+
+
+class _Network(BaseEstimator):  # type: ignore[misc]
+    """A recurrent layer and a readout: what all estimators share, with the only loop that trains."""
+
+    def _keep(self, options: dict[str, Any]) -> None:
+        """Set the arguments of the constructor, given as its locals(), as they are."""
+        vars(self).update({name: value for name, value in options.items() if name != "self"})
+
+    def _check_options(self) -> None:
+        arguments.choice("cell", self.cell, tuple(_CELLS))
+        for name in ("hidden_size", "num_layers", "max_epochs", "batch_size", "n_iter_no_change"):
+            arguments.size(name, getattr(self, name))
+        for name in ("bidirectional", "early_stopping", "standardize"):
+            arguments.flag(name, getattr(self, name))
+        _number("dropout", self.dropout, below=1)
+        _number("learning_rate", self.learning_rate, positive=True)
+        _number("validation_fraction", self.validation_fraction, below=1, positive=True)
+        _number("tol", self.tol)
+        if self.clip is not None:
+            _number("clip", self.clip, positive=True)
+        arguments.size("verbose", self.verbose, least=0)
+        arguments.dtype(self.dtype)
+
+    # Hooks of the estimators.
+
+    def _reads(self) -> str:
+        """What the readout sees: the "last" state, the "mean" over the steps, or all "steps"."""
+        return self.pooling
+
+    def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
+        raise NotImplementedError
+
+    def _evaluate(self, examples: _Examples) -> float:
+        """The score of held-out examples, higher is better."""
+        raise NotImplementedError
+
+    def _passes(self, x: Array, lengths: Array) -> Iterator[tuple[slice, Array, Any, Any]]:
+        """Runs of the layer over a batch, one for each update: their steps, y, state, tape."""
+        yield slice(None), *self.layer_.forward(x, lengths=None if _even(lengths) else lengths)
+
+    # Data.
+
+    def _read(self, X: Any, reset: bool) -> _Sequences:
+        """The sequences of X, checked, as they are."""
+        real = {"dtype": (np.float64, np.float32)}
+        members = _list_of_sequences(X)
+        if members is not None:
+            wrong = [x.shape for x in members if x.ndim not in (1, 2) or not len(x)]
+            if wrong:
+                raise ValueError(
+                    f"X must hold arrays (T_i, F) or (T_i,) of one step at least, got one of shape {wrong[0]}"
+                )
+            columns = [x if x.ndim == 2 else x[:, np.newaxis] for x in members]
+            widths = sorted({x.shape[1] for x in columns})
+            if len(widths) > 1:
+                raise ValueError(f"X must hold sequences of one number of features, got {widths}")
+            flat = check_array(np.concatenate(columns), input_name="X", **real)
+            lengths = np.array([len(x) for x in columns])
+        else:
+            array = X if hasattr(X, "ndim") else np.asarray(X)
+            if array.ndim < 3:
+                if reset or self._from_table:
+                    array = validate_data(self, X, reset=reset, **real)
+                    if reset:
+                        self._from_table = True
+                    reset = False
+                else:
+                    array = check_array(X, input_name="X", **real)
+                array = array[..., np.newaxis]
+            else:
+                array = check_array(array, allow_nd=True, input_name="X", **real)
+                if array.ndim != 3 or not array.shape[1]:
+                    raise ValueError(f"X must be (N, T, F) with T >= 1, (N, T), or a list, got shape {array.shape}")
+            flat, lengths = array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1])
+        if reset:
+            self._from_table = False
+            self.n_features_in_ = flat.shape[1]
+            vars(self).pop("feature_names_in_", None)
+        elif hasattr(self, "layer_") and flat.shape[1] != self.layer_.input_size:
+            raise ValueError(
+                f"X has {flat.shape[1]} features, but {type(self).__name__} is expecting {self.layer_.input_size} "
+                "features as input"
+            )
+        return _Sequences(flat, lengths)
+
+    def _scaled(self, sequences: _Sequences) -> _Sequences:
+        flat = (sequences.flat - self.mean_) / self.scale_
+        return sequences._replace(flat=flat.astype(self.layer_.dtype))
+
+    # The network.
+
+    def _start(self, sequences: _Sequences, weights: Array, outputs: int, random: np.random.RandomState) -> None:
+        """A network with fresh parameters, and the scale of its input; `weights` are of the steps."""
+        features = sequences.flat.shape[1]
+        self.mean_, self.scale_ = (
+            _scale(sequences.flat, weights)
+            if self.standardize
+            else (
+                np.zeros(features),
+                np.ones(features),
+            )
+        )
+        self._rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max))
+        self.layer_ = _CELLS[self.cell](
+            features,
+            self.hidden_size,
+            self.num_layers,
+            dropout=self.dropout if self.num_layers > 1 else 0.0,
+            bidirectional=bool(self.bidirectional),
+            dtype=self.dtype,
+            rng=self._rng,
+        )
+        width = self.hidden_size * (1 + bool(self.bidirectional))
+        self.readout_ = Linear(width, outputs, dtype=self.dtype, rng=self._rng)
+        self._moments: dict[str, Array] | None = None
+        self.n_iter_ = 0
+        self.loss_curve_: list[float] = []
+        self.validation_scores_: list[float] | None = None
+
+    def _learn(self, examples: _Examples, held_out: _Examples | None, epochs: int) -> None:
+        """Train on scaled examples, for so many epochs or until nothing improves."""
+        examples = examples._replace(sequences=self._scaled(examples.sequences))
+        if held_out is not None:
+            held_out = held_out._replace(sequences=self._scaled(held_out.sequences))
+            self.validation_scores_ = []
+        for layer in (self.layer_, self.readout_):
+            layer.unfreeze()
+        parameters = {**self.layer_.parameters, **self.readout_.parameters}
+        adam = training.Adam(parameters, lr=self.learning_rate)
+        if self._moments is not None:
+            adam.load_state_dict(self._moments)
+        best, kept, since = -math.inf, None, 0
+        with self._bar(epochs) as bar:
+            for _ in range(epochs):
+                loss = self._epoch(examples, adam)
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the loss of epoch {self.n_iter_ + 1} is {loss}: give a smaller learning_rate or clip, and "
+                        "inputs of moderate size"
+                    )
+                self.n_iter_ += 1
+                self.loss_curve_.append(loss)
+                score, shown = -loss, {"loss": f"{loss:.4g}"}
+                if held_out is not None:
+                    score = self._evaluate(held_out)
+                    self.validation_scores_.append(score)
+                    shown["validation"] = f"{score:.4g}"
+                if bar is not None:
+                    bar.set_postfix(shown, refresh=False)
+                    bar.update()
+                since = 0 if score > best + self.tol else since + 1
+                if score > best:
+                    best = score
+                    if held_out is not None:
+                        kept = {name: array.copy() for name, array in parameters.items()}
+                if since >= self.n_iter_no_change:
+                    break
+        for name, array in (kept or {}).items():
+            parameters[name][...] = array
+        self._moments = adam.state_dict()
+        for layer in (self.layer_, self.readout_):
+            layer.freeze()
+
+    @contextlib.contextmanager
+    def _bar(self, epochs: int) -> Iterator[Any]:
+        if not self.verbose:
+            yield None
+            return
+        try:
+            from tqdm.auto import tqdm
+        except ImportError as error:
+            raise ImportError("verbose=1 draws its bar with tqdm: pip install tqdm, or set verbose=0") from error
+        with tqdm(total=epochs, desc=type(self).__name__, unit="epoch") as bar:
+            yield bar
+
+    def _epoch(self, examples: _Examples, adam: training.Adam) -> float:
+        """One pass over all examples; the mean of the losses on the way."""
+        total = positions = 0.0
+        for rows in self._batches(examples.sequences.lengths):
+            for loss, count in self._updates(examples, rows, adam):
+                total += loss * count
+                positions += count
+        return total / positions
+
+    def _batches(self, lengths: Array) -> Iterator[Array]:
+        """The rows of each batch. Lengths within a batch are alike, which saves steps; all else is by chance."""
+        if len(lengths) <= self.batch_size:
+            yield np.arange(len(lengths))
+            return
+        order = self._rng.permutation(len(lengths))
+        if not _even(lengths):
+            size = _BUCKET * self.batch_size
+            parts = [order[first : first + size] for first in range(0, len(order), size)]
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        for number in self._rng.permutation(len(batches)):
+            yield batches[number]
+
+    def _updates(self, examples: _Examples, rows: Array, adam: training.Adam) -> Iterator[tuple[float, int]]:
+        """Update the parameters by a batch; loss and number of positions of each update."""
+        sequences, targets, weights = examples
+        lengths = sequences.lengths[rows]
+        steps = self._reads() == "steps"
+        places = sequences.places(rows)
+        targets, weights = (array[places if steps else rows] for array in (targets, weights))
+        inside = np.arange(len(places))[:, np.newaxis] < lengths
+        for window, y, state, tape in self._passes(sequences.flat[places], lengths):
+            features = self._pool(y, state, lengths)
+            if self.dropout:
+                kept = self._rng.random(features.shape, np.float32) >= self.dropout
+                kept = np.multiply(kept, 1 / (1 - self.dropout), dtype=features.dtype)
+                features = features * kept
+            output, readout_tape = self.readout_.forward(features)
+            count = len(rows)
+            expected, factors = (targets[window], weights[window]) if steps else (targets, weights)
+            if steps:
+                count = int(inside[window].sum())
+                factors = _where(inside[window], factors) * (inside[window].size / count)
+                if not factors.any():
+                    continue
+            loss, doutput = self._loss(output, expected, factors)
+            after = self.readout_.backward(readout_tape, doutput)
+            dfeatures = after.x * kept if self.dropout else after.x
+            before = self.layer_.backward(tape, *self._spread(dfeatures, y, state, lengths))
+            gradients = {**before.parameters, **after.parameters}
+            if self.clip is not None:
+                training.clip_grad_norm(gradients, self.clip)
+            adam.step(gradients)
+            yield loss, count
+
+    def _pool(self, y: Array, state: Any, lengths: Array) -> Array:
+        """What the readout sees, (n, D*H), or of each step (T, n, D*H)."""
+        reads = self._reads()
+        if reads == "steps":
+            return y
+        if reads == "mean":
+            return y.sum(axis=0) / lengths[:, np.newaxis].astype(y.dtype)
+        return self._last(state)
+
+    def _last(self, state: Any) -> Array:
+        """h of the last layer, both directions side by side: (n, D*H)."""
+        h = state[0] if isinstance(state, tuple) else state
+        return h[-(1 + bool(self.bidirectional)) :].transpose(1, 0, 2).reshape(h.shape[1], -1)
+
+    def _spread(self, dfeatures: Array, y: Array, state: Any, lengths: Array) -> tuple[Array | None, Any]:
+        """The gradients of y and of the state from that of what `_pool` gave."""
+        reads = self._reads()
+        if reads == "steps":
+            return dfeatures, None
+        if reads == "mean":
+            return np.broadcast_to(dfeatures / lengths[:, np.newaxis].astype(y.dtype), y.shape), None
+        pair = isinstance(state, tuple)
+        dh = np.zeros_like(state[0] if pair else state)
+        directions = 1 + bool(self.bidirectional)
+        dh[-directions:] = dfeatures.reshape(len(dfeatures), directions, -1).transpose(1, 0, 2)
+        return None, (dh, None) if pair else dh
+
+    def _outputs(self, sequences: _Sequences) -> Array:
+        """What the readout gives for scaled sequences, (N, outputs), or for each step (sum of lengths, outputs)."""
+        steps = self._reads() == "steps"
+        count = len(sequences.flat if steps else sequences.lengths)
+        outputs = np.empty((count, self.readout_.out_features), self.layer_.dtype)
+        order = np.argsort(sequences.lengths, kind="stable")
+        for first in range(0, len(order), _ROWS):
+            rows = order[first : first + _ROWS]
+            places, lengths = sequences.places(rows), sequences.lengths[rows]
+            y, state = self.layer_(sequences.flat[places], lengths=None if _even(lengths) else lengths)
+            output = self.readout_(self._pool(y, state, lengths))
+            if steps:
+                inside = np.arange(len(places))[:, np.newaxis] < lengths
+                outputs[places[inside]] = output[inside]
+            else:
+                outputs[rows] = output
+        return outputs
+
+
+def _even(lengths: Array) -> bool:
+    return bool((lengths == lengths[0]).all())
+
+
+def _where(inside: Array, weights: Array) -> Array:
+    """The weights of the steps that there are, zeros for the others."""
+    return np.where(inside.reshape(inside.shape + (1,) * (weights.ndim - 2)), weights, 0)
+
+
+def _scale(values: Array, weights: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each column, 1 for one without spread."""
+    values = values.astype(np.float64, copy=False)
+    mean = np.average(values, axis=0, weights=weights)
+    deviation = np.sqrt(np.average(np.square(values - mean), axis=0, weights=weights))
+    # A constant column leaves rounding behind.
+    return mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)
+
+
+class _Supervised(_Network):
+    """What the estimators with targets share: fit and partial_fit."""
+
+    def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:
+        """y as numbers to learn, one row for each sequence, or for each step."""
+        raise NotImplementedError
+
+    def _examples(self, sequences: _Sequences, targets: Array, weights: Array) -> _Examples:
+        if self._reads() == "steps":
+            weights = np.repeat(weights, sequences.lengths)
+        return _Examples(sequences, targets, weights)
+
+    def _weigh(self, examples: _Examples) -> _Examples:
+        """Weights in the form of the loss, with those of the classes."""
+        return examples
+
+    def _input(self, X: Any, y: Any, sample_weight: Any, first: bool) -> _Examples:
+        """All that was given, checked; rows of weight 0 are left out."""
+        self._check_options()
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        sequences = self._read(X, reset=first)
+        check_consistent_length(sequences.lengths, y)
+        targets = self._targets(y, sequences, first)
+        weights = _check_sample_weight(sample_weight, sequences.lengths, dtype=np.float64, ensure_non_negative=True)
+        examples = self._examples(sequences, targets, weights)
+        counted = np.flatnonzero(weights)
+        if not len(counted):
+            raise ValueError("sample_weight must contain a weight above zero")
+        return examples if len(counted) == len(weights) else examples.select(counted)
+
+    def _step_weights(self, examples: _Examples) -> Array:
+        return examples.weights if self._reads() == "steps" else np.repeat(examples.weights, examples.sequences.lengths)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        examples, held_out = self._input(X, y, sample_weight, first=True), None
+        random = check_random_state(self.random_state)
+        if self.early_stopping:
+            rows = np.arange(len(examples.sequences.lengths))
+            kept, out = train_test_split(
+                rows, test_size=self.validation_fraction, random_state=random, stratify=self._strata(examples)
+            )
+            examples, held_out = examples.select(kept), examples.select(out)
+        if len(examples.sequences.lengths) <= self.batch_size:
+            examples = examples.merge()
+        self._start(examples.sequences, self._step_weights(examples), self._width(examples), random)
+        examples = self._weigh(examples)
+        examples = examples._replace(weights=examples.weights / examples.weights.mean())
+        self._learn(examples, held_out, self.max_epochs)
+        return self
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, first: bool) -> Any:
+        examples = self._input(X, y, sample_weight, first)
+        if first:
+            random = check_random_state(self.random_state)
+            self._start(examples.sequences, self._step_weights(examples), self._width(examples), random)
+        self._learn(self._weigh(examples), None, 1)
+        return self
+
+    def _width(self, examples: _Examples) -> int:
+        """Outputs of the readout."""
+        raise NotImplementedError
+
+    def _strata(self, examples: _Examples) -> Array | None:  # noqa: ARG002
+        """The classes that the held-out part shall have in the proportion of all."""
+        return None
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+class _Labels(_Supervised):
+    """What classifier and tagger share: classes."""
+
+    def _encode(self, labels: Array) -> Array:
+        places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
+        unknown = self.classes_[places] != labels
+        if unknown.any():
+            raise ValueError(f"y must hold classes of {self.classes_.tolist()}, got {labels[unknown][0]!r}")
+        return places
+
+    def _width(self, examples: _Examples) -> int:  # noqa: ARG002
+        return len(self.classes_)
+
+    def _weigh(self, examples: _Examples) -> _Examples:
+        factors = self._class_factors(examples)
+        return examples if factors is None else examples._replace(weights=examples.weights * factors[examples.targets])
+
+    def _class_factors(self, examples: _Examples) -> Array | None:
+        if self.class_weight is None:
+            return None
+        if isinstance(self.class_weight, str):
+            counts = np.bincount(examples.targets, examples.weights, len(self.classes_))
+            return counts.sum() / (np.count_nonzero(counts) * np.where(counts > 0, counts, 1))
+        unknown = [label for label in self.class_weight if label not in self.classes_]
+        if unknown:
+            raise ValueError(f"class_weight must have keys of the classes {self.classes_.tolist()}, got {unknown[0]!r}")
+        return np.array([float(self.class_weight.get(label, 1)) for label in self.classes_.tolist()])
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        weight = self.class_weight
+        if not (weight is None or isinstance(weight, dict) or (isinstance(weight, str) and weight == "balanced")):
+            raise ValueError(f"class_weight must be None, 'balanced' or a dict of weights by class, got {weight!r}")
+        if isinstance(weight, dict):
+            for label, factor in weight.items():
+                _number(f"class_weight[{label!r}]", factor)
+
+    def _partial_fit_classes(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Any:
+        first = not hasattr(self, "layer_")
+        if isinstance(self.class_weight, str):
+            raise ValueError("class_weight='balanced' needs all data at once: give partial_fit a dict of weights")
+        if classes is not None:
+            classes = np.unique(classes)
+            if first:
+                self.classes_ = classes
+            elif not np.array_equal(classes, self.classes_):
+                raise ValueError(
+                    f"classes must be those of the first call, {self.classes_.tolist()}, got {classes.tolist()}"
+                )
+        elif first:
+            raise ValueError("classes must be passed on the first call to partial_fit")
+        return self._partial_fit(X, y, sample_weight, first)
+
+    def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
+        return training.softmax_cross_entropy(output, targets, weights=weights)
+
+    def _evaluate(self, examples: _Examples) -> float:
+        chosen = self._outputs(examples.sequences).argmax(axis=1)
+        return float(accuracy_score(examples.targets, chosen, sample_weight=examples.weights))
+
+    def _probabilities(self, X: Any) -> tuple[_Sequences, Array]:
+        check_is_fitted(self, "layer_")
+        sequences = self._read(X, reset=False)
+        outputs = self._outputs(self._scaled(sequences)).astype(np.float64)
+        outputs = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return sequences, outputs / outputs.sum(axis=1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------------- estimators
+
+
+class SequenceClassifier(ClassifierMixin, _Labels):  # type: ignore[misc]
+    """A class for each sequence."""
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        *,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        learning_rate: float = 0.01,
+        max_epochs: int = 100,
+        batch_size: int = 64,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        clip: float | None = 1.0,
+        class_weight: dict[Any, float] | str | None = None,
+        standardize: bool = True,
+        verbose: int = 0,
+        random_state: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        self._keep(locals())
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        arguments.choice("pooling", self.pooling, ("last", "mean"))
+
+    def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:  # noqa: ARG002
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if first:
+            self.classes_ = np.unique(y)
+        return self._encode(y)
+
+    def _strata(self, examples: _Examples) -> Array | None:
+        return examples.targets
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceClassifier:
+        return self._fit(X, y, sample_weight)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> SequenceClassifier:
+        return self._partial_fit_classes(X, y, classes, sample_weight)
+
+    def predict_proba(self, X: Any) -> Array:
+        return self._probabilities(X)[1]
+
+    def predict(self, X: Any) -> Array:
+        chosen = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[chosen]
+
+
+class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
+    """A number, or several, for each sequence."""
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        *,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        pooling: str = "last",
+        dropout: float = 0.0,
+        learning_rate: float = 0.01,
+        max_epochs: int = 100,
+        batch_size: int = 64,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        clip: float | None = 1.0,
+        standardize: bool = True,
+        verbose: int = 0,
+        random_state: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        self._keep(locals())
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        arguments.choice("pooling", self.pooling, ("last", "mean"))
+
+    def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:  # noqa: ARG002
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        if first:
+            self._single = y.ndim == 1
+        y = y[:, np.newaxis] if y.ndim == 1 else y
+        if not first and y.shape[1] != self.readout_.out_features:
+            raise ValueError(
+                f"y must have {self.readout_.out_features} targets, as in the first call, got {y.shape[1]}"
+            )
+        return y
+
+    def _width(self, examples: _Examples) -> int:
+        self.target_mean_, self.target_scale_ = _scale(examples.targets, examples.weights)
+        return examples.targets.shape[1]
+
+    def _weigh(self, examples: _Examples) -> _Examples:
+        targets = (examples.targets - self.target_mean_) / self.target_scale_
+        weights = np.broadcast_to(examples.weights[:, np.newaxis], targets.shape)
+        return examples._replace(targets=targets.astype(self.layer_.dtype), weights=weights)
+
+    def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
+        return training.mean_squared_error(output, targets, weights)
+
+    def _evaluate(self, examples: _Examples) -> float:
+        outputs = self._outputs(examples.sequences) * self.target_scale_ + self.target_mean_
+        return float(r2_score(examples.targets, outputs, sample_weight=examples.weights))
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:
+        return self._fit(X, y, sample_weight)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:
+        return self._partial_fit(X, y, sample_weight, first=not hasattr(self, "layer_"))
+
+    def predict(self, X: Any) -> Array:
+        check_is_fitted(self, "layer_")
+        sequences = self._read(X, reset=False)
+        outputs = self._outputs(self._scaled(sequences)) * self.target_scale_ + self.target_mean_
+        return outputs[:, 0] if self._single else outputs
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
