@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["SequenceClassifier", "SequenceRegressor"]
+__all__ = ["SequenceClassifier", "SequenceForecaster", "SequenceRegressor", "SequenceTagger"]
 
 _CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 _ROWS = 256  # sequences that are run at a time where nothing is learnt
@@ -151,7 +151,7 @@ def _list_of_sequences(X: Any) -> list[Array] | None:
         even = len({np.shape(x) for x in X}) == 1
     except ValueError:
         raise ValueError("X must be a list of arrays (T_i, F), but the steps of a member differ in length") from None
-    if even and not all(hasattr(x, "shape") for x in X):
+    if even and not all(hasattr(x, "shape") and np.ndim(x) for x in X):
         return None  # nested lists, an array that is not one yet
     return [np.asarray(x) for x in X]
 
@@ -727,3 +727,368 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+class SequenceTagger(_Labels):
+    """A class for each step of a sequence."""
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        *,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        learning_rate: float = 0.01,
+        max_epochs: int = 100,
+        batch_size: int = 64,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        clip: float | None = 1.0,
+        class_weight: dict[Any, float] | str | None = None,
+        standardize: bool = True,
+        verbose: int = 0,
+        random_state: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        self._keep(locals())
+
+    def _reads(self) -> str:
+        return "steps"
+
+    def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:
+        labels = _flat_labels(y, sequences)
+        if first:
+            self.classes_ = np.unique(labels)
+        return self._encode(labels)
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceTagger:
+        return self._fit(X, y, sample_weight)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> SequenceTagger:
+        return self._partial_fit_classes(X, y, classes, sample_weight)
+
+    def predict_proba(self, X: Any) -> Any:
+        sequences, probabilities = self._probabilities(X)
+        return _like(X, sequences, probabilities)
+
+    def predict(self, X: Any) -> Any:
+        sequences, probabilities = self._probabilities(X)
+        return _like(X, sequences, self.classes_[probabilities.argmax(axis=1)])
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        sequences, probabilities = self._probabilities(X)
+        check_consistent_length(sequences.lengths, y, sample_weight)
+        weights = None if sample_weight is None else np.repeat(np.asarray(sample_weight), sequences.lengths)
+        chosen = self.classes_[probabilities.argmax(axis=1)]
+        return float(accuracy_score(_flat_labels(y, sequences), chosen, sample_weight=weights))
+
+
+def _flat_labels(y: Any, sequences: _Sequences) -> Array:
+    """The labels of all steps, one behind the other."""
+    rows = [np.asarray(labels) for labels in (y if isinstance(y, (list, tuple)) else np.asarray(y))]
+    for number, (labels, length) in enumerate(zip(rows, sequences.lengths, strict=True)):
+        if labels.shape != (length,):
+            raise ValueError(
+                f"y must hold a label for each step: X[{number}] has {length} steps, but y[{number}] has shape "
+                f"{labels.shape}"
+            )
+    labels = column_or_1d(np.concatenate(rows))
+    check_classification_targets(labels)
+    return labels
+
+
+def _like(X: Any, sequences: _Sequences, flat: Array) -> Any:
+    """Values of all steps in the form of X: a list for a list, else an array (N, T, ...)."""
+    if isinstance(X, (list, tuple)) or not _even(sequences.lengths):
+        return sequences.split(flat)
+    return flat.reshape(len(sequences.lengths), -1, *flat.shape[1:])
+
+
+class SequenceForecaster(_Network):
+    """What follows a series."""
+
+    bidirectional = False  # the future is not known
+
+    def __init__(
+        self,
+        cell: str = "lstm",
+        *,
+        horizon: int = 1,
+        window: int | None = None,
+        differences: int | tuple[int, ...] = (),
+        multivariate: bool = False,
+        bptt_steps: int = 50,
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        learning_rate: float = 0.01,
+        max_epochs: int = 100,
+        batch_size: int = 64,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.2,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        clip: float | None = 1.0,
+        standardize: bool = True,
+        verbose: int = 0,
+        random_state: Any = None,
+        dtype: Any = "float32",
+    ) -> None:
+        self._keep(locals())
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        arguments.size("horizon", self.horizon)
+        arguments.size("bptt_steps", self.bptt_steps)
+        arguments.flag("multivariate", self.multivariate)
+        if self.window is not None:
+            arguments.size("window", self.window)
+        for lag in self._lags():
+            arguments.size("differences, its lags,", lag)
+
+    def _lags(self) -> tuple[int, ...]:
+        return tuple(self.differences) if isinstance(self.differences, (tuple, list)) else (self.differences,)
+
+    def _reads(self) -> str:
+        return "steps" if self.window is None else "last"
+
+    def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
+        return training.mean_squared_error(output, targets, weights)
+
+    def _evaluate(self, examples: _Examples) -> float:
+        squares = np.square(self._outputs(examples.sequences) - examples.targets, dtype=np.float64)
+        return -float(np.average(squares, weights=examples.weights))
+
+    def _passes(self, x: Array, lengths: Array) -> Iterator[tuple[slice, Array, Any, Any]]:
+        if self.window is not None:
+            return super()._passes(x, lengths)
+        return training.truncated_bptt(self.layer_, x, self.bptt_steps)
+
+    def _read_series(self, series: Any) -> tuple[list[Array], tuple[bool, bool]]:
+        """The series, each (T_i, F), and whether the caller gave several, and with an axis of features."""
+        members = _list_of_sequences(series)
+        if members is not None:
+            array, several, features = members, True, members[0].ndim == 2
+        else:
+            array = series if hasattr(series, "ndim") else np.asarray(series)
+            several = array.ndim == 3 or (array.ndim == 2 and not self.multivariate)
+            features = array.ndim == 3 or (array.ndim == 2 and self.multivariate)
+            array = np.asarray(array) if several else [array]
+        checked = []
+        for x in array:
+            x = check_array(x, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="series")
+            if x.ndim != 1 + features:
+                raise ValueError(
+                    "series must be one (T,), several (N, T), (N, T, F) or a list of (T_i,) or (T_i, F), or with "
+                    f"multivariate=True one (T, F); got a member of shape {x.shape}"
+                )
+            checked.append(x if features else x[:, np.newaxis])
+        width = self.n_features_in_ if hasattr(self, "layer_") else checked[0].shape[1]
+        for x in checked:
+            if x.shape[1] != width:
+                raise ValueError(f"series must have {width} features in each, got {x.shape[1]}")
+        return checked, (several, features)
+
+    def _require(self, series: list[Array], held_out: list[int]) -> None:
+        lags, context = sum(self._lags()), self.window or 1
+        for number, (x, out) in enumerate(zip(series, held_out, strict=True)):
+            least = lags + context + self.horizon
+            if len(x) - out < least:
+                raise ValueError(
+                    f"series {number} has {len(x)} steps, {out} of them held out, but at least {least} are needed to "
+                    f"learn from: {lags} for differences, {context} to look at, {self.horizon} for horizon. (A 2-D "
+                    "array holds one series in each row, unless multivariate=True)"
+                )
+
+    def _examples(self, series: list[Array], since: list[int]) -> _Examples:
+        """Inputs, and as targets the `horizon` steps that follow each, from a step `since` on; not scaled."""
+        H, lags = self.horizon, sum(self._lags())
+        inputs, targets, weights = [], [], []
+        for x, first in zip(series, since, strict=True):
+            z = _difference(x, self._lags())[-1]
+            steps = np.arange(1, len(z))[:, np.newaxis] + np.arange(H)
+            counts = (steps < len(z)) & (steps + lags >= first)
+            ahead = z[np.minimum(steps, len(z) - 1)].reshape(len(steps), -1)
+            weight = np.repeat(counts, z.shape[1], axis=1).astype(np.float64)
+            if self.window is None:
+                inputs.append(z[:-1])
+            else:
+                rows = np.flatnonzero(counts.any(axis=1) & (np.arange(len(steps)) + 1 >= self.window))
+                inputs.extend(z[row + 1 - self.window : row + 1] for row in rows)
+                ahead, weight = ahead[rows], weight[rows]
+            targets.append(ahead)
+            weights.append(weight)
+        return _Examples(_Sequences.join(inputs), np.concatenate(targets), np.concatenate(weights))
+
+    def _scaled_targets(self, examples: _Examples) -> _Examples:
+        mean, scale = np.tile(self.mean_, self.horizon), np.tile(self.scale_, self.horizon)
+        return examples._replace(targets=((examples.targets - mean) / scale).astype(self.layer_.dtype))
+
+    def _begin(self, series: list[Array], form: tuple[bool, bool]) -> None:
+        """A fresh network for these series."""
+        self.n_features_in_ = series[0].shape[1]
+        sequences = _Sequences.join([_difference(x, self._lags())[-1] for x in series])
+        random = check_random_state(self.random_state)
+        self._start(sequences, np.ones(len(sequences.flat)), self.horizon * self.n_features_in_, random)
+        self._form = form
+
+    def fit(self, series: Any, y: Any = None) -> SequenceForecaster:  # noqa: ARG002
+        self._check_options()
+        vars(self).pop("layer_", None)
+        series, form = self._read_series(series)
+        out = [max(1, round(self.validation_fraction * len(x))) if self.early_stopping else 0 for x in series]
+        self._require(series, out)
+        known = [x[: len(x) - count] for x, count in zip(series, out, strict=True)]
+        self._begin(known, form)
+        examples, held_out = self._scaled_targets(self._examples(known, [0] * len(known))), None
+        if self.early_stopping:
+            held_out = self._scaled_targets(self._examples(series, [len(x) for x in known]))
+        self._learn(examples, held_out, self.max_epochs)
+        self.series_ = series
+        self._held_out = [(len(x), len(whole)) for x, whole in zip(known, series, strict=True)]
+        return self
+
+    def partial_fit(self, series: Any, y: Any = None) -> SequenceForecaster:  # noqa: ARG002
+        self._check_options()
+        if hasattr(self, "layer_"):
+            before = [len(x) for x in self.series_]
+            self.update(series)
+        else:
+            new, form = self._read_series(series)
+            before = [0] * len(new)
+            self._require(new, before)
+            self._begin(new, form)
+            self.series_, self._held_out = new, [(len(x), len(x)) for x in new]
+        self._learn(self._scaled_targets(self._examples(self.series_, before)), None, 1)
+        return self
+
+    def update(self, series: Any) -> SequenceForecaster:
+        check_is_fitted(self, "layer_")
+        new, form = self._read_series(series)
+        self._require_form(new, form)
+        self.series_ = [np.concatenate(pair) for pair in zip(self.series_, new, strict=True)]
+        return self
+
+    def _require_form(self, series: list[Array], form: tuple[bool, bool]) -> None:
+        if form[0] != self._form[0] or len(series) != len(self.series_):
+            raise ValueError(
+                f"series must go on with the {len(self.series_)} series known, in the form that fit had, got {len(series)}"
+            )
+
+    def predict(self, horizon: int | None = None, series: Any = None) -> Array:
+        check_is_fitted(self, "layer_")
+        known, form = (self.series_, self._form) if series is None else self._read_series(series)
+        self._require_history(known)
+        steps = self.horizon if horizon is None else arguments.size("horizon", horizon)
+        return _in_form(self._forecast(known, [[len(x)] for x in known], steps), form)
+
+    def predict_interval(self, horizon: int | None = None, coverage: float = 0.9) -> tuple[Array, Array]:
+        check_is_fitted(self, "layer_")
+        steps = self.horizon if horizon is None else arguments.size("horizon", horizon)
+        _number("coverage", coverage, below=1, positive=True)
+        origins = [_spaced(first, last) for first, last in self._held_out]
+        count = sum(
+            sum(origin + steps <= last for origin in own)
+            for own, (_, last) in zip(origins, self._held_out, strict=True)
+        )
+        rank = math.ceil((count + 1) * coverage)
+        if rank > count:
+            raise ValueError(
+                f"horizon={steps} leaves {count} held-out forecasts to measure, too few for coverage={coverage}: fit "
+                "with early_stopping=True and a larger validation_fraction, or ask for less"
+            )
+        forecasts = self._forecast(self.series_, origins, steps)
+        truths, within = [], []
+        for x, own, (_, last) in zip(self.series_, origins, self._held_out, strict=True):
+            for origin in own:
+                places = origin + np.arange(steps)
+                truths.append(x[np.minimum(places, last - 1)])
+                within.append(places < last)
+        errors, within = np.abs(np.array(truths) - forecasts), np.array(within)
+        radius = np.empty(errors.shape[1:])
+        for step in range(steps):
+            measured = np.sort(errors[within[:, step], step], axis=0)
+            radius[step] = measured[math.ceil((len(measured) + 1) * coverage) - 1]
+        center = self._forecast(self.series_, [[len(x)] for x in self.series_], steps)
+        return _in_form(center - radius, self._form), _in_form(center + radius, self._form)
+
+    def score(self, series: Any, y: Any = None) -> float:  # noqa: ARG002
+        check_is_fitted(self, "layer_")
+        truth, form = self._read_series(series)
+        self._require_form(truth, form)
+        longest = max(map(len, truth))
+        forecasts = self._forecast(self.series_, [[len(x)] for x in self.series_], longest)
+        errors = [np.abs(x - ahead[: len(x)]) for x, ahead in zip(truth, forecasts, strict=True)]
+        return -float(np.mean(np.concatenate(errors)))
+
+    def _require_history(self, series: list[Array]) -> None:
+        least = sum(self._lags()) + (self.window or 1)
+        for number, x in enumerate(series):
+            if len(x) < least:
+                raise ValueError(f"series must have {least} steps to go on from, but series {number} has {len(x)}")
+
+    def _forecast(self, series: list[Array], origins: list[list[int]], steps: int) -> Array:
+        """What follows the first `origin` steps, for each origin of each series: (all origins, steps, F)."""
+        lags = self._lags()
+        states, recent, tails = [], [], [[] for _ in lags]
+        for x, own in zip(series, origins, strict=True):
+            levels = _difference(x, lags)
+            z = ((levels[-1] - self.mean_) / self.scale_).astype(self.layer_.dtype)
+            state, done = None, 0
+            for origin in own:
+                end = origin - sum(lags)
+                begin = done if self.window is None else end - self.window
+                _, state = self.layer_(z[begin:end, np.newaxis], state if self.window is None else None)
+                done = end
+                states.append(state)
+                recent.append(z[begin:end])
+                for level, lag, tail, before in zip(levels, lags, tails, np.cumsum((0, *lags)), strict=False):
+                    tail.append(level[origin - before - lag : origin - before])
+        pair = isinstance(states[0], tuple)
+        state = (
+            tuple(np.concatenate(part, axis=1) for part in zip(*states, strict=True))
+            if pair
+            else np.concatenate(states, axis=1)
+        )
+        blocks: list[Array] = []
+        while True:
+            block = self.readout_(self._last(state)).reshape(len(recent), self.horizon, -1)
+            blocks.append(block)
+            if self.horizon * len(blocks) >= steps:
+                break
+            x = block
+            if self.window is not None:
+                x = np.concatenate([np.array(recent), *blocks], axis=1)[:, -self.window :]
+                state = None
+            _, state = self.layer_(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
+        ahead = np.concatenate(blocks, axis=1)[:, :steps] * self.scale_ + self.mean_
+        for lag, tail in zip(reversed(lags), reversed(tails), strict=True):
+            known = np.concatenate([np.array(tail), ahead], axis=1)
+            for step in range(lag, known.shape[1]):
+                known[:, step] += known[:, step - lag]
+            ahead = known[:, lag:]
+        return ahead
+
+
+def _spaced(first: int, last: int) -> list[int]:
+    """At most _ROWS of the origins from first to last - 1, evenly spaced."""
+    return sorted({*np.linspace(first, last - 1, min(_ROWS, last - first)).round().astype(int).tolist()})
+
+
+def _difference(x: Array, lags: tuple[int, ...]) -> list[Array]:
+    """The series, and each difference of the one before: x[t] - x[t - lag]."""
+    levels = [x]
+    for lag in lags:
+        levels.append(levels[-1][lag:] - levels[-1][:-lag])
+    return levels
+
+
+def _in_form(forecasts: Array, form: tuple[bool, bool]) -> Array:
+    """(N, steps, F) without the axes that the series were given without."""
+    several, features = form
+    forecasts = forecasts if features else forecasts[..., 0]
+    return forecasts if several else forecasts[0]
