@@ -166,6 +166,17 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         """Set the arguments of the constructor, given as its locals(), as they are."""
         vars(self).update({name: value for name, value in options.items() if name != "self"})
 
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """An error on the way leaves the attributes as they were."""
+        before = vars(self).copy()
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
     def _check_options(self) -> None:
         arguments.choice("cell", self.cell, tuple(_CELLS))
         for name in ("hidden_size", "num_layers", "max_epochs", "batch_size", "n_iter_no_change"):
@@ -487,6 +498,12 @@ class _Supervised(_Network):
         return examples.weights if self._reads() == "steps" else np.repeat(examples.weights, examples.sequences.lengths)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        with self._whole():
+            self._fit_anew(X, y, sample_weight)
+        return self
+
+    def _fit_anew(self, X: Any, y: Any, sample_weight: Any) -> None:
+        vars(self).pop("classes_", None)
         examples, held_out = self._input(X, y, sample_weight, first=True), None
         random = check_random_state(self.random_state)
         if self.early_stopping:
@@ -494,6 +511,11 @@ class _Supervised(_Network):
             kept, out = train_test_split(
                 rows, test_size=self.validation_fraction, random_state=random, stratify=self._strata(examples)
             )
+            if len(out) < 2:
+                raise ValueError(
+                    f"validation_fraction={self.validation_fraction} holds out {len(out)} of {len(rows)} sequences, "
+                    "but two at least are needed"
+                )
             examples, held_out = examples.select(kept), examples.select(out)
         if len(examples.sequences.lengths) <= self.batch_size:
             examples = examples.merge()
@@ -501,14 +523,16 @@ class _Supervised(_Network):
         examples = self._weigh(examples)
         examples = examples._replace(weights=examples.weights / examples.weights.mean())
         self._learn(examples, held_out, self.max_epochs)
-        return self
 
-    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, first: bool) -> Any:
-        examples = self._input(X, y, sample_weight, first)
-        if first:
-            random = check_random_state(self.random_state)
-            self._start(examples.sequences, self._step_weights(examples), self._width(examples), random)
-        self._learn(self._weigh(examples), None, 1)
+    def _go_on(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        """partial_fit: one epoch."""
+        first = not hasattr(self, "layer_")
+        with self._whole():
+            examples = self._input(X, y, sample_weight, first)
+            if first:
+                random = check_random_state(self.random_state)
+                self._start(examples.sequences, self._step_weights(examples), self._width(examples), random)
+            self._learn(self._weigh(examples), None, 1)
         return self
 
     def _width(self, examples: _Examples) -> int:
@@ -530,6 +554,8 @@ class _Labels(_Supervised):
     """What classifier and tagger share: classes."""
 
     def _encode(self, labels: Array) -> Array:
+        if not hasattr(self, "classes_"):
+            self.classes_ = np.unique(labels)
         places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
         unknown = self.classes_[places] != labels
         if unknown.any():
@@ -549,7 +575,7 @@ class _Labels(_Supervised):
         if isinstance(self.class_weight, str):
             counts = np.bincount(examples.targets, examples.weights, len(self.classes_))
             return counts.sum() / (np.count_nonzero(counts) * np.where(counts > 0, counts, 1))
-        unknown = [label for label in self.class_weight if label not in self.classes_]
+        unknown = [label for label in self.class_weight if label not in self.classes_.tolist()]
         if unknown:
             raise ValueError(f"class_weight must have keys of the classes {self.classes_.tolist()}, got {unknown[0]!r}")
         return np.array([float(self.class_weight.get(label, 1)) for label in self.classes_.tolist()])
@@ -563,21 +589,22 @@ class _Labels(_Supervised):
             for label, factor in weight.items():
                 _number(f"class_weight[{label!r}]", factor)
 
-    def _partial_fit_classes(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Any:
+    def _go_on_with(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Any:
+        """partial_fit, whose first call declares the classes."""
         first = not hasattr(self, "layer_")
         if isinstance(self.class_weight, str):
             raise ValueError("class_weight='balanced' needs all data at once: give partial_fit a dict of weights")
-        if classes is not None:
-            classes = np.unique(classes)
-            if first:
-                self.classes_ = classes
-            elif not np.array_equal(classes, self.classes_):
-                raise ValueError(
-                    f"classes must be those of the first call, {self.classes_.tolist()}, got {classes.tolist()}"
-                )
-        elif first:
+        if classes is None and first:
             raise ValueError("classes must be passed on the first call to partial_fit")
-        return self._partial_fit(X, y, sample_weight, first)
+        with self._whole():
+            if classes is not None:
+                classes = np.unique(classes)
+                if not first and not np.array_equal(classes, self.classes_):
+                    raise ValueError(
+                        f"classes must be those of the first call, {self.classes_.tolist()}, got {classes.tolist()}"
+                    )
+                self.classes_ = classes
+            return self._go_on(X, y, sample_weight)
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         return training.softmax_cross_entropy(output, targets, weights=weights)
@@ -598,7 +625,80 @@ class _Labels(_Supervised):
 
 
 class SequenceClassifier(ClassifierMixin, _Labels):  # type: ignore[misc]
-    """A class for each sequence."""
+    """A class for each sequence: a recurrent layer, read off at its end, and a softmax.
+
+    Trained with Adam on the cross-entropy.
+
+    Parameters
+    ----------
+    cell : {"lstm", "gru", "rnn"}
+        The layer: :class:`rnnfast.LSTM`, :class:`rnnfast.GRU` or :class:`rnnfast.RNN`.
+    hidden_size, num_layers : int, default 32 and 1
+        Units of a layer; layers on top of each other.
+    bidirectional : bool, default False
+        Whether the layers run in both directions.
+    pooling : {"last", "mean"}
+        What is read off: the last state, each direction's own, or the mean of the outputs over the steps.
+    dropout : float from 0 on, below 1, default 0
+        The fraction that is dropped between layers, and of what is read off, in training.
+    learning_rate : float, default 0.01
+        Adam's.
+    max_epochs : int, default 100
+        Passes over the data at most.
+    batch_size : int, default 64
+        Sequences in a batch. Those of a batch are of similar lengths; batches come in random order.
+    early_stopping : bool, default False
+        Hold a part of the sequences out, stop when their score does not improve any more, and take the parameters
+        that scored best. When False, it is the training loss that ends a fit.
+    validation_fraction : float between 0 and 1, default 0.1
+        The part that is held out with `early_stopping`; classes keep their proportions in it.
+    n_iter_no_change : int, default 10
+        The patience: training ends after so many epochs in a row whose score did not exceed the best by `tol`.
+    tol : float, default 1e-4
+    clip : float or None, default 1
+        Bound of the norm of all gradients together; None: no bound.
+    class_weight : dict, "balanced" or None, default None
+        Factors of the loss by class; classes that are not in the dict have 1. "balanced" is the inverse of the
+        frequency, sample weights counted in. They are scaled so that the mean over the training data is 1.
+    standardize : bool, default True
+        Whether each feature of X is brought to mean 0 and deviation 1, by all steps of the training data; for
+        ``partial_fit`` by the data of its first call.
+    verbose : int, default 0
+        1: a bar with loss and validation score, drawn by tqdm.
+    random_state : int, RandomState or None, default None
+        Drives initial values, order, dropout and what is held out.
+    dtype : {"float32", "float64"}
+        In which the network is computed.
+
+    Attributes
+    ----------
+    classes_ : ndarray
+    layer_ : rnnfast.LSTM, GRU or RNN
+        Frozen: ``layer_.save(path)`` and streams work.
+    readout_ : rnnfast.Linear
+    mean_, scale_ : ndarray (features,)
+        What X is standardized by.
+    n_features_in_ : int
+        F, or the number of columns where X was 2-D.
+    feature_names_in_ : ndarray of str
+        Where X was a DataFrame.
+    n_iter_ : int
+        Epochs.
+    loss_curve_ : list of float
+        The mean loss of each epoch, on the way.
+    validation_scores_ : list of float or None
+        The accuracy of the held-out part after each epoch; None without `early_stopping`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.sklearn import SequenceClassifier
+    >>> X = np.random.default_rng(0).normal(size=(60, 5, 2))
+    >>> y = X[:, 0, 0] > 0
+    >>> classifier = SequenceClassifier(hidden_size=8, random_state=0).fit(X, y)
+    >>> classifier.predict_proba(X).shape, classifier.score(X, y) > 0.95
+    ((60, 2), True)
+    """
 
     def __init__(
         self,
@@ -632,29 +732,93 @@ class SequenceClassifier(ClassifierMixin, _Labels):  # type: ignore[misc]
     def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:  # noqa: ARG002
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
-        if first:
-            self.classes_ = np.unique(y)
         return self._encode(y)
 
     def _strata(self, examples: _Examples) -> Array | None:
         return examples.targets
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceClassifier:
+        """Train on all data, from fresh parameters.
+
+        Parameters
+        ----------
+        X : sequences
+            In one of the forms that :mod:`rnnfast.sklearn` lists.
+        y : array_like (N,)
+            The class of each.
+        sample_weight : array_like (N,), optional
+            Factors of the loss, from 0 on. Rows of weight 0 are left out.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            When an option or an argument is not as above, or the loss is not finite any more. The estimator is as it
+            was before.
+        """
         return self._fit(X, y, sample_weight)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> SequenceClassifier:
-        return self._partial_fit_classes(X, y, classes, sample_weight)
+        """Train one epoch on these data, from where the last fit or partial_fit ended, Adam's averages included.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for ``fit``. Weights are not scaled.
+        classes : array_like, needed in the first call
+            All that y will ever hold.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            As ``fit``, and with ``class_weight="balanced"``.
+        """
+        return self._go_on_with(X, y, classes, sample_weight)
 
     def predict_proba(self, X: Any) -> Array:
+        """The probabilities of the classes, in the order of ``classes_``: (N, number of classes), float64."""
         return self._probabilities(X)[1]
 
     def predict(self, X: Any) -> Array:
+        """The most probable class of each sequence: (N,)."""
         chosen = self.predict_proba(X).argmax(axis=1)
         return self.classes_[chosen]
 
 
 class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
-    """A number, or several, for each sequence."""
+    """A number, or several, for each sequence: a recurrent layer, read off at its end.
+
+    Trained with Adam on the squared error of the targets, which are brought to mean 0 and deviation 1 within.
+
+    Parameters
+    ----------
+    cell, hidden_size and all other options
+        As for :class:`SequenceClassifier`. What is held out with `early_stopping` is scored by R².
+
+    Attributes
+    ----------
+    target_mean_, target_scale_ : ndarray (K,)
+        What y is standardized by.
+    layer_, readout_ and all others
+        As for :class:`SequenceClassifier`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.sklearn import SequenceRegressor
+    >>> rng = np.random.default_rng(0)
+    >>> X = [rng.normal(size=length) for length in rng.integers(1, 9, 300)]
+    >>> y = [x.sum() for x in X]
+    >>> SequenceRegressor(random_state=0).fit(X, y).score(X, y) > 0.95
+    True
+    """
 
     def __init__(
         self,
@@ -712,12 +876,50 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         return float(r2_score(examples.targets, outputs, sample_weight=examples.weights))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:
+        """Train on all data, from fresh parameters.
+
+        Parameters
+        ----------
+        X : sequences
+            In one of the forms that :mod:`rnnfast.sklearn` lists.
+        y : array_like (N,) or (N, K)
+            The target, or the K targets, of each.
+        sample_weight : array_like (N,), optional
+            Factors of the loss, from 0 on. Rows of weight 0 are left out.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            When an option or an argument is not as above, or the loss is not finite any more. The estimator is as it
+            was before.
+        """
         return self._fit(X, y, sample_weight)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:
-        return self._partial_fit(X, y, sample_weight, first=not hasattr(self, "layer_"))
+        """Train one epoch on these data, from where the last fit or partial_fit ended, Adam's averages included.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for ``fit``. Weights are not scaled; the first call's data set the scales of X and y.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            As ``fit``.
+        """
+        return self._go_on(X, y, sample_weight)
 
     def predict(self, X: Any) -> Array:
+        """The targets, in the form of y in fit: (N,) or (N, K), float64."""
         check_is_fitted(self, "layer_")
         sequences = self._read(X, reset=False)
         outputs = self._outputs(self._scaled(sequences)) * self.target_scale_ + self.target_mean_
@@ -730,7 +932,38 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
 
 
 class SequenceTagger(_Labels):
-    """A class for each step of a sequence."""
+    """A class for each step of a sequence: a recurrent layer, by default in both directions, and a softmax.
+
+    To scikit-learn it is no classifier, as those have one class for each row.
+
+    Parameters
+    ----------
+    cell, hidden_size and all options that are not below
+        As for :class:`SequenceClassifier`. All steps weigh the same, whatever the length of their sequence; what is
+        held out with `early_stopping` are whole sequences.
+    bidirectional : bool, default True
+        With False a tag depends on the steps before it alone.
+
+    Attributes
+    ----------
+    classes_, layer_, readout_ and all others
+        As for :class:`SequenceClassifier`.
+
+    Examples
+    --------
+    Whether the next step is larger:
+
+    >>> import numpy as np
+    >>> from rnnfast.sklearn import SequenceTagger
+    >>> rng = np.random.default_rng(0)
+    >>> X = [rng.normal(size=length) for length in rng.integers(2, 9, 200)]
+    >>> y = [np.append(np.where(x[1:] > x[:-1], "up", "down"), "end") for x in X]
+    >>> tagger = SequenceTagger(hidden_size=16, random_state=0).fit(X, y)
+    >>> tagger.score(X, y) > 0.95
+    True
+    >>> tagger.predict([np.array([0.0, 2.0, -2.0])])
+    [array(['up', 'down', 'end'], dtype='<U4')]
+    """
 
     def __init__(
         self,
@@ -759,27 +992,49 @@ class SequenceTagger(_Labels):
     def _reads(self) -> str:
         return "steps"
 
-    def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:
-        labels = _flat_labels(y, sequences)
-        if first:
-            self.classes_ = np.unique(labels)
-        return self._encode(labels)
+    def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:  # noqa: ARG002
+        return self._encode(_flat_labels(y, sequences))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceTagger:
+        """Train on all data, from fresh parameters.
+
+        Parameters
+        ----------
+        X : sequences
+            In one of the forms that :mod:`rnnfast.sklearn` lists.
+        y : array_like (N, T), or list of array_like (T_i,)
+            The class of each step.
+        sample_weight : array_like (N,), optional
+            Factors of the loss, from 0 on. Rows of weight 0 are left out.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            When an option or an argument is not as above, or the loss is not finite any more. The estimator is as it
+            was before.
+        """
         return self._fit(X, y, sample_weight)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> SequenceTagger:
-        return self._partial_fit_classes(X, y, classes, sample_weight)
+        """Train one epoch on these data, as :meth:`SequenceClassifier.partial_fit` does."""
+        return self._go_on_with(X, y, classes, sample_weight)
 
     def predict_proba(self, X: Any) -> Any:
+        """The probabilities of the classes at each step: (N, T, number of classes), for a list X a list of arrays."""
         sequences, probabilities = self._probabilities(X)
         return _like(X, sequences, probabilities)
 
     def predict(self, X: Any) -> Any:
+        """The most probable class of each step: (N, T), for a list X a list of arrays (T_i,)."""
         sequences, probabilities = self._probabilities(X)
         return _like(X, sequences, self.classes_[probabilities.argmax(axis=1)])
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The fraction of steps that get the right class; `sample_weight` (N,) weighs the sequences' steps."""
         sequences, probabilities = self._probabilities(X)
         check_consistent_length(sequences.lengths, y, sample_weight)
         weights = None if sample_weight is None else np.repeat(np.asarray(sample_weight), sequences.lengths)
@@ -809,7 +1064,65 @@ def _like(X: Any, sequences: _Sequences, flat: Array) -> Any:
 
 
 class SequenceForecaster(_Network):
-    """What follows a series."""
+    """What follows a series: a recurrent layer that goes along it and tells the next steps.
+
+    After each step the network gives the next `horizon` steps; it is trained on all of them with Adam and the squared
+    error. Forecasts further ahead go on from the forecasts.
+
+    A recurrent network knows only the values that it has seen: take differences of a series with a trend
+    (``differences=1``) or a season (``differences=12``), so that what it has to tell stays where it was.
+
+    A series is (T,), or (T, F) with F variables, all of which are forecast. Given are one, (T,); or several, as (N, T),
+    as (N, T, F) or as a list of any lengths; or with `multivariate` one, (T, F).
+
+    Parameters
+    ----------
+    cell, hidden_size and all options that are not below
+        As for :class:`SequenceClassifier`. `standardize` works on the differences, with one mean and deviation for
+        each variable over all series. A batch holds so many series, or windows. The layer runs forwards only.
+    horizon : int, default 1
+        How many steps the network gives at once.
+    window : int or None, default None
+        With a number, each forecast looks at so many steps, from a fresh state. None: the state is carried along the
+        whole series.
+    differences : int or tuple of int, default ()
+        Lags of the differences that are taken, one after the other, before anything else: x[t] - x[t - lag].
+        Forecasts are summed up again.
+    multivariate : bool, default False
+        How a 2-D array is read: as (N, T), a series in each row, or when True as one series (T, F).
+    bptt_steps : int, default 50
+        With ``window=None``: steps over which gradients go back, and after which the parameters are updated
+        (:func:`rnnfast.training.truncated_bptt`).
+    early_stopping : bool, default True
+        Hold the last part of each series out, stop when the error of its forecasts (the squared error of the next
+        `horizon` steps, scaled) does not improve, and take the best parameters. :meth:`predict_interval` needs it.
+    validation_fraction : float between 0 and 1, default 0.2
+        The part of each series that is held out. No parameter is learnt from it; forecasts go on from it nonetheless.
+
+    Attributes
+    ----------
+    series_ : list of ndarray (T_i, F)
+        All that is known of the series, which forecasts go on from. They are pickled with the forecaster.
+    layer_, readout_, mean_, scale_, n_iter_, loss_curve_
+        As for :class:`SequenceClassifier`.
+    n_features_in_ : int
+        F.
+    validation_scores_ : list of float or None
+        Minus the error of the held-out part after each epoch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.sklearn import SequenceForecaster
+    >>> months = np.arange(240)
+    >>> sales = 0.5 * months + 10 * np.sin(2 * np.pi * months / 12)
+    >>> forecaster = SequenceForecaster(differences=12, random_state=0).fit(sales[:204])
+    >>> bool(np.abs(forecaster.predict(36) - sales[204:]).max() < 0.5)
+    True
+    >>> lower, upper = forecaster.predict_interval(12, coverage=0.8)
+    >>> lower.shape, bool((lower <= upper).all())
+    ((12,), True)
+    """
 
     bidirectional = False  # the future is not known
 
@@ -937,36 +1250,92 @@ class SequenceForecaster(_Network):
         self._form = form
 
     def fit(self, series: Any, y: Any = None) -> SequenceForecaster:  # noqa: ARG002
+        """Train on one series or several, from fresh parameters.
+
+        Parameters
+        ----------
+        series : array_like or list of array_like
+            In one of the forms above.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            When an option or the form is not as above, a series is too short, holds NaN or infinity, or the loss is not
+            finite any more. The forecaster is as it was before.
+        """
         self._check_options()
-        vars(self).pop("layer_", None)
-        series, form = self._read_series(series)
-        out = [max(1, round(self.validation_fraction * len(x))) if self.early_stopping else 0 for x in series]
-        self._require(series, out)
-        known = [x[: len(x) - count] for x, count in zip(series, out, strict=True)]
-        self._begin(known, form)
-        examples, held_out = self._scaled_targets(self._examples(known, [0] * len(known))), None
-        if self.early_stopping:
-            held_out = self._scaled_targets(self._examples(series, [len(x) for x in known]))
-        self._learn(examples, held_out, self.max_epochs)
-        self.series_ = series
-        self._held_out = [(len(x), len(whole)) for x, whole in zip(known, series, strict=True)]
+        with self._whole():
+            vars(self).pop("layer_", None)
+            series, form = self._read_series(series)
+            out = [max(1, round(self.validation_fraction * len(x))) if self.early_stopping else 0 for x in series]
+            self._require(series, out)
+            known = [x[: len(x) - count] for x, count in zip(series, out, strict=True)]
+            self._begin(known, form)
+            examples, held_out = self._scaled_targets(self._examples(known, [0] * len(known))), None
+            if self.early_stopping:
+                held_out = self._scaled_targets(self._examples(series, [len(x) for x in known]))
+            self._learn(examples, held_out, self.max_epochs)
+            self.series_ = series
+            self._held_out = [(len(x), len(whole)) for x, whole in zip(known, series, strict=True)]
         return self
 
     def partial_fit(self, series: Any, y: Any = None) -> SequenceForecaster:  # noqa: ARG002
+        """Append new observations, as :meth:`update`, and train one epoch on them, Adam's averages carried on.
+
+        The state runs through all that is known, so time goes with the length of the series. In the first call on a
+        forecaster without a fit, the series are new, and nothing is held out.
+
+        Parameters
+        ----------
+        series
+            As for ``fit``, as many as are known, each of one step at least.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            As ``fit``.
+        """
         self._check_options()
-        if hasattr(self, "layer_"):
-            before = [len(x) for x in self.series_]
-            self.update(series)
-        else:
-            new, form = self._read_series(series)
-            before = [0] * len(new)
-            self._require(new, before)
-            self._begin(new, form)
-            self.series_, self._held_out = new, [(len(x), len(x)) for x in new]
-        self._learn(self._scaled_targets(self._examples(self.series_, before)), None, 1)
+        with self._whole():
+            if hasattr(self, "layer_"):
+                before = [len(x) for x in self.series_]
+                self.update(series)
+            else:
+                new, form = self._read_series(series)
+                before = [0] * len(new)
+                self._require(new, before)
+                self._begin(new, form)
+                self.series_, self._held_out = new, [(len(x), len(x)) for x in new]
+            self._learn(self._scaled_targets(self._examples(self.series_, before)), None, 1)
         return self
 
     def update(self, series: Any) -> SequenceForecaster:
+        """Append new observations to the known series, which forecasts then go on from. Nothing is learnt.
+
+        Parameters
+        ----------
+        series
+            As many as are known, in the form that they had in ``fit``.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            When the form is another, or NaN comes.
+        """
         check_is_fitted(self, "layer_")
         new, form = self._read_series(series)
         self._require_form(new, form)
@@ -976,10 +1345,30 @@ class SequenceForecaster(_Network):
     def _require_form(self, series: list[Array], form: tuple[bool, bool]) -> None:
         if form[0] != self._form[0] or len(series) != len(self.series_):
             raise ValueError(
-                f"series must go on with the {len(self.series_)} series known, in the form that fit had, got {len(series)}"
+                f"series must go on with the {len(self.series_)} known, in the form that they had in fit, got "
+                f"{len(series)}"
             )
 
     def predict(self, horizon: int | None = None, series: Any = None) -> Array:
+        """The next steps.
+
+        Parameters
+        ----------
+        horizon : int, optional
+            How many; the option `horizon` where it is not given.
+        series : optional
+            Other series to go on from, in one of the forms above. The known ones where it is not given.
+
+        Returns
+        -------
+        ndarray of float64
+            (horizon,) for one series (T,), (horizon, F) for (T, F), (N, horizon) or (N, horizon, F) for several.
+
+        Raises
+        ------
+        ValueError, TypeError
+            When `horizon` is no positive integer, or `series` is too short or of another number of variables.
+        """
         check_is_fitted(self, "layer_")
         known, form = (self.series_, self._form) if series is None else self._read_series(series)
         self._require_history(known)
@@ -987,6 +1376,32 @@ class SequenceForecaster(_Network):
         return _in_form(self._forecast(known, [[len(x)] for x in known], steps), form)
 
     def predict_interval(self, horizon: int | None = None, coverage: float = 0.9) -> tuple[Array, Array]:
+        """Bounds between which each of the next steps lies with the given probability, about.
+
+        Split-conformal: forecasts are made from the origins within the part that fit held out, 256 of each series at
+        most, and the absolute errors of each step ahead, of all series together, give the half width of the interval:
+        of n errors the one of rank ceil((n + 1) coverage). The coverage would be exact for errors that are
+        exchangeable; those of one series depend on each other, and the held-out part has chosen the epoch, so it is
+        approximate. It holds for each step by itself, not for all of them at once.
+
+        Source: J. Lei et al., "Distribution-free predictive inference for regression", 2018.
+
+        Parameters
+        ----------
+        horizon
+            As for :meth:`predict`.
+        coverage : float between 0 and 1, default 0.9
+
+        Returns
+        -------
+        lower, upper : ndarray
+            Each as from :meth:`predict`.
+
+        Raises
+        ------
+        ValueError
+            When what was held out has too few steps for `horizon` and `coverage`, or nothing was.
+        """
         check_is_fitted(self, "layer_")
         steps = self.horizon if horizon is None else arguments.size("horizon", horizon)
         _number("coverage", coverage, below=1, positive=True)
@@ -1017,6 +1432,19 @@ class SequenceForecaster(_Network):
         return _in_form(center - radius, self._form), _in_form(center + radius, self._form)
 
     def score(self, series: Any, y: Any = None) -> float:  # noqa: ARG002
+        """Minus the mean absolute error of the forecasts of what followed the known series.
+
+        Parameters
+        ----------
+        series
+            What followed, in the form of the series in ``fit``: ``TimeSeriesSplit`` gives it so for one series.
+        y : ignored
+
+        Returns
+        -------
+        float
+            At most 0; 0 is best.
+        """
         check_is_fitted(self, "layer_")
         truth, form = self._read_series(series)
         self._require_form(truth, form)
@@ -1024,6 +1452,11 @@ class SequenceForecaster(_Network):
         forecasts = self._forecast(self.series_, [[len(x)] for x in self.series_], longest)
         errors = [np.abs(x - ahead[: len(x)]) for x, ahead in zip(truth, forecasts, strict=True)]
         return -float(np.mean(np.concatenate(errors)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array = tags.input_tags.three_d_array = True
+        return tags
 
     def _require_history(self, series: list[Array]) -> None:
         least = sum(self._lags()) + (self.window or 1)
