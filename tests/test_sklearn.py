@@ -847,8 +847,12 @@ def test_intervals_cover_what_they_promise():
 def test_intervals_need_enough_that_was_held_out():
     x = np.random.default_rng(0).normal(size=50)
     forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(x)
-    lower, _ = forecaster.predict_interval(2, coverage=0.9)  # 10 held out, 9 of them for two steps ahead: rank 9
-    assert lower.shape == (2,)
+    lower, upper = forecaster.predict_interval(2, coverage=0.8)
+    errors = [np.abs(forecaster.predict(2, series=x[:at]) - np.append(x, np.nan)[at : at + 2]) for at in range(40, 50)]
+    first, second = np.sort(errors, axis=0).T  # 10 were held out, 9 of them for two steps ahead: ranks 9 and 8
+    np.testing.assert_allclose((upper - lower) / 2, [first[8], second[7]], rtol=1e-6)
+    np.testing.assert_allclose((upper + lower) / 2, forecaster.predict(2), rtol=1e-6)
+    forecaster.predict_interval(2, coverage=0.9)  # rank 9
     with pytest.raises(ValueError, match=r"horizon=3 leaves 8 held-out forecasts .* coverage=0.9"):
         forecaster.predict_interval(3, coverage=0.9)
     with pytest.raises(ValueError, match="leaves 0 held-out forecasts"):
