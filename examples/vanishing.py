@@ -29,7 +29,7 @@ from rnnfast.training import Adam, clip_grad_norm, mean_squared_error, softmax_c
 
 MAX_NORM = 1.0  # of the gradient, where it is clipped
 FLOW_STEPS, FLOW_ROWS = 100, 4
-TEST_ROWS = 500
+TEST_ROWS = 2000
 CLIPPING_LAG = 20  # of the adding task
 
 
@@ -263,9 +263,8 @@ def draw(runs, flows, options, path):
             scores = [min(find(runs, task, lag, name).score, 10) for lag in lags]
             axes.plot(lags, scores, label=name, marker=MODELS[name].marker, markersize=5, **style)
         axes.axhline(1, color="gray", linewidth=0.8)
-        axes.text(
-            0.99, 1, "learnt nothing", transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="gray"
-        )
+        place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "xytext": (0, 5)}
+        axes.annotate("learnt nothing", (0.02, 1), **place, color="0.4")
         axes.set_xscale("log")
         axes.set_xticks(lags, labels=[str(lag) for lag in lags])
         axes.minorticks_off()
@@ -273,7 +272,7 @@ def draw(runs, flows, options, path):
         title="Adding task, after training", xlabel="lag (steps)", ylabel="mean squared error / 0.167", yscale="log"
     )
     copy_axes.set(
-        title="Copy memory, after training", xlabel="lag (steps)", ylabel="cross-entropy / that without memory"
+        title="Copy memory, after training", xlabel="lag (steps)", ylabel="cross-entropy / (10 ln(8) / (lag + 20))"
     )
     copy_axes.set_ylim(bottom=0)
 
@@ -288,7 +287,7 @@ def draw(runs, flows, options, path):
             look = {"color": MODELS[name].color, "linestyle": "-" if clipped else ":"}
             clip_axes.plot(np.arange(len(smooth)) + (width + 1) / 2, smooth, label=label, **look)
     clip_axes.set(
-        title=f"Clipping the norm of the gradient to {MAX_NORM:g} (adding task, lag {CLIPPING_LAG})",
+        title=f"Gradients clipped to a norm of {MAX_NORM:g} (adding, lag {CLIPPING_LAG})",
         xlabel="training steps",
         ylabel="mean squared error / 0.167",
         yscale="log",
