@@ -43,6 +43,7 @@ def test_adding_is_the_sum_of_the_marked():
     np.testing.assert_allclose(target[0, :, 0], (x[..., 0] * x[..., 1]).sum(0), rtol=1e-6)
     assert (x[:4, :, 1].sum(0) == 1).all()
     assert (x[4:, :, 1].sum(0) == 1).all()
+    assert x[..., 1].any(1).all()  # each step is marked in some of the rows
     assert np.mean((target - 1) ** 2) == pytest.approx(vanishing.Adding.baseline(9), rel=0.15)
 
 
