@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, T
 
 import numpy as np
 
-from . import arguments, checkpoints, functional, options, ragged
+from . import arguments, checkpoints, functional, initializers, options, ragged
 from .memory import LARGE, Results, Spare
 from .streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     Array = NDArray[Any]
     Seed = int | np.random.Generator | None
+    Init = str | tuple[str, float]
     Path = str | bytes | os.PathLike[Any]
 
 __all__ = ["GRU", "LSTM", "RNN", "Bidirectional", "Embedding", "Gradients", "Linear", "Tape", "load"]
@@ -109,7 +110,7 @@ class Layer:
         raise NotImplementedError
 
     def _options(self) -> dict[str, Any]:
-        """The arguments that make a layer like this one: all that the constructor takes but rng."""
+        """The arguments that make a layer like this one: all that the constructor takes but rng and init."""
         return {name: getattr(self, name) for name in _signature(self._kind())}
 
     def _kind(self) -> type[Layer]:
@@ -259,8 +260,9 @@ class Layer:
 
 
 def _signature(kind: type[Layer]) -> dict[str, inspect.Parameter]:
-    """The options of a class: what its constructor takes but rng."""
-    return {name: value for name, value in inspect.signature(kind).parameters.items() if name != "rng"}
+    """The options of a class: what its constructor takes but what acts at construction only, rng and init."""
+    parameters = inspect.signature(kind).parameters
+    return {name: value for name, value in parameters.items() if name not in ("rng", "init")}
 
 
 def _plain(option: Any) -> Any:
@@ -367,12 +369,10 @@ class ArrayLayer(Layer):
     def parameters(self) -> Mapping[str, Array]:
         return types.MappingProxyType(self._parameters)
 
-    def _draw(self, bound: float, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Make the parameters, uniform in (-bound, bound)."""
+    def _draw(self, draw: Callable[[str, tuple[int, ...]], Array], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Make the parameters, from values by name and shape."""
         for name, shape in shapes.items():
-            self._parameters[name] = _lasting(
-                self._rng.uniform(-bound, bound, arguments.countable(name, shape)).astype(self.dtype)
-            )
+            self._parameters[name] = _lasting(draw(name, arguments.countable(name, shape)).astype(self.dtype))
 
     def _prepare(self) -> None:
         """Make the attributes that are not pickled."""
@@ -441,6 +441,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
     peepholes = coupled = False
+    _init: Init = "torch"
     _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_rooms", "_results", "_repeat")
 
     def __init__(
@@ -456,6 +457,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         reverse: bool,
         dtype: DTypeLike,
         rng: Seed,
+        init: Init,
         proj_size: int = 0,
         activations: Any = None,
         clip: Any = None,
@@ -482,11 +484,21 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.activations = options.activations(activations, cell, 1 + self.bidirectional)
         self.clip = options.clip(clip)
         self.peepholes, self.coupled = arguments.flag("peepholes", peepholes), arguments.flag("coupled", coupled)
+        # For the layer that Bidirectional makes like this one; what a layer is does not depend on where it began.
+        self._init = init
+        kind = cell
+        if cell in ("rnn_tanh", "rnn_relu"):  # activations may have another function than the name tells
+            functions = self.activations or options.DEFAULTS[cell]
+            kind = "rnn_relu" if set(functions) == {"relu"} else "rnn_tanh"
+        initializer = initializers.read(init, kind, self.bias, self.coupled)
         self._prepare()
         np.empty(
             self._engine.packed_size, np.uint8
         )  # a MemoryError now, not after many small arrays have filled the memory
-        self._draw(1 / math.sqrt(self.hidden_size), functional.parameter_shapes(self._engine))
+        self._draw(
+            lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size),
+            functional.parameter_shapes(self._engine),
+        )
 
     def _prepare(self) -> None:
         self._engine = functional.Engine(
@@ -981,7 +993,16 @@ class RNN(Recurrent["Array"]):
         Bounds the input of every activation to -clip .. clip.
     dtype : {numpy.float32, numpy.float64}
     rng : None, int or numpy.random.Generator
-        Gives the initial values, uniform in (-1/sqrt(H), 1/sqrt(H)) as in torch, and then drives dropout.
+        Gives the initial values, and then drives dropout.
+    init : str, default "torch"
+        What the initial values are; it acts now, and is no option that is saved.
+
+        - "torch": all uniform in (-1/sqrt(H), 1/sqrt(H)), as in torch.
+        - "keras": ``weight_ih`` (G*H, I) of G gates uniform in (-b, b), b = sqrt(6 / (I + G*H)); orthonormal columns
+          in ``weight_hh``; biases 0. As in Keras.
+        - "orthogonal": an orthogonal matrix in ``weight_hh``, one for each gate; else as torch's.
+        - "identity", for relu: the identity in ``weight_hh``, biases 0, ``weight_ih`` normal with a deviation of 0.001.
+          As in Le et al., 2015.
 
     Attributes
     ----------
@@ -1023,10 +1044,11 @@ class RNN(Recurrent["Array"]):
         clip: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
+        init: Init = "torch",
     ) -> None:
         self.nonlinearity = arguments.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
-        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
+        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng, init)
         super().__init__(cell, input_size, hidden_size, num_layers, *shared, activations=activations, clip=clip)
 
 
@@ -1058,6 +1080,12 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
         Whether f is 1 - i; the rows of f in the parameters then do nothing.
     bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
+    init : str or tuple, default "torch"
+        "torch", "keras" and "orthogonal" as for :class:`RNN`; keras has ones in the rows of f of ``bias_ih``, glorot's
+        values in ``weight_hr`` and zeros in ``peephole``. "forget", or ("forget", value), is torch's but with a bias of
+        1, or value, in the forget gate. ("chrono", T_max) is torch's but with ``b_f = log(u)`` and ``b_i = -log(u)``, u
+        uniform in (1, T_max - 1) for each unit: the layer begins with memories of 2 to T_max steps. Both biases are
+        added: such a value stands in ``bias_ih``, and these rows of ``bias_hh`` are 0.
 
     Attributes
     ----------
@@ -1101,8 +1129,9 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
         coupled: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
+        init: Init = "torch",
     ) -> None:
-        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
+        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng, init)
         own = (proj_size, activations, clip, peepholes, coupled)
         super().__init__("lstm", input_size, hidden_size, num_layers, *shared, *own)
 
@@ -1130,6 +1159,10 @@ class GRU(Recurrent["Array"]):
         The functions of the gates and of n, as for :class:`RNN`: sigmoid, tanh.
     bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
+    init : str or tuple, default "torch"
+        "torch", "keras" and "orthogonal" as for :class:`RNN`. ("chrono", T_max) is torch's but with ``b_z = log(u)``, u
+        uniform in (1, T_max - 1) for each unit, in ``bias_ih``, and 0 in these rows of ``bias_hh``: z keeps the state,
+        so the layer begins with memories of 2 to T_max steps.
 
     Attributes
     ----------
@@ -1169,10 +1202,11 @@ class GRU(Recurrent["Array"]):
         clip: float | None = None,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
+        init: Init = "torch",
     ) -> None:
         self.reset_after = arguments.flag("reset_after", reset_after)
         cell = "gru" if reset_after else "gru_reset_before"
-        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng)
+        shared = (bias, batch_first, dropout, bidirectional, reverse, dtype, rng, init)
         super().__init__(cell, input_size, hidden_size, num_layers, *shared, activations=activations, clip=clip)
 
 
@@ -1204,8 +1238,8 @@ class Bidirectional(Layer):
     backward_layer : RNN, LSTM or GRU, optional
         Not bidirectional, and like forward_layer in input_size, dtype and batch_first, for sum, mul and mean in the
         width of y too. One built with reverse=True runs as it is; another is given time reversed, and what it returns
-        is turned back. None makes a layer of the same class and options, reverse=True, with fresh values from the
-        random generator of forward_layer.
+        is turned back. None makes a layer of the same class and options, reverse=True, with fresh values by the init
+        and from the random generator of forward_layer.
     merge : {"concat", "sum", "mul", "mean", None}
         How the two outputs make one; with None, y is the pair of them, and so is the dy that backward takes.
 
@@ -1244,7 +1278,8 @@ class Bidirectional(Layer):
             raise ValueError(f"forward_layer must run from the first step to the last, got {forward_layer._call()}")
         if backward_layer is None:
             options = {**forward_layer._options(), "reverse": True}
-            backward_layer = cast("Recurrent[Any]", forward_layer._kind()(**options, rng=forward_layer._rng))
+            fresh = {"rng": forward_layer._rng, "init": forward_layer._init}
+            backward_layer = cast("Recurrent[Any]", forward_layer._kind()(**options, **fresh))
         for name in ("input_size", "dtype", "batch_first"):
             ours, other = getattr(forward_layer, name), getattr(backward_layer, name)
             if ours != other:
@@ -1596,7 +1631,8 @@ class Linear(Pointwise):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        self._draw(1 / math.sqrt(self.in_features), shapes)
+        bound = 1 / math.sqrt(self.in_features)
+        self._draw(lambda _, shape: self._rng.uniform(-bound, bound, shape), shapes)
 
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()

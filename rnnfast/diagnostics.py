@@ -1,0 +1,329 @@
+"""How gradients vanish or explode on their way back through a layer, and what its gates do.
+
+Sources: S. Hochreiter, "Untersuchungen zu dynamischen neuronalen Netzen", 1991, and Y. Bengio et al., "Learning
+long-term dependencies with gradient descent is difficult", 1994 (gradients against the lag). R. Pascanu et al., "On the
+difficulty of training recurrent neural networks", 2013 (singular values of the Jacobians). A. Karpathy et al.,
+"Visualizing and understanding recurrent networks", 2015 (saturated gates).
+
+Examples
+--------
+>>> import numpy as np, rnnfast
+>>> from rnnfast.diagnostics import gradient_flow
+>>> layer = rnnfast.GRU(4, 16, dtype=np.float64, rng=0)
+>>> flow = gradient_flow(layer, np.random.default_rng(0).normal(size=(30, 8, 4)))
+>>> flow.norms["l0"].shape
+(30,)
+>>> bool(flow.norms["l0"][29] < 0.01 * flow.norms["l0"][0])
+True
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import arguments, reference
+from .layers import Bidirectional, Recurrent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike, NDArray
+
+    Array = NDArray[Any]
+
+__all__ = ["GradientFlow", "Saturation", "gradient_flow", "plot_gradient_flow"]
+
+CLOSED, OPEN = 0.05, 0.95
+_MOST = 1 << 23  # numbers in the Jacobians that are held at a time
+
+# Where the gates lie among the values that the reference keeps of a step.
+_GATES = {
+    "rnn_tanh": {},
+    "rnn_relu": {},
+    "lstm": {"i": 2, "f": 3, "o": 5},
+    "gru": {"r": 1, "z": 2},
+    "gru_reset_before": {"r": 1, "z": 2},
+}
+
+
+class Saturation(NamedTuple):
+    """The shares of a gate's values, over steps, rows and units, that are nearly 0 and nearly 1.
+
+    There the gate's own slope is at most 0.0475, of 0.25 at best, and it hardly learns.
+
+    Attributes
+    ----------
+    closed : float
+        Share of values below 0.05.
+    open : float
+        Share of values above 0.95.
+    """
+
+    closed: float
+    open: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientFlow:
+    """What :func:`gradient_flow` returns. Its repr is a table.
+
+    All of its dicts have a member for each layer and direction, under the ending of its parameters' names: ``l0``,
+    ``l0_reverse``, ``l1``, ...; for :class:`rnnfast.Bidirectional` ``forward.l0``, ``backward.l0``, ...
+
+    The lag of a step is its distance from the step that the direction walks last: T - 1 - t, for a direction that walks
+    from the last step to the first t. Arrays are indexed by it, float64, means over the batch.
+
+    Attributes
+    ----------
+    layer : str
+        The call that makes such a layer.
+    norms : dict of str to ndarray, (T,)
+        The norm of dL/dh, over the features of h, at each lag.
+    singular_values : dict of str to ndarray, (T,)
+        The largest singular value of dh/dh_before for the step at each lag, c_before held: by no more than this factor
+        the step can lengthen a gradient of h. Empty without Jacobians.
+    state_singular_values : dict of str to ndarray, (T,)
+        The same of the map from (h, c) before to (h, c), which is the whole recurrence of an LSTM. For LSTM alone.
+    saturation : dict of str to dict of str to Saturation
+        By the name of the gate: i, f and o of an LSTM, r and z of a GRU; none of an RNN.
+    """
+
+    layer: str
+    norms: dict[str, Array]
+    singular_values: dict[str, Array]
+    state_singular_values: dict[str, Array]
+    saturation: dict[str, dict[str, Saturation]]
+
+    @property
+    def decay(self) -> dict[str, float]:
+        """The factor by which the norm changes from a lag to the next, as a geometric mean; NaN where there is none."""
+        return {name: _rate(norms) for name, norms in self.norms.items()}
+
+    def __repr__(self) -> str:
+        steps = len(next(iter(self.norms.values())))
+        table = [["", "norm at lag 0", f"at lag {steps - 1}", "factor per step"]]
+        if self.singular_values:
+            table[0].append("largest singular value: h")
+        if self.state_singular_values:
+            table[0].append("(h, c)")
+        if any(self.saturation.values()):
+            table[0].append("gates closed / open")
+        for name, norms in self.norms.items():
+            row = [name, f"{norms[0]:.3g}", f"{norms[-1]:.3g}", f"{self.decay[name]:.3f}"]
+            found = [values for values in (self.singular_values, self.state_singular_values) if values]
+            row += [f"{values[name].mean():.3f}" if name in values else "" for values in found]
+            gates = self.saturation[name].items()
+            row.append("   ".join(f"{gate} {share.closed:.0%} / {share.open:.0%}" for gate, share in gates))
+            table.append(row[: len(table[0])])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        return "\n".join([f"Gradient flow of {self.layer}, T={steps}", *lines])
+
+
+def _rate(norms: Array) -> float:
+    if len(norms) == 1 or not norms[0] > 0:
+        return math.nan
+    return float((norms[-1] / norms[0]) ** (1 / (len(norms) - 1)))
+
+
+def gradient_flow(
+    layer: Recurrent[Any] | Bidirectional,
+    x: ArrayLike,
+    state: Any = None,
+    dy: Any = None,
+    *,
+    jacobians: bool = True,
+) -> GradientFlow:
+    """Measure how the gradient of a loss L falls or rises on its way back through time, and how saturated gates are.
+
+    Dropout does not act, and the layer stays as it is. The norms are computed by the layer, in its dtype: build it in
+    float64 where they fall below 1e-38. All else is computed in float64 by :mod:`rnnfast.reference`.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM, GRU or Bidirectional
+        Without activations, clip, peepholes and coupled.
+    x, state
+        As for a call of the layer, with one row at least.
+    dy : array_like in the shape of y, optional
+        The gradient of L with respect to y. By default L is the sum of the features of the last layer's h after the
+        step that each direction walks last: the last step of y, for a reverse direction the first.
+    jacobians : bool, default True
+        Whether to compute the singular values. It takes most of the time, which grows with T * N * H**3.
+
+    Returns
+    -------
+    GradientFlow
+
+    Raises
+    ------
+    ValueError
+        When a shape does not fit, there is no row, or the layer has one of the options named above.
+    TypeError
+        When `layer` has no time, or an argument does not hold real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.RNN(1, 8, bias=False, init="orthogonal", dtype=np.float64, rng=0)
+    >>> flow = gradient_flow(layer, np.zeros((100, 1, 1)))  # h stays 0, where the slope of tanh is 1
+    >>> flow
+    Gradient flow of RNN(1, 8, bias=False, dtype='float64'), T=100
+        norm at lag 0  at lag 99  factor per step  largest singular value: h
+    l0  2.83           2.83       1.000            1.000
+    """
+    if not isinstance(layer, (Recurrent, Bidirectional)):
+        raise TypeError(f"layer must be an RNN, LSTM, GRU or Bidirectional, got {type(layer).__name__}")
+    jacobians = arguments.flag("jacobians", jacobians)
+    call = layer._call()
+    layer = _at_rest(layer)
+    _, last, tape = layer.forward(x, state)
+    gradients = layer.backward(tape, dy, _last_h(layer, last) if dy is None else None, per_step=True)
+    flow = GradientFlow(call, {}, {}, {}, {})
+    if isinstance(layer, Bidirectional):
+        states = (None, None) if state is None else state
+        _measure(flow, "forward.", layer.forward_layer, x, states[0], gradients.h[0], False, jacobians)
+        _measure(flow, "backward.", layer.backward_layer, x, states[1], gradients.h[1], True, jacobians)
+    else:
+        _measure(flow, "", layer, x, state, gradients.h, layer.reverse, jacobians)
+    return flow
+
+
+def _at_rest(layer: Any) -> Any:
+    """The layer, or where it has dropout a copy that has none."""
+    if isinstance(layer, Bidirectional):
+        sides = _at_rest(layer.forward_layer), _at_rest(layer.backward_layer)
+        return Bidirectional(*sides, merge=layer.merge)
+    if layer._engine.options is not None:
+        raise ValueError(
+            f"layer must be without activations, clip, peepholes and coupled, got {layer._call()}: "
+            "backward(tape, dy, per_step=True) gives the gradients of such layers too"
+        )
+    if layer.dropout:
+        layer = copy.copy(layer)
+        layer.dropout = 0.0
+    return layer
+
+
+def _last_h(layer: Any, state: Any) -> Any:
+    """The gradient, by the last state, of the sum of the last layer's h."""
+    if isinstance(layer, Bidirectional):
+        return _last_h(layer.forward_layer, state[0]), _last_h(layer.backward_layer, state[1])
+    h = state[0] if layer._engine.has_cell else state
+    dh = np.zeros_like(h)
+    dh[-layer._engine.directions :] = 1
+    return (dh, None) if layer._engine.has_cell else dh
+
+
+def _measure(
+    flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
+) -> None:
+    """Add what there is to say of one layer, or of one of the two of a Bidirectional, which walks x as given."""
+    x, h0, c0, plan, _ = layer._inputs(x, state, None, None, None, False)
+    if not plan.N:
+        raise ValueError(f"x must have at least one row, got shape {x.shape}")
+    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in layer._view(plan, x, h0, c0))
+    cell, directions = layer._cell, layer._engine.directions
+    parameters = {name: array.astype(np.float64) for name, array in layer.parameters.items()}
+    stack = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "reverse": reverse}
+    _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if cell == "lstm" else h0, **stack)
+    dh = dh.reshape(layer.num_layers * directions, plan.T, plan.N, -1).astype(np.float64)
+    runs = [run for runs in tape.layers for run in runs]
+    for run, gradient in zip(runs, dh, strict=True):
+        name = prefix + run.suffix.removeprefix("_")
+        norms = np.linalg.norm(gradient, axis=2).mean(axis=1)
+        flow.norms[name] = norms[run.way][::-1].copy()
+        kept = [np.stack(values) for values in zip(*run.kept, strict=True)]
+        flow.saturation[name] = {
+            gate: Saturation(float((kept[place] < CLOSED).mean()), float((kept[place] > OPEN).mean()))
+            for gate, place in _GATES[cell].items()
+        }
+        if jacobians:
+            values = _singular_values(cell, run.p, kept, dh.shape[-1])
+            flow.singular_values[name] = values[0, ::-1].copy()
+            if cell == "lstm":
+                flow.state_singular_values[name] = values[1, ::-1].copy()
+
+
+def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Array:
+    """The largest ones, means over the batch, at each step as walked: of the map of h, and of that of the state."""
+    T, N, _ = kept[0].shape
+    widths = (outputs, kept[1].shape[2]) if cell == "lstm" else (outputs,)
+    rows = [values.reshape(T * N, -1) for values in kept]
+    chunk = max(1, _MOST // sum(widths) ** 2)
+    found = []
+    for first in range(0, T * N, chunk):
+        jacobians = _jacobians(cell, p, [values[first : first + chunk] for values in rows], widths)
+        maps = (jacobians[:, :outputs, :outputs], jacobians)[: len(widths)]
+        found.append([np.linalg.svd(one, compute_uv=False)[:, 0] for one in maps])
+    return np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+
+
+def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) -> Array:
+    """The derivatives of the state after a step by the state before it, (rows, sum of widths, sum of widths).
+
+    The reference's gradient of a step gives a row of each: that of one unit of the state.
+    """
+    _, gradient = reference._CELLS[cell]
+    count = len(kept[0])
+    jacobians = np.empty((count, sum(widths), sum(widths)))
+    unused = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(p).items()})
+    after = np.zeros((count, sum(widths)))
+    for unit in range(sum(widths)):
+        after[:, unit] = 1
+        _, before = gradient(p, unused, kept, *np.split(after, widths[:-1], axis=1))
+        jacobians[:, unit] = np.concatenate(before, axis=1)
+        after[:, unit] = 0
+    return jacobians
+
+
+def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axes | None = None) -> Axes:
+    """Draw the norm of dL/dh against the lag, with a logarithmic axis: a straight line is a constant factor per step.
+
+    Needs matplotlib: ``pip install 'rnnfast[plot]'``.
+
+    Parameters
+    ----------
+    flows : GradientFlow or mapping of str to GradientFlow
+        A line for each layer and direction, labelled with its name; of a mapping with the flow's, and with both where
+        a flow has several.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure of pyplot by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is missing.
+    TypeError, ValueError
+        When `flows` is not as above, or holds none.
+    """
+    named = flows if isinstance(flows, Mapping) else {"": flows}
+    if not named:
+        raise ValueError("flows must hold at least one GradientFlow, got none")
+    for flow in named.values():
+        if not isinstance(flow, GradientFlow):
+            raise TypeError(f"flows must be a GradientFlow, or a mapping of names to them, got {type(flow).__name__}")
+    if ax is None:
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise ImportError("plot_gradient_flow needs matplotlib: pip install 'rnnfast[plot]'") from error
+        _, ax = pyplot.subplots()
+    for label, flow in named.items():
+        for name, norms in flow.norms.items():
+            text = f"{label} {name}".strip() if len(flow.norms) > 1 or not label else label
+            # What is 0 has no logarithm: the line ends there.
+            ax.plot(np.arange(len(norms)), np.where(norms > 0, norms, np.nan), label=text)
+    ax.set(xlabel="lag (steps before the loss)", ylabel="norm of dL/dh", yscale="log")
+    ax.legend()
+    return ax
