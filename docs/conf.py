@@ -31,17 +31,19 @@ nb_execution_timeout = 300
 nb_execution_excludepatterns = [page for page, modules in needs.items() if not all(map(find_spec, modules))]
 nb_merge_streams = True
 
-autodoc_default_options = {"members": True, "undoc-members": False}
+autodoc_default_options = {"members": True}
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give types, with shapes
 napoleon_google_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 default_role = "code"  # single backticks in docstrings
 # The page of an adapter stays empty where its host is missing.
 suppress_warnings = [] if all(map(find_spec, hosts)) else ["autodoc.import_object"]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"rnnfast {version}"
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
