@@ -1,6 +1,7 @@
 """The documentation site: ``python -m sphinx -W -b html docs build/docs`` in the root of the checkout.
 
-The examples on its pages are run while it is built, with the rnnfast that is installed; one that raises ends the build.
+The examples on its pages are run while it is built, with the rnnfast that is installed. One that raises is a warning,
+and with -W an error.
 """
 
 import os
@@ -26,7 +27,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 nb_execution_mode = "force"
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # in the warning, which -W makes an error: it says more than nb_execution_raise_on_error
 nb_execution_timeout = 300
 nb_execution_excludepatterns = [page for page, modules in needs.items() if not all(map(find_spec, modules))]
 nb_merge_streams = True
@@ -41,6 +42,8 @@ napoleon_use_rtype = False
 default_role = "code"  # single backticks in docstrings
 # The page of an adapter stays empty where its host is missing.
 suppress_warnings = [] if all(map(find_spec, hosts)) else ["autodoc.import_object"]
+
+highlight_language = "none"  # of blocks that name none: commands, equations
 
 html_theme = "furo"
 pygments_dark_style = "github-dark"
