@@ -23,10 +23,10 @@ Repeat(engine, frozen, ...).run(x, state)
     The same for calls that are all alike, as cheap as they can be.
 Step(engine, packed, h, c, N, workspace, empty).run(x, out)
     One step after the other, with the state kept in between.
-backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace,
-         order=None, dh=None)
-    Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros. dh: where
-    to write the whole derivative by h, (num_layers * directions, T, N, output_size); None: nowhere.
+backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace, ...)
+    Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros. Last come
+    order=None and dh=None: where to write the whole derivative by h, (num_layers * directions, T, N, output_size);
+    None: nowhere.
 order.fill(source, array), fold(engine, dy, order)
     Writes the gaps of an array (T, N, features): zeros for 0, what is at the step before or after for -1 and 1. Adds,
     of an array like y, what is at the gaps to what they repeat.
