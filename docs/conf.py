@@ -21,7 +21,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # What the examples of these pages need besides rnnfast. Where it is missing they are shown, and not run.
 needs = {"from_torch.md": ["torch"], "from_keras.md": ["keras", "jax", "h5py"], "from_onnx.md": ["onnx"]}
 os.environ["KERAS_BACKEND"] = "numpy"  # of the examples, and to import its adapter
-hosts = ["torch", "onnx", "keras", "thinc", "jax"]
+hosts = ["torch", "onnx", "keras", "thinc", "jax", "sklearn", "dask"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -40,7 +40,7 @@ napoleon_google_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 default_role = "code"  # single backticks in docstrings
-# The page of an adapter stays empty where its host is missing.
+# The page of a module stays empty where what it needs is missing.
 suppress_warnings = [] if all(map(find_spec, hosts)) else ["autodoc.import_object"]
 
 highlight_language = "none"  # of blocks that name none: commands, equations
