@@ -2,9 +2,10 @@
 
     pip install '.[examples]' && python examples/translation.py
 
-learns in less than three minutes how English words are pronounced, and what day a date phrase of one of eight languages
-means. Both are compared, on words and days that were not learnt from, with what a person would try first. It prints
-examples, and draws how the models learnt and what they looked at. Nothing is downloaded, both packages carry their data:
+learns in less than three minutes how English words are pronounced, and which day a date phrase of one of eight
+languages means. Both are compared, on words and days that were not learnt from, with what a person would try first. It
+prints examples, and draws how the models learnt and what they looked at. Nothing is downloaded, as packages hold the
+data:
 
 - g2p, grapheme to phoneme: the CMU Pronouncing Dictionary in the wheel of pocketsphinx (BSD-2-Clause, Carnegie Mellon
   University; the licence is in the wheel).
@@ -25,6 +26,7 @@ import re
 import shutil
 import sys
 import time
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -98,9 +100,9 @@ def dates_task(size, rng, learnt=24_000):
         drawn = rng.choice(choice, count), rng.choice(LOCALES, count), rng.choice(FORMATS, count)
         for day, locale, form in zip(*(values.tolist() for values in drawn), strict=True):
             date = FIRST_DAY + datetime.timedelta(day)
-            pairs.append(((locale, *format_date(date, form, locale)), tuple(date.isoformat())))
+            pairs.append(((f"{locale} ", *format_date(date, form, locale)), tuple(date.isoformat())))
     held_out = [(source, [target]) for source, target in pairs[:size]]
-    shown = max(range(size), key=lambda index: (held_out[index][0][0] == "el", len(held_out[index][0])))
+    shown = max(range(size), key=lambda index: (held_out[index][0][0] == "el ", len(held_out[index][0])))
     return Task("Dates in eight languages", pairs[size:], held_out, "", dates_baselines, shown)
 
 
@@ -305,7 +307,6 @@ class Training:
         rise = min(1.0, (self.step + 1) / (0.03 * self.steps))
         return self.options.lr * rise * (1 + math.cos(math.pi * self.step / self.steps)) / 2
 
-    @np.errstate(over="ignore", invalid="ignore")  # a training that diverges is looked for
     def advance(self):
         """One step: learn from the next few pairs."""
         if not len(self.waiting):
@@ -329,6 +330,7 @@ class Training:
         codes, weights = self.model.translate(*self.questions, len(self.target) - 1)
         return self.targets.decode(codes), weights
 
+    @np.errstate(over="ignore", invalid="ignore")  # a training that diverges is looked for
     def run(self, bar):
         """Train until all steps are done; there will be fewer where they would take longer than the time there is."""
         while self.step < self.steps:
@@ -460,7 +462,7 @@ def dates_baselines(task):
 
     def answer(parser, locale, *text):
         try:
-            return tuple(parser("".join(text), locale).isoformat())
+            return tuple(parser("".join(text), locale.strip()).isoformat())
         except (ValueError, IndexError, OverflowError, AttributeError):
             return ()
 
@@ -506,16 +508,18 @@ def print_scores(scores):
 
 def print_examples(task, answers):
     rows = [
-        (
-            " ".join([source[0], "".join(source[1:])]) if len(source[0]) > 1 else "".join(source),
-            task.write(answer),
-            "" if answer in targets else f"right: {task.write(targets[0])}",
-        )
+        ("".join(source), task.write(answer), "" if answer in targets else f"right: {task.write(targets[0])}")
         for (source, targets), answer in list(zip(task.held_out, answers, strict=True))[:SHOWN]
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for source, answer, remark in rows:
-        print(f"  {source:{widths[0]}}   {answer:{widths[1]}}   {remark}".rstrip())
+    columns = [max(map(width, column)) + 2 for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "".join(text + " " * (room - width(text)) for text, room in zip(row, columns, strict=True))
+        print(f"  {line}".rstrip())
+
+
+def width(text):
+    """Columns of a terminal: Chinese characters take two."""
+    return len(text) + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
 def draw(results, path):
@@ -536,13 +540,12 @@ def draw(results, path):
         curve.legend(loc="lower right")
         curve.spines[["top", "right"]].set_visible(False)
 
-        source, answer = task.held_out[task.shown][0], answers[task.shown]
-        image = look.imshow(weights[task.shown, : len(answer), : len(source)], cmap="Blues", vmin=0, vmax=1)
-        look.set_aspect("auto")
+        source, answer = task.held_out[task.shown][0], [*answers[task.shown], "end"]
+        looked = weights[task.shown, : len(answer), : len(source)]
+        image = look.imshow(looked, aspect="auto", cmap="Blues", vmin=0, vmax=1)
         look.set_xticks(range(len(source)), ["␣" if symbol == " " else symbol for symbol in source])
-        look.set_yticks(range(len(answer)), answer)
+        look.set_yticks(range(len(looked)), answer[: len(looked)])
         look.set(xlabel="what was read", ylabel="what was written", title="Where each symbol looked")
-        look.tick_params(axis="x", rotation=90 if any(len(symbol) > 1 for symbol in source) else 0)
         figure.colorbar(image, ax=look, label="weight of the attention")
     try:
         figure.savefig(path, dpi=100)
