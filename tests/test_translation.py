@@ -92,12 +92,12 @@ def test_gradients_of_the_model_are_central_differences(rng):
 
 
 def test_translation_takes_the_likeliest_symbol_after_those_before_it():
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(36)
     model = translation.Translator(6, 5, 8, 7, rng, np.float64)
     source, lengths, _, _ = random_batch(rng)
-    model.readout.parameters["bias"][0] += 0.2  # so that some end
+    model.readout.parameters["bias"][0] += 0.1  # so that some end
     codes, weights = model.translate(source, lengths, longest=9)
-    assert (codes != 0).sum(axis=0).tolist() == [1, 9, 0]
+    assert (codes != 0).sum(axis=0).tolist() == [9, 1, 4]
     assert weights.shape == (3, len(codes), 5)
     for n, length in enumerate(lengths):
         answer = [*itertools.takewhile(bool, codes[:, n])]
@@ -213,6 +213,7 @@ def test_every_pair_is_read_once_in_an_epoch(rng, monkeypatch):
 def test_fewer_steps_where_time_runs_out(rng):
     training = train(spelling_task(rng), epochs=1000, seconds=0.3)
     assert training.step == training.steps < training.planned
+    assert training.seconds < 2
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
