@@ -2,7 +2,7 @@
 
     pip install '.[examples]' && python examples/translation.py
 
-learns in less than three minutes how English words are pronounced, and which day a date phrase of one of eight
+learns in about three minutes how English words are pronounced, and which day a date phrase of one of eight
 languages means. Both are compared, on words and days that were not learnt from, with what a person would try first. It
 prints examples, and draws how the models learnt and what they looked at. Nothing is downloaded, as packages hold the
 data:
