@@ -627,8 +627,10 @@ class SequenceClassifier(ClassifierMixin, _Labels):  # type: ignore[misc]
     ----------
     cell : {"lstm", "gru", "rnn"}
         The layer: :class:`rnnfast.LSTM`, :class:`rnnfast.GRU` or :class:`rnnfast.RNN`.
-    hidden_size, num_layers : int, default 32 and 1
-        Units of a layer; layers on top of each other.
+    hidden_size : int, default 32
+        Units of a layer, in each direction.
+    num_layers : int, default 1
+        Layers on top of each other.
     bidirectional : bool, default False
         Whether the layers run in both directions.
     pooling : {"last", "mean"}
