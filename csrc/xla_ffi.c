@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define END(type, member) (offsetof(type, member) + sizeof(((type *)0)->member))
-
 typedef struct {
     const xla_frame *frame;
     xla_error *error;
@@ -70,7 +68,7 @@ static void *numbers(run *r, int of_results, ptrdiff_t count)
 static int is_known(const xla_frame *frame)
 {
     const xla_api *api = frame->api;
-    return api->struct_size >= sizeof *api && api->version.struct_size == END(xla_version, minor) && api->version.major == XLA_MAJOR &&
+    return api && api->struct_size >= sizeof *api && api->version.struct_size == XLA_VERSION_SIZE && api->version.major == XLA_MAJOR &&
            frame->struct_size >= sizeof *frame && frame->arguments.struct_size == sizeof(xla_list) &&
            frame->results.struct_size == sizeof(xla_list) && frame->attributes.struct_size == sizeof(xla_attributes);
 }
@@ -83,7 +81,7 @@ static int is_question(const xla_frame *frame)
     if (!e || e->type != XLA_METADATA || e->struct_size < sizeof(xla_metadata_extension)) return 0;
     m = ((const xla_metadata_extension *)e)->metadata;
     m->version.major = is_known(frame) ? XLA_MAJOR : -1;
-    m->version.minor = frame->api->version.minor;
+    m->version.minor = is_known(frame) ? frame->api->version.minor : 0;
     return 1;
 }
 

@@ -27,6 +27,8 @@ typedef struct {
     int major, minor;
 } xla_version;
 
+enum { XLA_VERSION_SIZE = offsetof(xla_version, minor) + sizeof(int) }; /* struct_size of one: without what aligns it */
+
 typedef struct xla_error xla_error; /* XLA's own */
 
 typedef struct {

@@ -2,6 +2,11 @@
 
 import contextlib
 import functools
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +36,8 @@ LAYERS = {
     "rnn relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
 }
 READ = ("proj_size", "peepholes", "bias")
+FINE_LAYER = rnnfast.LSTM(I, H, rng=0)
+FINE = dict(FINE_LAYER.parameters)
 
 
 @contextlib.contextmanager
@@ -88,6 +95,12 @@ def uneven(batch_first):
         {"mask": rng.random(shape) < 0.7},
         {"mask": rng.random(shape) < 0.7, "reset": rng.random(shape) < 0.3, "zero_masked": True},
     ]
+
+
+@pytest.fixture
+def through_python(monkeypatch):
+    """Calls that XLA could make itself go through Python."""
+    monkeypatch.setattr(backend, "DIRECT", False)
 
 
 # ---------------------------------------------------------------------------------------------------- without vmap
@@ -185,11 +198,163 @@ def test_training_under_jit():
     assert losses[-1] < 0.2 * losses[0]
 
 
+# ------------------------------------------------------------------------------------------- without Python, in XLA
+
+direct = pytest.mark.skipif(not backend.DIRECT, reason="this jax has no jax.ffi: XLA calls Python, not the kernels")
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+
+
+def operations(function, *given):
+    """What leaves the compiled program: how often each of our handlers and Python are called."""
+    text = jax.jit(function).lower(*given).as_text()
+    names = re.findall(r"custom_call @(\w+)", text)
+    return {name: names.count(name) for name in names if "rnnfast" in name or "callback" in name}
+
+
+@direct
+def test_both_ways(case, monkeypatch):
+    """The same bits whether XLA calls the kernels or Python, of results and of gradients; also unbatched."""
+    layer, function, x, state = case
+    by = weights(layer, x, state)
+    first = x[0], jax.tree.map(lambda member: member[:, 0], state)
+    found = []
+    for way in (True, False):
+        monkeypatch.setattr(backend, "DIRECT", way)
+        loss = lambda x, parameters, state: weighted(function(x, parameters, state), by)  # noqa: E731
+        whole = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, dict(layer.parameters), state)
+        row = jax.jit(lambda x, parameters, state: function(x, parameters, state))(first[0], layer.parameters, first[1])
+        slope = jax.grad(lambda x: function(x, dict(layer.parameters))[0].sum())(first[0])
+        found.append((whole, row, slope))
+    assert same(*found)
+
+
+@direct
+def test_a_gradient_computes_forward_once():
+    layer, function, x, state = case_of(rnnfast.LSTM)
+    parameters = dict(layer.parameters)
+    run = lambda parameters, **given: function(x, parameters, state, **given)[0].sum()  # noqa: E731
+    assert operations(run, parameters) == {"rnnfast_forward": 1}
+    assert operations(jax.grad(run), parameters) == {"rnnfast_forward": 1, "rnnfast_backward": 1}
+    uneven_ones = operations(functools.partial(jax.grad(run), lengths=np.array([4, 0, T, 1])), parameters)
+    assert not any("rnnfast" in name for name in uneven_ones)
+    empty = operations(lambda parameters: function(x[:, :0], parameters), parameters)
+    assert not any("rnnfast" in name for name in empty)
+
+
+@direct
+def test_vmap_over_rows_is_one_call():
+    layer, function, x, _ = case_of(rnnfast.LSTM, num_layers=2, bidirectional=True)
+    mapped = jax.vmap(function, (1, None), 1)
+    text = jax.jit(mapped).lower(x, dict(layer.parameters)).as_text()
+    assert text.count("custom_call @rnnfast_forward") == 1
+    assert "while" not in text
+    assert same(jax.jit(mapped)(x, dict(layer.parameters))[0], layer(x)[0])
+
+
+@direct
+def test_threads():
+    """Calls at once, of one program and of several, with threads of their own."""
+    layer, function, _, _ = case_of(rnnfast.LSTM, bidirectional=True)
+    parameters = dict(layer.parameters)
+    xs = np.random.default_rng(0).normal(size=(24, 40, 3, I)).astype(np.float32)
+    step = jax.jit(jax.value_and_grad(lambda x, parameters: function(x, parameters)[0].sum(), (0, 1)))
+
+    def run(x):
+        return step(x, parameters), jax.jit(lambda x: function(-x, parameters))(x)
+
+    before = rnnfast.get_num_threads()
+    rnnfast.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(run, xs))
+    finally:
+        rnnfast.set_num_threads(before)
+    for x, ((_, gradients), result) in zip(xs, found, strict=True):
+        y, _, tape = layer.forward(x)
+        expected = layer.backward(tape, np.ones_like(y))
+        assert same((gradients, result), ((expected.x, expected.parameters), layer(-x)))
+
+
+def handle(name, arrays, results, call):
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    return jax.block_until_ready(jax.ffi.ffi_call(f"rnnfast_{name}", shapes)(*arrays, **call))
+
+
+@direct
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"arrays": {0: np.zeros((T, N, I), np.int32)}},
+            "argument 0 has 72 numbers of XLA's type 4, where 72 of type 11 ",
+        ),
+        ({"arrays": {0: np.zeros(I, np.float32)}}, "argument 0 must be x, of two or three axes"),
+        ({"arrays": {0: np.zeros((T, 0, I), np.float32)}}, "x has 6 steps and 0 rows"),
+        ({"arrays": {0: np.zeros((T, N, I + 1), np.float32)}}, "argument 0 has 96 numbers .* where 72"),
+        ({"arrays": {2: np.zeros((H, H), np.float32)}}, "argument 2 has 25 numbers .* where 100"),
+        ({"drop": 1}, "argument 4 is missing"),
+        ({"results": {1: ((N, H), np.float32), 0: ((T, H), np.float32)}}, "result 0 has 30 numbers .* where 120"),
+        ({"results": {2: ((1, N, H), np.int32)}}, "result 2 has 20 numbers of XLA's type 4"),
+        ({"results": {3: ((5,), np.uint8)}}, "result 3 has 5 numbers of XLA's type 6, where [0-9]+ of type 6"),
+        ({"call": {}}, "the attribute of a call must be an array of"),
+        ({"call": {"call": np.int32(1)}}, "the attribute of a call must be an array of"),
+        ({"call": {"call": np.zeros(8, np.uint8)}}, "the attribute of a call must be an array of"),
+        ({"bytes": {0: 77}}, "compiled with version 77 of rnnfast's interface"),
+        ({"bytes": {4: ord("q")}}, "compiled for q.*, which does not run here"),
+    ],
+)
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_what_the_handlers_refuse(name, change, message):
+    engine = FINE_LAYER._engine
+    float32, tape = np.float32, ((engine.sizes(T, N).tape,), np.uint8)
+    y, h, x = ((T, N, H), float32), ((1, N, H), float32), ((T, N, I), float32)
+    parameters = [(array.shape, float32) for array in FINE.values()]
+    given, results = ([x, *parameters], [y, h, h, tape])
+    if name == "backward":
+        given, results = [*given, y, tape, y, h, h], [x, *parameters, h, h]
+        if "results" in change or "drop" in change:
+            pytest.skip("forward has it")
+    arrays = [np.zeros(*one) for one in given]
+    call = np.frombuffer(engine.xla_call(True, False, False), np.uint8).copy()
+    for place, value in change.get("arrays", {}).items():
+        arrays[place] = value
+    for place, value in change.get("results", {}).items():
+        results[place] = value
+    for place, value in change.get("bytes", {}).items():
+        call[place] = value
+    arrays = arrays[: len(arrays) - change.get("drop", 0)]
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: .*{message}"):
+        handle(name, arrays, results, change.get("call", {"call": call}))
+
+
+@direct
+def test_the_layouts_are_those_of_the_header(tmp_path):
+    """Of XLA's header; and what only a frame of our own can show: other versions, and a tape beside a cache line."""
+    c, cxx = shutil.which("cc"), shutil.which("c++")
+    if not (c and cxx):
+        pytest.skip("there is no compiler of C and C++: the layouts are not compared")
+    if not (CSRC / "xla_ffi.c").is_file():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources to compile")
+    sources = [CSRC / f"{name}.c" for name in ("xla_ffi", "rnnfast", "order", "pool", "f32_scalar", "f64_scalar")]
+    # What reads a tape that is not at a cache line stops.
+    strict = ["-O1", "-pthread", "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", f"-I{CSRC}"]
+    plain = ["-std=c11", "-ffp-contract=off", "-DRNNFAST_SCALAR_ONLY", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([c, "-c", *strict, *plain, *sources], cwd=tmp_path, check=True)
+    objects = [f"{source.stem}.o" for source in sources]
+    header = ["-isystem", jax.ffi.include_dir()]
+    check = Path(__file__).with_name("xla_check.cpp")
+    subprocess.run([cxx, *strict, *header, check, *objects, "-lm", "-o", "check"], cwd=tmp_path, check=True)
+    printed = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert printed[:2] == ["gradient same", "answers 0.0 -1 -1"]
+    assert re.fullmatch(r"error rnnfast was made for version 0 of XLA's interface, this is 1\.\d or .*", printed[2])
+    assert re.fullmatch(r"error rnnfast was made for version 0 .* or laid out differently", printed[3])
+
+
 # ------------------------------------------------------------------------------------------------------------ vmap
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls(monkeypatch, through_python):  # noqa: ARG001
     """The shapes of x in the calls that reach the host."""
     seen = []
     prepare = backend._prepare
@@ -302,7 +467,6 @@ def test_vmap_over_parameters():
 
 # ---------------------------------------------------------------------------------------------------------- errors
 
-FINE = dict(rnnfast.LSTM(I, H, rng=0).parameters)
 X = np.zeros((T, N, I), np.float32)
 
 

@@ -127,6 +127,7 @@ def _on_host(name: str, call: _Call) -> Any:
 
 # --------------------------------------------------------------------------------------------------------- in JAX
 
+
 def _register() -> bool:
     """Hand the kernels to XLA; whether it takes them."""
     try:
@@ -147,7 +148,7 @@ def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> An
     if call.direct:
         states = (state in call.names for state in STATES)
         bytes_of_call = call.layer._engine.xla_call(not call.layer.batch_first, *states)
-        run = jax.ffi.ffi_call(f"rnnfast_{name}", results)
+        run = jax.ffi.ffi_call(f"rnnfast_{name}", results, vmap_method="sequential")
         return run(*arrays, call=np.frombuffer(bytes_of_call, np.uint8))
     return jax.pure_callback(_on_host(name, call), results, *arrays, vmap_method="sequential")
 
