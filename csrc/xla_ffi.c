@@ -59,6 +59,7 @@ static void *take(run *r, int of_results, int dtype, ptrdiff_t count)
     return b->data;
 }
 
+/* The next, of the numbers of the call. */
 static void *numbers(run *r, int of_results, ptrdiff_t count)
 {
     return take(r, of_results, r->call.item == 8 ? XLA_F64 : XLA_F32, count);
@@ -110,7 +111,7 @@ static void read_shape(run *r)
     const xla_buffer *x = list->size && *list->types == XLA_BUFFER ? *list->values : NULL;
     int time = !r->call.time_first;
     if (r->error) return;
-    if (!x || x->rank < 2 || x->rank > 3) {
+    if (!x || x->struct_size < sizeof *x || x->rank < 2 || x->rank > 3) {
         fail(r, XLA_INVALID_ARGUMENT, "rnnfast: argument 0 must be x, of two or three axes");
         return;
     }
@@ -142,6 +143,13 @@ static void take_parameters(run *r, int of_results, void **parameters)
         parameters[k] = r->call.kinds >> kind & 1 ? numbers(r, of_results, size) : NULL;
         if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(size * r->call.item));
     }
+}
+
+static void take_no_more(run *r)
+{
+    int64_t arguments = r->frame->arguments.size - r->arguments, results = r->frame->results.size - r->results;
+    if (arguments > 0 || results > 0)
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %d arguments and %d results are too many", (int)arguments, (int)results);
 }
 
 /* Memory that begins at a cache line, until the call ends. NULL after an error. */
@@ -216,6 +224,7 @@ xla_error *rnnfast_xla_forward(const xla_frame *frame, int threads)
     p->h_n = numbers(&r, 1, r.h);
     if (r.c) p->c_n = numbers(&r, 1, r.c);
     if (r.results < frame->results.size) tape = take(&r, 1, XLA_U8, (ptrdiff_t)r.sizes.tape);
+    take_no_more(&r);
     p->tape = at_line(&r, tape);
     p->packed = packed = memory(&r, r.sizes.packed);
     p->workspace = memory(&r, r.sizes.forward_workspace);
@@ -243,6 +252,7 @@ xla_error *rnnfast_xla_backward(const xla_frame *frame, int threads)
     p->dh0 = numbers(&r, 1, r.h);
     if (r.c) p->dc0 = numbers(&r, 1, r.c);
     p->dparameters = r.dparameters;
+    take_no_more(&r);
     p->tape = at_line(&r, tape);
     p->packed_back = packed = memory(&r, r.sizes.packed_back);
     p->workspace = memory(&r, r.sizes.backward_workspace);

@@ -215,15 +215,15 @@ def operations(function, *given):
 def test_both_ways(case, monkeypatch):
     """The same bits whether XLA calls the kernels or Python, of results and of gradients; also unbatched."""
     layer, function, x, state = case
-    by = weights(layer, x, state)
-    first = x[0], jax.tree.map(lambda member: member[:, 0], state)
+    parameters, by = dict(layer.parameters), weights(layer, x, state)
+    x_row, state_row = x[0], jax.tree.map(lambda member: member[:, 0], state)
     found = []
     for way in (True, False):
         monkeypatch.setattr(backend, "DIRECT", way)
-        loss = lambda x, parameters, state: weighted(function(x, parameters, state), by)  # noqa: E731
-        whole = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, dict(layer.parameters), state)
-        row = jax.jit(lambda x, parameters, state: function(x, parameters, state))(first[0], layer.parameters, first[1])
-        slope = jax.grad(lambda x: function(x, dict(layer.parameters))[0].sum())(first[0])
+        loss = lambda *given: weighted(function(*given), by)  # noqa: E731
+        whole = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, parameters, state)
+        row = jax.jit(lambda *given: function(*given))(x_row, parameters, state_row)
+        slope = jax.grad(lambda x: function(x, parameters)[0].sum())(x_row)
         found.append((whole, row, slope))
     assert same(*found)
 
@@ -275,56 +275,68 @@ def test_threads():
         assert same((gradients, result), ((expected.x, expected.parameters), layer(-x)))
 
 
-def handle(name, arrays, results, call):
-    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
-    return jax.block_until_ready(jax.ffi.ffi_call(f"rnnfast_{name}", shapes)(*arrays, **call))
+FLOAT, BYTE = np.float32, np.uint8
+REFUSED = [  # arguments, results or bytes of the attribute in place of those that fit
+    ({0: ((T, N, I), np.int32)}, {}, {}, "argument 0 has 72 numbers of XLA's type 4, where 72 of type 11 belong"),
+    ({0: ((I,), FLOAT)}, {}, {}, "argument 0 must be x, of two or three axes"),
+    ({0: ((T, 0, I), FLOAT)}, {}, {}, "x has 6 steps and 0 rows"),
+    ({0: ((T, N, I + 1), FLOAT)}, {}, {}, "argument 0 has 96 numbers .* where 72 of"),
+    ({2: ((H, H), FLOAT)}, {}, {}, "argument 2 has 25 numbers .* where 100 of"),
+    ({}, {1: ((1, 1), FLOAT)}, {}, "result 1 has 1 numbers"),
+    ({}, {2: ((20, H), np.int32)}, {}, "result 2 has 100 numbers of XLA's type 4"),
+    ({}, {}, {0: 77}, "compiled with version 77 of rnnfast's interface, this is 1"),
+    ({}, {}, {4: ord("q")}, "compiled for q.*, which does not run here"),
+    ({}, {}, None, "the attribute of a call must be an array of [0-9]+ bytes"),
+]
+
+
+def handle(name, arguments, results, **attributes):
+    shapes = [jax.ShapeDtypeStruct(*result) for result in results]
+    arrays = [np.ones(*argument) for argument in arguments]
+    return jax.block_until_ready(jax.ffi.ffi_call(f"rnnfast_{name}", shapes)(*arrays, **attributes))
+
+
+def what_fits(name):
+    """Arguments, results and attribute of a handler, for FINE_LAYER and X."""
+    engine = FINE_LAYER._engine
+    x, y, h, tape = ((T, N, I), FLOAT), ((T, N, H), FLOAT), ((1, N, H), FLOAT), ((engine.sizes(T, N).tape,), BYTE)
+    parameters = [(array.shape, FLOAT) for array in FINE.values()]
+    call = np.frombuffer(engine.xla_call(True, False, False), np.uint8).copy()
+    if name == "forward":
+        return [x, *parameters], [y, h, h, tape], call
+    return [x, *parameters, y, tape, y, h, h], [x, *parameters, h, h], call
 
 
 @direct
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"arrays": {0: np.zeros((T, N, I), np.int32)}},
-            "argument 0 has 72 numbers of XLA's type 4, where 72 of type 11 ",
-        ),
-        ({"arrays": {0: np.zeros(I, np.float32)}}, "argument 0 must be x, of two or three axes"),
-        ({"arrays": {0: np.zeros((T, 0, I), np.float32)}}, "x has 6 steps and 0 rows"),
-        ({"arrays": {0: np.zeros((T, N, I + 1), np.float32)}}, "argument 0 has 96 numbers .* where 72"),
-        ({"arrays": {2: np.zeros((H, H), np.float32)}}, "argument 2 has 25 numbers .* where 100"),
-        ({"drop": 1}, "argument 4 is missing"),
-        ({"results": {1: ((N, H), np.float32), 0: ((T, H), np.float32)}}, "result 0 has 30 numbers .* where 120"),
-        ({"results": {2: ((1, N, H), np.int32)}}, "result 2 has 20 numbers of XLA's type 4"),
-        ({"results": {3: ((5,), np.uint8)}}, "result 3 has 5 numbers of XLA's type 6, where [0-9]+ of type 6"),
-        ({"call": {}}, "the attribute of a call must be an array of"),
-        ({"call": {"call": np.int32(1)}}, "the attribute of a call must be an array of"),
-        ({"call": {"call": np.zeros(8, np.uint8)}}, "the attribute of a call must be an array of"),
-        ({"bytes": {0: 77}}, "compiled with version 77 of rnnfast's interface"),
-        ({"bytes": {4: ord("q")}}, "compiled for q.*, which does not run here"),
-    ],
-)
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_what_the_handlers_refuse(name, change, message):
-    engine = FINE_LAYER._engine
-    float32, tape = np.float32, ((engine.sizes(T, N).tape,), np.uint8)
-    y, h, x = ((T, N, H), float32), ((1, N, H), float32), ((T, N, I), float32)
-    parameters = [(array.shape, float32) for array in FINE.values()]
-    given, results = ([x, *parameters], [y, h, h, tape])
-    if name == "backward":
-        given, results = [*given, y, tape, y, h, h], [x, *parameters, h, h]
-        if "results" in change or "drop" in change:
-            pytest.skip("forward has it")
-    arrays = [np.zeros(*one) for one in given]
-    call = np.frombuffer(engine.xla_call(True, False, False), np.uint8).copy()
-    for place, value in change.get("arrays", {}).items():
-        arrays[place] = value
-    for place, value in change.get("results", {}).items():
-        results[place] = value
-    for place, value in change.get("bytes", {}).items():
-        call[place] = value
-    arrays = arrays[: len(arrays) - change.get("drop", 0)]
+@pytest.mark.parametrize(("arguments", "results", "call", "message"), REFUSED)
+def test_what_the_handlers_refuse(name, arguments, results, call, message):
+    given, wanted, attribute = what_fits(name)
+    for own, others in ((given, arguments), (wanted, results), (attribute, call or {})):
+        for place, other in others.items():
+            own[place] = other
+    attributes = {"call": np.int32(1)} if call is None else {"call": attribute}
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: .*{message}"):
-        handle(name, arrays, results, change.get("call", {"call": call}))
+        handle(name, given, wanted, **attributes)
+
+
+@direct
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_what_the_handlers_miss(name):
+    given, wanted, attribute = what_fits(name)
+    handle(name, given, wanted, call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: argument {len(given) - 1} is missing"):
+        handle(name, given[:-1], wanted, call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: result \d is missing"):
+        handle(name, given, wanted[:2], call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: 1 arguments and 1 results are too many"):
+        handle(name, [*given, ((1,), FLOAT)], [*wanted, ((1,), FLOAT)], call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="rnnfast: the attribute of a call must be"):
+        handle(name, given, wanted)
+    place = 3 if name == "forward" else 6
+    (wanted if name == "forward" else given)[place] = (5,), BYTE
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: (argument|result) {place} has 5 numbers"):
+        handle(name, given, wanted, call=attribute)
 
 
 @direct

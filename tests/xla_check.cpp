@@ -10,7 +10,7 @@ extern "C" {
 #include <cstring>
 #include <vector>
 
-#define SAME(ours, member, theirs, its)                                                                                       \
+#define SAME(ours, member, theirs, its)                                                                                                    \
     static_assert(offsetof(ours, member) == offsetof(theirs, its) && sizeof(ours::member) == sizeof(theirs::its), #theirs "::" #its)
 #define STRUCT(ours, theirs) SAME(ours, struct_size, theirs, struct_size)
 
@@ -182,7 +182,9 @@ static XLA_FFI_Api_Version answer(int major, size_t embedded)
     frame.struct_size = XLA_FFI_CallFrame_STRUCT_SIZE;
     frame.extension_start = &extension.extension_base;
     frame.api = &api;
-    frame.args.struct_size = embedded, frame.rets.struct_size = XLA_FFI_Rets_STRUCT_SIZE, frame.attrs.struct_size = XLA_FFI_Attrs_STRUCT_SIZE;
+    frame.args.struct_size = embedded;
+    frame.rets.struct_size = XLA_FFI_Rets_STRUCT_SIZE;
+    frame.attrs.struct_size = XLA_FFI_Attrs_STRUCT_SIZE;
     rnnfast_xla_forward((const xla_frame *)&frame, 1);
     return metadata.api_version;
 }

@@ -60,7 +60,7 @@ class _Call(NamedTuple):
     zero_masked: bool
     names: tuple[str, ...]  # of the arrays: x, the parameters, then those of h, c, lengths, mask, reset that there are
     direct: bool  # XLA calls the kernels itself, without Python
-    taped: bool = False  # direct alone: the tape is a result too
+    taped: bool = False  # and the tape is a result too
 
     @property
     def layer(self) -> Any:
@@ -125,17 +125,17 @@ def _on_host(name: str, call: _Call) -> Any:
     return functools.partial(HOST[name], call)
 
 
-# --------------------------------------------------------------------------------------------------------- in JAX
+# ---------------------------------------------------------------------------------------------------- out of JAX
 
 
 def _register() -> bool:
-    """Hand the kernels to XLA; whether it takes them."""
+    """Hand the kernels to XLA, for it to call them itself; whether it takes them."""
     try:
         from jax import ffi
 
         for name, handler in functional.xla.items():
             ffi.register_ffi_target(f"rnnfast_{name}", handler, platform="cpu")
-    except (ImportError, RuntimeError):  # older than 0.5, or of a version of the interface that is not known yet
+    except (ImportError, RuntimeError):  # a JAX before 0.5, or one whose interface is of another version
         return False
     return True
 
@@ -143,15 +143,23 @@ def _register() -> bool:
 DIRECT = _register()
 
 
-def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> Any:
-    """Leave JAX, for "forward" or "backward"."""
-    if call.direct:
-        states = (state in call.names for state in STATES)
-        bytes_of_call = call.layer._engine.xla_call(not call.layer.batch_first, *states)
-        run = jax.ffi.ffi_call(f"rnnfast_{name}", results, vmap_method="sequential")
-        return run(*arrays, call=np.frombuffer(bytes_of_call, np.uint8))
-    return jax.pure_callback(_on_host(name, call), results, *arrays, vmap_method="sequential")
+def _is_direct(named: Mapping[str, Any]) -> bool:
+    """Whether XLA can call the kernels itself: on the CPU, where all rows have all steps, and there are rows."""
+    plain = named["x"].size > 0 and not any(name in UNEVEN for name in named)
+    return DIRECT and plain and jax.default_backend() == "cpu"
 
+
+def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> Any:
+    """ "forward" or "backward", by XLA itself or through Python."""
+    if not call.direct:
+        return jax.pure_callback(_on_host(name, call), results, *arrays, vmap_method="sequential")
+    has_states = (state in call.names for state in STATES)
+    description = call.layer._engine.xla_call(not call.layer.batch_first, *has_states)
+    run = jax.ffi.ffi_call(f"rnnfast_{name}", results, vmap_method="sequential")
+    return run(*arrays, call=np.frombuffer(description, np.uint8))
+
+
+# --------------------------------------------------------------------------------------------------------- in JAX
 
 # A primitive, as jax.custom_batching.custom_vmap has no derivative in reverse mode. Batching makes a call of it again,
 # so that the derivative of a vmap is that of one large call.
@@ -415,9 +423,8 @@ def _apply(
     ordered = {name: arrays[name] for name in layer.parameters}  # jit sorts the names of a dict
     given = {"x": x, **ordered, **dict(zip(STATES, members, strict=False)), **dict(zip(UNEVEN, uneven, strict=True))}
     named = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
-    uneven_or_empty = any(name in UNEVEN for name in named) or not named["x"].size
-    direct = DIRECT and jax.default_backend() == "cpu" and not uneven_or_empty
-    call = _Call(kind, layer_options, arguments.flag("zero_masked", zero_masked), tuple(named), direct)
+    zero_masked = arguments.flag("zero_masked", zero_masked)
+    call = _Call(kind, layer_options, zero_masked, tuple(named), _is_direct(named))
     layer._inputs(**call.arguments(_likenesses(named, layer.dtype)))
     cast = [array if name in UNEVEN else array.astype(layer.dtype) for name, array in named.items()]
     y, *members = recurrent.bind(*cast, call=call)
