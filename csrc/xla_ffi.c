@@ -69,20 +69,21 @@ static void *numbers(run *r, int of_results, ptrdiff_t count)
 static int is_known(const xla_frame *frame)
 {
     const xla_api *api = frame->api;
-    return api && api->struct_size >= sizeof *api && api->version.struct_size == XLA_VERSION_SIZE && api->version.major == XLA_MAJOR &&
+    return api->struct_size >= sizeof *api && api->version.struct_size == XLA_VERSION_SIZE && api->version.major == XLA_MAJOR &&
            frame->struct_size >= sizeof *frame && frame->arguments.struct_size == sizeof(xla_list) &&
            frame->results.struct_size == sizeof(xla_list) && frame->attributes.struct_size == sizeof(xla_attributes);
 }
 
-/* Whether this is no call, but XLA's question which version the handler was made for. That is each minor version of the major one. */
+/* Whether this is no call, but XLA's question which version the handler was made for: any minor version. Until 0.1 it does not say
+ * which it is itself, so that only a call can show whether it is known. */
 static int is_question(const xla_frame *frame)
 {
     const xla_extension *e = frame->extensions;
-    xla_metadata *m;
+    xla_version *version;
     if (!e || e->type != XLA_METADATA || e->struct_size < sizeof(xla_metadata_extension)) return 0;
-    m = ((const xla_metadata_extension *)e)->metadata;
-    m->version.major = is_known(frame) ? XLA_MAJOR : -1;
-    m->version.minor = is_known(frame) ? frame->api->version.minor : 0;
+    version = &((const xla_metadata_extension *)e)->metadata->version;
+    version->major = !frame->api || is_known(frame) ? XLA_MAJOR : -1;
+    version->minor = frame->api ? frame->api->version.minor : 1;
     return 1;
 }
 

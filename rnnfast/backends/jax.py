@@ -128,7 +128,8 @@ def _on_host(name: str, call: _Call) -> Any:
 # ---------------------------------------------------------------------------------------------------- out of JAX
 
 
-def _register() -> bool:
+@functools.cache
+def _has_kernels() -> bool:
     """Hand the kernels to XLA, for it to call them itself; whether it takes them."""
     try:
         from jax import ffi
@@ -140,13 +141,11 @@ def _register() -> bool:
     return True
 
 
-DIRECT = _register()
-
-
 def _is_direct(named: Mapping[str, Any]) -> bool:
     """Whether XLA can call the kernels itself: on the CPU, where all rows have all steps, and there are rows."""
     plain = named["x"].size > 0 and not any(name in UNEVEN for name in named)
-    return DIRECT and plain and jax.default_backend() == "cpu"
+    # In this order: XLA looks at what is handed over once it has a back end, and with none would refuse to make one.
+    return plain and jax.default_backend() == "cpu" and _has_kernels()
 
 
 def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> Any:
