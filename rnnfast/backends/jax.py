@@ -15,11 +15,13 @@ projection or peepholes, and the dtype, which is float32, or with ``jax_enable_x
 the layers of rnnfast.
 
 vmap over x, states, lengths, masks and resets makes one call of a larger batch, and so does ``grad`` of ``vmap``. vmap
-over parameters, and the backward pass of ``vmap`` of ``grad``, make a call for each member.
+over parameters, and ``vmap`` of ``grad``, make a call for each member.
 
-XLA calls back to Python (``jax.pure_callback``), which takes some 0.1 ms for a forward or a backward pass; arrays of a
-device that is not the CPU go to the host and back. The backward pass computes the forward pass again: to hand the tape
-from one to the other was measured, and takes longer.
+On the CPU XLA calls the kernels itself, by its foreign-function interface (``jax.ffi``, JAX from 0.5 on), and keeps the
+tape between forward and backward. With lengths, masks or resets, on other devices and with older versions it calls back
+to Python (``jax.pure_callback``), which takes some 0.1 ms more for a forward or a backward pass, and backward computes
+forward again: to hand the tape on was measured there, and takes longer. Arrays of a device that is not the CPU go to
+the host and back.
 
 Supported: JAX from 0.4.36 on. Declined: derivatives in forward mode (jvp), second derivatives, and dropout (drop
 between calls for single layers).
