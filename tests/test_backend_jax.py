@@ -262,9 +262,9 @@ def test_threads():
     parameters = dict(layer.parameters)
     xs = np.random.default_rng(0).normal(size=(24, 200, 3, 16)).astype(np.float32)
     step = jax.jit(jax.value_and_grad(lambda x, parameters: function(x, parameters)[0].sum(), (0, 1)))
-
-    def run(x):
-        return step(x, parameters), jax.jit(lambda x: function(-x, parameters))(x)
+    infer = jax.jit(lambda x: function(-x, parameters))
+    run = lambda x: (step(x, parameters), infer(x))  # noqa: E731
+    run(xs[0])  # so that the threads do not wait for the compiler
 
     before = rnnfast.get_num_threads()
     rnnfast.set_num_threads(3)
