@@ -353,7 +353,8 @@ cdef class Engine:
         memset(&call, 0, sizeof(call))
         call.abi, call.item, call.gates, call.stack = RNNFAST_ABI, self.table.item, self.gates, self.stack
         strncpy(call.isa, self.table.isa, sizeof(call.isa) - 1)
-        call.kinds = sum(1 << kind for kind in self.kinds)
+        for kind in self.kinds:
+            call.kinds |= 1 << <int>kind
         call.time_first, call.has_h0, call.has_c0 = time_first, has_h0, has_c0
         return (<char *>&call)[:sizeof(call)]
 
