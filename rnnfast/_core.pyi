@@ -10,6 +10,7 @@ CELLS: tuple[str, ...]
 FUNCTIONS: tuple[str, ...]
 SUM_ROWS: int
 api: object  # a capsule, for csrc/rnnfast_python.h
+xla: dict[str, object]  # capsules: handlers "forward" and "backward" for XLA, see csrc/xla_ffi.h
 
 class Sizes(NamedTuple):
     tape: int
@@ -50,6 +51,7 @@ class Engine:
         options: Any = None,
     ) -> None: ...
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
+    def xla_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
 
 class Order:
     begin: NDArray[np.intp]

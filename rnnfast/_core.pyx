@@ -7,7 +7,7 @@ What the arguments must be is said in rnnfast/functional.py, what happens to the
 from collections import namedtuple
 
 from cpython.pycapsule cimport PyCapsule_New
-from libc.string cimport memset
+from libc.string cimport memset, strncpy
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 from rnnfast cimport *
 
@@ -33,6 +33,20 @@ cdef extern from "Python.h":
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
     int PyErr_CheckSignals()            # no "except": an exception that it sets is raised after the kernels have returned
+
+
+cdef extern from "xla_ffi.h":
+    ctypedef struct xla_frame:
+        pass
+    ctypedef struct xla_error:
+        pass
+    ctypedef struct rnnfast_xla_call:
+        int abi
+        char isa[16]
+        int item, gates, kinds, time_first, has_h0, has_c0
+        rnnfast_stack stack
+    xla_error *rnnfast_xla_forward(const xla_frame *, int threads) noexcept nogil
+    xla_error *rnnfast_xla_backward(const xla_frame *, int threads) noexcept nogil
 
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell, in which these follow:
@@ -371,6 +385,17 @@ cdef class Engine:
         if steps == 0 or self.table.sizes(&self.stack, steps, rows, order_of(order), &sizes):
             raise ValueError(f"x has {T} steps and {N} rows: its states would take more bytes than an address can count")
         return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
+
+    def xla_call(self, bint time_first, bint has_h0, bint has_c0):
+        """The bytes of rnnfast_xla_call, for the handlers of `xla`; csrc/xla_ffi.h describes them."""
+        cdef rnnfast_xla_call call
+        memset(&call, 0, sizeof(call))
+        call.abi, call.item, call.gates, call.stack = RNNFAST_ABI, self.table.item, self.gates, self.stack
+        strncpy(call.isa, self.table.isa, sizeof(call.isa) - 1)
+        for kind in self.kinds:
+            call.kinds |= 1 << <int>kind
+        call.time_first, call.has_h0, call.has_c0 = time_first, has_h0, has_c0
+        return (<char *>&call)[:sizeof(call)]
 
 
 cdef void describe(rnnfast_problem *p, Engine engine, Watch *watch) noexcept:
@@ -821,3 +846,16 @@ cdef rnnfast_api functions = rnnfast_api(
     count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill)
 
 api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
+
+
+# ---- the kernels for XLA, which calls them without Python ----
+
+cdef xla_error *xla_forward(const xla_frame *frame) noexcept nogil:
+    return rnnfast_xla_forward(frame, threads)
+
+
+cdef xla_error *xla_backward(const xla_frame *frame) noexcept nogil:
+    return rnnfast_xla_backward(frame, threads)
+
+
+xla = {"forward": PyCapsule_New(<void *>xla_forward, NULL, NULL), "backward": PyCapsule_New(<void *>xla_backward, NULL, NULL)}

@@ -32,6 +32,8 @@ order.fill(source, array), fold(engine, dy, order)
     of an array like y, what is at the gaps to what they repeat.
 cells(engine, T, N, tape, out, order=None)
     Writes c of all steps, (num_layers * directions, T, N, hidden_size).
+xla["forward"], xla["backward"]
+    The same two as capsules, handlers for XLA's foreign-function interface; their attribute is `engine.xla_call(...)`.
 
 Examples
 --------
@@ -79,6 +81,7 @@ from rnnfast._core import (
     get_num_threads,
     isas,
     pack,
+    xla,
 )
 from rnnfast.memory import empty
 
@@ -117,6 +120,7 @@ __all__ = [
     "thread_limits",
     "use_isa",
     "window",
+    "xla",
 ]
 
 

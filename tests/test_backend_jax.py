@@ -2,6 +2,11 @@
 
 import contextlib
 import functools
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +36,8 @@ LAYERS = {
     "rnn relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
 }
 READ = ("proj_size", "peepholes", "bias")
+FINE_LAYER = rnnfast.LSTM(I, H, rng=0)
+FINE = dict(FINE_LAYER.parameters)
 
 
 @contextlib.contextmanager
@@ -88,6 +95,12 @@ def uneven(batch_first):
         {"mask": rng.random(shape) < 0.7},
         {"mask": rng.random(shape) < 0.7, "reset": rng.random(shape) < 0.3, "zero_masked": True},
     ]
+
+
+@pytest.fixture
+def through_python(monkeypatch):
+    """Calls that XLA could make itself go through Python."""
+    monkeypatch.setattr(backend, "_has_kernels", lambda: False)
 
 
 # ---------------------------------------------------------------------------------------------------- without vmap
@@ -185,11 +198,178 @@ def test_training_under_jit():
     assert losses[-1] < 0.2 * losses[0]
 
 
+# ------------------------------------------------------------------------------------------- without Python, in XLA
+
+HAS_KERNELS = jax.default_backend() == "cpu" and backend._has_kernels()
+direct = pytest.mark.skipif(not HAS_KERNELS, reason="this jax has no jax.ffi: XLA calls Python, not the kernels")
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+
+
+def operations(function, *given):
+    """What leaves the compiled program: how often each of our handlers and Python are called."""
+    text = jax.jit(function).lower(*given).as_text()
+    names = re.findall(r"custom_call @(\w+)", text)
+    return {name: names.count(name) for name in names if "rnnfast" in name or "callback" in name}
+
+
+@direct
+def test_both_ways(case, monkeypatch):
+    """The same bits whether XLA calls the kernels or Python, of results and of gradients; also unbatched."""
+    layer, function, x, state = case
+    parameters, by = dict(layer.parameters), weights(layer, x, state)
+    x_row, state_row = x[0], jax.tree.map(lambda member: member[:, 0], state)
+    found = []
+    for way in (True, False):
+        monkeypatch.setattr(backend, "_has_kernels", lambda: way)  # noqa: B023
+        loss = lambda *given: weighted(function(*given), by)  # noqa: E731
+        whole = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, parameters, state)
+        row = jax.jit(lambda *given: function(*given))(x_row, parameters, state_row)
+        slope = jax.grad(lambda x: function(x, parameters)[0].sum())(x_row)
+        found.append((whole, row, slope))
+    assert same(*found)
+
+
+@direct
+def test_a_gradient_computes_forward_once():
+    layer, function, x, state = case_of(rnnfast.LSTM)
+    parameters = dict(layer.parameters)
+    run = lambda parameters, **given: function(x, parameters, state, **given)[0].sum()  # noqa: E731
+    assert operations(run, parameters) == {"rnnfast_forward": 1}
+    assert operations(jax.grad(run), parameters) == {"rnnfast_forward": 1, "rnnfast_backward": 1}
+    uneven_ones = operations(functools.partial(jax.grad(run), lengths=np.array([4, 0, T, 1])), parameters)
+    assert not any("rnnfast" in name for name in uneven_ones)
+    empty = operations(lambda parameters: function(x[:, :0], parameters), parameters)
+    assert not any("rnnfast" in name for name in empty)
+
+
+@direct
+def test_vmap_over_rows_is_one_call():
+    layer, function, x, _ = case_of(rnnfast.LSTM, num_layers=2, bidirectional=True)
+    mapped = jax.vmap(function, (1, None), 1)
+    text = jax.jit(mapped).lower(x, dict(layer.parameters)).as_text()
+    assert text.count("custom_call @rnnfast_forward") == 1
+    assert "while" not in text
+    assert same(jax.jit(mapped)(x, dict(layer.parameters))[0], layer(x)[0])
+
+
+@direct
+def test_threads():
+    """Calls at once, of one program and of several, with threads of their own."""
+    layer, function = (
+        rnnfast.LSTM(16, 64, bidirectional=True, rng=0),
+        functools.partial(backend.lstm, bidirectional=True),
+    )
+    parameters = dict(layer.parameters)
+    xs = np.random.default_rng(0).normal(size=(24, 200, 3, 16)).astype(np.float32)
+    step = jax.jit(jax.value_and_grad(lambda x, parameters: function(x, parameters)[0].sum(), (0, 1)))
+    infer = jax.jit(lambda x: function(-x, parameters))
+    run = lambda x: (step(x, parameters), infer(x))  # noqa: E731
+    run(xs[0])  # so that the threads do not wait for the compiler
+
+    before = rnnfast.get_num_threads()
+    rnnfast.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(run, xs))
+    finally:
+        rnnfast.set_num_threads(before)
+    for x, ((_, gradients), result) in zip(xs, found, strict=True):
+        y, _, tape = layer.forward(x)
+        expected = layer.backward(tape, np.ones_like(y))
+        assert same((gradients, result), ((expected.x, expected.parameters), layer(-x)))
+
+
+FLOAT, BYTE = np.float32, np.uint8
+REFUSED = [  # arguments, results or bytes of the attribute in place of those that fit
+    ({0: ((T, N, I), np.int32)}, {}, {}, "argument 0 has 72 numbers of XLA's type 4, where 72 of type 11 belong"),
+    ({0: ((I,), FLOAT)}, {}, {}, "argument 0 must be x, of two or three axes"),
+    ({0: ((T, 0, I), FLOAT)}, {}, {}, "x has 6 steps and 0 rows"),
+    ({0: ((T, N, I + 1), FLOAT)}, {}, {}, "argument 0 has 96 numbers .* where 72 of"),
+    ({2: ((H, H), FLOAT)}, {}, {}, "argument 2 has 25 numbers .* where 100 of"),
+    ({}, {1: ((1, 1), FLOAT)}, {}, "result 1 has 1 numbers"),
+    ({}, {2: ((20, H), np.int32)}, {}, "result 2 has 100 numbers of XLA's type 4"),
+    ({}, {}, {0: 77}, "compiled with version 77 of rnnfast's interface, this is 1"),
+    ({}, {}, {4: ord("q")}, "compiled for q.*, which does not run here"),
+    ({}, {}, None, "the attribute of a call must be an array of [0-9]+ bytes"),
+]
+
+
+def handle(name, arguments, results, **attributes):
+    shapes = [jax.ShapeDtypeStruct(*result) for result in results]
+    arrays = [np.ones(*argument) for argument in arguments]
+    return jax.block_until_ready(jax.ffi.ffi_call(f"rnnfast_{name}", shapes)(*arrays, **attributes))
+
+
+def what_fits(name):
+    """Arguments, results and attribute of a handler, for FINE_LAYER and X."""
+    engine = FINE_LAYER._engine
+    x, y, h, tape = ((T, N, I), FLOAT), ((T, N, H), FLOAT), ((1, N, H), FLOAT), ((engine.sizes(T, N).tape,), BYTE)
+    parameters = [(array.shape, FLOAT) for array in FINE.values()]
+    call = np.frombuffer(engine.xla_call(True, False, False), np.uint8).copy()
+    if name == "forward":
+        return [x, *parameters], [y, h, h, tape], call
+    return [x, *parameters, y, tape, y, h, h], [x, *parameters, h, h], call
+
+
+@direct
+@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize(("arguments", "results", "call", "message"), REFUSED)
+def test_what_the_handlers_refuse(name, arguments, results, call, message):
+    given, wanted, attribute = what_fits(name)
+    for own, others in ((given, arguments), (wanted, results), (attribute, call or {})):
+        for place, other in others.items():
+            own[place] = other
+    attributes = {"call": np.int32(1)} if call is None else {"call": attribute}
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: .*{message}"):
+        handle(name, given, wanted, **attributes)
+
+
+@direct
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_what_the_handlers_miss(name):
+    given, wanted, attribute = what_fits(name)
+    handle(name, given, wanted, call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: argument {len(given) - 1} is missing"):
+        handle(name, given[:-1], wanted, call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: result \d is missing"):
+        handle(name, given, wanted[:2], call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: 1 arguments and 1 results are too many"):
+        handle(name, [*given, ((1,), FLOAT)], [*wanted, ((1,), FLOAT)], call=attribute)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="rnnfast: the attribute of a call must be"):
+        handle(name, given, wanted)
+    place = 3 if name == "forward" else 6
+    (wanted if name == "forward" else given)[place] = (5,), BYTE
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: (argument|result) {place} has 5 numbers"):
+        handle(name, given, wanted, call=attribute)
+
+
+@direct
+def test_the_layouts_are_those_of_the_header(tmp_path):
+    """Of XLA's header; and what only a frame of our own can show: other versions, and a tape beside a cache line."""
+    c, cxx = shutil.which("cc"), shutil.which("c++")
+    if not (c and cxx):
+        pytest.skip("there is no compiler of C and C++: the layouts are not compared")
+    if not (CSRC / "xla_ffi.c").is_file():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources to compile")
+    kernels = [CSRC / f"{name}.c" for name in ("rnnfast", "order", "pool", "f32_scalar", "f64_scalar")]
+    options = ["-O1", "-std=c11", "-ffp-contract=off", "-DRNNFAST_SCALAR_ONLY", "-Wall", "-Wextra", "-Werror"]
+    checked = [c, "-c", *options, "-Drnnfast_get_table=checking_table", f"-I{CSRC}", CSRC / "xla_ffi.c"]
+    subprocess.run(checked, cwd=tmp_path, check=True)
+    subprocess.run([c, "-c", *options, "-pthread", f"-I{CSRC}", *kernels], cwd=tmp_path, check=True)
+    header = [f"-I{CSRC}", "-isystem", jax.ffi.include_dir()]
+    check = [Path(__file__).with_name("xla_check.cpp"), "xla_ffi.o", *(f"{source.stem}.o" for source in kernels)]
+    subprocess.run([cxx, "-pthread", *header, *check, "-lm", "-o", "check"], cwd=tmp_path, check=True)
+    printed = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert printed[:3] == ["0 buffers beside a line", "gradient same", "answers 0.0 -1 -1"]
+    assert re.fullmatch(r"error rnnfast was made for version 0 of XLA's interface, this is 1\.\d or .*", printed[3])
+    assert re.fullmatch(r"error rnnfast was made for version 0 .* or laid out differently", printed[4])
+
+
 # ------------------------------------------------------------------------------------------------------------ vmap
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls(monkeypatch, through_python):  # noqa: ARG001
     """The shapes of x in the calls that reach the host."""
     seen = []
     prepare = backend._prepare
@@ -302,7 +482,6 @@ def test_vmap_over_parameters():
 
 # ---------------------------------------------------------------------------------------------------------- errors
 
-FINE = dict(rnnfast.LSTM(I, H, rng=0).parameters)
 X = np.zeros((T, N, I), np.float32)
 
 

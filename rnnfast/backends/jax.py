@@ -15,11 +15,13 @@ projection or peepholes, and the dtype, which is float32, or with ``jax_enable_x
 the layers of rnnfast.
 
 vmap over x, states, lengths, masks and resets makes one call of a larger batch, and so does ``grad`` of ``vmap``. vmap
-over parameters, and the backward pass of ``vmap`` of ``grad``, make a call for each member.
+over parameters, and ``vmap`` of ``grad``, make a call for each member.
 
-XLA calls back to Python (``jax.pure_callback``), which takes some 0.1 ms for a forward or a backward pass; arrays of a
-device that is not the CPU go to the host and back. The backward pass computes the forward pass again: to hand the tape
-from one to the other was measured, and takes longer.
+On the CPU XLA calls the kernels itself, by its foreign-function interface (``jax.ffi``, JAX from 0.5 on), and keeps the
+tape between forward and backward. With lengths, masks or resets, on other devices and with older versions it calls back
+to Python (``jax.pure_callback``), which takes some 0.1 ms more for a forward or a backward pass, and backward computes
+forward again: to hand the tape on was measured there, and takes longer. Arrays of a device that is not the CPU go to
+the host and back.
 
 Supported: JAX from 0.4.36 on. Declined: derivatives in forward mode (jvp), second derivatives, and dropout (drop
 between calls for single layers).
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rnnfast import arguments, layers
+from rnnfast import arguments, functional, layers
 
 try:
     import jax
@@ -59,6 +61,8 @@ class _Call(NamedTuple):
     options: tuple[tuple[str, Any], ...]
     zero_masked: bool
     names: tuple[str, ...]  # of the arrays: x, the parameters, then those of h, c, lengths, mask, reset that there are
+    direct: bool  # XLA calls the kernels itself, without Python
+    taped: bool = False  # and the tape is a result too
 
     @property
     def layer(self) -> Any:
@@ -111,14 +115,49 @@ def _backward(call: _Call, *arrays: Any) -> list[Any]:
     _, _, tape = layer.forward(**given)
     gradients = layer.backward(tape, dy, call.state(dstate))
     states = gradients.state if call.members == 2 else [gradients.state]
-    found = {"x": gradients.x, **dict(zip(STATES, states, strict=False)), **gradients.parameters}
-    return [found[name] for name in call.names if name not in UNEVEN]
+    return [gradients.x, *gradients.parameters.values(), *states]
+
+
+HOST = {"forward": _forward, "backward": _backward}
 
 
 @functools.lru_cache
-def _on_host(function: Any, call: _Call) -> Any:
+def _on_host(name: str, call: _Call) -> Any:
     """One and the same for one call, so that JAX finds what it has compiled."""
-    return functools.partial(function, call)
+    return functools.partial(HOST[name], call)
+
+
+# ---------------------------------------------------------------------------------------------------- out of JAX
+
+
+@functools.cache
+def _has_kernels() -> bool:
+    """Hand the kernels to XLA, for it to call them itself; whether it takes them."""
+    try:
+        from jax import ffi
+
+        for name, handler in functional.xla.items():
+            ffi.register_ffi_target(f"rnnfast_{name}", handler, platform="cpu")
+    except (ImportError, RuntimeError):  # a JAX before 0.5, or one whose interface is of another version
+        return False
+    return True
+
+
+def _is_direct(named: Mapping[str, Any]) -> bool:
+    """Whether XLA can call the kernels itself: on the CPU, where all rows have all steps, and there are rows."""
+    plain = named["x"].size > 0 and not any(name in UNEVEN for name in named)
+    # In this order: XLA looks at what is handed over once it has a back end, and with none would refuse to make one.
+    return plain and jax.default_backend() == "cpu" and _has_kernels()
+
+
+def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> Any:
+    """ "forward" or "backward", by XLA itself or through Python."""
+    if not call.direct:
+        return jax.pure_callback(_on_host(name, call), results, *arrays, vmap_method="sequential")
+    has_states = (state in call.names for state in STATES)
+    description = call.layer._engine.xla_call(not call.layer.batch_first, *has_states)
+    run = jax.ffi.ffi_call(f"rnnfast_{name}", results, vmap_method="sequential")
+    return run(*arrays, call=np.frombuffer(description, np.uint8))
 
 
 # --------------------------------------------------------------------------------------------------------- in JAX
@@ -132,11 +171,12 @@ recurrent.multiple_results = True
 def _results(call: _Call, x: Any) -> list[Any]:
     plan = call.layer._plan(x.shape)
     shapes = (plan.y, plan.h, plan.c)[: 1 + call.members]
-    return [jax.ShapeDtypeStruct(shape, call.layer.dtype) for shape in shapes]
+    results = [jax.ShapeDtypeStruct(shape, call.layer.dtype) for shape in shapes]
+    return [*results, jax.ShapeDtypeStruct((plan.sizes.tape,), np.uint8)] if call.taped else results
 
 
 def _run(*arrays: Any, call: _Call) -> Any:
-    return jax.pure_callback(_on_host(_forward, call), _results(call, arrays[0]), *arrays, vmap_method="sequential")
+    return _kernels("forward", call, _results(call, arrays[0]), *arrays)
 
 
 @recurrent.def_abstract_eval
@@ -151,23 +191,32 @@ mlir.register_lowering(recurrent, mlir.lower_fun(_run, multiple_results=True))
 @functools.lru_cache
 def _differentiable(call: _Call) -> Any:
     """The call with its derivative."""
-    count = sum(name not in UNEVEN for name in call.names)
 
     def forward(*arrays: Any) -> Any:
-        return recurrent.bind(*arrays, call=call), arrays
+        if not call.direct:
+            return recurrent.bind(*arrays, call=call), (arrays, ())
+        *results, tape = recurrent.bind(*arrays, call=call._replace(taped=True))
+        return results, (arrays, (results[0], tape))
 
-    def backward(arrays: Any, cotangents: Any) -> Any:
-        shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays[:count]]
-        host = _on_host(_backward, call)
-        found = jax.pure_callback(host, shapes, *arrays, *cotangents, vmap_method="sequential")
-        return *found, *[None] * len(arrays[count:])
+    def backward(kept: Any, cotangents: Any) -> Any:
+        arrays, more = kept
+        x, parameters = arrays[0], arrays[1 : 1 + len(call.layer.parameters)]
+        plan = call.layer._plan(x.shape)
+        shapes = x.shape, *(a.shape for a in parameters), *(plan.h, plan.c)[: call.members]
+        results = [jax.ShapeDtypeStruct(shape, call.layer.dtype) for shape in shapes]
+        gradients = _kernels("backward", call, results, *arrays, *more, *cotangents)
+        found = dict(zip(("x", *call.layer.parameters, *STATES), gradients, strict=False))
+        return tuple(found.get(name) for name in call.names)
 
-    run = jax.custom_vjp(lambda *arrays: forward(*arrays)[0])
+    run = jax.custom_vjp(lambda *arrays: recurrent.bind(*arrays, call=call))
     run.defvjp(forward, backward)
     return run
 
 
 def _derive(primals: Any, tangents: Any, *, call: _Call) -> Any:
+    if call.taped:
+        raise ValueError("the gradients of rnnfast's layers do not support JVP: there are no second derivatives")
+
     def whole(name: str, primal: Any, tangent: Any) -> Any:
         return np.zeros(primal.shape, jax.dtypes.float0) if name in UNEVEN else ad.instantiate_zeros(tangent)
 
@@ -181,7 +230,7 @@ def _batch(arrays: Any, axes: Any, *, call: _Call) -> Any:
     size = next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
     arrays = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
     batched = dict(zip(call.names, (axis is not None for axis in axes), strict=True))
-    if any(batched[name] for name in call.layer.parameters):
+    if call.taped or any(batched[name] for name in call.layer.parameters):
         results = _one_by_one(call, arrays, list(batched.values()))
     else:
         row = 0 if call.layer.batch_first else 1
@@ -372,9 +421,11 @@ def _apply(
     members = ()
     if state is not None:
         members = arguments.pair("state", state, "(h, c)") if kind is layers.LSTM else (state,)
-    given = {"x": x, **arrays, **dict(zip(STATES, members, strict=False)), **dict(zip(UNEVEN, uneven, strict=True))}
+    ordered = {name: arrays[name] for name in layer.parameters}  # jit sorts the names of a dict
+    given = {"x": x, **ordered, **dict(zip(STATES, members, strict=False)), **dict(zip(UNEVEN, uneven, strict=True))}
     named = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
-    call = _Call(kind, layer_options, arguments.flag("zero_masked", zero_masked), tuple(named))
+    zero_masked = arguments.flag("zero_masked", zero_masked)
+    call = _Call(kind, layer_options, zero_masked, tuple(named), _is_direct(named))
     layer._inputs(**call.arguments(_likenesses(named, layer.dtype)))
     cast = [array if name in UNEVEN else array.astype(layer.dtype) for name, array in named.items()]
     y, *members = recurrent.bind(*cast, call=call)

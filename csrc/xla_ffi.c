@@ -1,0 +1,265 @@
+/* The handlers for XLA's foreign-function interface: xla_ffi.h says what they take.
+ *
+ * Packed weights and workspace are memory of the handlers' own, for as long as a call takes; all else is XLA's. */
+#include "xla_ffi.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    const xla_frame *frame;
+    xla_error *error;
+    rnnfast_xla_call call;
+    const rnnfast_table *table;
+    rnnfast_sizes sizes;
+    rnnfast_problem p;
+    ptrdiff_t x, y, h, c;       /* numbers of each; c: 0 where there is none */
+    int64_t arguments, results; /* that are taken */
+    void **parameters, **dparameters;
+    void *memory[4];
+    int memories;
+} run;
+
+/* The first is the one that is told. */
+static void fail(run *r, int code, const char *format, ...)
+{
+    char message[200];
+    va_list values;
+    xla_error_request request = {sizeof request, NULL, message, code};
+    if (r->error) return;
+    va_start(values, format);
+    vsnprintf(message, sizeof message, format, values);
+    va_end(values);
+    r->error = r->frame->api->create_error(&request);
+}
+
+/* The next of the arguments or results, if it has such numbers and so many of them. */
+static void *take(run *r, int of_results, int dtype, ptrdiff_t count)
+{
+    const xla_list *list = of_results ? &r->frame->results : &r->frame->arguments;
+    int64_t place = of_results ? r->results++ : r->arguments++, found = 1;
+    const char *name = of_results ? "result" : "argument";
+    const xla_buffer *b;
+    if (r->error) return NULL;
+    if (place >= list->size) {
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is missing", name, (int)place);
+        return NULL;
+    }
+    b = list->values[place];
+    if (list->types[place] != XLA_BUFFER || b->struct_size < sizeof *b) {
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is no buffer", name, (int)place);
+        return NULL;
+    }
+    for (int64_t axis = 0; axis < b->rank; axis++) found *= b->dims[axis];
+    if (b->dtype != dtype || found != count)
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d has %lld numbers of XLA's type %d, where %lld of type %d belong", name, (int)place,
+             (long long)found, b->dtype, (long long)count, dtype);
+    return b->data;
+}
+
+/* The next, of the numbers of the call. */
+static void *numbers(run *r, int of_results, ptrdiff_t count)
+{
+    return take(r, of_results, r->call.item == 8 ? XLA_F64 : XLA_F32, count);
+}
+
+/* Whether what XLA hands over is laid out as xla_ffi.h has it. Structs within structs must be so to the last byte. */
+static int is_known(const xla_frame *frame)
+{
+    const xla_api *api = frame->api;
+    return api->struct_size >= sizeof *api && api->version.struct_size == XLA_VERSION_SIZE && api->version.major == XLA_MAJOR &&
+           frame->struct_size >= sizeof *frame && frame->arguments.struct_size == sizeof(xla_list) &&
+           frame->results.struct_size == sizeof(xla_list) && frame->attributes.struct_size == sizeof(xla_attributes);
+}
+
+/* Whether this is no call, but XLA's question which version the handler was made for: any minor version. Until 0.1 it does not say
+ * which it is itself, so that only a call can show whether it is known. */
+static int is_question(const xla_frame *frame)
+{
+    const xla_extension *e = frame->extensions;
+    xla_version *version;
+    if (!e || e->type != XLA_METADATA || e->struct_size < sizeof(xla_metadata_extension)) return 0;
+    version = &((const xla_metadata_extension *)e)->metadata->version;
+    version->major = !frame->api || is_known(frame) ? XLA_MAJOR : -1;
+    version->minor = frame->api ? frame->api->version.minor : 1;
+    return 1;
+}
+
+static void read_call(run *r)
+{
+    const xla_attributes *a = &r->frame->attributes;
+    const xla_array *bytes = a->size == 1 && *a->types == XLA_ARRAY ? *a->values : NULL;
+    if (!bytes || bytes->dtype != XLA_U8 || bytes->size != sizeof r->call) {
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: the attribute of a call must be an array of %d bytes", (int)sizeof r->call);
+        return;
+    }
+    memcpy(&r->call, bytes->data, sizeof r->call);
+    r->call.isa[sizeof r->call.isa - 1] = 0;
+    if (r->call.abi != RNNFAST_ABI)
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: the program was compiled with version %d of rnnfast's interface, this is %d", r->call.abi,
+             RNNFAST_ABI);
+    else if (!(r->table = rnnfast_get_table(r->call.isa, (size_t)r->call.item)))
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: the program was compiled for %s, which does not run here", r->call.isa);
+}
+
+/* T and N, as x has them. */
+static void read_shape(run *r)
+{
+    rnnfast_problem *p = &r->p;
+    const xla_list *list = &r->frame->arguments;
+    const xla_buffer *x = list->size && *list->types == XLA_BUFFER ? *list->values : NULL;
+    int time = !r->call.time_first;
+    if (r->error) return;
+    if (!x || x->struct_size < sizeof *x || x->rank < 2 || x->rank > 3) {
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: argument 0 must be x, of two or three axes");
+        return;
+    }
+    if (x->rank == 2) time = 0;
+    p->T = x->dims[time];
+    p->N = x->rank == 2 ? 1 : x->dims[1 - time];
+    if (p->T < 1 || p->N < 1 || r->table->sizes(&p->stack, p->T, p->N, NULL, &r->sizes))
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: x has %lld steps and %lld rows: none, or more than can be counted", (long long)p->T,
+             (long long)p->N);
+}
+
+static ptrdiff_t size_of_parameter(const run *r, int kind, ptrdiff_t layer)
+{
+    const rnnfast_stack *s = &r->p.stack;
+    ptrdiff_t features = layer ? s->directions * s->P : s->I;
+    const ptrdiff_t sizes[RNNFAST_KINDS] = {
+        r->call.gates * s->H * features, r->call.gates * s->H * s->P, r->call.gates * s->H, r->call.gates * s->H, s->P * s->H, 3 * s->H,
+    };
+    return sizes[kind];
+}
+
+/* Those of the arguments, or of the results as zeros, to which gradients are added. */
+static void take_parameters(run *r, int of_results, void **parameters)
+{
+    const rnnfast_stack *s = &r->p.stack;
+    for (ptrdiff_t k = 0; k < RNNFAST_KINDS * s->layers * s->directions; k++) {
+        int kind = (int)(k % RNNFAST_KINDS);
+        ptrdiff_t size = size_of_parameter(r, kind, k / RNNFAST_KINDS / s->directions);
+        parameters[k] = r->call.kinds >> kind & 1 ? numbers(r, of_results, size) : NULL;
+        if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(size * r->call.item));
+    }
+}
+
+static void take_no_more(run *r)
+{
+    int64_t arguments = r->frame->arguments.size - r->arguments, results = r->frame->results.size - r->results;
+    if (arguments > 0 || results > 0)
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %d arguments and %d results are too many", (int)arguments, (int)results);
+}
+
+/* Memory that begins at a cache line, until the call ends. NULL after an error. */
+static void *memory(run *r, size_t bytes)
+{
+    void *whole = r->error ? NULL : malloc(bytes + RNNFAST_ALIGNMENT);
+    if (!whole) {
+        fail(r, XLA_RESOURCE_EXHAUSTED, "rnnfast: there is no memory of %.0f bytes", (double)bytes);
+        return NULL;
+    }
+    r->memory[r->memories++] = whole;
+    return (char *)whole + (RNNFAST_ALIGNMENT - (uintptr_t)whole % RNNFAST_ALIGNMENT);
+}
+
+/* XLA's own buffers begin at cache lines, as a tape has to. One that came from outside may not: it is used through a copy. */
+static void *at_line(run *r, void *tape)
+{
+    return (uintptr_t)tape % RNNFAST_ALIGNMENT ? memory(r, r->sizes.tape) : tape;
+}
+
+/* All that forward and backward begin with. */
+static void begin(run *r, const xla_frame *frame, int threads)
+{
+    rnnfast_problem *p = &r->p;
+    const rnnfast_stack *s = &p->stack;
+    ptrdiff_t states, features, outputs;
+    memset(r, 0, sizeof *r);
+    r->frame = frame;
+    if (!is_known(frame)) {
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast was made for version %d of XLA's interface, this is %d.%d or laid out differently",
+             XLA_MAJOR, frame->api->version.major, frame->api->version.minor);
+        return;
+    }
+    read_call(r);
+    p->stack = r->call.stack;
+    p->threads = threads;
+    read_shape(r);
+    if (r->error) return;
+
+    states = s->layers * s->directions, features = s->I, outputs = s->directions * s->P;
+    r->h = states * p->N * s->P;
+    r->c = s->cell == RNNFAST_LSTM || s->cell == RNNFAST_LSTM_ANY ? states * p->N * s->H : 0;
+    r->x = p->T * p->N * features;
+    r->y = p->T * p->N * outputs;
+    p->x_step = p->dx_step = (r->call.time_first ? p->N : 1) * features;
+    p->x_row = p->dx_row = (r->call.time_first ? 1 : p->T) * features;
+    p->y_step = p->dy_step = (r->call.time_first ? p->N : 1) * outputs;
+    p->y_row = p->dy_row = (r->call.time_first ? 1 : p->T) * outputs;
+    p->x = numbers(r, 0, r->x);
+    r->parameters = memory(r, (size_t)(2 * RNNFAST_KINDS * states) * sizeof(void *));
+    if (r->error) return;
+    r->dparameters = r->parameters + RNNFAST_KINDS * states;
+    take_parameters(r, 0, r->parameters);
+    if (r->call.has_h0) p->h0 = numbers(r, 0, r->h);
+    if (r->call.has_c0) p->c0 = numbers(r, 0, r->c);
+}
+
+static xla_error *end(run *r)
+{
+    while (r->memories) free(r->memory[--r->memories]);
+    return r->error;
+}
+
+xla_error *rnnfast_xla_forward(const xla_frame *frame, int threads)
+{
+    run r;
+    rnnfast_problem *p = &r.p;
+    void *tape = NULL, *packed;
+    if (is_question(frame)) return NULL;
+    begin(&r, frame, threads);
+    p->y = numbers(&r, 1, r.y);
+    p->h_n = numbers(&r, 1, r.h);
+    if (r.c) p->c_n = numbers(&r, 1, r.c);
+    if (r.results < frame->results.size) tape = take(&r, 1, XLA_U8, (ptrdiff_t)r.sizes.tape);
+    take_no_more(&r);
+    p->tape = at_line(&r, tape);
+    p->packed = packed = memory(&r, r.sizes.packed);
+    p->workspace = memory(&r, r.sizes.forward_workspace);
+    if (r.error) return end(&r);
+    r.table->pack(&p->stack, (const void *const *)r.parameters, packed, NULL, threads, p->poll);
+    r.table->forward(p);
+    if (p->tape != tape) memcpy(tape, p->tape, r.sizes.tape);
+    return end(&r);
+}
+
+xla_error *rnnfast_xla_backward(const xla_frame *frame, int threads)
+{
+    run r;
+    rnnfast_problem *p = &r.p;
+    void *tape, *packed;
+    if (is_question(frame)) return NULL;
+    begin(&r, frame, threads);
+    p->y = numbers(&r, 0, r.y);
+    tape = take(&r, 0, XLA_U8, (ptrdiff_t)r.sizes.tape);
+    p->dy = numbers(&r, 0, r.y);
+    p->dh_n = numbers(&r, 0, r.h);
+    if (r.c) p->dc_n = numbers(&r, 0, r.c);
+    p->dx = numbers(&r, 1, r.x);
+    if (r.dparameters) take_parameters(&r, 1, r.dparameters);
+    p->dh0 = numbers(&r, 1, r.h);
+    if (r.c) p->dc0 = numbers(&r, 1, r.c);
+    p->dparameters = r.dparameters;
+    take_no_more(&r);
+    p->tape = at_line(&r, tape);
+    p->packed_back = packed = memory(&r, r.sizes.packed_back);
+    p->workspace = memory(&r, r.sizes.backward_workspace);
+    if (r.error) return end(&r);
+    if (p->tape != tape) memcpy(p->tape, tape, r.sizes.tape);
+    r.table->pack(&p->stack, (const void *const *)r.parameters, NULL, packed, threads, p->poll);
+    r.table->backward(p);
+    return end(&r);
+}

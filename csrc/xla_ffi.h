@@ -1,0 +1,121 @@
+/* How XLA calls the kernels: two handlers for its foreign-function interface, and what of that interface they touch.
+ *
+ * The interface is a plain C ABI of structs that carry their sizes, declared by openxla's xla/ffi/api/c_api.h, which JAX brings along.
+ * It is declared here once more, so that building rnnfast takes nothing of JAX: only what the handlers read and write, and of structs
+ * that are handed over by pointer only the beginning. This is major version 0, minor versions 1 to 3; what a newer minor version adds
+ * comes after what is here, which the handlers check before they read: tests/test_backend_jax.py compares with the original.
+ */
+#ifndef RNNFAST_XLA_FFI_H
+#define RNNFAST_XLA_FFI_H
+
+#include <stdint.h>
+
+#include "rnnfast.h"
+
+enum { XLA_MAJOR = 0, XLA_METADATA = 1, XLA_BUFFER = 1, XLA_ARRAY = 1, XLA_U8 = 6, XLA_F32 = 11, XLA_F64 = 12 };
+enum { XLA_INVALID_ARGUMENT = 3, XLA_RESOURCE_EXHAUSTED = 8 }; /* codes of errors */
+
+typedef struct xla_extension {
+    size_t struct_size;
+    int type;
+    struct xla_extension *next;
+} xla_extension;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    int major, minor;
+} xla_version;
+
+enum { XLA_VERSION_SIZE = offsetof(xla_version, minor) + sizeof(int) }; /* struct_size of one: without what aligns it */
+
+typedef struct xla_error xla_error; /* XLA's own */
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    const char *message; /* is copied */
+    int code;
+} xla_error_request;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    xla_version version;
+    const void *internal;
+    xla_error *(*create_error)(xla_error_request *);
+} xla_api;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    int dtype;
+    void *data;
+    int64_t rank;
+    const int64_t *dims;
+} xla_buffer;
+
+typedef struct { /* arguments or results */
+    size_t struct_size;
+    xla_extension *extensions;
+    int64_t size;
+    const int *types;
+    void *const *values;
+} xla_list;
+
+typedef struct {
+    int dtype;
+    size_t size;
+    const void *data;
+} xla_array;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    int64_t size;
+    const int *types;
+    const void *const *names;
+    void *const *values;
+} xla_attributes;
+
+typedef struct {
+    size_t struct_size;
+    xla_extension *extensions;
+    const xla_api *api;
+    void *context;
+    int stage;
+    xla_list arguments, results;
+    xla_attributes attributes;
+} xla_frame;
+
+typedef struct {
+    size_t struct_size;
+    xla_version version;
+} xla_metadata;
+
+typedef struct {
+    xla_extension base;
+    xla_metadata *metadata;
+} xla_metadata_extension;
+
+/* What of a call is no array, and so stands in a compiled program: the bytes of its one attribute, "call". */
+typedef struct {
+    int abi; /* RNNFAST_ABI */
+    char isa[16];
+    int item, gates;
+    int kinds; /* of parameters that there are: a bit for each of RNNFAST_KINDS */
+    int time_first, has_h0, has_c0;
+    rnnfast_stack stack;
+} rnnfast_xla_call;
+
+/* Arrays are contiguous: x (T, N, I), or (N, T, I) where time is not first, or (T, I); so y. What has_h0 or has_c0 denies is left out,
+ * and c of a cell that has none.
+ *
+ * forward:   x, parameters, h0, c0                             to  y, h_n, c_n, and a tape of sizes.tape bytes if it is asked for
+ * backward:  x, parameters, h0, c0, y, tape, dy, dh_n, dc_n    to  dx, dparameters, dh0, dc0
+ *
+ * All that does not fit comes back as an error; NULL: none. */
+xla_error *rnnfast_xla_forward(const xla_frame *, int threads);
+xla_error *rnnfast_xla_backward(const xla_frame *, int threads);
+
+#endif
