@@ -16,7 +16,7 @@ import sys
 import time
 from statistics import median
 
-HOSTS = ("torch", "onnx", "keras", "thinc")
+HOSTS = ("torch", "onnx", "keras", "thinc", "jax")
 
 
 def take_turns(calls, rounds=15):
@@ -135,6 +135,53 @@ def time_thinc(_):
 
         t = take_turns({"own": lambda: train("numpy"), "ours": lambda: train("rnnfast")}, 9)
         show(f"training, LSTM T={least}..{most} N={N} I={I} H={H}", t["own"], t["ours"])
+
+
+def time_jax(_):
+    import jax
+    import jax.numpy as jnp
+
+    import rnnfast
+    from rnnfast.backends.jax import lstm
+
+    def scan(x, parameters):
+        """An LSTM as one writes it in JAX."""
+        w_ih, w_hh, b_ih, b_hh = parameters.values()
+
+        def step(state, gates):
+            h, c = state
+            i, f, g, o = jnp.split(gates + h @ w_hh.T, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        zeros = jnp.zeros((x.shape[1], w_hh.shape[1]), x.dtype)
+        return jax.lax.scan(step, (zeros, zeros), x @ w_ih.T + b_ih + b_hh)[1]
+
+    def ours(x, parameters):
+        return lstm(x, parameters)[0]
+
+    for T, N, H in ((1, 1, 8), (20, 1, 16), (100, 1, 64), (64, 16, 128)):
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        own = rnnfast.LSTM(H, H, rng=0).parameters
+        # jit sorts the names of a dict: numbers keep the order for the scan.
+        parameters = {name: jnp.asarray(own[name]) for name in names}
+        numbered = dict(enumerate(parameters.values()))
+        x = jnp.ones((T, N, H), jnp.float32)
+        for mode, run in (("inference", jax.jit), ("training", jitted_gradient)):
+            theirs, mine = run(scan), run(ours)
+            calls = {
+                "own": lambda: jax.block_until_ready(theirs(x, numbered)),  # noqa: B023
+                "ours": lambda: jax.block_until_ready(mine(x, parameters)),  # noqa: B023
+            }
+            t = take_turns(calls, 15 if T * N > 1000 else 300)
+            show(f"JAX {jax.__version__} {mode}, LSTM T={T} N={N} I=H={H}", t["own"], t["ours"])
+
+
+def jitted_gradient(function):
+    import jax
+
+    return jax.jit(jax.grad(lambda x, parameters: function(x, parameters).sum(), argnums=(0, 1)))
 
 
 def main():
