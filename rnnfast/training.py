@@ -64,7 +64,7 @@ def _real(name, value):
 
 
 def softmax_cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, mask: ArrayLike | None = None
+    logits: ArrayLike, targets: ArrayLike, mask: ArrayLike | None = None, weights: ArrayLike | None = None
 ) -> tuple[float, NDArray[Any]]:
     """The mean of -log(softmax(logits)[target]) over all positions that count, and its gradient.
 
@@ -77,21 +77,24 @@ def softmax_cross_entropy(
     mask : array_like of bool, (...), optional
         True where a position counts; elsewhere logits and targets are not looked at and may be anything. All count
         when it is not given.
+    weights : array_like of float, (...), optional
+        A factor of each position's term. The mean is still over the number of positions: give weights whose mean is 1
+        to keep the scale of the loss.
 
     Returns
     -------
     loss : float
     dlogits : ndarray, (..., C), float32 or float64
-        The gradient of `loss`: (softmax(logits) - onehot(targets)) / the number of positions that count, zero at those
-        that do not.
+        The gradient of `loss`: (softmax(logits) - onehot(targets)) / the number of positions that count, times the
+        weight, zero at those that do not.
 
     Raises
     ------
     TypeError
-        `logits` are not real numbers, `targets` not integers, `mask` not booleans.
+        `logits` or `weights` are not real numbers, `targets` not integers, `mask` not booleans.
     ValueError
-        `targets` or `mask` has another shape than ``logits.shape[:-1]``, a target that counts lies outside 0 to C - 1,
-        or no position counts.
+        `targets`, `mask` or `weights` has another shape than ``logits.shape[:-1]``, a target that counts lies outside
+        0 to C - 1, or no position counts.
 
     Examples
     --------
@@ -119,6 +122,10 @@ def softmax_cross_entropy(
             raise TypeError(f"mask must be booleans, True where a position counts, got dtype {mask.dtype}")
         _require_shape("mask", mask.shape, logits.shape[:-1], "logits.shape[:-1]")
         counted = np.flatnonzero(mask)
+    if weights is not None:
+        weights = _real("weights", weights)
+        _require_shape("weights", weights.shape, logits.shape[:-1], "logits.shape[:-1]")
+        weights = weights.reshape(-1)[counted]
     rows, targets = rows[counted], targets[counted]
     if len(rows) == 0:
         raise ValueError("logits and mask leave no position that counts: the mean over none is not defined")
@@ -134,9 +141,12 @@ def softmax_cross_entropy(
     chosen = rows[picked]
     np.exp(rows, out=rows)
     totals = rows.sum(axis=1)
-    loss = float(np.mean(np.log(totals) - chosen, dtype=np.float64))
+    terms = np.log(totals) - chosen
+    loss = float(np.mean(terms if weights is None else weights * terms, dtype=np.float64))
     rows *= (1 / (len(rows) * totals))[:, None]
     rows[picked] -= rows.dtype.type(1 / len(rows))
+    if weights is not None:
+        rows *= weights[:, None]
     if mask is None:
         return loss, rows.reshape(logits.shape)
     dlogits = np.zeros(logits.shape, rows.dtype)
@@ -144,7 +154,7 @@ def softmax_cross_entropy(
     return loss, dlogits
 
 
-def mean_squared_error(y: ArrayLike, target: ArrayLike) -> tuple[float, NDArray[Any]]:
+def mean_squared_error(y: ArrayLike, target: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, NDArray[Any]]:
     """The mean of (y - target)**2 over all elements, and its gradient 2 (y - target) / size.
 
     Parameters
@@ -152,6 +162,8 @@ def mean_squared_error(y: ArrayLike, target: ArrayLike) -> tuple[float, NDArray[
     y : array_like of float, any shape
         Dtypes other than float32 and float64 are computed in float64.
     target : array_like of float, the shape of `y`
+    weights : array_like of float, the shape of `y`, optional
+        A factor of each element's square. The mean is still over the number of elements.
 
     Returns
     -------
@@ -161,7 +173,7 @@ def mean_squared_error(y: ArrayLike, target: ArrayLike) -> tuple[float, NDArray[
     Raises
     ------
     TypeError
-        `y` or `target` are not real numbers.
+        `y`, `target` or `weights` are not real numbers.
     ValueError
         The shapes differ, or there are no elements.
 
@@ -175,7 +187,13 @@ def mean_squared_error(y: ArrayLike, target: ArrayLike) -> tuple[float, NDArray[
     if y.size == 0:
         raise ValueError(f"y must have at least one element, got shape {y.shape}")
     difference = np.asarray(np.subtract(y, target, dtype=y.dtype, casting="same_kind"))
-    loss = _sum_of_squares(difference) / y.size
+    if weights is None:
+        loss = _sum_of_squares(difference) / y.size
+    else:
+        weights = _real("weights", weights)
+        _require_shape("weights", weights.shape, y.shape, "y.shape")
+        loss = float(np.mean(np.square(difference, dtype=np.float64) * weights))
+        difference *= weights
     difference *= 2 / y.size
     return loss, difference
 
