@@ -3,17 +3,19 @@
     pip install 'rnnfast[examples]'
     python examples/speech.py
 
-Nine men say the vowels /ae/; each frame of 25.6 ms, one every 6.4 ms, is 12 numbers (LPC cepstrum), and an utterance has
-7 to 29 of them. A GRU of both directions reads utterances of unequal lengths as they are, and is compared with the nearest
-neighbour under dynamic time warping. Then a GRU that runs forwards only hears each utterance frame by frame, through
-layer.stream(), and tells after each frame who it may be. The results are printed, and drawn to speech.png.
+Nine men say the vowels /ae/; each frame of 25.6 ms, one every 6.4 ms, is 12 numbers (LPC cepstrum), and an utterance
+has 7 to 29 of them. A GRU of both directions reads utterances of unequal lengths as they are, and is compared with
+the nearest neighbour under dynamic time warping. Then a GRU that runs forwards only hears each utterance frame by
+frame, through layer.stream(), and tells after each frame who it may be. The results are printed, and drawn to
+speech.png.
 
-The settings are chosen on the last 10 of the 30 training utterances of each speaker, by what is learnt from the 20 before
-them. The test utterances, recorded on other occasions, are looked at only afterwards, by networks of several seeds.
+The settings are chosen on the last 10 of the 30 training utterances of each speaker, by what is learnt from the 20
+before them. The test utterances, recorded on other occasions, are looked at only afterwards, by networks of several
+seeds.
 
-Data: "Japanese Vowels" of the UCI repository (doi.org/10.24432/C5NS47, licence CC BY 4.0), from M. Kudo, J. Toyama and
-M. Shimbo, Multidimensional curve classification using passing-through regions, Pattern Recognition Letters 20, 1999. A copy
-lies in the package sktime (BSD-3-Clause), so nothing is downloaded.
+Data: "Japanese Vowels" of the UCI repository (doi.org/10.24432/C5NS47, licence CC BY 4.0), from M. Kudo, J. Toyama
+and M. Shimbo, Multidimensional curve classification using passing-through regions, Pattern Recognition Letters 20,
+1999. A copy lies in the package sktime (BSD-3-Clause), so nothing is downloaded.
 """
 
 import argparse
@@ -65,7 +67,9 @@ def nearest_neighbours(known, utterances):
     try:
         from dtaidistance import dtw_ndim
     except ImportError:
-        raise CannotRun("dynamic time warping comes from dtaidistance, which is missing: pip install dtaidistance") from None
+        raise CannotRun(
+            "dynamic time warping comes from dtaidistance, which is missing: pip install dtaidistance"
+        ) from None
     both = [utterance.astype(float) for utterance in (*utterances, *known)]
     block = (0, len(utterances)), (len(utterances), len(both))
     distances = dtw_ndim.distance_matrix_fast(both, block=block, parallel=False)
@@ -167,7 +171,7 @@ def draw(curves, example, confusion, lines, path):
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 1.1, 1])
     frames = np.arange(1, curves.shape[1] + 1)
-    left.plot(frames, curves.mean(axis=0), color="C0", label=f"stream, mean of {len(curves)} seeds")
+    left.plot(frames, curves.mean(axis=0), color="C0", label=f"GRU as a stream, mean over {len(curves)} seeds")
     left.fill_between(frames, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, label="their range")
     for (name, value), style in zip(lines.items(), ("--", ":"), strict=True):
         left.axhline(value, color="black", linewidth=1, linestyle=style, label=f"whole utterance: {name}")
@@ -177,13 +181,18 @@ def draw(curves, example, confusion, lines, path):
 
     probabilities, speaker, number = example
     frames = np.arange(1, len(probabilities) + 1)
-    for other in range(SPEAKERS):
-        true = other == speaker
-        label = f"speaker {other + 1}" + (", who speaks" if true else "")
-        middle.plot(frames, probabilities[:, other], linewidth=3 if true else 1.2, color=f"C{other}", label=label)
-    middle.set(xlabel="frames heard, one every 6.4 ms", ylabel="probability", title=f"Test utterance {number + 1}, as heard")
+    middle.plot(frames, probabilities[:, speaker], color="C0", linewidth=3, label=f"speaker {speaker + 1}, who speaks")
+    others = [other for other in range(SPEAKERS) if other != speaker]
+    likely = [other for other in others if probabilities[:, other].max() >= 0.1]
+    for color, other in enumerate(likely, start=1):
+        middle.plot(frames, probabilities[:, other], color=f"C{color}", label=f"speaker {other + 1}")
+    for at, other in enumerate(sorted({*others} - {*likely})):
+        middle.plot(frames, probabilities[:, other], color="gray", linewidth=0.8, label="" if at else "the others")
+    middle.set(
+        xlabel="frames heard, one every 6.4 ms", ylabel="probability", title=f"Test utterance {number + 1}, as heard"
+    )
     middle.set_ylim(-0.02, 1.02)
-    middle.legend(fontsize="small", loc="center right")
+    middle.legend(loc="center right")
 
     names = np.arange(1, SPEAKERS + 1)
     right.imshow(confusion, cmap="Blues", norm="log", extent=(0.5, SPEAKERS + 0.5, SPEAKERS + 0.5, 0.5))
@@ -191,7 +200,9 @@ def draw(curves, example, confusion, lines, path):
         if count:
             color = "white" if count > confusion.max() / 4 else "black"
             right.text(column + 1, row + 1, str(count), ha="center", va="center", color=color, fontsize="small")
-    right.set(xlabel="taken for speaker", ylabel="speaker", title="Whole utterances, seed 0", xticks=names, yticks=names)
+    right.set(
+        xlabel="taken for speaker", ylabel="speaker", title="GRU of both directions, seed 0", xticks=names, yticks=names
+    )
     for axes in (left, middle):
         axes.grid(color="#e4e4e4")
         axes.spines[["top", "right"]].set_visible(False)
@@ -226,9 +237,15 @@ def main(arguments=None):
     )
     parser.add_argument("--seeds", metavar="N", type=number(1, 100), default=5, help="networks to test (%(default)s)")
     parser.add_argument(
-        "--epochs", metavar="N", type=number(1, 10_000), default=40, help="times to read the training part (%(default)s)"
+        "--epochs",
+        metavar="N",
+        type=number(1, 10_000),
+        default=40,
+        help="times to read the training part (%(default)s)",
     )
-    parser.add_argument("--threads", metavar="N", type=number(1, 1024), help="threads to compute with (default: all cores)")
+    parser.add_argument(
+        "--threads", metavar="N", type=number(1, 1024), help="threads to compute with (default: all cores)"
+    )
     parser.add_argument("--picture", metavar="FILE", default="speech.png", help="where to draw (%(default)s)")
     try:
         return report(parser.parse_args(arguments))
@@ -248,7 +265,10 @@ def report(run):
     estimators()  # what is missing is told at once
     (utterances, speakers), (unknown, truth) = load("train"), load("test")
     lengths = [len(x) for x in utterances + unknown]
-    print(f"{len(utterances)} utterances to learn from, {len(unknown)} to test, of {min(lengths)} to {max(lengths)} frames.")
+    print(
+        f"{len(utterances)} utterances to learn from and {len(unknown)} to test, "
+        f"of {min(lengths)} to {max(lengths)} frames."
+    )
     print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
 
     choosing = min(run.seeds, 3)
@@ -275,16 +295,17 @@ def report(run):
     progress.end()
     curves = np.array(curves)
 
-    print(f"\nSettings, by the accuracy on held-out training utterances (mean of {choosing} seeds):")
+    print(f"\nSettings, by the accuracy on held-out training utterances (seeds: {choosing}):")
     for (hidden, layers), score in scores.items():
         chosen = "  chosen" if settings == {"hidden_size": hidden, "num_layers": layers} else ""
-        print(f"  {hidden} units, layers: {layers}{score:9.1%}{chosen}")
+        print(f"    {f'{hidden} units, layers: {layers}':37}{score:6.1%}{chosen}")
     print(f"\nAccuracy on the {len(unknown)} test utterances:")
-    print(f"  nearest neighbour, dynamic time warping{warped:9.1%}")
-    print(f"  GRU of both directions, {run.seeds} seeds    {spread(accuracies)}")
-    print(f"  GRU as a stream, {run.seeds} seeds, after")
-    for frames in (1, 3, 5, 7, 10, 15, curves.shape[1]):
-        print(f"    {frames:2} frames ({25.6 + 6.4 * (frames - 1):3.0f} ms)                  {spread(curves[:, frames - 1])}")
+    print(f"  {'nearest neighbour, time warping':39}{warped:6.1%}")
+    print(f"  {f'GRU of both directions, seeds: {run.seeds}':39}{spread(accuracies)}")
+    print(f"  GRU as a stream, seeds: {run.seeds}, after")
+    for frames in sorted({*range(1, curves.shape[1], 4), curves.shape[1]}):
+        heard_for = f"{frames} frame{'s'[: frames > 1]} ({25.6 + 6.4 * (frames - 1):.0f} ms)"
+        print(f"    {heard_for:37}{spread(curves[:, frames - 1])}")
     print(f"\nTest utterance {shown + 1}, of speaker {example[1] + 1}, as it is heard:")
     for at, chances in enumerate(example[0]):
         best = chances.argmax()

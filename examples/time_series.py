@@ -3,19 +3,20 @@
     pip install 'rnnfast[examples]'
     python examples/time_series.py
 
-The carbon dioxide of the air at Mauna Loa, in monthly means, is forecast 24 months ahead, and the sunspots of each year 10
-years ahead: from many origins, one after the other, each time from what was known then. The recurrent network's forecast is
-the mean of several, that differ in their seed. It is compared with seasonal naive forecasts, exponential smoothing
-(Holt-Winters where there is a season) and, for the sunspots, an autoregression, all of them fitted anew at every origin too.
+The carbon dioxide of the air at Mauna Loa, in monthly means, is forecast 24 months ahead, and the sunspots of each
+year 10 years ahead: from many origins, one after the other, each time from what was known then. The recurrent
+network's forecast is the mean of several, that differ in their seed. It is compared with seasonal naive forecasts,
+exponential smoothing (Holt-Winters where there is a season) and, for the sunspots, an autoregression, all of them
+fitted anew at every origin too.
 
 Nothing is chosen on the test part. Cell and size of the network are chosen by this program on earlier origins, whose
-forecasts end before the first origin of the test; the rest of the settings was chosen on these earlier origins as well, when
-this program was written.
+forecasts end before the first origin of the test; the rest of the settings was chosen on these earlier origins as
+well, when this program was written.
 
 Data, both in the package statsmodels (BSD-3-Clause), which says of each that it is in the public domain; nothing is
-downloaded. CO2: C.D. Keeling and T.P. Whorf, Atmospheric CO2 concentrations derived from flask air samples at sites in the
-SIO network, 2004: weekly, 1958 to 2001; the five months without a value, all before 1965, are interpolated. Sunspots:
-National Geophysical Data Center, yearly, 1700 to 2008.
+downloaded. CO2: C.D. Keeling and T.P. Whorf, Atmospheric CO2 concentrations derived from flask air samples at sites
+in the SIO network, 2004: weekly, 1958 to 2001; the five months without a value, all before 1965, are interpolated.
+Sunspots: National Geophysical Data Center, yearly, 1700 to 2008.
 """
 
 import argparse
@@ -221,7 +222,7 @@ def truths(series):
 
 
 def scales(series):
-    """What errors are divided by in MASE: the mean error of the seasonal naive forecast one season ahead, before an origin."""
+    """What MASE divides by: the mean error of the seasonal naive forecast, one season ahead, before each origin."""
     step = np.abs(series.values[series.period :] - series.values[: -series.period])
     return np.array([step[: origin - series.period].mean() for origin in series.origins])
 
@@ -253,7 +254,9 @@ def draw(results, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 8.5), layout="constrained")
-    for (left, right), (series, forecasts, bounds) in zip(figure.subplots(2, 2, width_ratios=[1.5, 1]), results, strict=True):
+    for (left, right), (series, forecasts, bounds) in zip(
+        figure.subplots(2, 2, width_ratios=[1.5, 1]), results, strict=True
+    ):
         shown = len(series.origins) // 2
         origin = series.origins[shown]
         past = slice(max(0, origin - 5 * series.horizon), origin)
@@ -293,7 +296,10 @@ def draw(results, path):
 def tell(series, settings, scores, forecasts, bounds):
     """The results of a series in words."""
     first, last = (series.times[origin] for origin in (series.origins[0], series.origins[-1]))
-    print(f"\n{series.name}, {series.horizon} {series.step}s ahead, from {len(series.origins)} origins, {first:.0f} to {last:.0f}.")
+    print(
+        f"\n{series.name}, {series.horizon} {series.step}s ahead, "
+        f"from {len(series.origins)} origins, {first:.0f} to {last:.0f}."
+    )
     print(f"Settings, by the error (MAE) from {len(series.earlier)} earlier origins:")
     for (cell, hidden), score in scores.items():
         chosen = "  chosen" if settings == {"cell": cell, "hidden_size": hidden} else ""
