@@ -253,13 +253,13 @@ def draw(results, path):
     """Of each series one forecast with its interval and what came, and the errors against the horizon."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    figure = Figure(figsize=(15, 8), layout="constrained")
     for (left, right), (series, forecasts, bounds) in zip(
-        figure.subplots(2, 2, width_ratios=[1.5, 1]), results, strict=True
+        figure.subplots(2, 2, width_ratios=[1.2, 1]), results, strict=True
     ):
         shown = len(series.origins) // 2
         origin = series.origins[shown]
-        past = slice(max(0, origin - 5 * series.horizon), origin)
+        past = slice(max(0, origin - 3 * series.period), origin)
         ahead = slice(origin, origin + series.horizon)
         left.plot(series.times[past], series.values[past], color="black", linewidth=1.2, label="known")
         left.plot(series.times[ahead], series.values[ahead], "o", color="black", markersize=3.5, label="what came")
@@ -276,14 +276,15 @@ def draw(results, path):
         for number, (name, forecast) in enumerate(forecasts.items(), start=1):
             own = name == "rnnfast"
             errors = np.abs(forecast - truths(series)).mean(axis=0)
-            right.plot(steps, errors, color="C0" if own else f"C{number}", linewidth=2.5 if own else 1.2, label=name)
+            look = {"color": "C0", "linewidth": 2.5} if own else {"color": f"C{number}", "dashes": (5, number)}
+            right.plot(steps, errors, label=name, **look)  # lines that lie on each other are both seen
         right.set(
             xlabel=f"{series.step}s ahead",
             ylabel=f"mean absolute error, {series.unit}",
             title=f"Error from {len(series.origins)} origins",
         )
         right.set_ylim(bottom=0)
-        right.legend(fontsize="small")
+        right.legend(loc="upper left", bbox_to_anchor=(1, 1))
         for axes in (left, right):
             axes.grid(color="#e4e4e4")
             axes.spines[["top", "right"]].set_visible(False)
