@@ -191,8 +191,9 @@ def draw(curves, example, confusion, lines, path):
     middle.set(
         xlabel="frames heard, one every 6.4 ms", ylabel="probability", title=f"Test utterance {number + 1}, as heard"
     )
-    middle.set_ylim(-0.02, 1.02)
-    middle.legend(loc="center right")
+    middle.set_ylim(-0.02, 1.3)  # room for the legend
+    middle.set_yticks(np.linspace(0, 1, 6))
+    middle.legend(loc="upper center", ncols=2)
 
     names = np.arange(1, SPEAKERS + 1)
     right.imshow(confusion, cmap="Blues", norm="log", extent=(0.5, SPEAKERS + 0.5, SPEAKERS + 0.5, 0.5))

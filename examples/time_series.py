@@ -270,7 +270,9 @@ def draw(results, path):
         rival = list(series.baselines)[-1]
         left.plot(series.times[ahead], forecasts[rival][shown], "--", color="C1", label=rival)
         left.set(xlabel="year", ylabel=series.unit, title=f"{series.name}: a forecast of the test")
-        left.legend(loc="upper left")
+        low, high = left.get_ylim()
+        left.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+        left.legend(loc="upper left", ncols=3)
 
         steps = np.arange(1, series.horizon + 1)
         for number, (name, forecast) in enumerate(forecasts.items(), start=1):
