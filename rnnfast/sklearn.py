@@ -214,7 +214,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
     def _read(self, X: Any, reset: bool) -> _Sequences:
         """The sequences of X, checked, as they are."""
         real = {"dtype": (np.float64, np.float32)}
-        members = _list_of_sequences(X)
+        members, table = _list_of_sequences(X), False
         if members is not None:
             wrong = [x.shape for x in members if x.ndim not in (1, 2) or not len(x)]
             if wrong:
@@ -229,25 +229,22 @@ class _Network(BaseEstimator):  # type: ignore[misc]
             lengths = np.array([len(x) for x in columns])
         else:
             array = X if hasattr(X, "ndim") else np.asarray(X)
-            if array.ndim < 3:
-                if reset or self._from_table:
-                    array = validate_data(self, X, reset=reset, **real)
-                    if reset:
-                        self._from_table = True
-                    reset = False
-                else:
-                    array = check_array(X, input_name="X", **real)
-                array = array[..., np.newaxis]
-            else:
+            table = array.ndim < 3
+            if not table:
                 array = check_array(array, allow_nd=True, input_name="X", **real)
                 if array.ndim != 3 or not array.shape[1]:
                     raise ValueError(f"X must be (N, T, F) with T >= 1, (N, T), or a list, got shape {array.shape}")
+            elif reset or self._from_table:
+                array = validate_data(self, X, reset=reset, **real)[..., np.newaxis]
+            else:
+                array = check_array(X, input_name="X", **real)[..., np.newaxis]
             flat, lengths = array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1])
         if reset:
-            self._from_table = False
-            self.n_features_in_ = flat.shape[1]
-            vars(self).pop("feature_names_in_", None)
-        elif hasattr(self, "layer_") and flat.shape[1] != self.layer_.input_size:
+            self._from_table = table
+            if not table:
+                self.n_features_in_ = flat.shape[1]
+                vars(self).pop("feature_names_in_", None)
+        elif flat.shape[1] != self.layer_.input_size:
             raise ValueError(
                 f"X has {flat.shape[1]} features, but {type(self).__name__} is expecting {self.layer_.input_size} "
                 "features as input"
@@ -263,14 +260,9 @@ class _Network(BaseEstimator):  # type: ignore[misc]
     def _start(self, sequences: _Sequences, weights: Array, outputs: int, random: np.random.RandomState) -> None:
         """A network with fresh parameters, and the scale of its input; `weights` are of the steps."""
         features = sequences.flat.shape[1]
-        self.mean_, self.scale_ = (
-            _scale(sequences.flat, weights)
-            if self.standardize
-            else (
-                np.zeros(features),
-                np.ones(features),
-            )
-        )
+        self.mean_, self.scale_ = np.zeros(features), np.ones(features)
+        if self.standardize:
+            self.mean_, self.scale_ = _scale(sequences.flat, weights)
         self._rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max))
         self.layer_ = _CELLS[self.cell](
             features,
@@ -1183,23 +1175,23 @@ class SequenceForecaster(_Network):
 
     def _read_series(self, series: Any) -> tuple[list[Array], tuple[bool, bool]]:
         """The series, each (T_i, F), and whether the caller gave several, and with an axis of features."""
+        real = {"ensure_2d": False, "allow_nd": True, "dtype": np.float64, "input_name": "series"}
         members = _list_of_sequences(series)
         if members is not None:
-            array, several, features = members, True, members[0].ndim == 2
+            several, features = True, members[0].ndim == 2
+            members = [check_array(x, **real) for x in members]
         else:
-            array = series if hasattr(series, "ndim") else np.asarray(series)
-            several = array.ndim == 3 or (array.ndim == 2 and not self.multivariate)
-            features = array.ndim == 3 or (array.ndim == 2 and self.multivariate)
-            array = np.asarray(array) if several else [array]
-        checked = []
-        for x in array:
-            x = check_array(x, ensure_2d=False, allow_nd=True, dtype=np.float64, input_name="series")
-            if x.ndim != 1 + features:
+            array = check_array(series, **real)
+            several = array.ndim > 2 or (array.ndim == 2 and not self.multivariate)
+            features = array.ndim > 2 or (array.ndim == 2 and self.multivariate)
+            members = list(array) if several else [array]
+        for x in members:
+            if x.ndim != 1 + features or not x.size:
                 raise ValueError(
                     "series must be one (T,), several (N, T), (N, T, F) or a list of (T_i,) or (T_i, F), or with "
                     f"multivariate=True one (T, F); got a member of shape {x.shape}"
                 )
-            checked.append(x if features else x[:, np.newaxis])
+        checked = [x if features else x[:, np.newaxis] for x in members]
         width = self.n_features_in_ if hasattr(self, "layer_") else checked[0].shape[1]
         for x in checked:
             if x.shape[1] != width:

@@ -71,6 +71,28 @@ def test_cross_entropy_agrees_with_torch(torch, dtype, masked):
     np.testing.assert_allclose(dlogits, x.grad.numpy(), atol=tolerance)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_of_losses_are_factors_of_each_term(masked):
+    rng = np.random.default_rng(5)
+    logits, targets, mask = scores(rng, masked)
+    weights = rng.integers(0, 3, targets.shape)
+    loss, dlogits = training.softmax_cross_entropy(logits, targets, mask, weights)
+    terms = -np.log(np.take_along_axis(np.exp(logits), targets[..., None], 2)[..., 0] / np.exp(logits).sum(axis=2))
+    assert loss == pytest.approx(np.mean((weights * terms)[slice(None) if mask is None else mask]), rel=1e-12)
+    expected = central_differences(lambda: training.softmax_cross_entropy(logits, targets, mask, weights)[0], logits)
+    np.testing.assert_allclose(dlogits, expected, atol=1e-9)
+
+    y, target, weights = rng.normal(size=(3, 4, 5))[:, :2]
+    loss, dy = training.mean_squared_error(y, target, weights)
+    assert loss == pytest.approx(np.mean(weights * (y - target) ** 2), rel=1e-12)
+    expected = central_differences(lambda: training.mean_squared_error(y, target, weights)[0], y)
+    np.testing.assert_allclose(dy, expected, atol=1e-9)
+    with pytest.raises(ValueError, match="weights must have shape"):
+        training.mean_squared_error(y, target, weights[0])
+    with pytest.raises(ValueError, match="weights must have shape"):
+        training.softmax_cross_entropy(logits, targets, mask, np.ones(4))
+
+
 def test_cross_entropy_of_one_position():
     loss, dlogits = training.softmax_cross_entropy(np.array([0.0, 0.0]), 1)
     assert loss == pytest.approx(math.log(2))
