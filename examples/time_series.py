@@ -1,0 +1,386 @@
+"""Forecast two famous series, and compare the forecasts with what came and with the methods of the trade.
+
+    pip install 'rnnfast[examples]'
+    python examples/time_series.py
+
+The carbon dioxide of the air at Mauna Loa, in monthly means, is forecast 24 months ahead, and the sunspots of each
+year 10 years ahead: from many origins, one after the other, each time from what was known then. The recurrent
+network's forecast is the mean of several, that differ in their seed. It is compared with seasonal naive forecasts,
+exponential smoothing (Holt-Winters where there is a season) and, for the sunspots, an autoregression, all of them
+fitted anew at every origin too.
+
+Nothing is chosen on the test part. Cell and size of the network are chosen by this program on earlier origins, whose
+forecasts end before the first origin of the test; the rest of the settings was chosen on these earlier origins as
+well, when this program was written.
+
+Data, both in the package statsmodels (BSD-3-Clause), which says of each that it is in the public domain; nothing is
+downloaded. CO2: C.D. Keeling and T.P. Whorf, Atmospheric CO2 concentrations derived from flask air samples at sites
+in the SIO network, 2004: weekly, 1958 to 2001; the five months without a value, all before 1965, are interpolated.
+Sunspots: National Geophysical Data Center, yearly, 1700 to 2008.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import rnnfast
+
+CELLS, HIDDEN = ("rnn", "gru"), (16, 32)  # the settings to choose from
+COVERAGE = 0.9
+SEASONS = 5  # years from which the season of the CO2 is taken
+
+
+class CannotRun(Exception):
+    """Something the user can mend; its text says what."""
+
+
+# ---------------------------------------------------------------------------------------------------------- the data
+
+
+class Series(NamedTuple):
+    """A series and how it is forecast. An origin is the place of the first value that is forecast."""
+
+    name: str
+    unit: str
+    step: str
+    times: np.ndarray  # in years
+    values: np.ndarray
+    horizon: int
+    period: int  # steps of a season, or about so
+    earlier: range  # origins on which settings are chosen
+    origins: range  # those of the test
+    options: dict[str, Any]  # of the forecaster
+    to_network: Any  # from the values up to an origin to what the network learns
+    from_network: Any  # from its forecast, and the values up to the origin, to values
+    baselines: dict[str, Any]
+
+
+def season(values):
+    """What the months of the calendar add to the trend, month after month from that which follows the values.
+
+    The trend is a running mean over 12 months; the rest is averaged over the last years for each month.
+    """
+    weights = np.array([0.5, *[1] * 11, 0.5]) / 12
+    rest = (values[6:-6] - np.convolve(values, weights, "valid"))[-12 * SEASONS :]
+    months = rest.reshape(SEASONS, 12).mean(axis=0)
+    return np.roll(months - months.mean(), -6)  # the last one is that of 7 months before what follows
+
+
+def without_season(values):
+    return values - np.resize(season(values)[::-1], len(values))[::-1]
+
+
+def with_season(forecast, values):
+    return forecast + np.resize(season(values), len(forecast))
+
+
+def square(forecast, values):  # noqa: ARG001
+    return np.square(np.maximum(forecast, 0))
+
+
+def load(quick):
+    """The two series; with fewer origins for a quick run."""
+    try:
+        from statsmodels.datasets import co2, sunspots
+    except ImportError:
+        raise CannotRun("data and baselines come with statsmodels, which is missing: pip install statsmodels") from None
+    months = co2.load_pandas().data["co2"].resample("MS").mean().interpolate()
+    years = sunspots.load_pandas().data
+    times = np.asarray(months.index.year + (months.index.month - 0.5) / 12)
+    month = {year: int(np.searchsorted(times, year)) for year in (1978, 1988, 1990, 2000)}
+    stride = 8 if quick else 1
+    return [
+        Series(
+            name="CO2 at Mauna Loa",
+            unit="ppm",
+            step="month",
+            times=times,
+            values=months.to_numpy(),
+            horizon=24,
+            period=12,
+            earlier=range(month[1978], month[1988], 12 * stride + 5),
+            origins=range(month[1990], month[2000] + 1, 6 * stride),
+            options={"differences": 1, "horizon": 1, "learning_rate": 0.01},
+            to_network=without_season,
+            from_network=with_season,
+            baselines={
+                "seasonal naive": seasonal_naive(12),
+                "Holt-Winters, additive season": smoothing(trend="add", seasonal="add", seasonal_periods=12),
+                "Holt-Winters, multiplicative": smoothing(trend="add", seasonal="mul", seasonal_periods=12),
+            },
+        ),
+        Series(
+            name="Sunspots",
+            unit="sunspots",
+            step="year",
+            times=years["YEAR"].to_numpy(),
+            values=years["SUNACTIVITY"].to_numpy(),
+            horizon=10,
+            period=11,
+            earlier=range(1880 - 1700, 1939 - 1700, 6 * stride),
+            origins=range(1949 - 1700, 2000 - 1700, 2 * stride),
+            options={"horizon": 10, "learning_rate": 0.003},
+            to_network=np.sqrt,
+            from_network=square,
+            baselines={
+                "naive": seasonal_naive(1),
+                "seasonal naive, 11 years": seasonal_naive(11),
+                "exponential smoothing": smoothing(),
+                "smoothing, 11-year season": smoothing(seasonal="add", seasonal_periods=11),
+                "AR(9) of the square root": autoregression,
+            },
+        ),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- the methods
+
+
+def seasonal_naive(period):
+    """The last season once more."""
+    return lambda values, horizon: np.resize(values[-period:], horizon)
+
+
+def smoothing(**options):
+    """statsmodels' exponential smoothing, its parameters fitted to the values."""
+
+    def forecast(values, horizon):
+        from statsmodels.tsa.holtwinters import ExponentialSmoothing
+
+        return ExponentialSmoothing(values, **options).fit().forecast(horizon)
+
+    return forecast
+
+
+def autoregression(values, horizon):
+    from statsmodels.tsa.ar_model import AutoReg
+
+    return square(AutoReg(np.sqrt(values), 9).fit().forecast(horizon), values)
+
+
+def forecasters(series, values, settings, seeds):
+    """Networks of several seeds, which have learnt from these values."""
+    try:
+        from rnnfast.sklearn import SequenceForecaster
+    except ImportError:
+        raise CannotRun("scikit-learn is missing: pip install scikit-learn") from None
+    options = {"max_epochs": 200, "n_iter_no_change": 20, "validation_fraction": 0.2, **series.options, **settings}
+    known = series.to_network(values)
+    return [SequenceForecaster(random_state=seed, **options).fit(known) for seed in range(seeds)]
+
+
+def network(series, values, settings, seeds):
+    """The mean of the networks' forecasts, and the means of the bounds of their 90% intervals."""
+    models = forecasters(series, values, settings, seeds)
+    intervals = [model.predict_interval(series.horizon, COVERAGE) for model in models]
+    forecasts = [model.predict(series.horizon) for model in models]
+    lower, upper = np.mean(intervals, axis=0)
+    return tuple(series.from_network(ahead, values) for ahead in (np.mean(forecasts, axis=0), lower, upper))
+
+
+def choose(series, seeds, progress):
+    """The cell and size whose forecasts from the earlier origins err least, and the errors of all."""
+    scores = {}
+    for cell, hidden in itertools.product(CELLS, HIDDEN):
+        errors = []
+        for origin in series.earlier:
+            progress(f"{series.name}: choosing settings on earlier origins")
+            known = series.values[:origin]
+            models = forecasters(series, known, {"cell": cell, "hidden_size": hidden}, seeds)
+            ahead = np.mean([model.predict(series.horizon) for model in models], axis=0)
+            forecast = series.from_network(ahead, known)
+            errors.append(np.abs(forecast - series.values[origin : origin + series.horizon]).mean())
+        scores[cell, hidden] = np.mean(errors)
+    cell, hidden = min(scores, key=scores.get)
+    return {"cell": cell, "hidden_size": hidden}, scores
+
+
+def roll(series, settings, seeds, progress):
+    """The forecasts of each method from each origin, (origins, horizon), and the bounds of the network's."""
+    forecasts, bounds = {name: [] for name in series.baselines}, []
+    forecasts["rnnfast"] = []
+    for origin in series.origins:
+        progress(f"{series.name}: forecasting from the origins of the test")
+        known = series.values[:origin]
+        for name, method in series.baselines.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # statsmodels tells where an optimiser stopped early
+                forecasts[name].append(method(known, series.horizon))
+        ahead, lower, upper = network(series, known, settings, seeds)
+        forecasts["rnnfast"].append(ahead)
+        bounds.append((lower, upper))
+    return {name: np.array(ahead) for name, ahead in forecasts.items()}, np.array(bounds)
+
+
+def truths(series):
+    return np.array([series.values[origin : origin + series.horizon] for origin in series.origins])
+
+
+def scales(series):
+    """What MASE divides by: the mean error of the seasonal naive forecast, one season ahead, before each origin."""
+    step = np.abs(series.values[series.period :] - series.values[: -series.period])
+    return np.array([step[: origin - series.period].mean() for origin in series.origins])
+
+
+# -------------------------------------------------------------------------------------------------- what is to be seen
+
+
+class Progress:
+    """One line on a terminal, rewritten as the work goes on; elsewhere a line for each kind of work."""
+
+    def __init__(self, stream, total):
+        self.stream, self.total, self.done, self.shown = stream, total, 0, None
+
+    def __call__(self, what):
+        if self.stream.isatty():
+            self.stream.write(f"\r\x1b[K[{self.done / self.total:4.0%}] {what}")
+        elif what != self.shown:
+            self.stream.write(f"{what}\n")
+        self.stream.flush()
+        self.done, self.shown = self.done + 1, what
+
+    def end(self):
+        if self.stream.isatty():
+            self.stream.write("\r\x1b[K")
+
+
+def draw(results, path):
+    """Of each series one forecast with its interval and what came, and the errors against the horizon."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    for (left, right), (series, forecasts, bounds) in zip(
+        figure.subplots(2, 2, width_ratios=[1.2, 1]), results, strict=True
+    ):
+        shown = len(series.origins) // 2
+        origin = series.origins[shown]
+        past = slice(max(0, origin - 3 * series.period), origin)
+        ahead = slice(origin, origin + series.horizon)
+        left.plot(series.times[past], series.values[past], color="black", linewidth=1.2, label="known")
+        left.plot(series.times[ahead], series.values[ahead], "o", color="black", markersize=3.5, label="what came")
+        left.plot(series.times[ahead], forecasts["rnnfast"][shown], color="C0", linewidth=2, label="rnnfast")
+        left.fill_between(
+            series.times[ahead], *bounds[shown], color="C0", alpha=0.2, linewidth=0, label=f"{COVERAGE:.0%} interval"
+        )
+        rival = list(series.baselines)[-1]
+        left.plot(series.times[ahead], forecasts[rival][shown], "--", color="C1", label=rival)
+        left.set(xlabel="year", ylabel=series.unit, title=f"{series.name}: a forecast of the test")
+        low, high = left.get_ylim()
+        left.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+        left.legend(loc="upper left", ncols=3)
+
+        steps = np.arange(1, series.horizon + 1)
+        for number, (name, forecast) in enumerate(forecasts.items(), start=1):
+            own = name == "rnnfast"
+            errors = np.abs(forecast - truths(series)).mean(axis=0)
+            look = {"color": "C0", "linewidth": 2.5} if own else {"color": f"C{number}", "dashes": (5, number)}
+            right.plot(steps, errors, label=name, **look)  # lines that lie on each other are both seen
+        right.set(
+            xlabel=f"{series.step}s ahead",
+            ylabel=f"mean absolute error, {series.unit}",
+            title=f"Error from {len(series.origins)} origins",
+        )
+        right.set_ylim(bottom=0)
+        right.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        for axes in (left, right):
+            axes.grid(color="#e4e4e4")
+            axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as error:
+        raise CannotRun(f"cannot draw {path}: {error}") from None
+
+
+def tell(series, settings, scores, forecasts, bounds):
+    """The results of a series in words."""
+    first, last = (series.times[origin] for origin in (series.origins[0], series.origins[-1]))
+    print(
+        f"\n{series.name}, {series.horizon} {series.step}s ahead, "
+        f"from {len(series.origins)} origins, {first:.0f} to {last:.0f}."
+    )
+    print(f"Settings, by the error (MAE) from {len(series.earlier)} earlier origins:")
+    for (cell, hidden), score in scores.items():
+        chosen = "  chosen" if settings == {"cell": cell, "hidden_size": hidden} else ""
+        print(f"  {cell.upper()}, {hidden} units{score:10.3f}{chosen}")
+    print(f"On the test:                     MAE, {series.unit}     MASE")
+    for name, forecast in forecasts.items():
+        errors = np.abs(forecast - truths(series))
+        print(f"  {name:30}{errors.mean():10.3f}{(errors.mean(axis=1) / scales(series)).mean():10.3f}")
+    lower, upper = bounds.swapaxes(0, 1)
+    inside = (lower <= truths(series)) & (truths(series) <= upper)
+    print(f"Inside the {COVERAGE:.0%} interval of rnnfast: {inside.mean():.0%} of the values.")
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+def number(least, most):
+    """A parser for the values of an option."""
+
+    def parse(text):
+        try:
+            if least <= int(text) <= most:
+                return int(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least:,} to {most:,}, not {text}")
+
+    return parse
+
+
+def main(arguments=None):
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Forecast two famous series from many origins, and compare with the methods of the trade.",
+        epilog="Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=number(1, 100), default=5, help="networks to average (%(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="take an eighth of the origins")
+    parser.add_argument("--threads", metavar="N", type=number(1, 1024), default=1, help="to compute with (%(default)s)")
+    parser.add_argument("--picture", metavar="FILE", default="time_series.png", help="where to draw (%(default)s)")
+    try:
+        return report(parser.parse_args(arguments))
+    except CannotRun as error:
+        print(f"time_series.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+def report(run):
+    """Choose, forecast, compare, draw, and say so."""
+    began = time.monotonic()
+    rnnfast.set_num_threads(run.threads)
+    both = load(run.quick)
+    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
+    total = sum(len(CELLS) * len(HIDDEN) * len(series.earlier) + len(series.origins) for series in both)
+    progress = Progress(sys.stderr, total)
+    results, told = [], []
+    for series in both:
+        settings, scores = choose(series, min(run.seeds, 3), progress)
+        forecasts, bounds = roll(series, settings, run.seeds, progress)
+        results.append((series, forecasts, bounds))
+        told.append((series, settings, scores, forecasts, bounds))
+    progress.end()
+    for result in told:
+        tell(*result)
+    try:
+        draw(results, run.picture)
+    except ImportError:
+        print("\nDrew no picture, as matplotlib is missing: pip install matplotlib")
+    else:
+        print(f"\nDrew it to {run.picture}")
+    print(f"It took {time.monotonic() - began:.0f} seconds.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
