@@ -172,9 +172,12 @@ def predict_frame(model: Callable[[Any], Any], frame: Any, columns: Sequence[str
     ]
     if others:
         raise TypeError(
-            f"frame must hold numbers, a column for each time step, but these hold others: {', '.join(others)}"
+            "frame must hold numbers of NumPy's types, a column for each time step, but these hold others: "
+            f"{', '.join(others)}; frame.astype('float64') makes such numbers of pandas's own types"
         )
-    columns = list(columns)
+    columns = [str(name) for name in columns]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"columns must be different names, got {columns}")
     numbers = frame._meta.to_numpy()
     sample = _columns(np.zeros((1, numbers.shape[1]), numbers.dtype), model, columns)
     meta = frame._meta.iloc[:, :0].assign(**dict.fromkeys(columns, np.empty(0, sample.dtype)))
@@ -236,6 +239,8 @@ def _member(results: Any, place: int) -> Array:
 def _leaves(results: Any) -> tuple[Array, ...]:
     """The arrays in nested tuples."""
     if not isinstance(results, tuple):
+        if np.asarray(results).dtype == object:
+            raise TypeError(f"model must return an array or nested tuples of arrays, got {type(results).__name__}")
         return (np.asarray(results),)
     return tuple(leaf for member in results for leaf in _leaves(member))
 

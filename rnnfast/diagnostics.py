@@ -164,7 +164,8 @@ def gradient_flow(
     Raises
     ------
     ValueError
-        When a shape does not fit, there is no row, or the layer has one of the options named above.
+        When a shape does not fit, there is no row, `x` or y are not finite, or the layer has one of the options
+        named above.
     TypeError
         When `layer` has no time, or an argument does not hold real numbers.
 
@@ -183,7 +184,11 @@ def gradient_flow(
     jacobians = arguments.flag("jacobians", jacobians)
     call = layer._call()
     layer = _at_rest(layer)
-    _, last, tape = layer.forward(x, state)
+    y, last, tape = layer.forward(x, state)
+    if not np.isfinite(arguments.array("x", x)).all():
+        raise ValueError("x must be finite, but holds NaN or infinity: take out such steps before")
+    if not all(np.isfinite(part).all() for part in (y if isinstance(y, tuple) else (y,))):
+        raise ValueError("y is not finite: the state or the parameters are not, or are too large")
     gradients = layer.backward(tape, dy, _last_h(layer, last) if dy is None else None, per_step=True)
     flow = GradientFlow(call, {}, {}, {}, {})
     if isinstance(layer, Bidirectional):
@@ -310,9 +315,16 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
     named = flows if isinstance(flows, Mapping) else {"": flows}
     if not named:
         raise ValueError("flows must hold at least one GradientFlow, got none")
-    for flow in named.values():
+    for label, flow in named.items():
         if not isinstance(flow, GradientFlow):
-            raise TypeError(f"flows must be a GradientFlow, or a mapping of names to them, got {type(flow).__name__}")
+            place = f" under {label!r}" if label else ""
+            raise TypeError(
+                f"flows must be a GradientFlow, or a mapping of names to them, got {type(flow).__name__}{place}"
+            )
+    if ax is not None and not hasattr(ax, "plot"):
+        raise TypeError(
+            f"ax must be one Axes of matplotlib, got {type(ax).__name__}: of an array of them give a member"
+        )
     if ax is None:
         try:
             from matplotlib import pyplot

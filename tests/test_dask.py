@@ -250,6 +250,11 @@ def test_frames(dd, frame, scheduler):
     np.testing.assert_array_equal(one.compute()["mean"], got["mean"])
 
 
+def test_a_model_that_returns_no_arrays():
+    with pytest.raises(TypeError, match="model must return an array or nested tuples of arrays, got NoneType"):
+        predict(lambda x: None, da.ones((2, 3, 4)))  # noqa: ARG005
+
+
 def test_frames_as_arrays(dd, frame):
     values = dd.from_pandas(frame, npartitions=4).to_dask_array()
     np.testing.assert_array_equal(predict(forecast, values, batch_axis=0).compute(), forecast(frame.to_numpy()))
@@ -262,8 +267,11 @@ def test_frames_that_are_refused(dd, frame):
     with pytest.raises(TypeError, match=r"frame must be a dask.dataframe.DataFrame, got DataFrame"):
         predict_frame(forecast, frame, ["mean"])
     others = dd.from_pandas(frame.assign(name="a", when=np.datetime64("2000-01-01")), npartitions=4)
-    with pytest.raises(TypeError, match=r"these hold others: name, when$"):
+    with pytest.raises(TypeError, match=r"these hold others: name, when;"):
         predict_frame(forecast, others, ["mean"])
+    with pytest.raises(ValueError, match=r"columns must be different names, got \['m', 'm'\]"):
+        predict_frame(forecast, lazy, ["m", "m"])
+    assert list(predict_frame(forecast, lazy, [1, 2]).compute().columns) == ["1", "2"]
     with pytest.raises(ValueError, match=r"shape \(N, 1\) for N=1, got \(1, 2\)"):
         predict_frame(forecast, lazy, ["mean"])
 

@@ -306,11 +306,19 @@ def test_repr_is_a_table():
         ),
         (rnnfast.RNN(4, 5), values(T, 0, I), ValueError, r"x must have at least one row, got shape \(6, 0, 4\)"),
         (rnnfast.RNN(4, 5), values(T, N, 3), ValueError, "x has 3 features"),
+        (rnnfast.LSTM(4, 5), values(T, N, I) * np.nan, ValueError, "x must be finite"),
     ],
 )
 def test_what_cannot_be_measured(layer, x, error, message):
     with pytest.raises(error, match=message):
         gradient_flow(layer, x)
+
+
+def test_parameters_that_are_not_finite():
+    layer = rnnfast.RNN(4, 5)
+    layer.parameters["bias_ih_l0"][0] = np.nan
+    with pytest.raises(ValueError, match="y is not finite"):
+        gradient_flow(layer, values(T, N, I))
 
 
 def test_jacobians_is_a_flag():
@@ -364,6 +372,15 @@ def test_plot_takes_flows_alone():
         plot_gradient_flow({})
     with pytest.raises(TypeError, match="must be a GradientFlow, or a mapping of names to them, got list"):
         plot_gradient_flow([1])
+
+
+def test_plot_takes_one_axes(pyplot):
+    _, axes = pyplot.subplots(1, 2)
+    flow = gradient_flow(rnnfast.GRU(4, 5), values(T, N, I))
+    with pytest.raises(TypeError, match="ax must be one Axes of matplotlib, got ndarray"):
+        plot_gradient_flow(flow, axes)
+    with pytest.raises(TypeError, match="got int under 'a'"):
+        plot_gradient_flow({"a": 1})
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):
