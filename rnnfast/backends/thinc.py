@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast import arguments, functional, layers
+from rnnfast import arguments, functional, layers, memory
 
 try:
     from thinc.api import LSTM, Model, NumpyOps, registry
@@ -82,6 +82,9 @@ def _engine(dtype: np.dtype[Any], nI: int, nO: int, depth: int, dirs: int) -> fu
     return functional.Engine("lstm", dtype, nI, nO, num_layers=depth, bidirectional=dirs == 2)
 
 
+_memory = memory.Results(16)  # for the calls to come: some of a few layers, forward and backward
+
+
 class _Call:
     """One batch on its way through a layer."""
 
@@ -106,12 +109,12 @@ class _Call:
 
     def forward(self, training: bool) -> Array:
         engine, sizes = self.engine, self.sizes
-        packed = functional.empty(engine.packed_size)
-        self.packed_back = functional.empty(engine.packed_back_size) if training else None
-        self.tape = functional.empty(sizes.tape) if training else None
-        self.y = np.empty((*self.x.shape[:2], engine.directions * engine.output_size), engine.dtype)
+        packed = _memory.bytes(engine.packed_size)
+        self.packed_back = _memory.bytes(engine.packed_back_size) if training else None
+        self.tape = _memory.bytes(sizes.tape) if training else None
+        self.y = _memory.empty((*self.x.shape[:2], engine.directions * engine.output_size), engine.dtype)
         last = np.empty_like(self.h0), np.empty_like(self.c0)
-        workspace = functional.empty(sizes.forward_workspace)
+        workspace = _memory.bytes(sizes.forward_workspace)
         functional.pack(engine, list(self.parameters.values()), packed, self.packed_back)
         start = self.x, self.h0, self.c0
         functional.forward(engine, packed, *start, self.y, *last, self.tape, None, workspace, self.order)
@@ -120,10 +123,10 @@ class _Call:
     def backward(self, dY: Any) -> tuple[Array, Array]:
         engine = self.engine
         dy = arguments.shaped("dY", dY, engine.dtype, self.y[:, 0].shape, "the shape of Y")
-        dx = np.empty(self.x.shape, engine.dtype)
+        dx = _memory.empty(self.x.shape, engine.dtype)
         dstart = np.empty_like(self.h0), np.empty_like(self.c0)
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        workspace = functional.empty(self.sizes.backward_workspace)
+        workspace = _memory.bytes(self.sizes.backward_workspace)
         before = self.x, self.h0, self.c0, self.y, self.tape, None, dy[:, np.newaxis], None, None
         after = dx, *dstart, list(gradients.values()), workspace, self.order
         functional.backward(engine, self.packed_back, *before, *after)
