@@ -90,6 +90,7 @@ def test_version(capsys):
         (["train"], "required: KIND"),
         (["train", "text", "x"], "required: -o/--output"),
         (["bench", "--H", "0"], "must be a whole number, 1 or more, not 0"),
+        (["bench", "--H", "1_000"], "must be a whole number, 1 or more, not 1_000"),
         (["bench", "--cell", "elman"], "invalid choice: 'elman'"),
         (["train", "text", "x", "-o", "y", "--lr", "nan"], "must be a number above 0, not nan"),
         (["sample", "x", "--seed", "-1"], "must be a whole number, 0 or more, not -1"),
@@ -577,7 +578,7 @@ def test_texts_that_cannot_be_learnt(tmp_path, capsys):
     assert "No such file" in failure(capsys, "train", "text", path, "-o", model)
     assert "cannot read" in failure(capsys, "train", "text", tmp_path, "-o", model)
     path.write_bytes(b"caf\xe9")
-    assert "UTF-8: see byte 3" in failure(capsys, "train", "text", path, "-o", model)
+    assert "UTF-8: see byte 3, counted from 0, in line 1" in failure(capsys, "train", "text", path, "-o", model)
     for short in ("", "A short text."):
         path.write_text(short)
         assert f"{len(short)} characters is too short" in failure(capsys, "train", "text", path, "-o", model)
@@ -846,3 +847,124 @@ def test_models_of_another_kind_or_damaged_give_no_forecast(sheet, tmp_path, cap
         assert "is damaged" in failure(capsys, "predict", model)
     commands.write(str(model), {"kind": "series"}, arrays)
     assert "is damaged" in failure(capsys, "predict", model)
+
+
+# ------------------------------------------------------------------------------------------------ files that are one
+
+
+@pytest.mark.parametrize("alias", ["itself", "relative", "symbolic link", "hard link"])
+def test_no_command_overwrites_what_it_reads(alias, book, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    other = {"itself": book, "relative": Path("book.txt")}.get(alias, tmp_path / "other")
+    if alias.endswith("link"):
+        (other.symlink_to if alias[0] == "s" else other.hardlink_to)(book)
+    before = book.read_bytes()
+    for command in (
+        ["train", "text", book, "-o", other],
+        ["train", "csv", book, "--column", "sold", "-o", other],
+        ["predict", book, "--output", other],
+        ["predict", book, "--plot", other],
+        ["predict", "model", "--output", book, "--plot", other],
+        ["bench", "--json", book, "--plot", other],
+    ):
+        assert "are the same file" in failure(capsys, *command)
+        assert book.read_bytes() == before
+
+
+def test_two_outputs_that_are_not_there_yet_are_one(tmp_path, capsys):
+    new = tmp_path / "new.png"
+    assert "--output and --plot are the same file" in failure(capsys, "predict", "m", "--output", new, "--plot", new)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "text", "x", "-o", ""],
+        ["predict", "x", "--output", ""],
+        ["bench", "--json", ""],
+        ["bench", "--plot", ""],
+    ],
+)
+def test_empty_names_of_files(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "must be the name of a file, but is empty" in capsys.readouterr().err
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is full")
+
+
+@FULL
+@pytest.mark.parametrize("command", [["info"], ["--help"], ["sample", "--length", "5"], ["predict"]])
+def test_full_device_in_place_of_the_output(command, tmp_path):
+    if command[0] == "sample":
+        random_model().save(str(tmp_path / "model"))
+        command = [*command, str(tmp_path / "model")]
+    if command[0] == "predict":
+        pytest.importorskip("sklearn")
+        series.save(
+            str(tmp_path / "model"),
+            series.forecaster_of({"max_epochs": 1}).fit(np.sin(np.arange(40))),
+            np.sin(np.arange(40)),
+            {"options": {}, "times": None, "column": "y", "time_column": None},
+        )
+        command = [*command, str(tmp_path / "model")]
+    run = (
+        f"import sys; sys.stdout = open('/dev/full', 'w'); from rnnfast.__main__ import main; sys.exit(main({command}))"
+    )
+    result = python(code=run)
+    assert result.returncode == 2
+    assert result.stderr.endswith("cannot write the output: No space left on device\n")
+    assert "Traceback" not in result.stderr
+
+
+@FULL
+def test_full_device_in_place_of_a_file(book, capsys):
+    arguments = ["bench", "--json", "/dev/full", "--T", "2", "--N", "1", "--I", "2", "--H", "2", "--rounds", "1"]
+    result = python(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.endswith("cannot write /dev/full: No space left on device\n")
+    assert "Traceback" not in result.stderr
+    assert "not a file on a disk" in failure(capsys, "train", "text", book, "-o", "/dev/full")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of the shell of POSIX")
+def test_output_that_is_closed():
+    environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
+    for closing in (">&-", ">&- 2>&-"):
+        result = subprocess.run(
+            f"{shlex.quote(sys.executable)} -m rnnfast info {closing}",
+            shell=True,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 2
+        assert result.stderr in ("python -m rnnfast: there is no standard output: it was closed\n", "")
+
+
+def test_layers_that_are_too_large_for_an_array(book, tmp_path, capsys):
+    for hidden in (10**9, 10**12, 10**30):
+        line = failure(capsys, "train", "text", book, "-o", tmp_path / "model", "--hidden", hidden)
+        assert "use smaller" in line
+
+
+def test_training_that_is_worse_than_guessing_is_not_saved(book, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(text.Model, "bits", lambda *_: 9.0)
+    path = tmp_path / "model"
+    path.write_text("an older model")
+    assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "use a lower --lr than 0.003" in line
+    assert f"9.000 bits per character, and {math.log2(len(set(TEXT))):.3f} by guessing" in line
+    assert path.read_text() == "an older model"
+
+
+def test_start_is_checked_before_anything_is_printed(trained, capsys):
+    assert main(["sample", str(trained[0]), "--start", "ß"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_pictures_of_unknown_formats_are_refused_before_the_work(capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert "must end in one of" in failure(capsys, "predict", "model", "--plot", "next.foo")

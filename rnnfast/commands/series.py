@@ -21,14 +21,18 @@ from rnnfast.commands import (
     CannotRun,
     count,
     draw,
-    figure_of,
+    file_name,
     interruptible,
     read,
+    read_text,
     real,
+    require_apart,
+    require_drawable,
     require_writable,
     share,
     whole,
     write,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -210,7 +214,9 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
       python -m rnnfast predict sales.npz --horizon 24 --output next.csv --plot next.png
     """
     parser.add_argument("file", metavar="FILE", help="CSV file, in UTF-8")
-    parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="file to write the model to")
+    parser.add_argument(
+        "-o", "--output", metavar="MODEL", type=file_name, required=True, help="file to write the model to"
+    )
     group = parser.add_argument_group("the series")
     group.add_argument("--column", metavar="NAME", required=True, help="column with the values")
     group.add_argument(
@@ -246,6 +252,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         rnnfast.set_num_threads(arguments.threads)
     path, name, season = arguments.file, arguments.column, arguments.season
+    require_apart({"FILE": path, "--output": arguments.output})
     if len(arguments.delimiter) != 1:
         raise CannotRun(f"--delimiter must be one character, got {arguments.delimiter!r}")
     texts, *clock = read_columns(path, [name, *filter(None, [arguments.time_column])], arguments.delimiter)
@@ -306,16 +313,18 @@ def configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="file that train csv has written")
     parser.add_argument("--horizon", metavar="N", type=count, default=12, help="steps to come (%(default)s)")
     parser.add_argument("--coverage", metavar="X", type=share, default=0.9, help="of the bounds, below 1 (%(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="CSV file to write (default: to the terminal)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the series and what follows into this file (matplotlib)")
+    parser.add_argument("--output", metavar="FILE", type=file_name, help="CSV file to write (default: to the terminal)")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=file_name, help="draw the series and what follows into this file (matplotlib)"
+    )
     parser.set_defaults(run=predict)
 
 
 def predict(arguments: argparse.Namespace) -> int:
+    require_apart({"MODEL": arguments.model, "--output": arguments.output, "--plot": arguments.plot})
     for path in filter(None, (arguments.output, arguments.plot)):
-        require_writable(path)
-    if arguments.plot:
-        figure_of(1, 1)
+        require_writable(path, device=True)
+    require_drawable(arguments.plot)
     forecaster, series, about = load(arguments.model)
     columns = {about["column"]: forecaster.predict(arguments.horizon)}
     try:
@@ -328,11 +337,7 @@ def predict(arguments: argparse.Namespace) -> int:
     def label(offset: int) -> str:
         return times.at(offset) if times else str(len(series) + offset)
 
-    with (
-        open(arguments.output, "w", encoding="utf-8", newline="")
-        if arguments.output
-        else (contextlib.nullcontext(sys.stdout)) as file
-    ):
+    with writing(arguments.output, newline="") if arguments.output else contextlib.nullcontext(sys.stdout) as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([about["time_column"] or "row", *columns])
         for step, values in enumerate(zip(*columns.values(), strict=True)):
