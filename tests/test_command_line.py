@@ -162,7 +162,11 @@ def test_info_heeds_the_processors_that_the_process_may_use():
     code = (
         f"import os; os.sched_setaffinity(0, {{{first}}}); from rnnfast.__main__ import main; main(['info', '--json'])"
     )
-    assert json.loads(python(code=code).stdout)["threads"] == {"used": 1, "limits": {"processors": 1}}
+    assert json.loads(python(code=code).stdout)["threads"] == {
+        "used": 1,
+        "limits": {"processors": 1},
+        "not_numbers": {},
+    }
 
 
 def test_least_limit_is_the_number_of_threads(monkeypatch):
@@ -648,10 +652,10 @@ def quarters():
 
 @pytest.fixture
 def sheet(tmp_path, quarters):
-    """A CSV file with a byte-order mark, blank lines, and a column that is no number."""
+    """A CSV file with a byte-order mark, blank lines at its end, and a column that is no number."""
     path = tmp_path / "sales.csv"
     rows = [f"{2004 + i // 4}-{3 * (i % 4) + 1:02},shop {i},{value!r}" for i, value in enumerate(quarters.tolist())]
-    path.write_text("\ufeffmonth, shop ,sold\n\n" + "\n".join(rows) + "\n\n", encoding="utf-8")
+    path.write_text("\ufeffmonth, shop ,sold\n" + "\n".join(rows) + "\n\n\n", encoding="utf-8")
     return path
 
 
@@ -716,14 +720,30 @@ def test_columns_of_a_file(sheet, quarters):
         (b"a,b\n1,2\n", [], "has no column 'sold'; its first line names: a, b"),
         (b"", [], "has no column 'sold'; its first line names: none"),
         (b"sold,sold\n1,2\n", [], "has more than one column 'sold'"),
-        (b"sold;day\n1;2\n", [], "names: sold;day"),
+        (b"sold;day\n1;2\n", [], "names: sold;day: is it --delimiter ';'?"),
         (b"sold,day\n1,2\n3\n", [], "line 3 has 1 fields, but the first 2"),
         (b"sold\n1\nmany\n", [], "row 2 below the first line has 'many' in column 'sold': no finite number"),
         (b"sold\n1\ninf\n", [], "row 2 below the first line has 'inf'"),
         (b"sold,x\n,2\n", [], "row 1 below the first line has '' in column"),
         (b'sold\n"1\n', [], "line 2: unexpected end of data"),
         (b"sold\n\xff\n", [], "is not text in UTF-8"),
-        (b"sold,day\n1,4\n2,5\n3,7\n", ["--time-column", "day"], "column 'day' holds no times that go on evenly"),
+        (
+            b"sold,day\n1,4\n2,5\n3,7\n",
+            ["--time-column", "day"],
+            "row 3 has '7' after '5', and the first two are '4' and '5'",
+        ),
+        (b"sold,day\n1,6\n2,5\n3,4\n", ["--time-column", "day"], "go back from row to row"),
+        (b"sold,day\n1,6\n2,6\n3,6\n", ["--time-column", "day"], "row 2 has '6' after '6'"),
+        (b"sold,day\n1,mo\n2,tu\n", ["--time-column", "day"], "row 1 has 'mo', which is no time"),
+        (b"sold,day\n1,2024-01\n2,x\n", ["--time-column", "day"], "row 2 has 'x', which is no time"),
+        (b"sold,day\n", ["--time-column", "day"], "too few rows: 0"),
+        (b"sold,day\n1,4\n", ["--time-column", "day"], "too few rows: 1"),
+        (b"sold\n1\n\n2\n\n", [], "line 3 is blank, but rows follow it"),
+        (b"sold\n1_000\n", [], "row 1 below the first line has '1_000'"),
+        (b"sold;a\n1,5;2\n", ["--delimiter", ";"], "no finite number; write decimals with a point"),
+        (b"\xff\xfes\0", [], "byte 0, counted from 0, in line 1; save it as UTF-8, or if it is UTF-16"),
+        (b"sold\n1\n", ["--seed", "99999999999999999999"], "--seed must be from 0 to 4294967295"),
+        (b"sold\n1\nx\n", ["--delimiter", r"\t"], "has 'x' in column"),
         (b"sold,day\n1,4\n", ["--time-column", "date"], "has no column 'date'"),
         (b"sold\n1\n", ["--delimiter", ", "], "--delimiter must be one character, got ', '"),
     ],
@@ -830,7 +850,7 @@ def test_series_that_is_too_short(tmp_path, capsys):
     path = tmp_path / "sales.csv"
     path.write_text("sold\n1\n2\n3\n")
     line = failure(capsys, "train", "csv", path, "--column", "sold", "--season", "12", "-o", tmp_path / "model")
-    assert "12 for differences" in line
+    assert "3 rows are too few, as 1 are held out: the others must be 12 for --season" in line
 
 
 @pytest.mark.usefixtures("estimators")
@@ -968,3 +988,28 @@ def test_start_is_checked_before_anything_is_printed(trained, capsys):
 def test_pictures_of_unknown_formats_are_refused_before_the_work(capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     assert "must end in one of" in failure(capsys, "predict", "model", "--plot", "next.foo")
+
+
+@pytest.mark.usefixtures("estimators")
+def test_series_that_diverges_or_is_too_large(sheet, tmp_path, capsys):
+    arguments = ["train", "csv", sheet, "--column", "sold", "-o", tmp_path / "model", *FAST]
+    assert "use a lower --lr than 1e+38" in failure(capsys, *arguments, "--lr", "1e38")
+    rows = "".join(f"{'-' * (i * i % 7 > 2)}1e300\n" for i in range(80))
+    sheet.write_text(f"sold\n{rows}")
+    assert str(sheet) in failure(capsys, *arguments)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.usefixtures("estimators")
+def test_horizon_without_end(sheet, tmp_path, capsys):
+    model = tmp_path / "sales.npz"
+    assert train_csv(sheet, model) == 0
+    capsys.readouterr()
+    assert "--horizon must be at most 8,000" in failure(capsys, "predict", model, "--horizon", 99999999999)
+
+
+def test_info_says_what_it_makes_of_strange_numbers_of_threads():
+    told = python("info", RNNFAST_NUM_THREADS="x", OMP_NUM_THREADS="-3").stdout
+    assert "RNNFAST_NUM_THREADS is 'x', which is no number, and is passed over" in told
+    assert "-3 by OMP_NUM_THREADS (taken as 1)" in told
+    assert "RNNFAST_NUM_THREADS" not in told.partition("no limit by")[2].partition("\n")[0]

@@ -88,7 +88,7 @@ def _unfinished(path: str) -> Iterator[str]:
 
 
 def require_writable(path: str, device: bool = False) -> None:
-    """An error now, not after the work whose outcome is to be written there; `device`: it may be one, as /dev/stdout."""
+    """An error now, not after the work whose outcome is to be written there, which may be a `device`."""
     with _unfinished(path) as unfinished:
         if os.path.isdir(path):
             raise IsADirectoryError(0, "it is a folder")
@@ -134,8 +134,8 @@ def read_text(path: str, encoding: str = "utf-8", newline: str | None = None) ->
         start = error.start + (content.startswith(b"\xef\xbb\xbf") and 3 * (encoding == "utf-8-sig"))
         line = content.count(b"\n", 0, start) + 1
         raise CannotRun(
-            f"{path} is not text in UTF-8: see byte {start}, counted from 0, in line {line}; save it as UTF-8, or if it "
-            f"is {'UTF-16' if wide else 'Latin-1'}, convert it: iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8"
+            f"{path} is not text in UTF-8: see byte {start}, counted from 0, in line {line}; save it as UTF-8, or if "
+            f"it is {'UTF-16' if wide else 'Latin-1'}, convert it: iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8"
         ) from None
 
 
