@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 MAKE_ONE = "python -m rnnfast train csv FILE --column NAME -o MODEL makes one"
 
+LARGEST = 1e150  # squares of such values are still finite
+
 
 # ------------------------------------------------------------------------------------------------------------- times
 #
@@ -205,6 +207,10 @@ def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
             hint = "; write decimals with a point" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
             raise CannotRun(
                 f"{path}: row {i + 1} below the first line has {text!r} in column {name!r}: no finite number{hint}"
+            )
+        if abs(values[i]) > LARGEST:
+            raise CannotRun(
+                f"{path}: row {i + 1} below the first line has {text!r} in column {name!r}: too large, use another unit"
             )
     return values
 
