@@ -61,24 +61,42 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
-    parsed = make_parser().parse_args(arguments)
     try:
-        return parsed.run(parsed)
+        if sys.stdout is None:
+            raise CannotRun("there is no standard output: it was closed")
+        try:
+            parsed = make_parser().parse_args(arguments)
+            return parsed.run(parsed)
+        finally:
+            sys.stdout.flush()  # here a full disk is an error of the command, at the end of Python it is a riddle
     except CannotRun as error:
-        print(f"python -m rnnfast: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("python -m rnnfast: there is not enough memory: use smaller sizes", file=sys.stderr)
-        return 2
+        return _cannot_run(str(error))
+    except (MemoryError, OverflowError):
+        return _cannot_run("there is not enough memory: use smaller sizes")
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who reads has gone, as in "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as error:
+        _drop_output()
+        return _cannot_run(f"cannot write {error.filename or 'the output'}: {error.strerror or error}")
+
+
+def _cannot_run(reason: str) -> int:
+    print(f"python -m rnnfast: {reason}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> None:
+    """What is left to be written to stdout goes nowhere, or Python would try again in the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="replace")  # a terminal may lack characters that a text has
     sys.exit(main())

@@ -90,6 +90,7 @@ def test_version(capsys):
         (["train"], "required: KIND"),
         (["train", "text", "x"], "required: -o/--output"),
         (["bench", "--H", "0"], "must be a whole number, 1 or more, not 0"),
+        (["bench", "--H", "1_000"], "must be a whole number, 1 or more, not 1_000"),
         (["bench", "--cell", "elman"], "invalid choice: 'elman'"),
         (["train", "text", "x", "-o", "y", "--lr", "nan"], "must be a number above 0, not nan"),
         (["sample", "x", "--seed", "-1"], "must be a whole number, 0 or more, not -1"),
@@ -161,7 +162,11 @@ def test_info_heeds_the_processors_that_the_process_may_use():
     code = (
         f"import os; os.sched_setaffinity(0, {{{first}}}); from rnnfast.__main__ import main; main(['info', '--json'])"
     )
-    assert json.loads(python(code=code).stdout)["threads"] == {"used": 1, "limits": {"processors": 1}}
+    assert json.loads(python(code=code).stdout)["threads"] == {
+        "used": 1,
+        "limits": {"processors": 1},
+        "not_numbers": {},
+    }
 
 
 def test_least_limit_is_the_number_of_threads(monkeypatch):
@@ -577,7 +582,7 @@ def test_texts_that_cannot_be_learnt(tmp_path, capsys):
     assert "No such file" in failure(capsys, "train", "text", path, "-o", model)
     assert "cannot read" in failure(capsys, "train", "text", tmp_path, "-o", model)
     path.write_bytes(b"caf\xe9")
-    assert "UTF-8: see byte 3" in failure(capsys, "train", "text", path, "-o", model)
+    assert "UTF-8: see byte 3, counted from 0, in line 1" in failure(capsys, "train", "text", path, "-o", model)
     for short in ("", "A short text."):
         path.write_text(short)
         assert f"{len(short)} characters is too short" in failure(capsys, "train", "text", path, "-o", model)
@@ -647,10 +652,10 @@ def quarters():
 
 @pytest.fixture
 def sheet(tmp_path, quarters):
-    """A CSV file with a byte-order mark, blank lines, and a column that is no number."""
+    """A CSV file with a byte-order mark, blank lines at its end, and a column that is no number."""
     path = tmp_path / "sales.csv"
     rows = [f"{2004 + i // 4}-{3 * (i % 4) + 1:02},shop {i},{value!r}" for i, value in enumerate(quarters.tolist())]
-    path.write_text("\ufeffmonth, shop ,sold\n\n" + "\n".join(rows) + "\n\n", encoding="utf-8")
+    path.write_text("\ufeffmonth, shop ,sold\n" + "\n".join(rows) + "\n\n\n", encoding="utf-8")
     return path
 
 
@@ -715,14 +720,30 @@ def test_columns_of_a_file(sheet, quarters):
         (b"a,b\n1,2\n", [], "has no column 'sold'; its first line names: a, b"),
         (b"", [], "has no column 'sold'; its first line names: none"),
         (b"sold,sold\n1,2\n", [], "has more than one column 'sold'"),
-        (b"sold;day\n1;2\n", [], "names: sold;day"),
+        (b"sold;day\n1;2\n", [], "names: sold;day: is it --delimiter ';'?"),
         (b"sold,day\n1,2\n3\n", [], "line 3 has 1 fields, but the first 2"),
         (b"sold\n1\nmany\n", [], "row 2 below the first line has 'many' in column 'sold': no finite number"),
         (b"sold\n1\ninf\n", [], "row 2 below the first line has 'inf'"),
         (b"sold,x\n,2\n", [], "row 1 below the first line has '' in column"),
         (b'sold\n"1\n', [], "line 2: unexpected end of data"),
         (b"sold\n\xff\n", [], "is not text in UTF-8"),
-        (b"sold,day\n1,4\n2,5\n3,7\n", ["--time-column", "day"], "column 'day' holds no times that go on evenly"),
+        (
+            b"sold,day\n1,4\n2,5\n3,7\n",
+            ["--time-column", "day"],
+            "row 3 has '7' after '5', and the first two are '4' and '5'",
+        ),
+        (b"sold,day\n1,6\n2,5\n3,4\n", ["--time-column", "day"], "go back from row to row"),
+        (b"sold,day\n1,6\n2,6\n3,6\n", ["--time-column", "day"], "row 2 has '6' after '6'"),
+        (b"sold,day\n1,mo\n2,tu\n", ["--time-column", "day"], "row 1 has 'mo', which is no time"),
+        (b"sold,day\n1,2024-01\n2,x\n", ["--time-column", "day"], "row 2 has 'x', which is no time"),
+        (b"sold,day\n", ["--time-column", "day"], "too few rows: 0"),
+        (b"sold,day\n1,4\n", ["--time-column", "day"], "too few rows: 1"),
+        (b"sold\n1\n\n2\n\n", [], "line 3 is blank, but rows follow it"),
+        (b"sold\n1_000\n", [], "row 1 below the first line has '1_000'"),
+        (b"sold;a\n1,5;2\n", ["--delimiter", ";"], "no finite number; write decimals with a point"),
+        (b"\xff\xfes\0", [], "byte 0, counted from 0, in line 1; save it as UTF-8, or if it is UTF-16"),
+        (b"sold\n1\n", ["--seed", "99999999999999999999"], "--seed must be from 0 to 4294967295"),
+        (b"sold\n1\nx\n", ["--delimiter", r"\t"], "has 'x' in column"),
         (b"sold,day\n1,4\n", ["--time-column", "date"], "has no column 'date'"),
         (b"sold\n1\n", ["--delimiter", ", "], "--delimiter must be one character, got ', '"),
     ],
@@ -829,7 +850,7 @@ def test_series_that_is_too_short(tmp_path, capsys):
     path = tmp_path / "sales.csv"
     path.write_text("sold\n1\n2\n3\n")
     line = failure(capsys, "train", "csv", path, "--column", "sold", "--season", "12", "-o", tmp_path / "model")
-    assert "12 for differences" in line
+    assert "3 rows are too few, as 1 are held out: the others must be 12 for --season" in line
 
 
 @pytest.mark.usefixtures("estimators")
@@ -846,3 +867,149 @@ def test_models_of_another_kind_or_damaged_give_no_forecast(sheet, tmp_path, cap
         assert "is damaged" in failure(capsys, "predict", model)
     commands.write(str(model), {"kind": "series"}, arrays)
     assert "is damaged" in failure(capsys, "predict", model)
+
+
+# ------------------------------------------------------------------------------------------------ files that are one
+
+
+@pytest.mark.parametrize("alias", ["itself", "relative", "symbolic link", "hard link"])
+def test_no_command_overwrites_what_it_reads(alias, book, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    other = {"itself": book, "relative": Path("book.txt")}.get(alias, tmp_path / "other")
+    if alias.endswith("link"):
+        (other.symlink_to if alias[0] == "s" else other.hardlink_to)(book)
+    before = book.read_bytes()
+    for command in (
+        ["train", "text", book, "-o", other],
+        ["train", "csv", book, "--column", "sold", "-o", other],
+        ["predict", book, "--output", other],
+        ["predict", book, "--plot", other],
+        ["predict", "model", "--output", book, "--plot", other],
+        ["bench", "--json", book, "--plot", other],
+    ):
+        assert "are the same file" in failure(capsys, *command)
+        assert book.read_bytes() == before
+
+
+def test_two_outputs_that_are_not_there_yet_are_one(tmp_path, capsys):
+    new = tmp_path / "new.png"
+    assert "--output and --plot are the same file" in failure(capsys, "predict", "m", "--output", new, "--plot", new)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "text", "x", "-o", ""],
+        ["predict", "x", "--output", ""],
+        ["bench", "--json", ""],
+        ["bench", "--plot", ""],
+    ],
+)
+def test_empty_names_of_files(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(command)
+    assert "must be the name of a file, but is empty" in capsys.readouterr().err
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is full")
+
+
+@FULL
+@pytest.mark.parametrize("command", [["info"], ["--help"], ["sample", "--length", "5"], ["predict"]])
+def test_full_device_in_place_of_the_output(command, tmp_path):
+    if command[0] == "sample":
+        random_model().save(str(tmp_path / "model"))
+        command = [*command, str(tmp_path / "model")]
+    if command[0] == "predict":
+        pytest.importorskip("sklearn")
+        series.save(
+            str(tmp_path / "model"),
+            series.forecaster_of({"max_epochs": 1}).fit(np.sin(np.arange(40))),
+            np.sin(np.arange(40)),
+            {"options": {}, "times": None, "column": "y", "time_column": None},
+        )
+        command = [*command, str(tmp_path / "model")]
+    run = (
+        f"import sys; sys.stdout = open('/dev/full', 'w'); from rnnfast.__main__ import main; sys.exit(main({command}))"
+    )
+    result = python(code=run)
+    assert result.returncode == 2
+    assert result.stderr.endswith("cannot write the output: No space left on device\n")
+    assert "Traceback" not in result.stderr
+
+
+@FULL
+def test_full_device_in_place_of_a_file(book, capsys):
+    arguments = ["bench", "--json", "/dev/full", "--T", "2", "--N", "1", "--I", "2", "--H", "2", "--rounds", "1"]
+    result = python(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.endswith("cannot write /dev/full: No space left on device\n")
+    assert "Traceback" not in result.stderr
+    assert "not a file on a disk" in failure(capsys, "train", "text", book, "-o", "/dev/full")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of the shell of POSIX")
+def test_output_that_is_closed():
+    environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
+    for closing in (">&-", ">&- 2>&-"):
+        result = subprocess.run(
+            f"{shlex.quote(sys.executable)} -m rnnfast info {closing}",
+            shell=True,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 2
+        assert result.stderr in ("python -m rnnfast: there is no standard output: it was closed\n", "")
+
+
+def test_layers_that_are_too_large_for_an_array(book, tmp_path, capsys):
+    for hidden in (10**9, 10**12, 10**30):
+        line = failure(capsys, "train", "text", book, "-o", tmp_path / "model", "--hidden", hidden)
+        assert "use smaller" in line
+
+
+def test_training_that_is_worse_than_guessing_is_not_saved(book, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(text.Model, "bits", lambda *_: 9.0)
+    path = tmp_path / "model"
+    path.write_text("an older model")
+    assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "use a lower --lr than 0.003" in line
+    assert f"9.000 bits per character, and {math.log2(len(set(TEXT))):.3f} by guessing" in line
+    assert path.read_text() == "an older model"
+
+
+def test_start_is_checked_before_anything_is_printed(trained, capsys):
+    assert main(["sample", str(trained[0]), "--start", "ß"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_pictures_of_unknown_formats_are_refused_before_the_work(capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert "must end in one of" in failure(capsys, "predict", "model", "--plot", "next.foo")
+
+
+@pytest.mark.usefixtures("estimators")
+def test_series_that_diverges_or_is_too_large(sheet, tmp_path, capsys):
+    arguments = ["train", "csv", sheet, "--column", "sold", "-o", tmp_path / "model", *FAST]
+    assert "use a lower --lr than 1e+38" in failure(capsys, *arguments, "--lr", "1e38")
+    rows = "".join(f"{'-' * (i * i % 7 > 2)}1e300\n" for i in range(80))
+    sheet.write_text(f"sold\n{rows}")
+    assert "row 1 below the first line has '1e300' in column 'sold': too large" in failure(capsys, *arguments)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.usefixtures("estimators")
+def test_horizon_without_end(sheet, tmp_path, capsys):
+    model = tmp_path / "sales.npz"
+    assert train_csv(sheet, model) == 0
+    capsys.readouterr()
+    assert "--horizon must be at most 8,000" in failure(capsys, "predict", model, "--horizon", 99999999999)
+
+
+def test_info_says_what_it_makes_of_strange_numbers_of_threads():
+    told = python("info", RNNFAST_NUM_THREADS="x", OMP_NUM_THREADS="-3").stdout
+    assert "RNNFAST_NUM_THREADS is 'x', which is no number, and is passed over" in told
+    assert "-3 by OMP_NUM_THREADS (taken as 1)" in told
+    assert "RNNFAST_NUM_THREADS" not in told.partition("no limit by")[2].partition("\n")[0]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -26,14 +27,18 @@ __all__ = [
     "Progress",
     "count",
     "draw",
-    "figure_of",
+    "file_name",
     "interruptible",
     "read",
+    "read_text",
     "real",
+    "require_apart",
+    "require_drawable",
     "require_writable",
     "share",
     "whole",
     "write",
+    "writing",
 ]
 
 
@@ -47,9 +52,9 @@ class CannotRun(Exception):
 def _checked(kind: Callable[[str], Any], fits: Callable[[Any], bool], wish: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         with contextlib.suppress(ValueError):
-            if fits(value := kind(text)):
+            if "_" not in text and fits(value := kind(text)):  # to Python 1_000 is a number
                 return value
-        raise argparse.ArgumentTypeError(f"must be {wish}, not {text}")
+        raise argparse.ArgumentTypeError(f"must be {wish}, not {text or 'empty'}")
 
     return parse
 
@@ -60,7 +65,13 @@ real = _checked(float, lambda value: 0 < value < math.inf, "a number above 0")
 share = _checked(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 
 
-# ------------------------------------------------------------------------------------------------ files of models
+def file_name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file, but is empty")
+    return text
+
+
+# ----------------------------------------------------------------------------------------------------------- files
 
 
 @contextlib.contextmanager
@@ -76,11 +87,56 @@ def _unfinished(path: str) -> Iterator[str]:
             os.unlink(unfinished)
 
 
-def require_writable(path: str) -> None:
-    """An error now, not after the work whose outcome is to be written there."""
-    with _unfinished(path) as unfinished, open(unfinished, "wb"):
+def require_writable(path: str, device: bool = False) -> None:
+    """An error now, not after the work whose outcome is to be written there, which may be a `device`."""
+    with _unfinished(path) as unfinished:
         if os.path.isdir(path):
             raise IsADirectoryError(0, "it is a folder")
+        if os.path.exists(path) and not os.path.isfile(path):
+            if not device:
+                raise OSError(0, "it is not a file on a disk")
+            return
+        with open(unfinished, "wb"):
+            pass
+
+
+def require_apart(paths: Mapping[str, str | None]) -> None:
+    """An error where two of the files that a command reads and writes are one; those named None are none."""
+    given = [(name, path) for name, path in paths.items() if path is not None]
+    for (first, one), (second, other) in itertools.combinations(given, 2):
+        same = os.path.realpath(one) == os.path.realpath(other)
+        with contextlib.suppress(OSError):
+            same = same or os.path.samefile(one, other)  # by another name, such as a hard link
+        if same:
+            raise CannotRun(f"{first} and {second} are the same file, {other}: give {second} another name")
+
+
+@contextlib.contextmanager
+def writing(path: str, newline: str | None = None) -> Iterator[TextIO]:
+    """A file of text, open for writing."""
+    try:
+        with open(path, "w", encoding="utf-8", newline=newline) as file:
+            yield file
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_text(path: str, encoding: str = "utf-8", newline: str | None = None) -> str:
+    try:
+        with open(path, encoding=encoding, newline=newline) as file:
+            return file.read()
+    except OSError as error:
+        raise CannotRun(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        with open(path, "rb") as raw:
+            content = raw.read()
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        start = error.start + (content.startswith(b"\xef\xbb\xbf") and 3 * (encoding == "utf-8-sig"))
+        line = content.count(b"\n", 0, start) + 1
+        raise CannotRun(
+            f"{path} is not text in UTF-8: see byte {start}, counted from 0, in line {line}; save it as UTF-8, or if "
+            f"it is {'UTF-16' if wide else 'Latin-1'}, convert it: iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8"
+        ) from None
 
 
 def write(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -148,7 +204,17 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
-def figure_of(width: float, height: float) -> Any:
+def require_drawable(path: str | None) -> None:
+    """An error now where a picture could not be drawn into this file."""
+    if path is None:
+        return
+    formats = _figure_of(1, 1).canvas.get_supported_filetypes()
+    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    if ending and ending not in formats:
+        raise CannotRun(f"--plot cannot draw {path}: its name must end in one of .{', .'.join(sorted(formats))}")
+
+
+def _figure_of(width: float, height: float) -> Any:
     """An empty figure of matplotlib's, sizes in inches."""
     try:
         from matplotlib.figure import Figure
@@ -160,7 +226,7 @@ def figure_of(width: float, height: float) -> Any:
 @contextlib.contextmanager
 def draw(path: str, width: float, height: float) -> Iterator[Any]:
     """The axes of a picture that is written to a file at the end of the context."""
-    figure = figure_of(width, height)
+    figure = _figure_of(width, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     yield axes

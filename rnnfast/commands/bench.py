@@ -22,7 +22,18 @@ import numpy as np
 
 import rnnfast
 from rnnfast import _core, reference
-from rnnfast.commands import CannotRun, Progress, count, draw, figure_of, info, require_writable
+from rnnfast.commands import (
+    CannotRun,
+    Progress,
+    count,
+    draw,
+    file_name,
+    info,
+    require_apart,
+    require_drawable,
+    require_writable,
+    writing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -360,8 +371,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rounds", metavar="N", type=count, default=9, help="times that each takes its turn (%(default)s)"
     )
-    group.add_argument("--json", metavar="FILE", help="write all times into this file")
-    group.add_argument("--plot", metavar="FILE", help="draw the times into this file (matplotlib)")
+    group.add_argument("--json", metavar="FILE", type=file_name, help="write all times into this file")
+    group.add_argument("--plot", metavar="FILE", type=file_name, help="draw the times into this file (matplotlib)")
     parser.set_defaults(run=run)
 
 
@@ -384,10 +395,10 @@ def choose(arguments: argparse.Namespace) -> list[Case]:
 
 def run(arguments: argparse.Namespace) -> int:
     cases = choose(arguments)
+    require_apart({"--json": arguments.json, "--plot": arguments.plot})
     for path in filter(None, (arguments.json, arguments.plot)):
-        require_writable(path)
-    if arguments.plot:
-        figure_of(1, 1)
+        require_writable(path, device=True)
+    require_drawable(arguments.plot)
     versions = installed()
     names = [name for name in ENGINES if name == "reference" or versions.get(name)]
     about = {
@@ -413,7 +424,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\n{remarks(results)}")
     report = {"about": about, "cases": results}
     if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
+        with writing(arguments.json) as file:
             json.dump(report, file, indent=1)
     if arguments.plot:
         plot(report, arguments.plot)

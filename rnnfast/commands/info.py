@@ -56,7 +56,11 @@ def gather() -> dict[str, Any]:
             if features is None
             else [name for names in NEEDS.values() for name in names if name in features],
         },
-        "threads": {"used": rnnfast.get_num_threads(), "limits": functional.thread_limits()},
+        "threads": {
+            "used": rnnfast.get_num_threads(),
+            "limits": functional.thread_limits(),
+            "not_numbers": not_numbers(),
+        },
         "caches": caches(),
         "build": {
             "compiler": _core.COMPILER,
@@ -67,6 +71,12 @@ def gather() -> dict[str, Any]:
             "platform": f"{sys.platform} {platform.machine()}",
         },
     }
+
+
+def not_numbers() -> dict[str, str]:
+    """The variables of the number of threads that are set to something else, which is passed over."""
+    names = {"RNNFAST_NUM_THREADS", "OMP_NUM_THREADS"} - functional.thread_limits().keys()
+    return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
 
 
 def processor() -> tuple[str | None, set[str] | None]:
@@ -150,10 +160,16 @@ def why_threads(threads: dict[str, Any]) -> list[str]:
     limits, *others = (
         {name: text for name, text in words.items() if (name in threads["limits"]) == there} for there in (True, False)
     )
-    told = ", ".join(f"{threads['limits'][name]} by {text}" for name, text in limits.items())
+    told = ", ".join(
+        f"{n} by {text}" + (" (taken as 1)" if n < 1 else "")
+        for n, text in ((threads["limits"][name], text) for name, text in limits.items())
+    )
+    wrong = threads["not_numbers"]
+    unset = {name: text for name, text in others[0].items() if name not in wrong}
     return [
         f"{threads['used']}, the least of: {told}",
-        *(f"no limit by {', '.join(rest.values())}" for rest in others if rest),
+        *([f"no limit by {', '.join(unset.values())}"] if unset else []),
+        *(f"{name} is {value!r}, which is no number, and is passed over" for name, value in wrong.items()),
     ]
 
 

@@ -7,8 +7,10 @@ import calendar
 import contextlib
 import csv
 import importlib.util
+import io
 import itertools
 import math
+import re
 import sys
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
@@ -21,14 +23,18 @@ from rnnfast.commands import (
     CannotRun,
     count,
     draw,
-    figure_of,
+    file_name,
     interruptible,
     read,
+    read_text,
     real,
+    require_apart,
+    require_drawable,
     require_writable,
     share,
     whole,
     write,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAKE_ONE = "python -m rnnfast train csv FILE --column NAME -o MODEL makes one"
+
+LARGEST = 1e150  # squares of such values are still finite
 
 
 # ------------------------------------------------------------------------------------------------------------- times
@@ -47,6 +55,8 @@ MAKE_ONE = "python -m rnnfast train csv FILE --column NAME -o MODEL makes one"
 
 def _numbers(first: str) -> tuple[Any, Any]:  # noqa: ARG001
     def read_one(text: str) -> Decimal:
+        if "_" in text or not math.isfinite(float(text)):
+            raise ValueError(text)
         try:
             return Decimal(text)
         except InvalidOperation as error:
@@ -107,7 +117,7 @@ class Times:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Times | None:
-        """None where no clock finds them even, and going on."""
+        """None where no clock finds them even, and going on: `fault` says why."""
         for name, clock in CLOCKS.items():
             with contextlib.suppress(ValueError, TypeError, IndexError):
                 read_one, _ = clock(texts[0])
@@ -116,6 +126,36 @@ class Times:
                 if len(steps) == 1 and values[1] > values[0]:
                     return cls(name, *texts[-2:])
         return None
+
+    @staticmethod
+    def fault(texts: Sequence[str]) -> str:
+        """What is wrong with times of which there is no clock; rows are counted from 1."""
+        if len(texts) < 2:
+            return f"too few rows: {len(texts)}, and times take 2 or more"
+        furthest = -1
+        for clock in CLOCKS.values():
+            values: list[Any] = []
+            with contextlib.suppress(ValueError, TypeError, IndexError):
+                read_one, _ = clock(texts[0])
+                for text in texts:
+                    values.append(read_one(text))  # noqa: PERF401 - how far it goes is kept
+                pairs = list(itertools.pairwise(values))
+                if all(after < before for before, after in pairs):
+                    return "the times go back from row to row: sort the rows, the oldest first"
+                row = next(
+                    i
+                    for i, (before, after) in enumerate(pairs)
+                    if after <= before or after - before != pairs[0][1] - pairs[0][0]
+                )
+                return (
+                    f"the times are not even: row {row + 2} has {texts[row + 1]!r} after {texts[row]!r}, and the first "
+                    f"two are {texts[0]!r} and {texts[1]!r}; fill or mend the rows"
+                )
+            furthest = max(furthest, len(values))
+        return (
+            f"row {furthest + 1} has {texts[furthest]!r}, which is no time that is understood as those before it: all "
+            "must be numbers, or all such as 2024-01, 2024-01-31 or 2024-01-31T12:00"
+        )
 
     def at(self, offset: int) -> str:
         """The time so many rows after the last one, or before it."""
@@ -127,25 +167,30 @@ class Times:
 
 def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]:
     """The texts in some columns of a CSV file whose first line names them."""
+    rows = csv.reader(
+        io.StringIO(read_text(path, "utf-8-sig", newline=""), newline=""), delimiter=delimiter, strict=True
+    )
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            for name in names:
-                if header.count(name) != 1:
-                    there = ", ".join(header) or "none"
-                    fault = "has no column" if name not in header else "has more than one column"
-                    raise CannotRun(f"{path} {fault} {name!r}; its first line names: {there}")
-            columns: list[list[str]] = [[] for _ in names]
-            for row in filter(None, rows):
-                if len(row) != len(header):
-                    raise CannotRun(f"{path}: line {rows.line_num} has {len(row)} fields, but the first {len(header)}")
-                for column, name in zip(columns, names, strict=True):
-                    column.append(row[header.index(name)].strip())
-    except OSError as error:
-        raise CannotRun(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CannotRun(f"{path} is not text in UTF-8: {error.reason}") from None
+        header = [name.strip() for name in next(rows, [])]
+        for name in names:
+            if header.count(name) != 1:
+                there = ", ".join(header) or "none"
+                fault = "has no column" if name not in header else "has more than one column"
+                others = [other for other in ",;\t" if other != delimiter and len(header) == 1 and other in header[0]]
+                hint = f": is it --delimiter {others[0]!r}?" if others else ""
+                raise CannotRun(f"{path} {fault} {name!r}; its first line names: {there}{hint}")
+        columns: list[list[str]] = [[] for _ in names]
+        blank = 0
+        for row in rows:
+            if not row:
+                blank = blank or rows.line_num
+                continue
+            if blank:
+                raise CannotRun(f"{path}: line {blank} is blank, but rows follow it: fill it or take it out")
+            if len(row) != len(header):
+                raise CannotRun(f"{path}: line {rows.line_num} has {len(row)} fields, but the first {len(header)}")
+            for column, name in zip(columns, names, strict=True):
+                column.append(row[header.index(name)].strip())
     except csv.Error as error:
         raise CannotRun(f"{path}: line {rows.line_num}: {error}") from None
     return columns
@@ -155,12 +200,17 @@ def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
     values = np.empty(len(texts))
     for i, text in enumerate(texts):
         try:
-            values[i] = float(text)
+            values[i] = math.nan if "_" in text else float(text)
         except ValueError:
             values[i] = math.nan
         if not math.isfinite(values[i]):
+            hint = "; write decimals with a point" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
             raise CannotRun(
-                f"{path}: row {i + 1} below the first line has {text!r} in column {name!r}: no finite number"
+                f"{path}: row {i + 1} below the first line has {text!r} in column {name!r}: no finite number{hint}"
+            )
+        if abs(values[i]) > LARGEST:
+            raise CannotRun(
+                f"{path}: row {i + 1} below the first line has {text!r} in column {name!r}: too large, use another unit"
             )
     return values
 
@@ -210,7 +260,9 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
       python -m rnnfast predict sales.npz --horizon 24 --output next.csv --plot next.png
     """
     parser.add_argument("file", metavar="FILE", help="CSV file, in UTF-8")
-    parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="file to write the model to")
+    parser.add_argument(
+        "-o", "--output", metavar="MODEL", type=file_name, required=True, help="file to write the model to"
+    )
     group = parser.add_argument_group("the series")
     group.add_argument("--column", metavar="NAME", required=True, help="column with the values")
     group.add_argument(
@@ -246,16 +298,17 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         rnnfast.set_num_threads(arguments.threads)
     path, name, season = arguments.file, arguments.column, arguments.season
-    if len(arguments.delimiter) != 1:
+    require_apart({"FILE": path, "--output": arguments.output})
+    delimiter = "\t" if arguments.delimiter == r"\t" else arguments.delimiter
+    if len(delimiter) != 1 or delimiter in '\r\n"':
         raise CannotRun(f"--delimiter must be one character, got {arguments.delimiter!r}")
-    texts, *clock = read_columns(path, [name, *filter(None, [arguments.time_column])], arguments.delimiter)
+    if arguments.seed >= 1 << 32:
+        raise CannotRun(f"--seed must be from 0 to {(1 << 32) - 1}, got {arguments.seed}")
+    texts, *clock = read_columns(path, [name, *filter(None, [arguments.time_column])], delimiter)
     series = numbers(path, name, texts)
     times = Times.of(clock[0]) if clock else None
     if clock and times is None:
-        raise CannotRun(
-            f"{path}: column {arguments.time_column!r} holds no times that go on evenly (numbers, or dates such as "
-            "2024-01, 2024-01-31, 2024-01-31T12:00): leave out --time-column to number the rows"
-        )
+        raise CannotRun(f"{path}: column {arguments.time_column!r}: {Times.fault(clock[0])}")
     require_writable(arguments.output)
     options = {
         "cell": arguments.cell,
@@ -267,17 +320,27 @@ def train(arguments: argparse.Namespace) -> int:
     }
     terminal = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     forecaster = forecaster_of({**options, "max_epochs": arguments.epochs, "verbose": int(terminal)})
+    held_out = math.ceil(forecaster.validation_fraction * len(series))
+    if len(series) - held_out < season + 1 + forecaster.horizon:
+        raise CannotRun(
+            f"{path}: {len(series)} rows are too few, as {held_out} are held out: the others must be {season} for "
+            f"--season and {1 + forecaster.horizon} more; give more rows, or a shorter --season"
+        )
     patience = forecaster.n_iter_no_change
     print(f"{path}: column {name}, {len(series)} rows", flush=True)
 
     def stop() -> None:
         forecaster.n_iter_no_change = 0  # asked for after each epoch: it is the last one then
 
-    with interruptible(stop):
+    with interruptible(stop), np.errstate(over="ignore", invalid="ignore"):  # a training that diverges is looked for
         try:
             forecaster.fit(series)
         except ValueError as error:
-            raise CannotRun(f"{path}: {error}") from None
+            if "the loss of epoch" in str(error):
+                raise CannotRun(
+                    f"{path}: the training diverged: use a lower --lr than {arguments.lr:g}, and moderate values"
+                ) from None
+            raise CannotRun(f"{path}: column {name!r} cannot be learnt: {error}") from None
     interrupted = forecaster.n_iter_no_change != patience
     about = {"column": name, "time_column": arguments.time_column, "times": times and times.kept, "options": options}
     save(arguments.output, forecaster, series, about)
@@ -306,17 +369,24 @@ def configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="file that train csv has written")
     parser.add_argument("--horizon", metavar="N", type=count, default=12, help="steps to come (%(default)s)")
     parser.add_argument("--coverage", metavar="X", type=share, default=0.9, help="of the bounds, below 1 (%(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="CSV file to write (default: to the terminal)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the series and what follows into this file (matplotlib)")
+    parser.add_argument("--output", metavar="FILE", type=file_name, help="CSV file to write (default: to the terminal)")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=file_name, help="draw the series and what follows into this file (matplotlib)"
+    )
     parser.set_defaults(run=predict)
 
 
 def predict(arguments: argparse.Namespace) -> int:
+    require_apart({"MODEL": arguments.model, "--output": arguments.output, "--plot": arguments.plot})
     for path in filter(None, (arguments.output, arguments.plot)):
-        require_writable(path)
-    if arguments.plot:
-        figure_of(1, 1)
+        require_writable(path, device=True)
+    require_drawable(arguments.plot)
     forecaster, series, about = load(arguments.model)
+    if arguments.horizon > (most := 100 * len(series)):
+        raise CannotRun(
+            f"--horizon must be at most {most:,}, 100 times the {len(series):,} rows of the series, "
+            f"got {arguments.horizon:,}"
+        )
     columns = {about["column"]: forecaster.predict(arguments.horizon)}
     try:
         columns["lower"], columns["upper"] = forecaster.predict_interval(arguments.horizon, arguments.coverage)
@@ -328,11 +398,7 @@ def predict(arguments: argparse.Namespace) -> int:
     def label(offset: int) -> str:
         return times.at(offset) if times else str(len(series) + offset)
 
-    with (
-        open(arguments.output, "w", encoding="utf-8", newline="")
-        if arguments.output
-        else (contextlib.nullcontext(sys.stdout)) as file
-    ):
+    with writing(arguments.output, newline="") if arguments.output else contextlib.nullcontext(sys.stdout) as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([about["time_column"] or "row", *columns])
         for step, values in enumerate(zip(*columns.values(), strict=True)):

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import rnnfast
-from rnnfast.commands import CannotRun, Progress, count, interruptible, read, real, require_writable, whole, write
+from rnnfast.commands import (
+    CannotRun,
+    Progress,
+    count,
+    file_name,
+    interruptible,
+    read,
+    read_text,
+    real,
+    require_apart,
+    require_writable,
+    whole,
+    write,
+)
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
 
 if TYPE_CHECKING:
@@ -100,17 +113,6 @@ class Model:
         return model
 
 
-def read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except OSError as error:
-        raise CannotRun(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CannotRun(f"{path} is not text in UTF-8: see byte {error.start}, counted from 0") from None
-    return text
-
-
 class Training:
     """A model on its way through a text, which is read at several places side by side."""
 
@@ -126,7 +128,13 @@ class Training:
                 f"take {max(least, 40):,} or more; use a longer text, or a smaller batch or window"
             )
         self.rng = np.random.default_rng(arguments.seed)
-        self.model = Model("".join(sorted(set(text))), sizes, self.rng)
+        try:
+            self.model = Model("".join(sorted(set(text))), sizes, self.rng)
+        except ValueError as error:
+            raise CannotRun(
+                f"no layers can be made of --hidden {arguments.hidden}, --layers {arguments.layers} and --embedding "
+                f"{arguments.embedding}: {error}; use smaller ones"
+            ) from None
         codes = self.model.encode(text, "the text")
         self.codes = codes[:-held_out]
         lanes = min(12, held_out // 2)
@@ -134,6 +142,7 @@ class Training:
         self.steps = max(1, round(arguments.epochs * self.steps_per_epoch))
         self.step = 0
         self.best = math.inf
+        self.guessing = math.log2(len(self.model.characters))  # bits per character where all are equally likely
 
     def epoch(self) -> Iterator[tuple[Any, NDArray[Any]]]:
         """Windows of all places with what follows each of their characters; every epoch is cut elsewhere."""
@@ -169,7 +178,7 @@ class Training:
                 if looks < LOOKS * self.step // self.steps or interrupted.is_set():
                     looks += 1
                     bits = self.model.bits(self.held_out)
-                    if bits < self.best:
+                    if bits < self.best and (bits <= self.guessing or interrupted.is_set()):
                         self.best = bits
                         self.model.save(path, bits=bits)
                     bar.note(
@@ -178,6 +187,11 @@ class Training:
                     )
                     losses.clear()
                 if interrupted.is_set() or self.step == self.steps:
+                    if not math.isfinite(self.best):
+                        raise CannotRun(
+                            f"the training came to nothing: {bits:.3f} bits per character, and {self.guessing:.3f} by "
+                            f"guessing; use a lower --lr than {self.lr}, or more --epochs"
+                        )
                     return
 
 
@@ -191,7 +205,9 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
       python -m rnnfast sample book.npz --length 300
     """
     parser.add_argument("file", metavar="FILE", help="text to learn, in UTF-8")
-    parser.add_argument("-o", "--output", metavar="MODEL", required=True, help="file to write the model to")
+    parser.add_argument(
+        "-o", "--output", metavar="MODEL", type=file_name, required=True, help="file to write the model to"
+    )
     group = parser.add_argument_group("the model")
     group.add_argument("--cell", choices=CELLS, default="gru", help="kind of the recurrent layers (%(default)s)")
     group.add_argument("--hidden", metavar="N", type=count, default=256, help="units in each of them (%(default)s)")
@@ -216,6 +232,7 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         rnnfast.set_num_threads(arguments.threads)
     arguments.lr = arguments.lr or LEARNING_RATES[arguments.cell]
+    require_apart({"FILE": arguments.file, "--output": arguments.output})
     text = read_text(arguments.file)
     require_writable(arguments.output)
     training = Training(text, arguments)
@@ -257,6 +274,7 @@ def configure_sample(parser: argparse.ArgumentParser) -> None:
 def sample(arguments: argparse.Namespace) -> int:
     model = Model.load(arguments.model)
     start = arguments.start or ("\n" if "\n" in model.characters else model.characters[0])
+    model.encode(start, "--start")  # an error before anything is printed
     written = model.write(start, arguments.length, arguments.temperature, np.random.default_rng(arguments.seed))
     for piece in itertools.chain([start.lstrip("\n")], written):
         print(piece, end="", flush=True)
