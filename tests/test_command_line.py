@@ -554,7 +554,7 @@ def test_second_ctrl_c_ends_at_once(book, tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_from_outside_leaves_no_traceback(book, tmp_path):
     path = tmp_path / "book.npz"
-    command = [sys.executable, "-m", "rnnfast", "train", "text", book, "-o", path, *SMALL, "--epochs", "100000"]
+    command = [sys.executable, "-P", "-m", "rnnfast", "train", "text", book, "-o", path, *SMALL, "--epochs", "100000"]
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as process:
         process.stdout.readline()
@@ -568,7 +568,7 @@ def test_ctrl_c_from_outside_leaves_no_traceback(book, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="of pipes of POSIX")
 def test_reader_that_leaves_early_is_no_error(trained):
-    command = [sys.executable, "-m", "rnnfast", "sample", trained[0], "--length", "100000"]
+    command = [sys.executable, "-P", "-m", "rnnfast", "sample", trained[0], "--length", "100000"]
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as process:
         process.stdout.read(5)
@@ -953,7 +953,7 @@ def test_output_that_is_closed():
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
     for closing in (">&-", ">&- 2>&-"):
         result = subprocess.run(
-            f"{shlex.quote(sys.executable)} -m rnnfast info {closing}",
+            f"{shlex.quote(sys.executable)} -P -m rnnfast info {closing}",
             shell=True,
             env=environment,
             capture_output=True,
