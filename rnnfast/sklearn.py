@@ -170,13 +170,22 @@ class _Network(BaseEstimator):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
-        """An error on the way leaves the attributes as they were."""
+        """An error on the way, or Ctrl-C, leaves the attributes, the parameters and the generator as they were."""
         before = vars(self).copy()
+        layers = [before[name] for name in ("layer_", "readout_") if name in before]
+        parameters = [layer.state_dict() for layer in layers]
+        drawn = before["_rng"].bit_generator.state if layers else None
         try:
             yield
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
+            for layer, arrays in zip(layers, parameters, strict=True):
+                layer.unfreeze()
+                layer.load_state_dict(arrays)
+                layer.freeze()
+            if layers:
+                self._rng.bit_generator.state = drawn
             raise
 
     def _check_options(self) -> None:
@@ -288,6 +297,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         if held_out is not None:
             held_out = held_out._replace(sequences=self._scaled(held_out.sequences))
             self.validation_scores_ = []
+        self.loss_curve_ = list(self.loss_curve_)  # an error gives back the one before
         for layer in (self.layer_, self.readout_):
             layer.unfreeze()
         parameters = {**self.layer_.parameters, **self.readout_.parameters}
@@ -298,10 +308,12 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         with self._bar(epochs) as bar:
             for _ in range(epochs):
                 loss = self._epoch(examples, adam)
-                if not math.isfinite(loss):
+                # The last update comes after the last loss.
+                if not (math.isfinite(loss) and all(np.isfinite(array).all() for array in parameters.values())):
+                    what = "parameters after it are not finite" if math.isfinite(loss) else f"loss is {loss}"
                     raise ValueError(
-                        f"the loss of epoch {self.n_iter_ + 1} is {loss}: give a smaller learning_rate or clip, and "
-                        "inputs of moderate size"
+                        f"epoch {self.n_iter_ + 1}: the {what}. Give a smaller learning_rate or clip, and inputs of "
+                        "moderate size"
                     )
                 self.n_iter_ += 1
                 self.loss_curve_.append(loss)

@@ -598,9 +598,61 @@ def test_targets_that_do_not_fit_are_refused():
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_a_loss_that_is_not_finite_is_an_error():
     regressor = SequenceRegressor(**SMALL, standardize=False, clip=None, learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"loss of epoch \d is (inf|nan): give a smaller learning_rate"):
+    with pytest.raises(ValueError, match=r"epoch \d: the loss is (inf|nan). Give a smaller learning_rate"):
         regressor.fit(np.random.default_rng(0).normal(size=(300, 3)), np.arange(300.0))
     assert not hasattr(regressor, "layer_")
+
+
+def everything(estimator):
+    """All that later calls depend on, as bytes."""
+    return pickle.dumps((vars(estimator), estimator._rng.bit_generator.state))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_partial_fit_that_fails_changes_nothing(kind, error, monkeypatch):
+    data = task(kind, np.random.default_rng(0), count=20)
+    estimator = kind(**SMALL, batch_size=4, max_epochs=2, dropout=0.1).fit(*data)
+    before, own = everything(estimator), vars(estimator).copy()
+    answers = estimator.predict(*([3] if kind is SequenceForecaster else data[:1]))
+    loss, calls = estimator._loss, []
+
+    def fail(*given):
+        calls.append(given)
+        value, gradient = loss(*given)
+        if len(calls) < 3:
+            return value, gradient
+        if error is KeyboardInterrupt:
+            raise error
+        return np.nan, gradient * np.nan
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(kind, "_loss", lambda self, *given: fail(*given))
+        estimator.partial_fit(*data)
+    assert len(calls) >= 3
+    assert everything(estimator) == before
+    assert all(vars(estimator)[name] is value for name, value in own.items())
+    assert not estimator.layer_.parameters["weight_ih_l0"].flags.writeable
+    again = estimator.predict(*([3] if kind is SequenceForecaster else data[:1]))
+    for one, other in zip(answers, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    estimator.partial_fit(*data)
+    assert len(estimator.loss_curve_) == 3
+
+
+def test_parameters_that_the_last_update_broke_are_an_error(monkeypatch):
+    X, y = task(SequenceRegressor, np.random.default_rng(0), count=20)
+    regressor = SequenceRegressor(**SMALL, max_epochs=1, clip=None).fit(X, y)
+    loss = SequenceRegressor._loss
+
+    def broken(self, *given):
+        value, gradient = loss(self, *given)
+        return value, gradient * np.nan
+
+    monkeypatch.setattr(SequenceRegressor, "_loss", broken)
+    with pytest.raises(ValueError, match="epoch 2: the parameters after it are not finite"):
+        regressor.partial_fit(X, y)
+    assert np.isfinite(regressor.predict(X)).all()
 
 
 # --- in company
