@@ -69,6 +69,17 @@ threads.register()  # scikit-learn brings threadpoolctl with it
 __all__ = ["SequenceClassifier", "SequenceForecaster", "SequenceRegressor", "SequenceTagger"]
 
 _CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+_STRUCTURE = (  # options that a network is built for
+    "cell",
+    "hidden_size",
+    "num_layers",
+    "bidirectional",
+    "pooling",
+    "standardize",
+    "horizon",
+    "window",
+    "multivariate",
+)
 _ROWS = 256  # sequences that are run at a time where nothing is learnt
 _BUCKET = 16  # batches whose sequences are sorted by length among each other
 
@@ -164,6 +175,8 @@ def _list_of_sequences(X: Any) -> list[Array] | None:
 class _Network(BaseEstimator):  # type: ignore[misc]
     """A recurrent layer and a readout: what all estimators share, with the only loop that trains."""
 
+    _argument = "X"  # what errors call the sequences
+
     def _keep(self, options: dict[str, Any]) -> None:
         """Set the arguments of the constructor, given as its locals(), as they are."""
         vars(self).update({name: value for name, value in options.items() if name != "self"})
@@ -203,11 +216,28 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         arguments.size("verbose", self.verbose, least=0)
         arguments.dtype(self.dtype)
 
+    def _structure(self) -> dict[str, Any]:
+        """The options that a network is built for, as they are now."""
+        options = {name: getattr(self, name) for name in _STRUCTURE if hasattr(self, name)}
+        return {**options, "dtype": arguments.dtype(self.dtype)}
+
+    def _option(self, name: str) -> Any:
+        """One of these, as it was when the network was built: set_params does not change the network."""
+        return (self._built if hasattr(self, "_built") else self._structure())[name]
+
+    def _require_structure(self) -> None:
+        for name, value in self._structure().items():
+            if value != self._option(name):
+                raise ValueError(
+                    f"{name} is {value!r}, but the network was built with {name}={self._option(name)!r}: call fit for "
+                    f"a new one, or set {name} back before partial_fit"
+                )
+
     # Hooks of the estimators.
 
     def _reads(self) -> str:
         """What the readout sees: the "last" state, the "mean" over the steps, or all "steps"."""
-        return self.pooling
+        return self._option("pooling")
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         raise NotImplementedError
@@ -263,8 +293,9 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         return _Sequences(flat, lengths)
 
     def _scaled(self, sequences: _Sequences) -> _Sequences:
-        flat = (sequences.flat - self.mean_) / self.scale_
-        return sequences._replace(flat=flat.astype(self.layer_.dtype))
+        return sequences._replace(
+            flat=_standardized(self._argument, sequences.flat, self.mean_, self.scale_, self.layer_.dtype)
+        )
 
     # The network.
 
@@ -274,6 +305,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         self.mean_, self.scale_ = np.zeros(features), np.ones(features)
         if self.standardize:
             self.mean_, self.scale_ = _scale(sequences.flat, weights)
+        self._built = self._structure()
         self._rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max))
         self.layer_ = _CELLS[self.cell](
             features,
@@ -417,7 +449,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
     def _last(self, state: Any) -> Array:
         """h of the last layer, both directions side by side: (n, D*H)."""
         h = state[0] if isinstance(state, tuple) else state
-        return h[-(1 + bool(self.bidirectional)) :].transpose(1, 0, 2).reshape(h.shape[1], -1)
+        return h[-(1 + bool(self._option("bidirectional"))) :].transpose(1, 0, 2).reshape(h.shape[1], -1)
 
     def _spread(self, dfeatures: Array, y: Array, state: Any, lengths: Array) -> tuple[Array | None, Any]:
         """The gradients of y and of the state from that of what `_pool` gave."""
@@ -428,7 +460,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
             return np.broadcast_to(dfeatures / lengths[:, np.newaxis].astype(y.dtype), y.shape), None
         pair = isinstance(state, tuple)
         dh = np.zeros_like(state[0] if pair else state)
-        directions = 1 + bool(self.bidirectional)
+        directions = 1 + bool(self._option("bidirectional"))
         dh[-directions:] = dfeatures.reshape(len(dfeatures), directions, -1).transpose(1, 0, 2)
         return None, (dh, None) if pair else dh
 
@@ -463,10 +495,28 @@ def _where(inside: Array, weights: Array) -> Array:
 def _scale(values: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of each column, 1 for one without spread."""
     values = values.astype(np.float64, copy=False)
+    # In units of a power of two near the largest, which changes no bits, squares neither overflow nor vanish.
+    exponents = np.frexp(np.abs(values).max(axis=0))[1]
+    values = np.ldexp(values, -exponents)
     mean = np.average(values, axis=0, weights=weights)
     deviation = np.sqrt(np.average(np.square(values - mean), axis=0, weights=weights))
     # A constant column leaves rounding behind.
-    return mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)
+    spread = deviation > 1e-12 * np.abs(mean)
+    return np.ldexp(mean, exponents), np.where(spread, np.ldexp(deviation, exponents), 1.0)
+
+
+def _standardized(name: str, values: Array, mean: Array, scale: Array, dtype: np.dtype[Any]) -> Array:
+    """The values as the network takes them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = ((values - mean) / scale).astype(dtype)
+    # The root, so that products with parameters stay finite as well.
+    limit = math.sqrt(np.finfo(dtype).max)
+    if not (np.abs(scaled) <= limit).all():
+        raise ValueError(
+            f"{name} holds numbers that are too large for dtype {np.dtype(dtype).name} after standardizing: they must "
+            f"stay within {limit:.1g} deviations of the mean of the training data, or of 0 with standardize=False"
+        )
+    return scaled
 
 
 class _Supervised(_Network):
@@ -535,6 +585,7 @@ class _Supervised(_Network):
         first = not hasattr(self, "layer_")
         with self._whole():
             examples = self._input(X, y, sample_weight, first)
+            self._require_structure()
             if first:
                 random = check_random_state(self.random_state)
                 self._start(examples.sequences, self._step_weights(examples), self._width(examples), random)
@@ -872,16 +923,16 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         return examples.targets.shape[1]
 
     def _weigh(self, examples: _Examples) -> _Examples:
-        targets = (examples.targets - self.target_mean_) / self.target_scale_
+        targets = _standardized("y", examples.targets, self.target_mean_, self.target_scale_, self.layer_.dtype)
         weights = np.broadcast_to(examples.weights[:, np.newaxis], targets.shape)
-        return examples._replace(targets=targets.astype(self.layer_.dtype), weights=weights)
+        return examples._replace(targets=targets, weights=weights)
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         return training.mean_squared_error(output, targets, weights)
 
     def _evaluate(self, examples: _Examples) -> float:
-        outputs = self._outputs(examples.sequences) * self.target_scale_ + self.target_mean_
-        return float(r2_score(examples.targets, outputs, sample_weight=examples.weights))
+        targets = _standardized("y", examples.targets, self.target_mean_, self.target_scale_, np.float64)
+        return float(r2_score(targets, self._outputs(examples.sequences), sample_weight=examples.weights))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:
         """Train on all data, from fresh parameters.
@@ -932,6 +983,14 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         sequences = self._read(X, reset=False)
         outputs = self._outputs(self._scaled(sequences)) * self.target_scale_ + self.target_mean_
         return outputs[:, 0] if self._single else outputs
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R², for several targets the mean of theirs, of targets of any size."""
+        check_is_fitted(self, "layer_")
+        # A power of two changes no bits, and keeps the squares from overflow.
+        exponent = -int(np.frexp(self.target_scale_.max())[1])
+        y = np.ldexp(check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), exponent)
+        return float(r2_score(y, np.ldexp(self.predict(X), exponent), sample_weight=sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -1133,6 +1192,7 @@ class SequenceForecaster(_Network):
     """
 
     bidirectional = False  # the future is not known
+    _argument = "series"
 
     def __init__(
         self,
@@ -1172,10 +1232,14 @@ class SequenceForecaster(_Network):
             arguments.size("differences, its lags,", lag)
 
     def _lags(self) -> tuple[int, ...]:
-        return tuple(self.differences) if isinstance(self.differences, (tuple, list)) else (self.differences,)
+        lags = self.differences
+        return tuple(lags) if isinstance(lags, (tuple, list, np.ndarray)) else (lags,)
+
+    def _structure(self) -> dict[str, Any]:
+        return {**super()._structure(), "differences": self._lags()}
 
     def _reads(self) -> str:
-        return "steps" if self.window is None else "last"
+        return "steps" if self._option("window") is None else "last"
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         return training.mean_squared_error(output, targets, weights)
@@ -1185,7 +1249,7 @@ class SequenceForecaster(_Network):
         return -float(np.average(squares, weights=examples.weights))
 
     def _passes(self, x: Array, lengths: Array) -> Iterator[tuple[slice, Array, Any, Any]]:
-        if self.window is not None:
+        if self._option("window") is not None:
             return super()._passes(x, lengths)
         return training.truncated_bptt(self.layer_, x, self.bptt_steps)
 
@@ -1198,8 +1262,8 @@ class SequenceForecaster(_Network):
             members = [check_array(x, **real) for x in members]
         else:
             array = check_array(series, **real)
-            several = array.ndim > 2 or (array.ndim == 2 and not self.multivariate)
-            features = array.ndim > 2 or (array.ndim == 2 and self.multivariate)
+            several = array.ndim > 2 or (array.ndim == 2 and not self._option("multivariate"))
+            features = array.ndim > 2 or (array.ndim == 2 and self._option("multivariate"))
             members = list(array) if several else [array]
         for x in members:
             if x.ndim != 1 + features or not x.size:
@@ -1215,46 +1279,48 @@ class SequenceForecaster(_Network):
         return checked, (several, features)
 
     def _require(self, series: list[Array], held_out: list[int]) -> None:
-        lags, context = sum(self._lags()), self.window or 1
+        horizon = self._option("horizon")
+        window = self._option("window")
+        lags, context = sum(self._option("differences")), window or 1
         for number, (x, out) in enumerate(zip(series, held_out, strict=True)):
-            least = lags + context + self.horizon
+            least = lags + context + horizon
             if len(x) - out < least:
                 raise ValueError(
                     f"series {number} has {len(x)} steps, {out} of them held out, but at least {least} are needed to "
-                    f"learn from: {lags} for differences, {context} to look at, {self.horizon} for horizon. (A 2-D "
+                    f"learn from: {lags} for differences, {context} to look at, {horizon} for horizon. (A 2-D "
                     "array holds one series in each row, unless multivariate=True)"
                 )
 
     def _examples(self, series: list[Array], since: list[int]) -> _Examples:
         """Inputs, and as targets the `horizon` steps that follow each, from a step `since` on; not scaled."""
-        H, lags = self.horizon, sum(self._lags())
+        H, lags, window = self._option("horizon"), self._option("differences"), self._option("window")
         inputs, targets, weights = [], [], []
         for x, first in zip(series, since, strict=True):
-            z = _difference(x, self._lags())[-1]
+            z = _difference(x, lags)[-1]
             steps = np.arange(1, len(z))[:, np.newaxis] + np.arange(H)
-            counts = (steps < len(z)) & (steps + lags >= first)
+            counts = (steps < len(z)) & (steps + sum(lags) >= first)
             ahead = z[np.minimum(steps, len(z) - 1)].reshape(len(steps), -1)
             weight = np.repeat(counts, z.shape[1], axis=1).astype(np.float64)
-            if self.window is None:
+            if window is None:
                 inputs.append(z[:-1])
             else:
-                rows = np.flatnonzero(counts.any(axis=1) & (np.arange(len(steps)) + 1 >= self.window))
-                inputs.extend(z[row + 1 - self.window : row + 1] for row in rows)
+                rows = np.flatnonzero(counts.any(axis=1) & (np.arange(len(steps)) + 1 >= window))
+                inputs.extend(z[row + 1 - window : row + 1] for row in rows)
                 ahead, weight = ahead[rows], weight[rows]
             targets.append(ahead)
             weights.append(weight)
         return _Examples(_Sequences.join(inputs), np.concatenate(targets), np.concatenate(weights))
 
     def _scaled_targets(self, examples: _Examples) -> _Examples:
-        mean, scale = np.tile(self.mean_, self.horizon), np.tile(self.scale_, self.horizon)
-        return examples._replace(targets=((examples.targets - mean) / scale).astype(self.layer_.dtype))
+        mean, scale = (np.tile(array, self._option("horizon")) for array in (self.mean_, self.scale_))
+        return examples._replace(targets=_standardized("series", examples.targets, mean, scale, self.layer_.dtype))
 
     def _begin(self, series: list[Array], form: tuple[bool, bool]) -> None:
         """A fresh network for these series."""
         self.n_features_in_ = series[0].shape[1]
-        sequences = _Sequences.join([_difference(x, self._lags())[-1] for x in series])
+        sequences = _Sequences.join([_difference(x, self._option("differences"))[-1] for x in series])
         random = check_random_state(self.random_state)
-        self._start(sequences, np.ones(len(sequences.flat)), self.horizon * self.n_features_in_, random)
+        self._start(sequences, np.ones(len(sequences.flat)), self._option("horizon") * self.n_features_in_, random)
         self._form = form
 
     def fit(self, series: Any, y: Any = None) -> SequenceForecaster:  # noqa: ARG002
@@ -1278,7 +1344,8 @@ class SequenceForecaster(_Network):
         """
         self._check_options()
         with self._whole():
-            vars(self).pop("layer_", None)
+            for name in ("layer_", "_built"):
+                vars(self).pop(name, None)
             series, form = self._read_series(series)
             out = [max(1, round(self.validation_fraction * len(x))) if self.early_stopping else 0 for x in series]
             self._require(series, out)
@@ -1316,6 +1383,7 @@ class SequenceForecaster(_Network):
         self._check_options()
         with self._whole():
             if hasattr(self, "layer_"):
+                self._require_structure()
                 before = [len(x) for x in self.series_]
                 self.update(series)
             else:
@@ -1363,7 +1431,8 @@ class SequenceForecaster(_Network):
         Parameters
         ----------
         horizon : int, optional
-            How many; the option `horizon` where it is not given.
+            How many; the option `horizon`, as it is now, where it is not given. The network goes on in blocks of the
+            horizon that it was fitted with.
         series : optional
             Other series to go on from, in one of the forms above. The known ones where it is not given.
 
@@ -1380,8 +1449,17 @@ class SequenceForecaster(_Network):
         check_is_fitted(self, "layer_")
         known, form = (self.series_, self._form) if series is None else self._read_series(series)
         self._require_history(known)
-        steps = self.horizon if horizon is None else arguments.size("horizon", horizon)
+        steps = self._ahead(horizon)
         return _in_form(self._forecast(known, [[len(x)] for x in known], steps), form)
+
+    def _ahead(self, horizon: int | None) -> int:
+        """How many steps are asked for."""
+        if np.ndim(horizon):
+            raise TypeError(
+                "horizon must be an integer, got an array: predict takes a number of steps first, and another series "
+                "to go on from as predict(series=...)"
+            )
+        return arguments.size("horizon", self.horizon if horizon is None else horizon)
 
     def predict_interval(self, horizon: int | None = None, coverage: float = 0.9) -> tuple[Array, Array]:
         """Bounds between which each of the next steps lies with the given probability, about.
@@ -1411,7 +1489,7 @@ class SequenceForecaster(_Network):
             When what was held out has too few steps for `horizon` and `coverage`, or nothing was.
         """
         check_is_fitted(self, "layer_")
-        steps = self.horizon if horizon is None else arguments.size("horizon", horizon)
+        steps = self._ahead(horizon)
         _number("coverage", coverage, below=1, positive=True)
         origins = [_spaced(first, last) for first, last in self._held_out]
         count = sum(
@@ -1467,23 +1545,25 @@ class SequenceForecaster(_Network):
         return tags
 
     def _require_history(self, series: list[Array]) -> None:
-        least = sum(self._lags()) + (self.window or 1)
+        least = sum(self._option("differences")) + (self._option("window") or 1)
         for number, x in enumerate(series):
             if len(x) < least:
                 raise ValueError(f"series must have {least} steps to go on from, but series {number} has {len(x)}")
 
     def _forecast(self, series: list[Array], origins: list[list[int]], steps: int) -> Array:
         """What follows the first `origin` steps, for each origin of each series: (all origins, steps, F)."""
-        lags = self._lags()
+        window = self._option("window")
+        horizon = self._option("horizon")
+        lags = self._option("differences")
         states, recent, tails = [], [], [[] for _ in lags]
         for x, own in zip(series, origins, strict=True):
             levels = _difference(x, lags)
-            z = ((levels[-1] - self.mean_) / self.scale_).astype(self.layer_.dtype)
+            z = _standardized("series", levels[-1], self.mean_, self.scale_, self.layer_.dtype)
             state, done = None, 0
             for origin in own:
                 end = origin - sum(lags)
-                begin = done if self.window is None else end - self.window
-                _, state = self.layer_(z[begin:end, np.newaxis], state if self.window is None else None)
+                begin = done if window is None else end - window
+                _, state = self.layer_(z[begin:end, np.newaxis], state if window is None else None)
                 done = end
                 states.append(state)
                 recent.append(z[begin:end])
@@ -1497,13 +1577,13 @@ class SequenceForecaster(_Network):
         )
         blocks: list[Array] = []
         while True:
-            block = self.readout_(self._last(state)).reshape(len(recent), self.horizon, -1)
+            block = self.readout_(self._last(state)).reshape(len(recent), horizon, -1)
             blocks.append(block)
-            if self.horizon * len(blocks) >= steps:
+            if horizon * len(blocks) >= steps:
                 break
             x = block
-            if self.window is not None:
-                x = np.concatenate([np.array(recent), *blocks], axis=1)[:, -self.window :]
+            if window is not None:
+                x = np.concatenate([np.array(recent), *blocks], axis=1)[:, -window:]
                 state = None
             _, state = self.layer_(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
         ahead = np.concatenate(blocks, axis=1)[:, :steps] * self.scale_ + self.mean_
@@ -1523,8 +1603,11 @@ def _spaced(first: int, last: int) -> list[int]:
 def _difference(x: Array, lags: tuple[int, ...]) -> list[Array]:
     """The series, and each difference of the one before: x[t] - x[t - lag]."""
     levels = [x]
-    for lag in lags:
-        levels.append(levels[-1][lag:] - levels[-1][:-lag])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for lag in lags:
+            levels.append(levels[-1][lag:] - levels[-1][:-lag])
+    if not np.isfinite(levels[-1]).all():
+        raise ValueError("series holds numbers that are too large to take differences of")
     return levels
 
 

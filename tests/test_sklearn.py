@@ -626,9 +626,10 @@ def test_a_partial_fit_that_fails_changes_nothing(kind, error, monkeypatch):
             raise error
         return np.nan, gradient * np.nan
 
-    with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(kind, "_loss", lambda self, *given: fail(*given))
-        estimator.partial_fit(*data)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "_loss", lambda _, *given: fail(*given))
+        with pytest.raises(error):
+            estimator.partial_fit(*data)
     assert len(calls) >= 3
     assert everything(estimator) == before
     assert all(vars(estimator)[name] is value for name, value in own.items())
@@ -653,6 +654,70 @@ def test_parameters_that_the_last_update_broke_are_an_error(monkeypatch):
     with pytest.raises(ValueError, match="epoch 2: the parameters after it are not finite"):
         regressor.partial_fit(X, y)
     assert np.isfinite(regressor.predict(X)).all()
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e39, 1e-200])
+def test_numbers_of_any_size_are_scaled(factor):
+    X, y = np.random.default_rng(0).normal(size=(40, 5, 2)), np.arange(40.0)
+    options = {**SMALL, "max_epochs": 3}
+    factor = 2.0 ** round(np.log2(factor))  # the same bits
+    plain, scaled = (SequenceRegressor(**options).fit(X * by, y * by) for by in (1, factor))
+    assert_same(plain, scaled)
+    np.testing.assert_array_equal(scaled.predict(X * factor), plain.predict(X) * factor)
+    assert scaled.score(X * factor, y * factor) == plain.score(X, y)
+    plain, scaled = (SequenceForecaster(**options).fit(y * by) for by in (1, factor))
+    np.testing.assert_array_equal(scaled.predict(3), plain.predict(3) * factor)
+
+
+@pytest.mark.parametrize("factor", [1e39, 1e60, 1e300])
+def test_numbers_beyond_the_dtype_are_refused_by_name(factor):
+    X, y, s = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2, np.arange(40.0)
+    classifier = SequenceClassifier(**SMALL, max_epochs=1).fit(X, y)
+    for answer in (classifier.predict, classifier.predict_proba, lambda X: classifier.score(X, y)):
+        with pytest.raises(ValueError, match="X holds numbers that are too large for dtype float32"):
+            answer(X * factor)
+    with pytest.raises(ValueError, match="X holds numbers that are too large"):
+        SequenceClassifier(standardize=False).fit(X * factor, y)
+    regressor = SequenceRegressor(**SMALL).partial_fit(X, y)
+    with pytest.raises(ValueError, match="y holds numbers that are too large"):
+        regressor.partial_fit(X, y * factor)
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(s)
+    with pytest.raises(ValueError, match="series holds numbers that are too large for dtype"):
+        forecaster.predict(series=s * factor)
+    with pytest.raises(ValueError, match="series holds numbers that are too large to take differences of"):
+        SequenceForecaster(differences=1).fit([*s, 1.7e308, -1.7e308, *s])
+
+
+CHANGES = {
+    "cell": "gru", "hidden_size": 3, "num_layers": 2, "bidirectional": True, "pooling": "mean", "dtype": "float64",
+    "standardize": False, "horizon": 3, "window": 4, "differences": 1, "multivariate": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_options_set_after_fit_do_not_change_the_network(kind):
+    data = task(kind, np.random.default_rng(0), count=20)
+    estimator = kind(**{**SMALL, **({"bidirectional": False} if kind is SequenceTagger else {})}, max_epochs=1)
+    estimator.fit(*data)
+    given = {"horizon": 3} if kind is SequenceForecaster else {"X": data[0]}
+    before = estimator.predict(**given)
+    for name in CHANGES.keys() & estimator.get_params().keys():
+        own = getattr(estimator, name)
+        estimator.set_params(**{name: CHANGES[name]})
+        for one, other in zip(before, estimator.predict(**given), strict=True):
+            np.testing.assert_array_equal(one, other)
+        with pytest.raises(ValueError, match=f"{name} is .*, but the network was built with {name}="):
+            estimator.partial_fit(*data)
+        estimator.set_params(**{name: own})
+    estimator.partial_fit(*data)
+
+
+def test_horizon_set_after_fit_is_how_many_steps_are_given():
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(np.arange(40.0))
+    expected = forecaster.predict(3)
+    np.testing.assert_array_equal(forecaster.set_params(horizon=3).predict(), expected)
+    with pytest.raises(TypeError, match=r"predict\(series=\.\.\.\)"):
+        forecaster.predict(np.arange(40.0))
 
 
 # --- in company
