@@ -11,11 +11,16 @@ Sequences, X, come in one of three forms:
 - an array or DataFrame (N, T): N series of one feature. As scikit-learn wants it, predict then takes just as many
   columns, under the same names; series of other lengths are given as a list or as (N, T, 1).
 
+Nested Python lists of equal lengths are such a table, unequal ones a list of series. Give arrays, or (N, T, 1), where
+both may come. StandardScaler takes tables alone, so it does not work before sequences: ``standardize=True`` does that
+work. GridSearchCV searches for a `SequenceTagger` by its own score; other scorers want one class for each row.
+
 NaN is an error, as in most of scikit-learn. Inputs are standardized, one mean and deviation for each feature over all
 steps of the training data, unless ``standardize=False``.
 
 A fit with a `random_state` gives the same bits on every repeat, whatever the number of threads. Where all rows fit into
-one batch, nor do their order and their division matter: a weight of 2 gives the bits of the row given twice.
+one batch, nor do their order and their division matter: a weight of 2 gives the bits of the row given twice. Not so
+with ``early_stopping=True``, where rows are held out by their places.
 
 Threads are rnnfast's. The processes of joblib (``GridSearchCV(..., n_jobs=2)``) are told by it how many each may use.
 
@@ -154,10 +159,16 @@ def _number(name: str, value: Any, below: float = math.inf, positive: bool = Fal
         raise ValueError(f"{name} must be {least} and below {below}, got {value!r}")
 
 
+def _refuse_dates(name: str, value: Any) -> None:
+    dtype = getattr(value, "dtype", None)
+    if getattr(dtype, "kind", None) in ("m", "M"):
+        raise TypeError(f"{name} must hold real numbers, but its dtype is {dtype}")
+
+
 def _list_of_sequences(X: Any) -> list[Array] | None:
     """X as a list of arrays (T_i,) or (T_i, F), where it is a list of sequences; None where it is one array."""
-    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
-        X = X.tolist()
+    if getattr(X, "dtype", None) == object and X.ndim == 1:
+        X = list(X)  # an array or a pandas Series of arrays
     if not isinstance(X, (list, tuple)) or not len(X):
         return None
     try:
@@ -213,7 +224,15 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         _number("tol", self.tol)
         if self.clip is not None:
             _number("clip", self.clip, positive=True)
-        arguments.size("verbose", self.verbose, least=0)
+        if not isinstance(self.verbose, (bool, np.bool_)):
+            arguments.size("verbose", self.verbose, least=0)
+        try:
+            check_random_state(self.random_state)
+        except ValueError as error:
+            raise ValueError(
+                "random_state must be None, an integer from 0 to 2**32 - 1 or a numpy.random.RandomState, got "
+                f"{self.random_state!r}"
+            ) from error
         arguments.dtype(self.dtype)
 
     def _structure(self) -> dict[str, Any]:
@@ -270,16 +289,29 @@ class _Network(BaseEstimator):  # type: ignore[misc]
             lengths = np.array([len(x) for x in columns])
         else:
             array = X if hasattr(X, "ndim") else np.asarray(X)
+            if array.ndim < 2:
+                raise ValueError(
+                    f"X must be (N, T, F), (N, T), or a list of arrays (T_i, F) or (T_i,), got shape {array.shape}. "
+                    "Reshape your data: one sequence alone is x[None] or [x]"
+                )
             table = array.ndim < 3
             if not table:
                 array = check_array(array, allow_nd=True, input_name="X", **real)
                 if array.ndim != 3 or not array.shape[1]:
                     raise ValueError(f"X must be (N, T, F) with T >= 1, (N, T), or a list, got shape {array.shape}")
             elif reset or self._from_table:
+                if not reset and not hasattr(X, "columns") and array.shape[1] != self.n_features_in_:
+                    raise ValueError(
+                        f"X has {array.shape[1]} features, but {type(self).__name__} is expecting "
+                        f"{self.n_features_in_} features as input: fit got a table (N, T), as nested lists of equal "
+                        "lengths are. For series of other lengths give arrays, or (N, T, 1)"
+                    )
                 array = validate_data(self, X, reset=reset, **real)[..., np.newaxis]
             else:
                 array = check_array(X, input_name="X", **real)[..., np.newaxis]
             flat, lengths = array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1])
+        if not flat.shape[1]:
+            raise ValueError("X has 0 features, but sequences must have one at least")
         if reset:
             self._from_table = table
             if not table:
@@ -289,6 +321,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"X has {flat.shape[1]} features, but {type(self).__name__} is expecting {self.layer_.input_size} "
                 "features as input"
+                + (". A 2-D X holds a series in each row: one sequence is X[0][None] or [X[0]]" if table else "")
             )
         return _Sequences(flat, lengths)
 
@@ -548,6 +581,9 @@ class _Supervised(_Network):
         counted = np.flatnonzero(weights)
         if not len(counted):
             raise ValueError("sample_weight must contain a weight above zero")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(weights.sum()):
+                raise ValueError("sample_weight holds weights that are too large to be summed up")
         return examples if len(counted) == len(weights) else examples.select(counted)
 
     def _step_weights(self, examples: _Examples) -> Array:
@@ -564,13 +600,19 @@ class _Supervised(_Network):
         random = check_random_state(self.random_state)
         if self.early_stopping:
             rows = np.arange(len(examples.sequences.lengths))
-            kept, out = train_test_split(
-                rows, test_size=self.validation_fraction, random_state=random, stratify=self._strata(examples)
-            )
+            try:
+                kept, out = train_test_split(
+                    rows, test_size=self.validation_fraction, random_state=random, stratify=self._strata(examples)
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"early_stopping=True cannot hold out validation_fraction={self.validation_fraction} of "
+                    f"{len(rows)} sequences: {error}"
+                ) from error
             if len(out) < 2:
                 raise ValueError(
                     f"validation_fraction={self.validation_fraction} holds out {len(out)} of {len(rows)} sequences, "
-                    "but two at least are needed"
+                    "but early_stopping=True needs two at least"
                 )
             examples, held_out = examples.select(kept), examples.select(out)
         if len(examples.sequences.lengths) <= self.batch_size:
@@ -616,7 +658,7 @@ class _Labels(_Supervised):
         places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
         unknown = self.classes_[places] != labels
         if unknown.any():
-            raise ValueError(f"y must hold classes of {self.classes_.tolist()}, got {labels[unknown][0]!r}")
+            raise ValueError(f"y must hold classes of {self.classes_.tolist()}, got {labels[unknown].tolist()[0]!r}")
         return places
 
     def _width(self, examples: _Examples) -> int:  # noqa: ARG002
@@ -624,7 +666,14 @@ class _Labels(_Supervised):
 
     def _weigh(self, examples: _Examples) -> _Examples:
         factors = self._class_factors(examples)
-        return examples if factors is None else examples._replace(weights=examples.weights * factors[examples.targets])
+        if factors is None:
+            return examples
+        with np.errstate(over="ignore"):
+            weights = examples.weights * factors[examples.targets]
+            total = weights.sum()
+        if not 0 < total < math.inf:
+            raise ValueError(f"class_weight gives weights whose sum is {total}: it must be above zero and finite")
+        return examples._replace(weights=weights)
 
     def _class_factors(self, examples: _Examples) -> Array | None:
         if self.class_weight is None:
@@ -656,6 +705,10 @@ class _Labels(_Supervised):
         with self._whole():
             if classes is not None:
                 classes = np.unique(classes)
+                if not len(classes) or (classes.dtype.kind == "f" and np.isnan(classes).any()):
+                    raise ValueError(
+                        f"classes must be all labels that y will hold, without NaN, got {classes.tolist()}"
+                    )
                 if not first and not np.array_equal(classes, self.classes_):
                     raise ValueError(
                         f"classes must be those of the first call, {self.classes_.tolist()}, got {classes.tolist()}"
@@ -908,6 +961,7 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         arguments.choice("pooling", self.pooling, ("last", "mean"))
 
     def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:  # noqa: ARG002
+        _refuse_dates("y", y)
         y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if first:
             self._single = y.ndim == 1
@@ -1104,7 +1158,8 @@ class SequenceTagger(_Labels):
         """The fraction of steps that get the right class; `sample_weight` (N,) weighs the sequences' steps."""
         sequences, probabilities = self._probabilities(X)
         check_consistent_length(sequences.lengths, y, sample_weight)
-        weights = None if sample_weight is None else np.repeat(np.asarray(sample_weight), sequences.lengths)
+        weights = _check_sample_weight(sample_weight, sequences.lengths, dtype=np.float64, ensure_non_negative=True)
+        weights = np.repeat(weights, sequences.lengths)
         chosen = self.classes_[probabilities.argmax(axis=1)]
         return float(accuracy_score(_flat_labels(y, sequences), chosen, sample_weight=weights))
 
@@ -1118,6 +1173,8 @@ def _flat_labels(y: Any, sequences: _Sequences) -> Array:
                 f"y must hold a label for each step: X[{number}] has {length} steps, but y[{number}] has shape "
                 f"{labels.shape}"
             )
+    if len({labels.dtype.kind in "US" for labels in rows}) > 1 and all(labels.dtype != object for labels in rows):
+        raise TypeError("y must hold strings or numbers, got some sequences of either")
     labels = column_or_1d(np.concatenate(rows))
     check_classification_targets(labels)
     return labels
@@ -1257,6 +1314,8 @@ class SequenceForecaster(_Network):
         """The series, each (T_i, F), and whether the caller gave several, and with an axis of features."""
         real = {"ensure_2d": False, "allow_nd": True, "dtype": np.float64, "input_name": "series"}
         members = _list_of_sequences(series)
+        for x in [series] if members is None else members:
+            _refuse_dates("series", x)
         if members is not None:
             several, features = True, members[0].ndim == 2
             members = [check_array(x, **real) for x in members]

@@ -563,7 +563,7 @@ X3 = np.ones((4, 3, 2))
         ([np.ones((3, 2)), np.ones((2, 1)), np.ones((3, 2)), np.ones((3, 2))], "one number of features"),
         ([np.ones((3, 2)), np.ones((0, 2)), np.ones((3, 2)), np.ones((3, 2))], "one step at least"),
         ([[[1, 2], [3]], [[1, 2]], [[1, 2]], [[1, 2]]], "members? differ"),
-        (np.ones(4), "Expected 2D array, got 1D array"),
+        (np.ones(4), r"X must be .*got shape \(4,\)"),
     ],
 )
 @pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor, SequenceTagger])
@@ -718,6 +718,59 @@ def test_horizon_set_after_fit_is_how_many_steps_are_given():
     np.testing.assert_array_equal(forecaster.set_params(horizon=3).predict(), expected)
     with pytest.raises(TypeError, match=r"predict\(series=\.\.\.\)"):
         forecaster.predict(np.arange(40.0))
+
+
+@pytest.mark.parametrize("X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0))], ids=str)
+def test_what_is_no_sequence_is_refused_by_name(X):
+    with pytest.raises(ValueError, match=r"X must be \(N, T, F\)|X has 0 features"):
+        SequenceRegressor().fit(X, [1.0, 2.0, 3.0])
+
+
+def test_errors_name_the_argument():
+    X, y = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2
+    for classes in ([], [0, 1, np.nan]):
+        with pytest.raises(ValueError, match="classes must be"):
+            SequenceClassifier().partial_fit(X, y, classes=classes)
+    for weights in ({0: 0, 1: 0}, {0: 1e308, 1: 1e308}):
+        with pytest.raises(ValueError, match="class_weight gives weights whose sum"):
+            SequenceClassifier(class_weight=weights).fit(X, y)
+    with pytest.raises(ValueError, match="sample_weight holds weights that are too large"):
+        SequenceRegressor().fit(X, y, sample_weight=np.full(20, 1e308))
+    with pytest.raises(ValueError, match="early_stopping=True cannot hold out validation_fraction"):
+        SequenceClassifier(early_stopping=True).fit(X, [1] + [0] * 19)
+    for value in (np.random.default_rng(0), -1):
+        with pytest.raises(ValueError, match="random_state must be"):
+            SequenceClassifier(random_state=value).fit(X, y)
+    dates = np.arange(20).astype("datetime64[D]")
+    with pytest.raises(TypeError, match="y must hold real numbers"):
+        SequenceRegressor().fit(X, dates)
+    with pytest.raises(TypeError, match="series must hold real numbers"):
+        SequenceForecaster().fit(dates)
+    with pytest.raises(TypeError, match="y must hold strings or numbers"):
+        SequenceTagger().fit([np.ones(2), np.ones(1)], [["u", "d"], [1]])
+    with pytest.raises(ValueError, match=r"classes of \['d', 'u'\], got 'x'"):
+        SequenceClassifier(**SMALL).partial_fit(X[:1], ["x"], classes=["u", "d"])
+    tagger = SequenceTagger(**SMALL, max_epochs=1).fit(X, np.tile(y[:, None], 5))
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        tagger.score(X, np.tile(y[:, None], 5), sample_weight=-np.ones(20))
+    with pytest.raises(ValueError, match=r"one sequence is X\[0\]\[None\] or \[X\[0\]\]"):
+        tagger.predict(X[0][:, :1] + np.ones(3))
+    table = SequenceRegressor(**SMALL, max_epochs=1).fit([[1, 2], [3, 4]], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"give arrays, or \(N, T, 1\)"):
+        table.predict([[1, 2, 3], [3, 4, 5]])
+
+
+def test_forms_of_options_are_equal():
+    s = np.arange(40.0)
+    one, other = (SequenceForecaster(**SMALL, max_epochs=1, differences=d).fit(s) for d in ([1], np.array([1])))
+    assert_same(one, other)
+
+
+def test_a_series_of_arrays_is_a_list():
+    pandas = pytest.importorskip("pandas")
+    X = [np.arange(3.0), np.arange(2.0)]
+    one, other = (SequenceRegressor(**SMALL, max_epochs=1).fit(x, [1.0, 2.0]) for x in (X, pandas.Series(X)))
+    assert_same(one, other)
 
 
 # --- in company
