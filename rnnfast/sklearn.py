@@ -167,7 +167,7 @@ def _refuse_dates(name: str, value: Any) -> None:
 
 def _list_of_sequences(X: Any) -> list[Array] | None:
     """X as a list of arrays (T_i,) or (T_i, F), where it is a list of sequences; None where it is one array."""
-    if getattr(X, "dtype", None) == object and X.ndim == 1:
+    if getattr(getattr(X, "dtype", None), "kind", None) == "O" and X.ndim == 1:
         X = list(X)  # an array or a pandas Series of arrays
     if not isinstance(X, (list, tuple)) or not len(X):
         return None
@@ -281,10 +281,13 @@ class _Network(BaseEstimator):  # type: ignore[misc]
                 raise ValueError(
                     f"X must hold arrays (T_i, F) or (T_i,) of one step at least, got one of shape {wrong[0]}"
                 )
+            self._read_columns(X, reset)
             columns = [x if x.ndim == 2 else x[:, np.newaxis] for x in members]
             widths = sorted({x.shape[1] for x in columns})
             if len(widths) > 1:
                 raise ValueError(f"X must hold sequences of one number of features, got {widths}")
+            if widths == [0]:
+                raise ValueError("X has 0 features, but sequences must have one at least")
             flat = check_array(np.concatenate(columns), input_name="X", **real)
             lengths = np.array([len(x) for x in columns])
         else:
@@ -309,14 +312,16 @@ class _Network(BaseEstimator):  # type: ignore[misc]
                 array = validate_data(self, X, reset=reset, **real)[..., np.newaxis]
             else:
                 array = check_array(X, input_name="X", **real)[..., np.newaxis]
+            if not array.shape[2]:
+                raise ValueError("X has 0 features, but sequences must have one at least")
             flat, lengths = array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1])
-        if not flat.shape[1]:
-            raise ValueError("X has 0 features, but sequences must have one at least")
         if reset:
             self._from_table = table
             if not table:
                 self.n_features_in_ = flat.shape[1]
                 vars(self).pop("feature_names_in_", None)
+            if members is None:
+                self._columns = None
         elif flat.shape[1] != self.layer_.input_size:
             raise ValueError(
                 f"X has {flat.shape[1]} features, but {type(self).__name__} is expecting {self.layer_.input_size} "
@@ -324,6 +329,19 @@ class _Network(BaseEstimator):  # type: ignore[misc]
                 + (". A 2-D X holds a series in each row: one sequence is X[0][None] or [X[0]]" if table else "")
             )
         return _Sequences(flat, lengths)
+
+    def _read_columns(self, members: Any, reset: bool) -> None:
+        """Check the columns of a list of DataFrames: those of all, and those of fit."""
+        names = {tuple(x.columns) for x in members if hasattr(x, "columns")}
+        if not reset and getattr(self, "_columns", None):
+            names |= {self._columns} if names else set()
+        if len(names) > 1:
+            raise ValueError(
+                "X must hold DataFrames of the same columns in the same order, as in fit, got "
+                f"{sorted(map(list, names), key=str)}"
+            )
+        if reset:
+            self._columns = next(iter(names), None)
 
     def _scaled(self, sequences: _Sequences) -> _Sequences:
         return sequences._replace(

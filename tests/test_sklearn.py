@@ -720,7 +720,9 @@ def test_horizon_set_after_fit_is_how_many_steps_are_given():
         forecaster.predict(np.arange(40.0))
 
 
-@pytest.mark.parametrize("X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0))], ids=str)
+@pytest.mark.parametrize(
+    "X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0)), [np.ones((2, 0))] * 3]
+)
 def test_what_is_no_sequence_is_refused_by_name(X):
     with pytest.raises(ValueError, match=r"X must be \(N, T, F\)|X has 0 features"):
         SequenceRegressor().fit(X, [1.0, 2.0, 3.0])
@@ -764,6 +766,15 @@ def test_forms_of_options_are_equal():
     s = np.arange(40.0)
     one, other = (SequenceForecaster(**SMALL, max_epochs=1, differences=d).fit(s) for d in ([1], np.array([1])))
     assert_same(one, other)
+
+
+def test_data_frames_of_other_columns_are_refused():
+    pandas = pytest.importorskip("pandas")
+    X = [pandas.DataFrame(np.ones((n, 2)), columns=["a", "b"]) for n in (2, 3)]
+    regressor = SequenceRegressor(**SMALL, max_epochs=1).fit(X, [1.0, 2.0])
+    regressor.predict(X)
+    with pytest.raises(ValueError, match="same columns in the same order"):
+        regressor.predict([x[["b", "a"]] for x in X])
 
 
 def test_a_series_of_arrays_is_a_list():
