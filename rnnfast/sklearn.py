@@ -11,11 +11,16 @@ Sequences, X, come in one of three forms:
 - an array or DataFrame (N, T): N series of one feature. As scikit-learn wants it, predict then takes just as many
   columns, under the same names; series of other lengths are given as a list or as (N, T, 1).
 
+Nested Python lists of equal lengths are such a table, unequal ones a list of series. Give arrays, or (N, T, 1), where
+both may come. StandardScaler takes tables alone, so it does not work before sequences: ``standardize=True`` does that
+work. GridSearchCV searches for a `SequenceTagger` by its own score; other scorers want one class for each row.
+
 NaN is an error, as in most of scikit-learn. Inputs are standardized, one mean and deviation for each feature over all
 steps of the training data, unless ``standardize=False``.
 
 A fit with a `random_state` gives the same bits on every repeat, whatever the number of threads. Where all rows fit into
-one batch, nor do their order and their division matter: a weight of 2 gives the bits of the row given twice.
+one batch, nor do their order and their division matter: a weight of 2 gives the bits of the row given twice. Not so
+with ``early_stopping=True``, where rows are held out by their places.
 
 Threads are rnnfast's. The processes of joblib (``GridSearchCV(..., n_jobs=2)``) are told by it how many each may use.
 
@@ -69,6 +74,17 @@ threads.register()  # scikit-learn brings threadpoolctl with it
 __all__ = ["SequenceClassifier", "SequenceForecaster", "SequenceRegressor", "SequenceTagger"]
 
 _CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+_STRUCTURE = (  # options that a network is built for
+    "cell",
+    "hidden_size",
+    "num_layers",
+    "bidirectional",
+    "pooling",
+    "standardize",
+    "horizon",
+    "window",
+    "multivariate",
+)
 _ROWS = 256  # sequences that are run at a time where nothing is learnt
 _BUCKET = 16  # batches whose sequences are sorted by length among each other
 
@@ -143,10 +159,16 @@ def _number(name: str, value: Any, below: float = math.inf, positive: bool = Fal
         raise ValueError(f"{name} must be {least} and below {below}, got {value!r}")
 
 
+def _refuse_dates(name: str, value: Any) -> None:
+    dtype = getattr(value, "dtype", None)
+    if getattr(dtype, "kind", None) in ("m", "M"):
+        raise TypeError(f"{name} must hold real numbers, but its dtype is {dtype}")
+
+
 def _list_of_sequences(X: Any) -> list[Array] | None:
     """X as a list of arrays (T_i,) or (T_i, F), where it is a list of sequences; None where it is one array."""
-    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
-        X = X.tolist()
+    if getattr(getattr(X, "dtype", None), "kind", None) == "O" and X.ndim == 1:
+        X = list(X)  # an array or a pandas Series of arrays
     if not isinstance(X, (list, tuple)) or not len(X):
         return None
     try:
@@ -164,19 +186,30 @@ def _list_of_sequences(X: Any) -> list[Array] | None:
 class _Network(BaseEstimator):  # type: ignore[misc]
     """A recurrent layer and a readout: what all estimators share, with the only loop that trains."""
 
+    _argument = "X"  # what errors call the sequences
+
     def _keep(self, options: dict[str, Any]) -> None:
         """Set the arguments of the constructor, given as its locals(), as they are."""
         vars(self).update({name: value for name, value in options.items() if name != "self"})
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
-        """An error on the way leaves the attributes as they were."""
+        """An error on the way, or Ctrl-C, leaves the attributes, the parameters and the generator as they were."""
         before = vars(self).copy()
+        layers = [before[name] for name in ("layer_", "readout_") if name in before]
+        parameters = [layer.state_dict() for layer in layers]
+        drawn = before["_rng"].bit_generator.state if layers else None
         try:
             yield
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
+            for layer, arrays in zip(layers, parameters, strict=True):
+                layer.unfreeze()
+                layer.load_state_dict(arrays)
+                layer.freeze()
+            if layers:
+                self._rng.bit_generator.state = drawn
             raise
 
     def _check_options(self) -> None:
@@ -191,14 +224,39 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         _number("tol", self.tol)
         if self.clip is not None:
             _number("clip", self.clip, positive=True)
-        arguments.size("verbose", self.verbose, least=0)
+        if not isinstance(self.verbose, (bool, np.bool_)):
+            arguments.size("verbose", self.verbose, least=0)
+        try:
+            check_random_state(self.random_state)
+        except ValueError as error:
+            raise ValueError(
+                "random_state must be None, an integer from 0 to 2**32 - 1 or a numpy.random.RandomState, got "
+                f"{self.random_state!r}"
+            ) from error
         arguments.dtype(self.dtype)
+
+    def _structure(self) -> dict[str, Any]:
+        """The options that a network is built for, as they are now."""
+        options = {name: getattr(self, name) for name in _STRUCTURE if hasattr(self, name)}
+        return {**options, "dtype": arguments.dtype(self.dtype)}
+
+    def _option(self, name: str) -> Any:
+        """One of these, as it was when the network was built: set_params does not change the network."""
+        return (self._built if hasattr(self, "_built") else self._structure())[name]
+
+    def _require_structure(self) -> None:
+        for name, value in self._structure().items():
+            if value != self._option(name):
+                raise ValueError(
+                    f"{name} is {value!r}, but the network was built with {name}={self._option(name)!r}: call fit for "
+                    f"a new one, or set {name} back before partial_fit"
+                )
 
     # Hooks of the estimators.
 
     def _reads(self) -> str:
         """What the readout sees: the "last" state, the "mean" over the steps, or all "steps"."""
-        return self.pooling
+        return self._option("pooling")
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         raise NotImplementedError
@@ -223,39 +281,72 @@ class _Network(BaseEstimator):  # type: ignore[misc]
                 raise ValueError(
                     f"X must hold arrays (T_i, F) or (T_i,) of one step at least, got one of shape {wrong[0]}"
                 )
+            self._read_columns(X, reset)
             columns = [x if x.ndim == 2 else x[:, np.newaxis] for x in members]
             widths = sorted({x.shape[1] for x in columns})
             if len(widths) > 1:
                 raise ValueError(f"X must hold sequences of one number of features, got {widths}")
+            if widths == [0]:
+                raise ValueError("X has 0 features, but sequences must have one at least")
             flat = check_array(np.concatenate(columns), input_name="X", **real)
             lengths = np.array([len(x) for x in columns])
         else:
             array = X if hasattr(X, "ndim") else np.asarray(X)
+            if array.ndim < 2:
+                raise ValueError(
+                    f"X must be (N, T, F), (N, T), or a list of arrays (T_i, F) or (T_i,), got shape {array.shape}. "
+                    "Reshape your data: one sequence alone is x[None] or [x]"
+                )
             table = array.ndim < 3
             if not table:
                 array = check_array(array, allow_nd=True, input_name="X", **real)
                 if array.ndim != 3 or not array.shape[1]:
                     raise ValueError(f"X must be (N, T, F) with T >= 1, (N, T), or a list, got shape {array.shape}")
             elif reset or self._from_table:
+                if not reset and not hasattr(X, "columns") and array.shape[1] != self.n_features_in_:
+                    raise ValueError(
+                        f"X has {array.shape[1]} features, but {type(self).__name__} is expecting "
+                        f"{self.n_features_in_} features as input: fit got a table (N, T), as nested lists of equal "
+                        "lengths are. For series of other lengths give arrays, or (N, T, 1)"
+                    )
                 array = validate_data(self, X, reset=reset, **real)[..., np.newaxis]
             else:
                 array = check_array(X, input_name="X", **real)[..., np.newaxis]
+            if not array.shape[2]:
+                raise ValueError("X has 0 features, but sequences must have one at least")
             flat, lengths = array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1])
         if reset:
             self._from_table = table
             if not table:
                 self.n_features_in_ = flat.shape[1]
                 vars(self).pop("feature_names_in_", None)
+            if members is None:
+                self._columns = None
         elif flat.shape[1] != self.layer_.input_size:
             raise ValueError(
                 f"X has {flat.shape[1]} features, but {type(self).__name__} is expecting {self.layer_.input_size} "
                 "features as input"
+                + (". A 2-D X holds a series in each row: one sequence is X[0][None] or [X[0]]" if table else "")
             )
         return _Sequences(flat, lengths)
 
+    def _read_columns(self, members: Any, reset: bool) -> None:
+        """Check the columns of a list of DataFrames: those of all, and those of fit."""
+        names = {tuple(x.columns) for x in members if hasattr(x, "columns")}
+        if not reset and getattr(self, "_columns", None):
+            names |= {self._columns} if names else set()
+        if len(names) > 1:
+            raise ValueError(
+                "X must hold DataFrames of the same columns in the same order, as in fit, got "
+                f"{sorted(map(list, names), key=str)}"
+            )
+        if reset:
+            self._columns = next(iter(names), None)
+
     def _scaled(self, sequences: _Sequences) -> _Sequences:
-        flat = (sequences.flat - self.mean_) / self.scale_
-        return sequences._replace(flat=flat.astype(self.layer_.dtype))
+        return sequences._replace(
+            flat=_standardized(self._argument, sequences.flat, self.mean_, self.scale_, self.layer_.dtype)
+        )
 
     # The network.
 
@@ -265,6 +356,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         self.mean_, self.scale_ = np.zeros(features), np.ones(features)
         if self.standardize:
             self.mean_, self.scale_ = _scale(sequences.flat, weights)
+        self._built = self._structure()
         self._rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max))
         self.layer_ = _CELLS[self.cell](
             features,
@@ -288,6 +380,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         if held_out is not None:
             held_out = held_out._replace(sequences=self._scaled(held_out.sequences))
             self.validation_scores_ = []
+        self.loss_curve_ = list(self.loss_curve_)  # an error gives back the one before
         for layer in (self.layer_, self.readout_):
             layer.unfreeze()
         parameters = {**self.layer_.parameters, **self.readout_.parameters}
@@ -298,10 +391,12 @@ class _Network(BaseEstimator):  # type: ignore[misc]
         with self._bar(epochs) as bar:
             for _ in range(epochs):
                 loss = self._epoch(examples, adam)
-                if not math.isfinite(loss):
+                # The last update comes after the last loss.
+                if not (math.isfinite(loss) and all(np.isfinite(array).all() for array in parameters.values())):
+                    what = "parameters after it are not finite" if math.isfinite(loss) else f"loss is {loss}"
                     raise ValueError(
-                        f"the loss of epoch {self.n_iter_ + 1} is {loss}: give a smaller learning_rate or clip, and "
-                        "inputs of moderate size"
+                        f"epoch {self.n_iter_ + 1}: the {what}. Give a smaller learning_rate or clip, and inputs of "
+                        "moderate size"
                     )
                 self.n_iter_ += 1
                 self.loss_curve_.append(loss)
@@ -405,7 +500,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
     def _last(self, state: Any) -> Array:
         """h of the last layer, both directions side by side: (n, D*H)."""
         h = state[0] if isinstance(state, tuple) else state
-        return h[-(1 + bool(self.bidirectional)) :].transpose(1, 0, 2).reshape(h.shape[1], -1)
+        return h[-(1 + bool(self._option("bidirectional"))) :].transpose(1, 0, 2).reshape(h.shape[1], -1)
 
     def _spread(self, dfeatures: Array, y: Array, state: Any, lengths: Array) -> tuple[Array | None, Any]:
         """The gradients of y and of the state from that of what `_pool` gave."""
@@ -416,7 +511,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
             return np.broadcast_to(dfeatures / lengths[:, np.newaxis].astype(y.dtype), y.shape), None
         pair = isinstance(state, tuple)
         dh = np.zeros_like(state[0] if pair else state)
-        directions = 1 + bool(self.bidirectional)
+        directions = 1 + bool(self._option("bidirectional"))
         dh[-directions:] = dfeatures.reshape(len(dfeatures), directions, -1).transpose(1, 0, 2)
         return None, (dh, None) if pair else dh
 
@@ -451,10 +546,28 @@ def _where(inside: Array, weights: Array) -> Array:
 def _scale(values: Array, weights: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of each column, 1 for one without spread."""
     values = values.astype(np.float64, copy=False)
+    # In units of a power of two near the largest, which changes no bits, squares neither overflow nor vanish.
+    exponents = np.frexp(np.abs(values).max(axis=0))[1]
+    values = np.ldexp(values, -exponents)
     mean = np.average(values, axis=0, weights=weights)
     deviation = np.sqrt(np.average(np.square(values - mean), axis=0, weights=weights))
     # A constant column leaves rounding behind.
-    return mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)
+    spread = deviation > 1e-12 * np.abs(mean)
+    return np.ldexp(mean, exponents), np.where(spread, np.ldexp(deviation, exponents), 1.0)
+
+
+def _standardized(name: str, values: Array, mean: Array, scale: Array, dtype: np.dtype[Any]) -> Array:
+    """The values as the network takes them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = ((values - mean) / scale).astype(dtype)
+    # The root, so that products with parameters stay finite as well.
+    limit = math.sqrt(np.finfo(dtype).max)
+    if not (np.abs(scaled) <= limit).all():
+        raise ValueError(
+            f"{name} holds numbers that are too large for dtype {np.dtype(dtype).name} after standardizing: they must "
+            f"stay within {limit:.1g} deviations of the mean of the training data, or of 0 with standardize=False"
+        )
+    return scaled
 
 
 class _Supervised(_Network):
@@ -486,6 +599,9 @@ class _Supervised(_Network):
         counted = np.flatnonzero(weights)
         if not len(counted):
             raise ValueError("sample_weight must contain a weight above zero")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(weights.sum()):
+                raise ValueError("sample_weight holds weights that are too large to be summed up")
         return examples if len(counted) == len(weights) else examples.select(counted)
 
     def _step_weights(self, examples: _Examples) -> Array:
@@ -502,13 +618,19 @@ class _Supervised(_Network):
         random = check_random_state(self.random_state)
         if self.early_stopping:
             rows = np.arange(len(examples.sequences.lengths))
-            kept, out = train_test_split(
-                rows, test_size=self.validation_fraction, random_state=random, stratify=self._strata(examples)
-            )
+            try:
+                kept, out = train_test_split(
+                    rows, test_size=self.validation_fraction, random_state=random, stratify=self._strata(examples)
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"early_stopping=True cannot hold out validation_fraction={self.validation_fraction} of "
+                    f"{len(rows)} sequences: {error}"
+                ) from error
             if len(out) < 2:
                 raise ValueError(
                     f"validation_fraction={self.validation_fraction} holds out {len(out)} of {len(rows)} sequences, "
-                    "but two at least are needed"
+                    "but early_stopping=True needs two at least"
                 )
             examples, held_out = examples.select(kept), examples.select(out)
         if len(examples.sequences.lengths) <= self.batch_size:
@@ -523,6 +645,7 @@ class _Supervised(_Network):
         first = not hasattr(self, "layer_")
         with self._whole():
             examples = self._input(X, y, sample_weight, first)
+            self._require_structure()
             if first:
                 random = check_random_state(self.random_state)
                 self._start(examples.sequences, self._step_weights(examples), self._width(examples), random)
@@ -553,7 +676,7 @@ class _Labels(_Supervised):
         places = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
         unknown = self.classes_[places] != labels
         if unknown.any():
-            raise ValueError(f"y must hold classes of {self.classes_.tolist()}, got {labels[unknown][0]!r}")
+            raise ValueError(f"y must hold classes of {self.classes_.tolist()}, got {labels[unknown].tolist()[0]!r}")
         return places
 
     def _width(self, examples: _Examples) -> int:  # noqa: ARG002
@@ -561,7 +684,14 @@ class _Labels(_Supervised):
 
     def _weigh(self, examples: _Examples) -> _Examples:
         factors = self._class_factors(examples)
-        return examples if factors is None else examples._replace(weights=examples.weights * factors[examples.targets])
+        if factors is None:
+            return examples
+        with np.errstate(over="ignore"):
+            weights = examples.weights * factors[examples.targets]
+            total = weights.sum()
+        if not 0 < total < math.inf:
+            raise ValueError(f"class_weight gives weights whose sum is {total}: it must be above zero and finite")
+        return examples._replace(weights=weights)
 
     def _class_factors(self, examples: _Examples) -> Array | None:
         if self.class_weight is None:
@@ -593,6 +723,10 @@ class _Labels(_Supervised):
         with self._whole():
             if classes is not None:
                 classes = np.unique(classes)
+                if not len(classes) or (classes.dtype.kind == "f" and np.isnan(classes).any()):
+                    raise ValueError(
+                        f"classes must be all labels that y will hold, without NaN, got {classes.tolist()}"
+                    )
                 if not first and not np.array_equal(classes, self.classes_):
                     raise ValueError(
                         f"classes must be those of the first call, {self.classes_.tolist()}, got {classes.tolist()}"
@@ -845,6 +979,7 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         arguments.choice("pooling", self.pooling, ("last", "mean"))
 
     def _targets(self, y: Any, sequences: _Sequences, first: bool) -> Array:  # noqa: ARG002
+        _refuse_dates("y", y)
         y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if first:
             self._single = y.ndim == 1
@@ -860,16 +995,16 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         return examples.targets.shape[1]
 
     def _weigh(self, examples: _Examples) -> _Examples:
-        targets = (examples.targets - self.target_mean_) / self.target_scale_
+        targets = _standardized("y", examples.targets, self.target_mean_, self.target_scale_, self.layer_.dtype)
         weights = np.broadcast_to(examples.weights[:, np.newaxis], targets.shape)
-        return examples._replace(targets=targets.astype(self.layer_.dtype), weights=weights)
+        return examples._replace(targets=targets, weights=weights)
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         return training.mean_squared_error(output, targets, weights)
 
     def _evaluate(self, examples: _Examples) -> float:
-        outputs = self._outputs(examples.sequences) * self.target_scale_ + self.target_mean_
-        return float(r2_score(examples.targets, outputs, sample_weight=examples.weights))
+        targets = _standardized("y", examples.targets, self.target_mean_, self.target_scale_, np.float64)
+        return float(r2_score(targets, self._outputs(examples.sequences), sample_weight=examples.weights))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SequenceRegressor:
         """Train on all data, from fresh parameters.
@@ -920,6 +1055,14 @@ class SequenceRegressor(RegressorMixin, _Supervised):  # type: ignore[misc]
         sequences = self._read(X, reset=False)
         outputs = self._outputs(self._scaled(sequences)) * self.target_scale_ + self.target_mean_
         return outputs[:, 0] if self._single else outputs
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R², for several targets the mean of theirs, of targets of any size."""
+        check_is_fitted(self, "layer_")
+        # A power of two changes no bits, and keeps the squares from overflow.
+        exponent = -int(np.frexp(self.target_scale_.max())[1])
+        y = np.ldexp(check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), exponent)
+        return float(r2_score(y, np.ldexp(self.predict(X), exponent), sample_weight=sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -1033,7 +1176,8 @@ class SequenceTagger(_Labels):
         """The fraction of steps that get the right class; `sample_weight` (N,) weighs the sequences' steps."""
         sequences, probabilities = self._probabilities(X)
         check_consistent_length(sequences.lengths, y, sample_weight)
-        weights = None if sample_weight is None else np.repeat(np.asarray(sample_weight), sequences.lengths)
+        weights = _check_sample_weight(sample_weight, sequences.lengths, dtype=np.float64, ensure_non_negative=True)
+        weights = np.repeat(weights, sequences.lengths)
         chosen = self.classes_[probabilities.argmax(axis=1)]
         return float(accuracy_score(_flat_labels(y, sequences), chosen, sample_weight=weights))
 
@@ -1047,6 +1191,8 @@ def _flat_labels(y: Any, sequences: _Sequences) -> Array:
                 f"y must hold a label for each step: X[{number}] has {length} steps, but y[{number}] has shape "
                 f"{labels.shape}"
             )
+    if len({labels.dtype.kind in "US" for labels in rows}) > 1 and all(labels.dtype != object for labels in rows):
+        raise TypeError("y must hold strings or numbers, got some sequences of either")
     labels = column_or_1d(np.concatenate(rows))
     check_classification_targets(labels)
     return labels
@@ -1121,6 +1267,7 @@ class SequenceForecaster(_Network):
     """
 
     bidirectional = False  # the future is not known
+    _argument = "series"
 
     def __init__(
         self,
@@ -1160,10 +1307,14 @@ class SequenceForecaster(_Network):
             arguments.size("differences, its lags,", lag)
 
     def _lags(self) -> tuple[int, ...]:
-        return tuple(self.differences) if isinstance(self.differences, (tuple, list)) else (self.differences,)
+        lags = self.differences
+        return tuple(lags) if isinstance(lags, (tuple, list, np.ndarray)) else (lags,)
+
+    def _structure(self) -> dict[str, Any]:
+        return {**super()._structure(), "differences": self._lags()}
 
     def _reads(self) -> str:
-        return "steps" if self.window is None else "last"
+        return "steps" if self._option("window") is None else "last"
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         return training.mean_squared_error(output, targets, weights)
@@ -1173,7 +1324,7 @@ class SequenceForecaster(_Network):
         return -float(np.average(squares, weights=examples.weights))
 
     def _passes(self, x: Array, lengths: Array) -> Iterator[tuple[slice, Array, Any, Any]]:
-        if self.window is not None:
+        if self._option("window") is not None:
             return super()._passes(x, lengths)
         return training.truncated_bptt(self.layer_, x, self.bptt_steps)
 
@@ -1181,13 +1332,15 @@ class SequenceForecaster(_Network):
         """The series, each (T_i, F), and whether the caller gave several, and with an axis of features."""
         real = {"ensure_2d": False, "allow_nd": True, "dtype": np.float64, "input_name": "series"}
         members = _list_of_sequences(series)
+        for x in [series] if members is None else members:
+            _refuse_dates("series", x)
         if members is not None:
             several, features = True, members[0].ndim == 2
             members = [check_array(x, **real) for x in members]
         else:
             array = check_array(series, **real)
-            several = array.ndim > 2 or (array.ndim == 2 and not self.multivariate)
-            features = array.ndim > 2 or (array.ndim == 2 and self.multivariate)
+            several = array.ndim > 2 or (array.ndim == 2 and not self._option("multivariate"))
+            features = array.ndim > 2 or (array.ndim == 2 and self._option("multivariate"))
             members = list(array) if several else [array]
         for x in members:
             if x.ndim != 1 + features or not x.size:
@@ -1203,46 +1356,48 @@ class SequenceForecaster(_Network):
         return checked, (several, features)
 
     def _require(self, series: list[Array], held_out: list[int]) -> None:
-        lags, context = sum(self._lags()), self.window or 1
+        horizon = self._option("horizon")
+        window = self._option("window")
+        lags, context = sum(self._option("differences")), window or 1
         for number, (x, out) in enumerate(zip(series, held_out, strict=True)):
-            least = lags + context + self.horizon
+            least = lags + context + horizon
             if len(x) - out < least:
                 raise ValueError(
                     f"series {number} has {len(x)} steps, {out} of them held out, but at least {least} are needed to "
-                    f"learn from: {lags} for differences, {context} to look at, {self.horizon} for horizon. (A 2-D "
+                    f"learn from: {lags} for differences, {context} to look at, {horizon} for horizon. (A 2-D "
                     "array holds one series in each row, unless multivariate=True)"
                 )
 
     def _examples(self, series: list[Array], since: list[int]) -> _Examples:
         """Inputs, and as targets the `horizon` steps that follow each, from a step `since` on; not scaled."""
-        H, lags = self.horizon, sum(self._lags())
+        H, lags, window = self._option("horizon"), self._option("differences"), self._option("window")
         inputs, targets, weights = [], [], []
         for x, first in zip(series, since, strict=True):
-            z = _difference(x, self._lags())[-1]
+            z = _difference(x, lags)[-1]
             steps = np.arange(1, len(z))[:, np.newaxis] + np.arange(H)
-            counts = (steps < len(z)) & (steps + lags >= first)
+            counts = (steps < len(z)) & (steps + sum(lags) >= first)
             ahead = z[np.minimum(steps, len(z) - 1)].reshape(len(steps), -1)
             weight = np.repeat(counts, z.shape[1], axis=1).astype(np.float64)
-            if self.window is None:
+            if window is None:
                 inputs.append(z[:-1])
             else:
-                rows = np.flatnonzero(counts.any(axis=1) & (np.arange(len(steps)) + 1 >= self.window))
-                inputs.extend(z[row + 1 - self.window : row + 1] for row in rows)
+                rows = np.flatnonzero(counts.any(axis=1) & (np.arange(len(steps)) + 1 >= window))
+                inputs.extend(z[row + 1 - window : row + 1] for row in rows)
                 ahead, weight = ahead[rows], weight[rows]
             targets.append(ahead)
             weights.append(weight)
         return _Examples(_Sequences.join(inputs), np.concatenate(targets), np.concatenate(weights))
 
     def _scaled_targets(self, examples: _Examples) -> _Examples:
-        mean, scale = np.tile(self.mean_, self.horizon), np.tile(self.scale_, self.horizon)
-        return examples._replace(targets=((examples.targets - mean) / scale).astype(self.layer_.dtype))
+        mean, scale = (np.tile(array, self._option("horizon")) for array in (self.mean_, self.scale_))
+        return examples._replace(targets=_standardized("series", examples.targets, mean, scale, self.layer_.dtype))
 
     def _begin(self, series: list[Array], form: tuple[bool, bool]) -> None:
         """A fresh network for these series."""
         self.n_features_in_ = series[0].shape[1]
-        sequences = _Sequences.join([_difference(x, self._lags())[-1] for x in series])
+        sequences = _Sequences.join([_difference(x, self._option("differences"))[-1] for x in series])
         random = check_random_state(self.random_state)
-        self._start(sequences, np.ones(len(sequences.flat)), self.horizon * self.n_features_in_, random)
+        self._start(sequences, np.ones(len(sequences.flat)), self._option("horizon") * self.n_features_in_, random)
         self._form = form
 
     def fit(self, series: Any, y: Any = None) -> SequenceForecaster:  # noqa: ARG002
@@ -1266,7 +1421,8 @@ class SequenceForecaster(_Network):
         """
         self._check_options()
         with self._whole():
-            vars(self).pop("layer_", None)
+            for name in ("layer_", "_built"):
+                vars(self).pop(name, None)
             series, form = self._read_series(series)
             out = [max(1, round(self.validation_fraction * len(x))) if self.early_stopping else 0 for x in series]
             self._require(series, out)
@@ -1304,6 +1460,7 @@ class SequenceForecaster(_Network):
         self._check_options()
         with self._whole():
             if hasattr(self, "layer_"):
+                self._require_structure()
                 before = [len(x) for x in self.series_]
                 self.update(series)
             else:
@@ -1351,7 +1508,8 @@ class SequenceForecaster(_Network):
         Parameters
         ----------
         horizon : int, optional
-            How many; the option `horizon` where it is not given.
+            How many; the option `horizon`, as it is now, where it is not given. The network goes on in blocks of the
+            horizon that it was fitted with.
         series : optional
             Other series to go on from, in one of the forms above. The known ones where it is not given.
 
@@ -1368,8 +1526,17 @@ class SequenceForecaster(_Network):
         check_is_fitted(self, "layer_")
         known, form = (self.series_, self._form) if series is None else self._read_series(series)
         self._require_history(known)
-        steps = self.horizon if horizon is None else arguments.size("horizon", horizon)
+        steps = self._ahead(horizon)
         return _in_form(self._forecast(known, [[len(x)] for x in known], steps), form)
+
+    def _ahead(self, horizon: int | None) -> int:
+        """How many steps are asked for."""
+        if np.ndim(horizon):
+            raise TypeError(
+                "horizon must be an integer, got an array: predict takes a number of steps first, and another series "
+                "to go on from as predict(series=...)"
+            )
+        return arguments.size("horizon", self.horizon if horizon is None else horizon)
 
     def predict_interval(self, horizon: int | None = None, coverage: float = 0.9) -> tuple[Array, Array]:
         """Bounds between which each of the next steps lies with the given probability, about.
@@ -1399,7 +1566,7 @@ class SequenceForecaster(_Network):
             When what was held out has too few steps for `horizon` and `coverage`, or nothing was.
         """
         check_is_fitted(self, "layer_")
-        steps = self.horizon if horizon is None else arguments.size("horizon", horizon)
+        steps = self._ahead(horizon)
         _number("coverage", coverage, below=1, positive=True)
         origins = [_spaced(first, last) for first, last in self._held_out]
         count = sum(
@@ -1455,23 +1622,25 @@ class SequenceForecaster(_Network):
         return tags
 
     def _require_history(self, series: list[Array]) -> None:
-        least = sum(self._lags()) + (self.window or 1)
+        least = sum(self._option("differences")) + (self._option("window") or 1)
         for number, x in enumerate(series):
             if len(x) < least:
                 raise ValueError(f"series must have {least} steps to go on from, but series {number} has {len(x)}")
 
     def _forecast(self, series: list[Array], origins: list[list[int]], steps: int) -> Array:
         """What follows the first `origin` steps, for each origin of each series: (all origins, steps, F)."""
-        lags = self._lags()
+        window = self._option("window")
+        horizon = self._option("horizon")
+        lags = self._option("differences")
         states, recent, tails = [], [], [[] for _ in lags]
         for x, own in zip(series, origins, strict=True):
             levels = _difference(x, lags)
-            z = ((levels[-1] - self.mean_) / self.scale_).astype(self.layer_.dtype)
+            z = _standardized("series", levels[-1], self.mean_, self.scale_, self.layer_.dtype)
             state, done = None, 0
             for origin in own:
                 end = origin - sum(lags)
-                begin = done if self.window is None else end - self.window
-                _, state = self.layer_(z[begin:end, np.newaxis], state if self.window is None else None)
+                begin = done if window is None else end - window
+                _, state = self.layer_(z[begin:end, np.newaxis], state if window is None else None)
                 done = end
                 states.append(state)
                 recent.append(z[begin:end])
@@ -1485,13 +1654,13 @@ class SequenceForecaster(_Network):
         )
         blocks: list[Array] = []
         while True:
-            block = self.readout_(self._last(state)).reshape(len(recent), self.horizon, -1)
+            block = self.readout_(self._last(state)).reshape(len(recent), horizon, -1)
             blocks.append(block)
-            if self.horizon * len(blocks) >= steps:
+            if horizon * len(blocks) >= steps:
                 break
             x = block
-            if self.window is not None:
-                x = np.concatenate([np.array(recent), *blocks], axis=1)[:, -self.window :]
+            if window is not None:
+                x = np.concatenate([np.array(recent), *blocks], axis=1)[:, -window:]
                 state = None
             _, state = self.layer_(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
         ahead = np.concatenate(blocks, axis=1)[:, :steps] * self.scale_ + self.mean_
@@ -1511,8 +1680,11 @@ def _spaced(first: int, last: int) -> list[int]:
 def _difference(x: Array, lags: tuple[int, ...]) -> list[Array]:
     """The series, and each difference of the one before: x[t] - x[t - lag]."""
     levels = [x]
-    for lag in lags:
-        levels.append(levels[-1][lag:] - levels[-1][:-lag])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for lag in lags:
+            levels.append(levels[-1][lag:] - levels[-1][:-lag])
+    if not np.isfinite(levels[-1]).all():
+        raise ValueError("series holds numbers that are too large to take differences of")
     return levels
 
 

@@ -563,7 +563,7 @@ X3 = np.ones((4, 3, 2))
         ([np.ones((3, 2)), np.ones((2, 1)), np.ones((3, 2)), np.ones((3, 2))], "one number of features"),
         ([np.ones((3, 2)), np.ones((0, 2)), np.ones((3, 2)), np.ones((3, 2))], "one step at least"),
         ([[[1, 2], [3]], [[1, 2]], [[1, 2]], [[1, 2]]], "members? differ"),
-        (np.ones(4), "Expected 2D array, got 1D array"),
+        (np.ones(4), r"X must be .*got shape \(4,\)"),
     ],
 )
 @pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor, SequenceTagger])
@@ -598,9 +598,190 @@ def test_targets_that_do_not_fit_are_refused():
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_a_loss_that_is_not_finite_is_an_error():
     regressor = SequenceRegressor(**SMALL, standardize=False, clip=None, learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"loss of epoch \d is (inf|nan): give a smaller learning_rate"):
+    with pytest.raises(ValueError, match=r"epoch \d: the loss is (inf|nan). Give a smaller learning_rate"):
         regressor.fit(np.random.default_rng(0).normal(size=(300, 3)), np.arange(300.0))
     assert not hasattr(regressor, "layer_")
+
+
+def everything(estimator):
+    """All that later calls depend on, as bytes."""
+    return pickle.dumps((vars(estimator), estimator._rng.bit_generator.state))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_partial_fit_that_fails_changes_nothing(kind, error, monkeypatch):
+    data = task(kind, np.random.default_rng(0), count=20)
+    estimator = kind(**SMALL, batch_size=4, max_epochs=2, dropout=0.1).fit(*data)
+    before, own = everything(estimator), vars(estimator).copy()
+    answers = estimator.predict(*([3] if kind is SequenceForecaster else data[:1]))
+    loss, calls = estimator._loss, []
+
+    def fail(*given):
+        calls.append(given)
+        value, gradient = loss(*given)
+        if len(calls) < 3:
+            return value, gradient
+        if error is KeyboardInterrupt:
+            raise error
+        return np.nan, gradient * np.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "_loss", lambda _, *given: fail(*given))
+        with pytest.raises(error):
+            estimator.partial_fit(*data)
+    assert len(calls) >= 3
+    assert everything(estimator) == before
+    assert all(vars(estimator)[name] is value for name, value in own.items())
+    assert not estimator.layer_.parameters["weight_ih_l0"].flags.writeable
+    again = estimator.predict(*([3] if kind is SequenceForecaster else data[:1]))
+    for one, other in zip(answers, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    estimator.partial_fit(*data)
+    assert len(estimator.loss_curve_) == 3
+
+
+def test_parameters_that_the_last_update_broke_are_an_error(monkeypatch):
+    X, y = task(SequenceRegressor, np.random.default_rng(0), count=20)
+    regressor = SequenceRegressor(**SMALL, max_epochs=1, clip=None).fit(X, y)
+    loss = SequenceRegressor._loss
+
+    def broken(self, *given):
+        value, gradient = loss(self, *given)
+        return value, gradient * np.nan
+
+    monkeypatch.setattr(SequenceRegressor, "_loss", broken)
+    with pytest.raises(ValueError, match="epoch 2: the parameters after it are not finite"):
+        regressor.partial_fit(X, y)
+    assert np.isfinite(regressor.predict(X)).all()
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e39, 1e-200])
+def test_numbers_of_any_size_are_scaled(factor):
+    X, y = np.random.default_rng(0).normal(size=(40, 5, 2)), np.arange(40.0)
+    options = {**SMALL, "max_epochs": 3}
+    factor = 2.0 ** round(np.log2(factor))  # the same bits
+    plain, scaled = (SequenceRegressor(**options).fit(X * by, y * by) for by in (1, factor))
+    assert_same(plain, scaled)
+    np.testing.assert_array_equal(scaled.predict(X * factor), plain.predict(X) * factor)
+    assert scaled.score(X * factor, y * factor) == plain.score(X, y)
+    plain, scaled = (SequenceForecaster(**options).fit(y * by) for by in (1, factor))
+    np.testing.assert_array_equal(scaled.predict(3), plain.predict(3) * factor)
+
+
+@pytest.mark.parametrize("factor", [1e39, 1e60, 1e300])
+def test_numbers_beyond_the_dtype_are_refused_by_name(factor):
+    X, y, s = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2, np.arange(40.0)
+    classifier = SequenceClassifier(**SMALL, max_epochs=1).fit(X, y)
+    for answer in (classifier.predict, classifier.predict_proba, lambda X: classifier.score(X, y)):
+        with pytest.raises(ValueError, match="X holds numbers that are too large for dtype float32"):
+            answer(X * factor)
+    with pytest.raises(ValueError, match="X holds numbers that are too large"):
+        SequenceClassifier(standardize=False).fit(X * factor, y)
+    regressor = SequenceRegressor(**SMALL).partial_fit(X, y)
+    with pytest.raises(ValueError, match="y holds numbers that are too large"):
+        regressor.partial_fit(X, y * factor)
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(s)
+    with pytest.raises(ValueError, match="series holds numbers that are too large for dtype"):
+        forecaster.predict(series=s * factor)
+    with pytest.raises(ValueError, match="series holds numbers that are too large to take differences of"):
+        SequenceForecaster(differences=1).fit([*s, 1.7e308, -1.7e308, *s])
+
+
+CHANGES = {
+    "cell": "gru", "hidden_size": 3, "num_layers": 2, "bidirectional": True, "pooling": "mean", "dtype": "float64",
+    "standardize": False, "horizon": 3, "window": 4, "differences": 1, "multivariate": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_options_set_after_fit_do_not_change_the_network(kind):
+    data = task(kind, np.random.default_rng(0), count=20)
+    estimator = kind(**{**SMALL, **({"bidirectional": False} if kind is SequenceTagger else {})}, max_epochs=1)
+    estimator.fit(*data)
+    given = {"horizon": 3} if kind is SequenceForecaster else {"X": data[0]}
+    before = estimator.predict(**given)
+    for name in CHANGES.keys() & estimator.get_params().keys():
+        own = getattr(estimator, name)
+        estimator.set_params(**{name: CHANGES[name]})
+        for one, other in zip(before, estimator.predict(**given), strict=True):
+            np.testing.assert_array_equal(one, other)
+        with pytest.raises(ValueError, match=f"{name} is .*, but the network was built with {name}="):
+            estimator.partial_fit(*data)
+        estimator.set_params(**{name: own})
+    estimator.partial_fit(*data)
+
+
+def test_horizon_set_after_fit_is_how_many_steps_are_given():
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(np.arange(40.0))
+    expected = forecaster.predict(3)
+    np.testing.assert_array_equal(forecaster.set_params(horizon=3).predict(), expected)
+    with pytest.raises(TypeError, match=r"predict\(series=\.\.\.\)"):
+        forecaster.predict(np.arange(40.0))
+
+
+@pytest.mark.parametrize(
+    "X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0)), [np.ones((2, 0))] * 3]
+)
+def test_what_is_no_sequence_is_refused_by_name(X):
+    with pytest.raises(ValueError, match=r"X must be \(N, T, F\)|X has 0 features"):
+        SequenceRegressor().fit(X, [1.0, 2.0, 3.0])
+
+
+def test_errors_name_the_argument():
+    X, y = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2
+    for classes in ([], [0, 1, np.nan]):
+        with pytest.raises(ValueError, match="classes must be"):
+            SequenceClassifier().partial_fit(X, y, classes=classes)
+    for weights in ({0: 0, 1: 0}, {0: 1e308, 1: 1e308}):
+        with pytest.raises(ValueError, match="class_weight gives weights whose sum"):
+            SequenceClassifier(class_weight=weights).fit(X, y)
+    with pytest.raises(ValueError, match="sample_weight holds weights that are too large"):
+        SequenceRegressor().fit(X, y, sample_weight=np.full(20, 1e308))
+    with pytest.raises(ValueError, match="early_stopping=True cannot hold out validation_fraction"):
+        SequenceClassifier(early_stopping=True).fit(X, [1] + [0] * 19)
+    for value in (np.random.default_rng(0), -1):
+        with pytest.raises(ValueError, match="random_state must be"):
+            SequenceClassifier(random_state=value).fit(X, y)
+    dates = np.arange(20).astype("datetime64[D]")
+    with pytest.raises(TypeError, match="y must hold real numbers"):
+        SequenceRegressor().fit(X, dates)
+    with pytest.raises(TypeError, match="series must hold real numbers"):
+        SequenceForecaster().fit(dates)
+    with pytest.raises(TypeError, match="y must hold strings or numbers"):
+        SequenceTagger().fit([np.ones(2), np.ones(1)], [["u", "d"], [1]])
+    with pytest.raises(ValueError, match=r"classes of \['d', 'u'\], got 'x'"):
+        SequenceClassifier(**SMALL).partial_fit(X[:1], ["x"], classes=["u", "d"])
+    tagger = SequenceTagger(**SMALL, max_epochs=1).fit(X, np.tile(y[:, None], 5))
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        tagger.score(X, np.tile(y[:, None], 5), sample_weight=-np.ones(20))
+    with pytest.raises(ValueError, match=r"one sequence is X\[0\]\[None\] or \[X\[0\]\]"):
+        tagger.predict(X[0][:, :1] + np.ones(3))
+    table = SequenceRegressor(**SMALL, max_epochs=1).fit([[1, 2], [3, 4]], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"give arrays, or \(N, T, 1\)"):
+        table.predict([[1, 2, 3], [3, 4, 5]])
+
+
+def test_forms_of_options_are_equal():
+    s = np.arange(40.0)
+    one, other = (SequenceForecaster(**SMALL, max_epochs=1, differences=d).fit(s) for d in ([1], np.array([1])))
+    assert_same(one, other)
+
+
+def test_data_frames_of_other_columns_are_refused():
+    pandas = pytest.importorskip("pandas")
+    X = [pandas.DataFrame(np.ones((n, 2)), columns=["a", "b"]) for n in (2, 3)]
+    regressor = SequenceRegressor(**SMALL, max_epochs=1).fit(X, [1.0, 2.0])
+    regressor.predict(X)
+    with pytest.raises(ValueError, match="same columns in the same order"):
+        regressor.predict([x[["b", "a"]] for x in X])
+
+
+def test_a_series_of_arrays_is_a_list():
+    pandas = pytest.importorskip("pandas")
+    X = [np.arange(3.0), np.arange(2.0)]
+    one, other = (SequenceRegressor(**SMALL, max_epochs=1).fit(x, [1.0, 2.0]) for x in (X, pandas.Series(X)))
+    assert_same(one, other)
 
 
 # --- in company
