@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 threads.register()  # scikit-learn brings threadpoolctl with it
 
-__all__ = ["SequenceClassifier", "SequenceForecaster", "SequenceRegressor", "SequenceTagger"]
+__all__ = ["Diverged", "SequenceClassifier", "SequenceForecaster", "SequenceRegressor", "SequenceTagger"]
 
 _CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 _STRUCTURE = (  # options that a network is built for
@@ -87,6 +87,10 @@ _STRUCTURE = (  # options that a network is built for
 )
 _ROWS = 256  # sequences that are run at a time where nothing is learnt
 _BUCKET = 16  # batches whose sequences are sorted by length among each other
+
+
+class Diverged(ValueError):
+    """The loss or the parameters of a training are not finite any more."""
 
 
 # ------------------------------------------------------------------------------------------------------- sequences
@@ -394,7 +398,7 @@ class _Network(BaseEstimator):  # type: ignore[misc]
                 # The last update comes after the last loss.
                 if not (math.isfinite(loss) and all(np.isfinite(array).all() for array in parameters.values())):
                     what = "parameters after it are not finite" if math.isfinite(loss) else f"loss is {loss}"
-                    raise ValueError(
+                    raise Diverged(
                         f"epoch {self.n_iter_ + 1}: the {what}. Give a smaller learning_rate or clip, and inputs of "
                         "moderate size"
                     )
