@@ -10,7 +10,7 @@ One line makes rnnfast known, from then on and for the whole process::
 
 ``threadpool_limits(1, user_api="rnnfast")`` bounds rnnfast alone. The number is one for all Python threads, as that of
 ``rnnfast.set_num_threads`` is. threadpoolctl looks for libraries when it is called: what was made of it before
-`register`, such as a ``ThreadpoolController``, does not know rnnfast.
+`register`, such as a ``ThreadpoolController``, does not know rnnfast. `rnnfast.sklearn` calls it when it is imported.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def test_memory_is_that_of_a_few_chunks(shared):
         print(resident("VmHWM") - before)
     """
     workers = 1 + shared
-    command = [sys.executable, "-c", textwrap.dedent(code), str(workers)]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), str(workers)]
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -279,7 +279,7 @@ def test_frames_that_are_refused(dd, frame):
 def test_without_dask_the_error_says_what_to_install():
     code = "import sys; sys.modules['dask'] = None; import rnnfast; import rnnfast.dask"
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "ImportError: rnnfast.dask needs Dask: pip install 'rnnfast[dask]'"
 
 

@@ -103,9 +103,9 @@ def test_import_of_rnnfast_does_not_import_it():
 @pytest.mark.parametrize("old", ["None", "types.ModuleType('threadpoolctl')"])
 def test_without_a_new_one_it_says_what_to_install(old):
     code = f"import sys, types, rnnfast.threads; sys.modules['threadpoolctl'] = {old}; rnnfast.threads.register()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert result.stderr.splitlines()[-1].endswith("pip install 'threadpoolctl>=3.2'")
 
 
 def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
