@@ -1278,6 +1278,6 @@ def peak_of(layer, x, checkpoint):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_checkpoints_take_less_memory(bidirectional):
     # Small enough that no buffer is of pages from the system, which Python does not count.
-    x = np.ones((600, 8, 1), np.float32)
+    x = np.ones((800, 8, 1), np.float32)
     peaks = [peak_of(rnnfast.LSTM(1, 8, bidirectional=bidirectional, rng=0), x, c) for c in (None, "auto")]
-    assert peaks[1] < 0.5 * peaks[0], peaks  # 0.43 to 0.46, as vectors are wide
+    assert peaks[1] < 0.45 * peaks[0], peaks
