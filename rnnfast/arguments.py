@@ -52,6 +52,17 @@ def fraction(name: str, value: Any) -> float:
     return fraction
 
 
+def number(name: str, value: Any, below: float | None = None, positive: bool = False) -> float:
+    """A number from 0 on, without 0 where `positive`, and below a bound where there is one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not number >= 0 or (positive and number == 0) or (below is not None and number >= below):
+        bounds = ("above 0" if positive else "at least 0") + ("" if below is None else f" and below {below}")
+        raise ValueError(f"{name} must be {bounds}, got {value!r}")
+    return number
+
+
 def choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     """An option that is one of a few values."""
     if not (value is None or isinstance(value, str)) or value not in choices:

@@ -44,7 +44,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -154,15 +153,6 @@ class _Examples(NamedTuple):
         return merged._replace(weights=np.concatenate(sums) if per_step else np.array(sums))
 
 
-def _number(name: str, value: Any, below: float = math.inf, positive: bool = False) -> None:
-    """Check an option that is a number from 0 on."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value < below or (positive and value == 0):
-        least = "above 0" if positive else "at least 0"
-        raise ValueError(f"{name} must be {least} and below {below}, got {value!r}")
-
-
 def _refuse_dates(name: str, value: Any) -> None:
     dtype = getattr(value, "dtype", None)
     if getattr(dtype, "kind", None) in ("m", "M"):
@@ -222,12 +212,12 @@ class _Network(BaseEstimator):  # type: ignore[misc]
             arguments.size(name, getattr(self, name))
         for name in ("bidirectional", "early_stopping", "standardize"):
             arguments.flag(name, getattr(self, name))
-        _number("dropout", self.dropout, below=1)
-        _number("learning_rate", self.learning_rate, positive=True)
-        _number("validation_fraction", self.validation_fraction, below=1, positive=True)
-        _number("tol", self.tol)
+        arguments.number("dropout", self.dropout, below=1)
+        arguments.number("learning_rate", self.learning_rate, below=math.inf, positive=True)
+        arguments.number("validation_fraction", self.validation_fraction, below=1, positive=True)
+        arguments.number("tol", self.tol, below=math.inf)
         if self.clip is not None:
-            _number("clip", self.clip, positive=True)
+            arguments.number("clip", self.clip, below=math.inf, positive=True)
         if not isinstance(self.verbose, (bool, np.bool_)):
             arguments.size("verbose", self.verbose, least=0)
         try:
@@ -715,7 +705,7 @@ class _Labels(_Supervised):
             raise ValueError(f"class_weight must be None, 'balanced' or a dict of weights by class, got {weight!r}")
         if isinstance(weight, dict):
             for label, factor in weight.items():
-                _number(f"class_weight[{label!r}]", factor)
+                arguments.number(f"class_weight[{label!r}]", factor, below=math.inf)
 
     def _go_on_with(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Any:
         """partial_fit, whose first call declares the classes."""
@@ -1571,7 +1561,7 @@ class SequenceForecaster(_Network):
         """
         check_is_fitted(self, "layer_")
         steps = self._ahead(horizon)
-        _number("coverage", coverage, below=1, positive=True)
+        arguments.number("coverage", coverage, below=1, positive=True)
         origins = [_spaced(first, last) for first, last in self._held_out]
         count = sum(
             sum(origin + steps <= last for origin in own)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -246,7 +245,7 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     >>> gradients["weight"].round(4)
     array([0.6, 0.8])
     """
-    max_norm = _number("max_norm", max_norm)
+    max_norm = arguments.number("max_norm", max_norm)
     arrays = _float_arrays("gradients", gradients)
     for name, array in arrays.items():
         _require_writeable("gradients", name, array)
@@ -256,16 +255,6 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
         for array in arrays.values():
             array *= factor
     return norm
-
-
-def _number(name, value, below=None):
-    """The value as a float, at least 0 and, where that is given, below a bound."""
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not value >= 0 or (below is not None and value >= below):
-        bounds = "at least 0" if below is None else f"at least 0 and below {below}"
-        raise ValueError(f"{name} must be {bounds}, got {value!r}")
-    return float(value)
 
 
 def _float_arrays(argument, mapping):
@@ -302,7 +291,7 @@ class _Optimizer:
     """What SGD and Adam share: parameters, moments of each parameter, and the walk over all of them."""
 
     def __init__(self, parameters, lr, kinds):
-        self.lr = _number("lr", lr)
+        self.lr = arguments.number("lr", lr)
         self._parameters = _float_arrays("parameters", parameters)
         self._moments = {
             f"{kind}.{name}": np.zeros_like(parameter, order="C")
@@ -420,7 +409,7 @@ class SGD(_Optimizer):
     """
 
     def __init__(self, parameters: Arrays, lr: float, momentum: float = 0.0) -> None:
-        self._momentum = _number("momentum", momentum, below=1)
+        self._momentum = arguments.number("momentum", momentum, below=1)
         super().__init__(parameters, lr, ["momentum_buffer"] if self._momentum else [])
 
     def __repr__(self):
@@ -478,8 +467,8 @@ class Adam(_Optimizer):
             beta1, beta2 = betas
         except (TypeError, ValueError):
             raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from None
-        self._betas = _number("betas[0]", beta1, below=1), _number("betas[1]", beta2, below=1)
-        self._eps = _number("eps", eps)
+        self._betas = arguments.number("betas[0]", beta1, below=1), arguments.number("betas[1]", beta2, below=1)
+        self._eps = arguments.number("eps", eps)
         super().__init__(parameters, lr, ["exp_avg", "exp_avg_sq"])
 
     def __repr__(self):
@@ -629,7 +618,7 @@ class DataParallel:
 
     def _fill(self, gradients, weight):
         """The sum over this share into the buffer."""
-        weight = _number("weight", weight)
+        weight = arguments.number("weight", weight)
         if not math.isfinite(weight):
             raise ValueError(f"weight must be finite, got {weight}")
         if weight:
