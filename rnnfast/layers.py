@@ -11,14 +11,13 @@ import contextlib
 import inspect
 import math
 import os
-import stat
 import types
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
 
-from . import arguments, checkpoints, functional, initializers, options, ragged
+from . import arguments, checkpoints, files, functional, initializers, options, ragged
 from .memory import LARGE, Results, Spare
 from .streams import Stream
 
@@ -217,25 +216,7 @@ class Layer:
         OSError
             When the file cannot be written; nothing is left behind.
         """
-        import json  # here, to be quick to import
-
-        path = os.path.realpath(os.fsdecode(path))
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(f"{path!r} is no regular file: give the path of one, or of one to be made")
-        unfinished = os.path.join(os.path.dirname(path), f".rnnfast-{os.urandom(8).hex()}")
-        header = json.dumps({"format": 1, "layer": self._description()})
-        try:
-            with open(unfinished, "xb") as file:
-                np.savez(file, rnnfast=np.array(header), **self.parameters)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            if os.path.exists(path):
-                os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
-            os.replace(unfinished, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
-            raise
+        files.write(path, {"format": 1, "layer": self._description()}, self.parameters)
 
     def load(self, path: Path) -> None:
         """Copy the parameters that :meth:`save` wrote into this layer's, after all was checked.
@@ -287,17 +268,10 @@ def _essence(description: Any) -> Any:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     """Description and parameters from a file that `Layer.save` wrote."""
-    import json
-
-    try:
-        with open(os.fsdecode(path), "rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
-        header = json.loads(arrays.pop("rnnfast").item())
-        version, description = header["format"], header["layer"]
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # what a file that is not ours raises depends on how far it could be read
-        raise ValueError(f"{path!r} is not a file that rnnfast saved, or it is damaged") from error
+    header, arrays = files.read(path)
+    if not {"format", "layer"} <= header.keys():
+        raise ValueError(f"{path!r} is not a file of a layer of rnnfast")
+    version, description = header["format"], header["layer"]
     if version != 1:
         raise ValueError(f"{path!r} has format {version!r}, but this rnnfast reads format 1: use a newer one")
     return description, arrays

@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import math
 import os
 import signal
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
+from rnnfast import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -74,30 +74,19 @@ def file_name(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- files
 
 
-@contextlib.contextmanager
-def _unfinished(path: str) -> Iterator[str]:
-    """The name that a file has until it is complete; what is left of it in the end is taken away."""
-    unfinished = f"{path}.unfinished"
-    try:
-        yield unfinished
-    except OSError as error:
-        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-
-
 def require_writable(path: str, device: bool = False) -> None:
     """An error now, not after the work whose outcome is to be written there, which may be a `device`."""
-    with _unfinished(path) as unfinished:
+    try:
         if os.path.isdir(path):
             raise IsADirectoryError(0, "it is a folder")
         if os.path.exists(path) and not os.path.isfile(path):
             if not device:
                 raise OSError(0, "it is not a file on a disk")
             return
-        with open(unfinished, "wb"):
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
             pass
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
 
 
 def require_apart(paths: Mapping[str, str | None]) -> None:
@@ -140,28 +129,21 @@ def read_text(path: str, encoding: str = "utf-8", newline: str | None = None) ->
 
 
 def write(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Arrays, and what there is to say about them, as one file, which takes its name only when it is complete."""
-    with _unfinished(path) as unfinished:
-        with open(unfinished, "wb") as file:
-            np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+    try:
+        files.write(path, about, arrays)
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def read(path: str, kind: str, wish: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """What `write` wrote where about["kind"] is `kind`; `wish` says how such a file is made."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
-        about = json.loads(arrays.pop("rnnfast").item())
-        if about["kind"] == kind:
+        about, arrays = files.read(path)
+        if about.get("kind") == kind:
             return about, arrays
     except OSError as error:
         raise CannotRun(f"cannot read {path}: {error.strerror or error}") from None
-    except MemoryError:
-        raise
-    except Exception:  # what a file that is not ours raises depends on how far it could be read
+    except ValueError:
         pass
     raise CannotRun(f"{path} is not a model of this command, or it is damaged: {wish}")
 

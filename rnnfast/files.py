@@ -1,0 +1,70 @@
+"""Files of arrays, with what there is to say about them: ``.npz`` archives with one more member, "rnnfast", of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Path = str | bytes | os.PathLike[Any]
+
+__all__ = ["read", "write"]
+
+
+def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write a file that is complete on the disk before it takes the name `path`.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be written, or `path` is there and no regular file; nothing is left behind.
+    """
+    import json  # here, to be quick to import
+
+    path = os.path.realpath(os.fsdecode(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path!r} is no regular file: give the path of one, or of one to be made")
+    unfinished = os.path.join(os.path.dirname(path), f".rnnfast-{os.urandom(8).hex()}")
+    try:
+        with open(unfinished, "xb") as file:
+            np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(path):
+            os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What `write` wrote.
+
+    Raises
+    ------
+    ValueError
+        When the file is none of these, or damaged.
+    OSError
+        When it cannot be read.
+    """
+    import json
+
+    try:
+        with open(os.fsdecode(path), "rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = dict(content)
+        return dict(json.loads(arrays.pop("rnnfast").item())), arrays
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # what a file that is not ours raises depends on how far it could be read
+        raise ValueError(f"{path!r} is not a file that rnnfast saved, or it is damaged") from error
