@@ -16,7 +16,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -25,6 +24,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import program
+from program import CannotRun, checked, exit_status, whole
 
 import rnnfast
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
@@ -34,10 +35,6 @@ LEARNING_RATES = {"lstm": 0.006, "gru": 0.003, "rnn": 0.002}
 ORDERS = 5  # of the n-gram models
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the tail of the text that is kept for the comparison
 MILESTONES = 20  # evaluations over a run, each followed by a save
-
-
-class CannotRun(Exception):
-    """Something the user can mend; its text says what."""
 
 
 # ---------------------------------------------------------------------------------------------------------- the text
@@ -331,30 +328,14 @@ class Training:
 # -------------------------------------------------------------------------------------------------- what is to be seen
 
 
-class ProgressBar:
-    """One line on a terminal, rewritten as the training goes on; elsewhere a line for every milestone."""
+class ProgressBar(program.ProgressBar):
+    milestones = MILESTONES
 
-    def __init__(self, stream):
-        self.stream = stream
-        self.shown = -math.inf
-
-    def show(self, training, milestone):
-        terminal = self.stream.isatty()
-        now = time.monotonic()
-        if not milestone and not (terminal and now > self.shown + 0.1):
-            return
-        self.shown = now
-        recent = training.losses[-training.steps // MILESTONES :]
-        share = training.step / training.steps
-        left = round(training.seconds * (1 / share - 1))
-        text = f"epoch {training.epoch:.2f}  {sum(recent) / len(recent):.3f} bits/char"
+    def describe(self, training, loss):
+        text = f"{loss:.3f} bits/char"
         if training.evaluations:
             text += f"  held out {training.evaluations[-1][1]:.3f}"
-        text += f"  {training.characters_read / training.seconds:,.0f} chars/s  {left // 60}:{left % 60:02}"
-        width = min(max(4, shutil.get_terminal_size().columns - len(text) - 4), 24)
-        line = f"[{'#' * round(width * share):.<{width}}] {text}"
-        self.stream.write(("\r\x1b[K" if terminal else "") + line + ("\n" if share == 1 or not terminal else ""))
-        self.stream.flush()
+        return f"{text}  {training.characters_read / training.seconds:,.0f} chars/s"
 
 
 def draw(training, ngrams, path):
@@ -389,26 +370,12 @@ def draw(training, ngrams, path):
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-def checked(kind, fits, wish):
-    """A parser for the values of an option."""
-
-    def parse(text):
-        with contextlib.suppress(ValueError):
-            if fits(value := kind(text)):
-                return value
-        raise argparse.ArgumentTypeError(f"must be {wish}, not {text}")
-
-    return parse
-
-
 def parse_arguments(arguments):
     """The options of this run, and those of a training that it begins."""
     parser = argparse.ArgumentParser(
         description="Train a character language model on a text, and compare it with n-gram models.",
         epilog="Ctrl-C ends the training early and saves it. Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
     )
-    count = checked(int, lambda value: value >= 1, "a whole number, 1 or more")
-    whole = checked(int, lambda value: value >= 0, "a whole number, 0 or more")
     real = checked(float, lambda value: 0 < value < math.inf, "a number above 0")
     rates = ", ".join(f"{cell}: {rate}" for cell, rate in LEARNING_RATES.items())
     group = parser.add_argument_group("the training (a resumed one keeps those it began with)")
@@ -416,36 +383,36 @@ def parse_arguments(arguments):
         group.add_argument("--text", metavar="FILE", help="text to learn, in UTF-8 (default: the help inside CPython)"),
         group.add_argument("--cell", choices=CELLS, default="gru", help="kind of the recurrent layer (%(default)s)"),
         group.add_argument(
-            "--hidden", metavar="N", type=count, default=384, help="units in each recurrent layer (%(default)s)"
+            "--hidden", metavar="N", type=whole(1), default=384, help="units in each recurrent layer (%(default)s)"
         ),
         group.add_argument(
-            "--layers", metavar="N", type=count, default=1, help="recurrent layers, stacked (%(default)s)"
+            "--layers", metavar="N", type=whole(1), default=1, help="recurrent layers, stacked (%(default)s)"
         ),
         group.add_argument(
-            "--embedding", metavar="N", type=count, default=64, help="size of a character's vector (%(default)s)"
+            "--embedding", metavar="N", type=whole(1), default=64, help="size of a character's vector (%(default)s)"
         ),
         group.add_argument(
-            "--batch", metavar="N", type=count, default=12, help="places read side by side (%(default)s)"
+            "--batch", metavar="N", type=whole(1), default=12, help="places read side by side (%(default)s)"
         ),
         group.add_argument(
-            "--window", metavar="N", type=count, default=64, help="characters between two updates (%(default)s)"
+            "--window", metavar="N", type=whole(1), default=64, help="characters between two updates (%(default)s)"
         ),
         group.add_argument(
             "--epochs", metavar="N", type=real, default=5.0, help="times to read the text (%(default)s)"
         ),
         group.add_argument("--lr", metavar="N", type=real, help=f"highest learning rate ({rates})"),
-        group.add_argument("--seed", metavar="N", type=whole, default=0, help="of all random numbers (%(default)s)"),
+        group.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of all random numbers (%(default)s)"),
     ]
     group = parser.add_argument_group("this run")
     group.add_argument(
         "--minutes", metavar="N", type=real, default=1.75, help="train no longer: take fewer epochs (%(default)s)"
     )
-    group.add_argument("--threads", metavar="N", type=count, help="threads to compute with (default: all cores)")
+    group.add_argument("--threads", metavar="N", type=whole(1), help="threads to compute with (default: all cores)")
     group.add_argument("--resume", metavar="MODEL", help="go on with the training saved there")
     group.add_argument("--model", metavar="FILE", help="where to save (default: char_lm.npz, or the one resumed)")
     group.add_argument("--picture", metavar="FILE", help="where to draw the learning curve (default: MODEL, as .png)")
     group.add_argument(
-        "--sample", metavar="N", type=whole, default=500, help="characters to write at the end (%(default)s)"
+        "--sample", metavar="N", type=whole(0), default=500, help="characters to write at the end (%(default)s)"
     )
     group.add_argument("--prompt", metavar="TEXT", help="what the sample begins with")
     group.add_argument(
@@ -487,17 +454,7 @@ def interruptible():
 def main(arguments=None):
     """Run the command; the exit status."""
     run, options = parse_arguments(arguments)
-    try:
-        return report(run, options)
-    except CannotRun as error:
-        print(f"char_lm.py: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("char_lm.py: not enough memory: use a smaller --hidden, --batch or --window", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+    return exit_status("char_lm.py", report, run, options, smaller="--hidden, --batch or --window")
 
 
 def report(run, options):

@@ -24,6 +24,7 @@ import sys
 import time
 
 import numpy as np
+from program import CannotRun, exit_status, whole
 
 import rnnfast
 
@@ -31,10 +32,6 @@ SPEAKERS = 9
 UTTERANCES, KEPT = 30, 20  # of each speaker in the training part; those that are learnt from while settings are chosen
 HIDDEN, LAYERS = (32, 64), (1, 2)  # the settings to choose from
 FIXED = {"cell": "gru", "dropout": 0.5, "learning_rate": 0.005, "batch_size": 32}
-
-
-class CannotRun(Exception):
-    """Something the user can mend; its text says what."""
 
 
 # ---------------------------------------------------------------------------------------------------------- the data
@@ -216,46 +213,25 @@ def draw(curves, example, confusion, lines, path):
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-def number(least, most):
-    """A parser for the values of an option."""
-
-    def parse(text):
-        try:
-            if least <= int(text) <= most:
-                return int(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least:,} to {most:,}, not {text}")
-
-    return parse
-
-
 def main(arguments=None):
     """Run the command; the exit status."""
     parser = argparse.ArgumentParser(
         description="Tell nine speakers by their vowels, from whole utterances and frame by frame.",
         epilog="Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
     )
-    parser.add_argument("--seeds", metavar="N", type=number(1, 100), default=5, help="networks to test (%(default)s)")
+    parser.add_argument("--seeds", metavar="N", type=whole(1, 100), default=5, help="networks to test (%(default)s)")
     parser.add_argument(
         "--epochs",
         metavar="N",
-        type=number(1, 10_000),
+        type=whole(1, 10_000),
         default=40,
         help="times to read the training part (%(default)s)",
     )
     parser.add_argument(
-        "--threads", metavar="N", type=number(1, 1024), help="threads to compute with (default: all cores)"
+        "--threads", metavar="N", type=whole(1, 1024), help="threads to compute with (default: all cores)"
     )
     parser.add_argument("--picture", metavar="FILE", default="speech.png", help="where to draw (%(default)s)")
-    try:
-        return report(parser.parse_args(arguments))
-    except CannotRun as error:
-        print(f"speech.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+    return exit_status("speech.py", report, parser.parse_args(arguments))
 
 
 def report(run):

@@ -13,16 +13,13 @@ import sys
 import time
 
 import numpy as np
+from program import CannotRun, exit_status, whole
 
 import rnnfast
 
 RATE, FRAME, FEATURES = 16_000, 160, 64  # samples a second; samples in a frame of 10 ms; what is taken of its spectrum
 FRAMES_A_SECOND = RATE // FRAME
 TICKS = 2000  # of the server with its clients
-
-
-class CannotRun(Exception):
-    """Something the user can mend; its text says what."""
 
 
 def make_frames(seconds, rng):
@@ -151,20 +148,6 @@ def serve(layer, frames, clients, rng):
     return equal
 
 
-def number(least, most):
-    """A parser for the values of an option."""
-
-    def parse(text):
-        try:
-            if least <= int(text) <= most:
-                return int(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least:,} to {most:,}, not {text}")
-
-    return parse
-
-
 def main(arguments=None):
     """Run the command; the exit status."""
     parser = argparse.ArgumentParser(
@@ -172,26 +155,19 @@ def main(arguments=None):
         epilog="Exit status: 0 done, 1 results differ, 2 cannot run, 130 ended by Ctrl-C.",
     )
     parser.add_argument(
-        "--steps", metavar="N", type=number(1, 10**8), default=1_000_000, help="steps to time (%(default)s)"
+        "--steps", metavar="N", type=whole(1, 10**8), default=1_000_000, help="steps to time (%(default)s)"
     )
     parser.add_argument(
-        "--hidden", metavar="N", type=number(1, 4096), default=64, help="units of the LSTM (%(default)s)"
+        "--hidden", metavar="N", type=whole(1, 4096), default=64, help="units of the LSTM (%(default)s)"
     )
     parser.add_argument(
-        "--clients", metavar="N", type=number(1, 1000), default=100, help="most clients of the pool (%(default)s)"
+        "--clients", metavar="N", type=whole(1, 1000), default=100, help="most clients of the pool (%(default)s)"
     )
-    parser.add_argument("--seed", metavar="N", type=number(0, 2**32), default=0, help="of random numbers (%(default)s)")
+    parser.add_argument("--seed", metavar="N", type=whole(0, 2**32), default=0, help="of random numbers (%(default)s)")
     parser.add_argument(
         "--plot", metavar="FILE", default="stream_latency.png", help="where to draw the latencies (%(default)s)"
     )
-    try:
-        return report(parser.parse_args(arguments))
-    except CannotRun as error:
-        print(f"stream.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+    return exit_status("stream.py", report, parser.parse_args(arguments))
 
 
 def report(run):

@@ -27,16 +27,13 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+from program import CannotRun, exit_status, whole
 
 import rnnfast
 
 CELLS, HIDDEN = ("rnn", "gru"), (16, 32)  # the settings to choose from
 COVERAGE = 0.9
 SEASONS = 5  # years from which the season of the CO2 is taken
-
-
-class CannotRun(Exception):
-    """Something the user can mend; its text says what."""
 
 
 # ---------------------------------------------------------------------------------------------------------- the data
@@ -319,40 +316,17 @@ def tell(series, settings, scores, forecasts, bounds):
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-def number(least, most):
-    """A parser for the values of an option."""
-
-    def parse(text):
-        try:
-            if least <= int(text) <= most:
-                return int(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least:,} to {most:,}, not {text}")
-
-    return parse
-
-
 def main(arguments=None):
     """Run the command; the exit status."""
     parser = argparse.ArgumentParser(
         description="Forecast two famous series from many origins, and compare with the methods of the trade.",
         epilog="Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
     )
-    parser.add_argument(
-        "--seeds", metavar="N", type=number(1, 100), default=5, help="networks to average (%(default)s)"
-    )
+    parser.add_argument("--seeds", metavar="N", type=whole(1, 100), default=5, help="networks to average (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="take an eighth of the origins")
-    parser.add_argument("--threads", metavar="N", type=number(1, 1024), default=1, help="to compute with (%(default)s)")
+    parser.add_argument("--threads", metavar="N", type=whole(1, 1024), default=1, help="to compute with (%(default)s)")
     parser.add_argument("--picture", metavar="FILE", default="time_series.png", help="where to draw (%(default)s)")
-    try:
-        return report(parser.parse_args(arguments))
-    except CannotRun as error:
-        print(f"time_series.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+    return exit_status("time_series.py", report, parser.parse_args(arguments))
 
 
 def report(run):

@@ -23,7 +23,6 @@ import importlib.util
 import itertools
 import math
 import re
-import shutil
 import sys
 import time
 import unicodedata
@@ -32,7 +31,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from char_lm import CannotRun, checked
+import program
+from program import CannotRun, checked, exit_status, whole
 
 import rnnfast
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy
@@ -484,30 +484,12 @@ def dates_baselines(task):
 # -------------------------------------------------------------------------------------------------- what is to be seen
 
 
-class ProgressBar:
-    """One line on a terminal, rewritten as the training goes on; elsewhere a line for every milestone."""
+class ProgressBar(program.ProgressBar):
+    milestones = MILESTONES
 
-    def __init__(self, stream):
-        self.stream = stream
-        self.shown = -math.inf
-
-    def show(self, training, milestone):
-        terminal = self.stream.isatty()
-        now = time.monotonic()
-        if not milestone and not (terminal and now > self.shown + 0.1):
-            return
-        self.shown = now
-        recent = training.losses[-training.steps // MILESTONES :]
-        share = training.step / training.steps
-        left = round(training.seconds * (1 / share - 1))
-        text = f"epoch {training.epoch:.2f}  loss {sum(recent) / len(recent):.3f}"
-        if training.evaluations:
-            text += f"  right {training.evaluations[-1][1].right:.1%}"
-        text += f"  {left // 60}:{left % 60:02}"
-        width = min(max(4, shutil.get_terminal_size().columns - len(text) - 4), 24)
-        line = f"[{'#' * round(width * share):.<{width}}] {text}"
-        self.stream.write(("\r\x1b[K" if terminal else "") + line + ("\n" if share == 1 or not terminal else ""))
-        self.stream.flush()
+    def describe(self, training, loss):
+        right = f"  right {training.evaluations[-1][1].right:.1%}" if training.evaluations else ""
+        return f"loss {loss:.3f}{right}"
 
 
 def print_scores(scores):
@@ -571,24 +553,24 @@ def parse_arguments(arguments):
         description="Learn pronunciations and dates with an encoder, a decoder, and attention between them.",
         epilog="Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
     )
-    count = checked(int, lambda value: value >= 1, "a whole number, 1 or more")
-    whole = checked(int, lambda value: value >= 0, "a whole number, 0 or more")
     real = checked(float, lambda value: 0 < value < math.inf, "a number above 0")
     epochs = ", ".join(f"{name}: {number}" for name, number in EPOCHS.items())
     parser.add_argument("--task", choices=[*TASKS, "both"], default="both", help="what to learn (%(default)s)")
-    parser.add_argument("--hidden", metavar="N", type=count, default=128, help="units of each layer (%(default)s)")
+    parser.add_argument("--hidden", metavar="N", type=whole(1), default=128, help="units of each layer (%(default)s)")
     parser.add_argument(
-        "--embedding", metavar="N", type=count, default=48, help="size of a symbol's vector (%(default)s)"
+        "--embedding", metavar="N", type=whole(1), default=48, help="size of a symbol's vector (%(default)s)"
     )
-    parser.add_argument("--batch", metavar="N", type=count, default=64, help="pairs between two updates (%(default)s)")
+    parser.add_argument(
+        "--batch", metavar="N", type=whole(1), default=64, help="pairs between two updates (%(default)s)"
+    )
     parser.add_argument("--epochs", metavar="N", type=real, help=f"times to read the pairs ({epochs})")
     parser.add_argument("--lr", metavar="N", type=real, default=0.004, help="highest learning rate (%(default)s)")
-    parser.add_argument("--seed", metavar="N", type=whole, default=0, help="of all random numbers (%(default)s)")
-    parser.add_argument("--held-out", metavar="N", type=count, default=1000, help="pairs to test with (%(default)s)")
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of all random numbers (%(default)s)")
+    parser.add_argument("--held-out", metavar="N", type=whole(1), default=1000, help="pairs to test with (%(default)s)")
     parser.add_argument(
         "--seconds", metavar="N", type=real, default=150, help="train no longer: take fewer epochs (%(default)s)"
     )
-    parser.add_argument("--threads", metavar="N", type=count, help="threads to compute with (default: all cores)")
+    parser.add_argument("--threads", metavar="N", type=whole(1), help="threads to compute with (default: all cores)")
     parser.add_argument(
         "--picture", metavar="FILE", default="translation.png", help="where to draw what was learnt (%(default)s)"
     )
@@ -598,17 +580,7 @@ def parse_arguments(arguments):
 def main(arguments=None):
     """Run the command; the exit status."""
     options = parse_arguments(arguments)
-    try:
-        return report(options)
-    except CannotRun as error:
-        print(f"translation.py: {error}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("translation.py: not enough memory: use a smaller --hidden or --batch", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+    return exit_status("translation.py", report, options, smaller="--hidden or --batch")
 
 
 def report(options):

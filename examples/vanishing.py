@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from program import CannotRun, exit_status, whole
 
 import rnnfast
 from rnnfast.diagnostics import gradient_flow, plot_gradient_flow
@@ -31,10 +32,6 @@ MAX_NORM = 1.0  # of the gradient, where it is clipped
 FLOW_STEPS, FLOW_ROWS = 100, 4
 TEST_ROWS = 2000
 CLIPPING_LAG = 20  # of the adding task
-
-
-class CannotRun(Exception):
-    """Something the user can mend; its text says what."""
 
 
 # ---------------------------------------------------------------------------------------------- the models, the tasks
@@ -305,21 +302,6 @@ def draw(runs, flows, options, path):
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-def number(text, least=1):
-    """A parser for whole numbers."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, not {text}")
-    return int(text)
-
-
-def lag(text):
-    return number(text, least=2)
-
-
-def seed(text):
-    return number(text, least=0)
-
-
 def parse_arguments(arguments):
     """The options of this run."""
     parser = argparse.ArgumentParser(
@@ -327,16 +309,16 @@ def parse_arguments(arguments):
         epilog="Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
     )
     adding, copy = [10, 20, 40, 80], [5, 10, 20]
-    parser.add_argument("--adding", metavar="LAG", type=lag, nargs="+", default=adding, help="(10 20 40 80)")
-    parser.add_argument("--copy", metavar="LAG", type=lag, nargs="+", default=copy, help="(5 10 20)")
+    parser.add_argument("--adding", metavar="LAG", type=whole(2), nargs="+", default=adding, help="(10 20 40 80)")
+    parser.add_argument("--copy", metavar="LAG", type=whole(2), nargs="+", default=copy, help="(5 10 20)")
     parser.add_argument(
-        "--steps", metavar="N", type=number, default=1000, help="updates; twice as many for copy memory (%(default)s)"
+        "--steps", metavar="N", type=whole(1), default=1000, help="updates; twice as many for copy memory (%(default)s)"
     )
-    parser.add_argument("--hidden", metavar="N", type=number, default=32, help="units; twice for copy (%(default)s)")
-    parser.add_argument("--batch", metavar="N", type=number, default=20, help="sequences an update (%(default)s)")
-    parser.add_argument("--seed", metavar="N", type=seed, default=0, help="of all random numbers (%(default)s)")
+    parser.add_argument("--hidden", metavar="N", type=whole(1), default=32, help="units; twice for copy (%(default)s)")
+    parser.add_argument("--batch", metavar="N", type=whole(1), default=20, help="sequences an update (%(default)s)")
+    parser.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of all random numbers (%(default)s)")
     parser.add_argument(
-        "--threads", metavar="N", type=number, default=os.cpu_count(), help="runs at a time (default: all cores)"
+        "--threads", metavar="N", type=whole(1), default=os.cpu_count(), help="runs at a time (default: all cores)"
     )
     parser.add_argument("--picture", metavar="FILE", type=Path, default=Path("vanishing.png"), help="(%(default)s)")
     options = parser.parse_args(arguments)
@@ -349,13 +331,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     threads = rnnfast.get_num_threads()
     try:
-        return report(options)
-    except CannotRun as error:
-        print(f"vanishing.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+        return exit_status("vanishing.py", report, options)
     finally:
         rnnfast.set_num_threads(threads)
 
