@@ -85,6 +85,8 @@ class Results(Spare):
         return np.empty(shape, dtype) if nbytes < LARGE else self.bytes(nbytes).view(dtype).reshape(shape)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        if math.prod(shape) * dtype.itemsize < LARGE:
+            return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
         array.fill(0)
         return array
