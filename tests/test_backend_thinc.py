@@ -117,6 +117,23 @@ def test_gradients_of_the_layer(depth, bi):
     np.testing.assert_allclose(node.get_grad("LSTM"), differences(loss, params, 1e-2), atol=2e-3)
 
 
+def test_memory_is_used_again():
+    # Large enough for it; gradients are summed up, so what a call left behind would show in the next one.
+    rng = np.random.default_rng(0)
+    with use_ops("rnnfast"):
+        model = with_padded(LSTM(64, 16)).initialize()
+    x = [rng.normal(size=(150, 16)).astype("f") for _ in range(20)]
+    results = []
+    for _ in range(3):
+        y, backward = model.begin_update(x)
+        results.append((np.concatenate(y), np.concatenate(backward([np.ones_like(one) for one in y]))))
+        del y, backward
+    for y, dx in results[1:]:
+        np.testing.assert_array_equal(y, results[0][0])
+        np.testing.assert_array_equal(dx, results[0][1])
+    assert len(backend._memory) > 0
+
+
 def test_dropout_of_weights():
     model, node, Xs = model_of("rnnfast", [3, 2], dropout=0.5)
     ys, backprop = model.begin_update(Xs)

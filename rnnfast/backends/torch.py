@@ -419,7 +419,7 @@ register_fake("rnnfast::forward", functools.partial(_fake, True), lib=_LIBRARY)
 register_fake("rnnfast::backward", _fake_gradients, lib=_LIBRARY)
 
 # What runs a layer, by whether a gradient is wanted, and whether tensors are nothing but tensors, which takes no
-# operators: that saves a third of what a short inference adds to the kernels, and a tenth of what training does.
+# operators: that saves a third of what a short inference adds to the kernels, and a fifth of what training does.
 _RUNS = {
     (False, False): _infer,
     (False, True): _repeat,
