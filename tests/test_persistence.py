@@ -194,6 +194,7 @@ FILES = {
     "header of numbers": lambda path: _npz(path, rnnfast=np.ones(3), **GOOD),
     "header of no json": lambda path: _npz(path, rnnfast=np.array("{"), **GOOD),
     "header of another shape": lambda path: _npz(path, rnnfast=np.array("[1, 2]"), **GOOD),
+    "model of the command line": lambda path: _npz(path, rnnfast=np.array('{"kind": "text"}'), **GOOD),
     "pickled": lambda path: _npz(path, rnnfast=_header(), weight=np.array([{}], object), bias=GOOD["bias"]),
     "unknown class": lambda path: _npz(path, rnnfast=_header(layer={"class": "Transformer"}), **GOOD),
     "no class": lambda path: _npz(path, rnnfast=_header(layer={}), **GOOD),
