@@ -1,4 +1,4 @@
-"""What the examples share as programs: how they end, the values of their options, and the bar of a training."""
+"""What the examples share as programs: how they end, the values of their options, and how far they are."""
 
 import argparse
 import contextlib
@@ -43,6 +43,25 @@ def whole(least, most=math.inf):
     """A parser for whole numbers."""
     bounds = f", {least:,} or more" if most == math.inf else f" from {least:,} to {most:,}"
     return checked(int, lambda value: least <= value <= most, f"a whole number{bounds}")
+
+
+class Progress:
+    """One line on a terminal, rewritten as the work goes on; elsewhere a line for each kind of work."""
+
+    def __init__(self, stream, total):
+        self.stream, self.total, self.done, self.shown = stream, total, 0, None
+
+    def __call__(self, what):
+        if self.stream.isatty():
+            self.stream.write(f"\r\x1b[K[{self.done / self.total:4.0%}] {what}")
+        elif what != self.shown:
+            self.stream.write(f"{what}\n")
+        self.stream.flush()
+        self.done, self.shown = self.done + 1, what
+
+    def end(self):
+        if self.stream.isatty():
+            self.stream.write("\r\x1b[K")
 
 
 class ProgressBar:

@@ -24,7 +24,7 @@ import sys
 import time
 
 import numpy as np
-from program import CannotRun, exit_status, whole
+from program import CannotRun, Progress, exit_status, whole
 
 import rnnfast
 
@@ -140,25 +140,6 @@ def telling(heard, speakers):
 
 
 # -------------------------------------------------------------------------------------------------- what is to be seen
-
-
-class Progress:
-    """One line on a terminal, rewritten as the work goes on; elsewhere a line for each kind of work."""
-
-    def __init__(self, stream, total):
-        self.stream, self.total, self.done, self.shown = stream, total, 0, None
-
-    def __call__(self, what):
-        if self.stream.isatty():
-            self.stream.write(f"\r\x1b[K[{self.done / self.total:4.0%}] {what}")
-        elif what != self.shown:
-            self.stream.write(f"{what}\n")
-        self.stream.flush()
-        self.done, self.shown = self.done + 1, what
-
-    def end(self):
-        if self.stream.isatty():
-            self.stream.write("\r\x1b[K")
 
 
 def draw(curves, example, confusion, lines, path):

@@ -27,7 +27,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from program import CannotRun, exit_status, whole
+from program import CannotRun, Progress, exit_status, whole
 
 import rnnfast
 
@@ -225,25 +225,6 @@ def scales(series):
 
 
 # -------------------------------------------------------------------------------------------------- what is to be seen
-
-
-class Progress:
-    """One line on a terminal, rewritten as the work goes on; elsewhere a line for each kind of work."""
-
-    def __init__(self, stream, total):
-        self.stream, self.total, self.done, self.shown = stream, total, 0, None
-
-    def __call__(self, what):
-        if self.stream.isatty():
-            self.stream.write(f"\r\x1b[K[{self.done / self.total:4.0%}] {what}")
-        elif what != self.shown:
-            self.stream.write(f"{what}\n")
-        self.stream.flush()
-        self.done, self.shown = self.done + 1, what
-
-    def end(self):
-        if self.stream.isatty():
-            self.stream.write("\r\x1b[K")
 
 
 def draw(results, path):
