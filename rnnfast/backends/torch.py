@@ -46,7 +46,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rnnfast import functional, memory
+from rnnfast import buffers, functional
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -137,26 +137,26 @@ class _Cache:
     def __init__(self, engine: functional.Engine) -> None:
         self.engine = engine
         self.shapes = functional.parameter_shapes(engine)
-        self.workspaces, self.tapes = memory.Spare(4), memory.Results(4)
-        self.results = memory.Results(4 + min(len(self.shapes), 100))
+        self.workspaces, self.tapes = buffers.BufferPool(4), buffers.ResultPool(4)
+        self.results = buffers.ResultPool(4 + min(len(self.shapes), 100))
         self._packed: list[Any] = [None, None]  # for forward and for backward
         self._fingerprints: list[Any] = [None, None]  # of the parameters when they were packed
         self._samples: list[memoryview] = []
         self._lock = threading.Lock()
-        self._prepared: dict[Any, functional.Repeat] = {}
+        self._prepared: dict[Any, functional.PreparedCall] = {}
 
-    def prepared(self, call: _Call) -> functional.Repeat:
+    def prepared(self, call: _Call) -> functional.PreparedCall:
         """The prepared call for inference on inputs of this shape."""
         packed, key = self.packed(call.parameters), (call.x.shape, call.batch_first)
         found = self._prepared.get(key)
         if found is None:
-            N, T = call.x.shape[:2] if call.batch_first else call.x.shape[1::-1]
-            y, h, c = _shapes(self.engine, call.x.shape, N)
+            y, h, c = _shapes(self.engine, call.x.shape, call.x.shape[0 if call.batch_first else 1])
             shapes = tuple(call.x.shape), y, h, c if self.engine.has_cell else None
-            given = T, N, not call.batch_first, self.workspaces, self.results.empty
+            lent = {"pool": self.workspaces, "empty": self.results.empty}
+            found = functional.PreparedCall(self.engine, packed, shapes, time_first=not call.batch_first, **lent)
             if len(self._prepared) >= 64:  # the number of different lengths has no bound
                 self._prepared.clear()
-            found = self._prepared[key] = functional.Repeat(self.engine, (packed,), *shapes, *given)
+            self._prepared[key] = found
         return found
 
     def packed(self, parameters: list[Tensor], back: bool = False) -> Array:
@@ -176,7 +176,7 @@ class _Cache:
         self._samples = [sample for array in arrays for sample in _samples(array)]
         fingerprint = self._fingerprint(parameters)
         if self._packed[back] is None:
-            self._packed[back] = memory.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
+            self._packed[back] = buffers.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
         functional.pack(self.engine, arrays, *((None, self._packed[1]) if back else (self._packed[0], None)))
         self._fingerprints[back] = fingerprint
 
@@ -231,10 +231,10 @@ def _time_first(array: Any, call: _Call) -> Any:
 
 def _aligned(tape: Tensor) -> Tensor:
     """A tape that starts at a cache line, as those of forward do. Copies that saved-tensor hooks return may not."""
-    if tape.data_ptr() % memory.LINE == 0:
+    if tape.data_ptr() % buffers.LINE == 0:
         return tape
-    buffer = torch.empty(len(tape) + memory.LINE, dtype=torch.uint8)
-    start = -buffer.data_ptr() % memory.LINE
+    buffer = torch.empty(len(tape) + buffers.LINE, dtype=torch.uint8)
+    start = -buffer.data_ptr() % buffers.LINE
     return buffer[start : start + len(tape)].copy_(tape)
 
 
@@ -262,70 +262,46 @@ def _infer(call: _Call) -> tuple[Tensor, ...]:
     return _run(call)
 
 
+def _inputs(call: _Call) -> functional.Inputs:
+    order = None if call.batch_sizes is None else functional.packed_order(call.batch_sizes.numpy())
+    return functional.Inputs(_sequence(call.x, call), *map(_contiguous, (call.h0, call.c0, call.masks)), order)
+
+
 def _run(call: _Call, keep_tape: bool = False) -> tuple[Tensor, ...]:
     """y, h_n, c_n, and the tape if it is kept."""
-    cache = _cache(call)
-    engine = cache.engine
-    order = None if call.batch_sizes is None else functional.packed_order(call.batch_sizes.numpy())
-    sequence = _sequence(call.x, call)
-    T, N, _ = sequence.shape
+    cache, inputs = _cache(call), _inputs(call)
+    engine, (T, N, _), order = cache.engine, inputs.x.shape, inputs.order
     sizes = engine.sizes(T, N, order)
     shapes = _shapes(engine, call.x.shape, N if order is None else order.sequences)
     y, h_n, c_n = results = [cache.results.empty(shape, engine.dtype) for shape in shapes]
+    outputs = functional.Outputs(_time_first(y, call), h_n, c_n if engine.has_cell else None)
     tape = cache.tapes.bytes(sizes.tape) if keep_tape else None
-    workspace = cache.workspaces.take(sizes.forward_workspace)
-    functional.forward(
-        engine,
-        cache.packed(call.parameters),
-        sequence,
-        _contiguous(call.h0),
-        _contiguous(call.c0),
-        _time_first(y, call),
-        h_n,
-        c_n if engine.has_cell else None,
-        tape,
-        _contiguous(call.masks),
-        workspace,
-        order,
-    )
-    cache.workspaces.give(workspace)
-    if keep_tape:
-        results.append(tape)
-    return tuple(map(torch.from_numpy, results))
+    workspace = cache.workspaces.acquire(sizes.forward_workspace)
+    functional.forward(engine, cache.packed(call.parameters), inputs, outputs, workspace, tape)
+    cache.workspaces.release(workspace)
+    return tuple(map(torch.from_numpy, [*results, tape] if keep_tape else results))
 
 
 def _differentiate(call: _Call, kept: _Kept) -> tuple[Any, ...]:
     """The gradients of x, h0, c0, and a list of those of the parameters."""
-    cache = _cache(call)
-    engine = cache.engine
-    order = None if call.batch_sizes is None else functional.packed_order(call.batch_sizes.numpy())
-    sequence = _sequence(call.x, call)
-    T, N, _ = sequence.shape
-    sizes = engine.sizes(T, N, order)
+    cache, inputs = _cache(call), _inputs(call)
+    engine, (T, N, _), order = cache.engine, inputs.x.shape, inputs.order
     shapes = call.x.shape, *_shapes(engine, call.x.shape, N if order is None else order.sequences)[1:]
     dx, dh0, dc0 = (cache.results.empty(shape, engine.dtype) for shape in shapes)
     dparameters = [cache.results.zeros(shape, engine.dtype) for shape in cache.shapes.values()]
-    workspace = cache.workspaces.take(sizes.backward_workspace)
+    dc_n, dc0_out = (_contiguous(kept.dc_n), dc0) if engine.has_cell else (None, None)
+    workspace = cache.workspaces.acquire(engine.sizes(T, N, order).backward_workspace)
     functional.backward(
         engine,
         cache.packed(call.parameters, back=True),
-        sequence,
-        _contiguous(call.h0),
-        _contiguous(call.c0),
+        inputs,
         _sequence(kept.y, call),
         _array(_aligned(kept.tape)),
-        _contiguous(call.masks),
-        _sequence(kept.dy, call),
-        _contiguous(kept.dh_n),
-        _contiguous(kept.dc_n) if engine.has_cell else None,
-        _time_first(dx, call),
-        dh0,
-        dc0 if engine.has_cell else None,
-        dparameters,
+        functional.OutputGradients(_sequence(kept.dy, call), _contiguous(kept.dh_n), dc_n),
+        functional.InputGradients(_time_first(dx, call), dh0, dc0_out, dparameters),
         workspace,
-        order,
     )
-    cache.workspaces.give(workspace)
+    cache.workspaces.release(workspace)
     return *map(torch.from_numpy, (dx, dh0, dc0)), list(map(torch.from_numpy, dparameters))
 
 
