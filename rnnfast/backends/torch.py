@@ -58,7 +58,6 @@ __all__ = ["GRU", "LSTM", "RNN", "convert"]
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 _CELLS = {cell.upper(): cell for cell in functional.CELLS}  # by the names that torch has for a layer's mode
-_GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 _WHOLE = 1 << 14  # bytes; larger parameters are sampled
 _BIASED, _PROJECTED = (4, 5), (3, 5)  # numbers of parameters of one layer and direction
@@ -116,7 +115,7 @@ def _engine_of(
         cell,
         _DTYPES[dtype],
         I,
-        rows // _GATES[cell],
+        rows // len(functional.CELLS[cell].gates),
         proj_size=width if count in _PROJECTED else 0,
         num_layers=num_layers,
         bidirectional=bidirectional,
