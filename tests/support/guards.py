@@ -5,9 +5,9 @@ import math
 import mmap
 
 import numpy as np
-from oracles import members, named
 
 from rnnfast import functional
+from support.compare import members, named
 
 # Bytes on either side of a buffer: a multiple of 64, so that a buffer is aligned like the memory in which it lies.
 GUARD = 256
@@ -170,9 +170,9 @@ class Run:
         self.state = unpair(h_n, c_n)
         self.tape = guards.bytes(sizes.tape) if keep_tape else None
         self.workspaces = [guards.bytes(sizes.forward_workspace)]
-        self.forward = lambda: functional.forward(
-            engine, packed, self.x, self.h0, self.c0, self.y, h_n, c_n, self.tape, self.masks, self.workspaces[0]
-        )
+        self.inputs = functional.Inputs(self.x, self.h0, self.c0, self.masks)
+        outputs = functional.Outputs(self.y, h_n, c_n)
+        self.forward = lambda: functional.forward(engine, packed, self.inputs, outputs, self.workspaces[0], self.tape)
         self.forward()
         guards.check()
 
@@ -199,9 +199,11 @@ class Run:
         self.workspaces.append(workspace)
 
         def backward():
-            inputs = self.x, self.h0, self.c0, self.y, self.tape, self.masks, dy, dh_n, dc_n
-            outputs = dx, dh0, dc0, list(dparameters.values())
-            functional.backward(engine, self.packed_back, *inputs, *outputs, workspace)
+            output_gradients = functional.OutputGradients(dy, dh_n, dc_n)
+            input_gradients = functional.InputGradients(dx, dh0, dc0, list(dparameters.values()))
+            functional.backward(
+                engine, self.packed_back, self.inputs, self.y, self.tape, output_gradients, input_gradients, workspace
+            )
 
         return backward, named(self.y, self.state, dx, unpair(dh0, dc0), dparameters)
 
@@ -221,3 +223,26 @@ class Run:
 def run_engine(p, isa=None, *, layout="plain"):
     """All results of a forward and a backward by name."""
     return Run(p, isa, layout=layout).backward()
+
+
+def run_in_a_row(p, isa=None):
+    """All results of calls in a row: threads that the first one wakes may come too late for it, but not for the next.
+
+    What one has left is wiped out before the next. What backward adds up it adds up again and again.
+    """
+    run = Run(p, isa)
+
+    def wipe(array):
+        array.view(np.uint8).reshape(-1)[...] = 0xFF  # NaN
+
+    for _ in range(3):
+        wipe(run.y)
+        wipe(run.workspaces[0])
+        run.forward()
+    backward, results = run.prepare_backward()
+    for _ in range(3):
+        wipe(results["dx"])
+        wipe(run.workspaces[1])
+        backward()
+    run.guards.check()
+    return results
