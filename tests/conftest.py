@@ -25,9 +25,10 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "quick")
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config, items):
     if any("::" in str(argument) for argument in config.args):
-        return  # what is named is run
+        return  # a test that is named runs in all its cases
     items[:], left_out = select(items, config.getoption("--full"))
     if left_out:
         config.hook.pytest_deselected(items=left_out)

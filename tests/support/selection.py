@@ -69,24 +69,16 @@ def select(items, full):
     A test or a case with the marker `full` runs with --full only. The marker `cover(strength, together=[],
     full=strength + 1)` sets how many parameters are combined; every combination of those in `together` runs.
     """
+    left_out = set() if full else {item for item in items if item.get_closest_marker("full") is not None}
     groups = {}
     for item in items:
-        groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out = set()
+        if item not in left_out and hasattr(item, "callspec"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for group in groups.values():
-        if not full and group[0].get_closest_marker("full") is not None and len(group) == 1:
-            left_out.update(group)
-            continue
-        group = [item for item in group if hasattr(item, "callspec")]
-        if not full:
-            marked = [item for item in group if item.get_closest_marker("full") is not None]
-            left_out.update(marked)
-            group = [item for item in group if item not in left_out]
-        if len(group) < 2:
-            continue
         marker = group[0].get_closest_marker("cover")
-        args, options = (marker.args, marker.kwargs) if marker else ((2,), {})
-        strength = options.get("full", args[0] + 1) if full else args[0]
+        (strength,), options = (marker.args, marker.kwargs) if marker else ((2,), {})
+        if full:
+            strength = options.get("full", strength + 1)
         chosen = set(cover([values_of(item, options.get("together", ())) for item in group], strength))
         left_out.update(item for i, item in enumerate(group) if i not in chosen)
     return [item for item in items if item not in left_out], [item for item in items if item in left_out]
