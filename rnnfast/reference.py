@@ -336,9 +336,9 @@ def forward(
     cell : {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "rnn_tanh_leaky", "rnn_relu_leaky"}
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (gates * H, I_k), ``weight_hh_l{k}`` (gates * H, H or P) and, where present,
-        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,) and, for a projected LSTM, ``weight_hr_l{k}`` (P, H), for a leaky RNN
-        ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for k > 0, I_k is the directions times
-        H (or P).
+        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,), for a projected LSTM ``weight_hr_l{k}`` (P, H) and for a leaky
+        RNN ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for
+        k > 0, I_k is the directions times H (or P).
     x : ndarray, (T, N, I), T >= 1
     state : ndarray, (layers * directions, N, H or P), or for lstm a pair with c (..., H), optional
         The state before the first step; index = layer * directions + direction. Zeros where it, or a member of the
