@@ -86,6 +86,8 @@ def leak(value: Any, states: int, hidden_size: int) -> Any:
     """Check the option, for a layer of `states` = num_layers * directions; return None, a number, or nested tuples."""
     if value is None:
         return None
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"leak is {value!r}, but it must be a number or an array of numbers")
     alpha = arguments.real("leak", value, np.dtype(np.float64))
     if not ((alpha > 0) & (alpha <= 1)).all():
         wrong = alpha[~((alpha > 0) & (alpha <= 1))][0]
