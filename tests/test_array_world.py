@@ -204,7 +204,7 @@ def test_read_only_memory():
         assert not arguments.real("x", x, FLOAT32).flags.writeable
 
 
-# ---- refused
+# ---- rejected
 
 
 @pytest.mark.parametrize(("device", "name"), [(2, "cuda:0"), (8, "metal:0"), (77, "number 77 of DLPack:0")])

@@ -450,7 +450,7 @@ def test_gradient_of_vmap(calls):
 
 
 def test_vmap_of_gradient():
-    """Compute the gradients of each row separately."""
+    """vmap of a gradient gives the gradients of each row."""
     layer, function, x, _ = case_of(rnnfast.GRU)
     dy, _ = weights(layer, x)
     loss = lambda parameters, x, dy: jnp.sum(function(x, parameters)[0] * dy)  # noqa: E731

@@ -17,7 +17,7 @@ from support.problems import EDGES, TOLERANCE, problem, run_reference, solved, v
 
 from rnnfast import functional
 
-# --- the right numbers
+# --- results
 
 
 @pytest.mark.cover(2, together=["variant", "dtype", "isa"])
@@ -112,7 +112,7 @@ def test_gradients_are_sums_of_a_million_rows(T, N, isa):
         assert results[f"d{name}_l0"].item() == pytest.approx(values.sum(dtype=np.float64), rel=1e-5), name
 
 
-# --- arguments that may be left out, and what is added to
+# --- optional arguments and accumulation
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -127,7 +127,7 @@ def test_permissions(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "model").st_mode) == 0o640
 
 
-# ---- options that may differ, and those that may not
+# ---- options that may differ, and those that must not
 
 
 def test_load_takes_what_fits(tmp_path):
@@ -168,7 +168,7 @@ def test_load_refuses_another_kind(saved, other, tmp_path):
         np.testing.assert_array_equal(array, before[name])
 
 
-# ---- files that are not ours
+# ---- other files
 
 
 def _npz(path, **arrays):

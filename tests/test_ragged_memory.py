@@ -9,7 +9,7 @@ from support.ragged import KINDS, cast, cells_of, layer_of, run, run_backward, u
 
 import rnnfast
 
-# --- who owns what
+# --- ownership
 
 
 @pytest.mark.parametrize("checkpoint", [None, 1])

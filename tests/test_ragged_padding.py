@@ -9,7 +9,7 @@ from support.compare import assert_close, assert_same_bits, members
 from support.layers import outputs
 from support.ragged import KINDS, is_real, layer_of, of_rows, run, shown, swapped, uneven, uneven_problem, without_cells
 
-# --- what is not read reaches nothing
+# --- padding affects nothing
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -117,7 +117,7 @@ def test_nan_stays_in_its_row(variant, kind):
             assert any(np.isnan(value).any() for value in got.values())
 
 
-# --- nothing at all
+# --- no rows and no steps
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

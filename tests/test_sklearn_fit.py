@@ -90,7 +90,7 @@ def test_a_random_state_object_is_drawn_from():
     assert first.loss_curve_ != second.loss_curve_
 
 
-# --- going on
+# --- partial fits
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -209,7 +209,7 @@ def test_the_scale_of_inputs_and_targets_does_not_matter():
     assert raw.scale_.tolist() == [1, 1]
 
 
-# --- what is refused
+# --- rejected arguments
 
 
 @pytest.mark.parametrize("factor", [1e300, 1e39, 1e-200])

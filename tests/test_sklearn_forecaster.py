@@ -12,7 +12,7 @@ from support.estimators import SMALL, assert_same_fit, learnt
 
 from rnnfast.sklearn import SequenceForecaster
 
-# --- what is refused
+# --- rejected arguments
 
 
 def test_horizon_set_after_fit_is_how_many_steps_are_given():

@@ -9,7 +9,7 @@ from support.estimators import SMALL, assert_same_fit, bits
 
 from rnnfast.sklearn import SequenceClassifier, SequenceRegressor, SequenceTagger
 
-# --- sequences as they are
+# --- forms of sequences
 
 
 def by_hand(estimator, x):
@@ -85,7 +85,7 @@ def test_tagger_answers_in_the_form_of_its_input():
     assert tagger.score(X, y, sample_weight=[1, 0, 0, 0, 0, 0]) == np.mean(tagger.predict(X)[0] == y[0])
 
 
-# --- what is refused
+# --- rejected arguments
 
 
 def test_a_series_of_arrays_is_a_list():

@@ -7,7 +7,7 @@ from support.streams import H, I, bits, sequence, snapshot
 
 import rnnfast
 
-# --- where results are written to
+# --- the out argument
 
 
 BAD_OUT = [

@@ -311,7 +311,7 @@ def test_state_dict_is_a_copy_under_torchs_names():
 
 
 def test_the_state_of_a_fresh_optimizer_can_be_loaded():
-    """Restoring a state discards the later steps."""
+    """A fresh state can be restored after steps, which it forgets."""
     parameters = {"a": np.ones(2)}
     adam = training.Adam(parameters)
     fresh = adam.state_dict()
@@ -594,7 +594,7 @@ def test_what_is_written_into_a_state_acts_on_the_next_window():
 
 
 class Model:
-    """A layer that returns the running sum of its input, with a tape whose lifetime can be observed."""
+    """A layer that returns the running sum of its input, with a tape that shows whether it is still alive."""
 
     class Tape:
         pass
