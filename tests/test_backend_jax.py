@@ -314,7 +314,7 @@ def what_fits(name):
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize(("arguments", "results", "call", "message"), REFUSED)
-def test_what_the_handlers_refuse(name, arguments, results, call, message):
+def test_handlers_reject_invalid_arguments(name, arguments, results, call, message):
     given, wanted, attribute = what_fits(name)
     for own, others in ((given, arguments), (wanted, results), (attribute, call or {})):
         for place, other in others.items():
@@ -326,7 +326,7 @@ def test_what_the_handlers_refuse(name, arguments, results, call, message):
 
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_what_the_handlers_miss(name):
+def test_handlers_report_missing_arguments(name):
     given, wanted, attribute = what_fits(name)
     handle(name, given, wanted, call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: argument {len(given) - 1} is missing"):
@@ -344,7 +344,7 @@ def test_what_the_handlers_miss(name):
 
 
 @direct
-def test_the_layouts_are_those_of_the_header(tmp_path):
+def test_layouts_agree_with_the_header_of_xla(tmp_path):
     """Compare with XLA's header; test other versions and unaligned tapes on frames that the test builds."""
     c, cxx = shutil.which("cc"), shutil.which("c++")
     if not (c and cxx):

@@ -407,7 +407,7 @@ def test_missing_inputs_behind_missing_outputs_of_others():
     assert_close(run(model, problem.feeds), by_numpy(problem), TOLERANCE[np.float32])
 
 
-def test_results_are_the_callers():
+def test_results_belong_to_the_caller():
     problem = lstm()
     prepared = Backend.prepare(model_of(problem, constants=WEIGHTS))
     first = prepared.run([problem.feeds["X"]])
@@ -575,7 +575,7 @@ def test_weights_from_constants():
     assert all((got[key] == want[key]).all() for key in want)
 
 
-def test_repr_of_what_comes_back():
+def test_repr_of_converted_layers():
     for layer in (
         rnnfast.LSTM(4, 6, clip=1.5, peepholes=True),
         rnnfast.GRU(4, 6, num_layers=2, bidirectional=True, activations=["softsign", "tanh"]),
@@ -632,7 +632,7 @@ def test_layer_from_onnx_declines(model, node, error, text):
         layer_from_onnx(model, node)
 
 
-def test_layer_from_onnx_declines_what_a_layer_cannot_hold():
+def test_layer_from_onnx_rejects_unsupported_nodes():
     problem = lstm()
     problem.feeds["initial_h"] = np.zeros((2, 3, 6), np.float32)
     layer_from_onnx(model_of(problem, constants=(*WEIGHTS, "initial_h")))

@@ -59,7 +59,7 @@ def test_version(capsys):
         (["sample", "x", "--seed", "-1"], "must be a whole number, 0 or more, not -1"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err

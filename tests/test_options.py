@@ -236,7 +236,7 @@ def test_forward_of_uneven_rows_is_that_of_numpy(case, stack, uneven):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * max(1, np.abs(expected).max()))
 
 
-def test_both_sides_of_a_clip_are_met():
+def test_values_lie_on_both_sides_of_the_clip():
     """The values of these tests lie on both sides of the clip."""
     layer = make("lstm clip", dtype=np.float64)
     x, state, _, _ = values(layer)
@@ -420,7 +420,7 @@ def test_limits():
         (rnnfast.RNN, ["relu"], {"nonlinearity": "relu"}),
     ],
 )
-def test_what_is_plain_runs_the_plain_cell(kind, names, given, bidirectional):
+def test_default_options_run_the_plain_cell(kind, names, given, bidirectional):
     plain = kind(I, H, bidirectional=bidirectional, rng=0, **given)
     x = np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)
     for chosen in (names, [(name,) for name in names], names * (1 + bidirectional)):

@@ -16,7 +16,7 @@ from support.ragged import KINDS, is_real, layer_of, of_rows, run, shown, swappe
 @pytest.mark.parametrize("checkpoint", [None, 1])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_at_gaps_reaches_nothing(variant, kind, direction, checkpoint, value):
+def test_masked_out_steps_affect_nothing(variant, kind, direction, checkpoint, value):
     p = uneven_problem(
         kind, variant, 20, 30, 4, 9, num_layers=2, dropout=True, dtype=np.float32, **DIRECTIONS[direction]
     )

@@ -25,7 +25,7 @@ def by_hand(estimator, x):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_answers_are_those_of_each_sequence_alone(pooling, bidirectional):
+def test_predictions_are_those_of_each_sequence_alone(pooling, bidirectional):
     rng = np.random.default_rng(0)
     X = [rng.normal(3, 2, size=(length, 2)) for length in rng.integers(1, 20, 300)]
     options = {**SMALL, "max_epochs": 2, "bidirectional": bidirectional}
@@ -36,7 +36,7 @@ def test_answers_are_those_of_each_sequence_alone(pooling, bidirectional):
     np.testing.assert_array_equal(predicted[:7], regressor.predict(X[:7]))
 
 
-def test_tags_are_those_of_each_sequence_alone():
+def test_tags_agree_with_each_sequence_alone():
     rng = np.random.default_rng(0)
     X = bits(rng, rng.integers(1, 9, 50))
     y = [np.array(list("ab"))[x] for x in X]
