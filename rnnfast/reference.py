@@ -415,7 +415,7 @@ def forward(
         layers.append(runs)
         y = np.concatenate(outputs, axis=2)
     state = _stack(cell, ends)
-    names = list(parameters)
+    names = [name for name in parameters if not name.startswith("leak_l")]
     return y, state, _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, y=y, state=state)
 
 
@@ -440,7 +440,7 @@ def backward(tape, dy, dstate=None, *, per_step=False):
     dstate : the structure of state
         The gradient of the initial state.
     dparameters : dict of str to ndarray
-        Under the names of the parameters. A leak is fixed: its gradient is 0.
+        Under the names of the parameters; a leak is fixed and has no gradient.
     dh : ndarray, (layers * directions, T, N, H or P), only with `per_step`
         The gradient of h after every step, by all ways from it: as an output, and repeated as one, and as a state. In
         the order of x; 0 at the steps that are not real.
