@@ -1,7 +1,7 @@
-"""Build the extension; everything else about the package is in pyproject.toml.
+"""Build the extension module. pyproject.toml declares everything else about the package.
 
-The kernels are one source compiled once for each number type and instruction set, every time with flags of its own.
-Setuptools knows no flags per source, hence the override of build_extension below.
+The kernels are one source, compiled once for each element type and instruction set with different flags. Setuptools has
+no flags per source, hence the override of build_extension below.
 """
 
 import os
@@ -15,17 +15,17 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-# A universal2 Python asks for both processors at once, which flags per instruction set cannot serve.
+# A universal2 Python asks for both architectures at once, which flags per instruction set do not allow.
 if sysconfig.get_platform().endswith("universal2"):
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
     IS_X86_64 = platform.machine() == "x86_64"
 else:
     IS_X86_64 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
 
-# One wheel serves every CPython from 3.11 on. A free-threaded one cannot load it and gets a wheel of its own.
+# One wheel serves every CPython from 3.11 on. Free-threaded builds cannot load it and get their own wheel.
 LIMITED_API = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-# They follow the user's CFLAGS, so -march=native or -ffast-math there cannot change what the kernels compute.
+# These come after the user's CFLAGS, so -march=native or -ffast-math there cannot change what the kernels compute.
 FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-std=c11", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 ISA_FLAGS = {"base": [], "scalar": []}
@@ -42,7 +42,7 @@ if IS_X86_64:
 
 
 class BuildKernels(build_ext):
-    """Compile csrc/ side by side, what has changed, and link the objects into the extension."""
+    """Compile the changed files of csrc/ in parallel, and link the objects into the extension."""
 
     def build_extension(self, ext):
         self.cython_c_in_temp = True

@@ -288,12 +288,12 @@ const char *const *rnnfast_isas(void);
 const rnnfast_table *rnnfast_get_table(const char *isa, size_t item);
 
 /* The functions above, for a caller that is not linked with them. Before using any, compare with your own header: abi must equal
- * RNNFAST_ABI, or nothing else may be read; the next four must be at least your own; the sizes of structs that you fill must equal yours.
+ * RNNFAST_ABI, or nothing else may be read; the next five must be at least your own; the sizes of structs that you fill must equal yours.
  * rnnfast_python.h does so. */
 typedef struct {
     size_t abi;
-    size_t api, table;       /* bytes of the structs that the library fills */
-    size_t cells, functions; /* RNNFAST_CELLS, RNNFAST_ACTIVATIONS */
+    size_t api, table, cell_info; /* bytes of the structs that the library fills */
+    size_t cells, functions;      /* RNNFAST_CELLS, RNNFAST_ACTIVATIONS */
     size_t stack, problem, sizes, order, linear, pattern;
     const char *const *(*isas)(void);
     const rnnfast_table *(*get_table)(const char *isa, size_t item);

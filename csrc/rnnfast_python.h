@@ -3,8 +3,8 @@
  *     static const rnnfast_api *api;
  *     ... in the module's PyInit function or exec slot: if (!(api = rnnfast_import())) return NULL;
  *
- * In Cython: `from rnnfast cimport rnnfast_import`. rnnfast.get_include() is the folder of this file. rnnfast.h documents the functions; this
- * header is separate because it needs Python.h.
+ * In Cython: `from rnnfast cimport rnnfast_import`. rnnfast.get_include() is the folder of this file. rnnfast.h documents the functions;
+ * this header is separate because it needs Python.h.
  */
 #ifndef RNNFAST_PYTHON_H
 #define RNNFAST_PYTHON_H
@@ -40,6 +40,7 @@ static inline const rnnfast_api *rnnfast_import(void)
     } checks[] = {
         {"rnnfast_api", sizeof(rnnfast_api), SIZE_MAX, api->api},
         {"rnnfast_table", sizeof(rnnfast_table), SIZE_MAX, api->table},
+        {"rnnfast_cell_info", sizeof(rnnfast_cell_info), SIZE_MAX, api->cell_info},
         {"rnnfast_cell", RNNFAST_CELLS, SIZE_MAX, api->cells},
         {"rnnfast_function", RNNFAST_ACTIVATIONS, SIZE_MAX, api->functions},
         {"rnnfast_stack", sizeof(rnnfast_stack), sizeof(rnnfast_stack), api->stack},

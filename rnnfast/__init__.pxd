@@ -159,7 +159,7 @@ cdef extern from "rnnfast.h":
         ptrdiff_t reset_step, reset_row
 
     ctypedef struct rnnfast_api:
-        size_t abi, api, table, cells, functions, stack, problem, sizes, order, linear, pattern
+        size_t abi, api, table, cell_info, cells, functions, stack, problem, sizes, order, linear, pattern
         const char *const *(*isas)() noexcept nogil
         const rnnfast_table *(*get_table)(const char *isa, size_t item) noexcept nogil
         ptrdiff_t (*count)(const rnnfast_pattern *, rnnfast_order *) noexcept nogil
