@@ -1,4 +1,4 @@
-// The handlers for XLA against XLA's own header: the layouts, and calls with frames that are made of it.
+// Checks the handlers for XLA against XLA's own header: the layouts, and calls with frames built from it.
 #include "xla/ffi/api/c_api.h"
 
 extern "C" {
@@ -70,7 +70,7 @@ static_assert((int)XLA_MAJOR == XLA_FFI_API_MAJOR && (int)XLA_METADATA == XLA_FF
                   (int)XLA_RESOURCE_EXHAUSTED == XLA_FFI_Error_Code_RESOURCE_EXHAUSTED,
               "constants");
 
-// The handlers are compiled to ask for this table in place of the real one: it looks at the buffers before it goes on.
+// The handlers are compiled to use this table in place of the real one: it checks the alignment of buffers and calls the real one.
 extern "C" const rnnfast_table *checking_table(const char *isa, size_t item);
 
 static const rnnfast_table *real;
@@ -112,7 +112,7 @@ static XLA_FFI_Error *create_error(XLA_FFI_Error_Create_Args *args)
     return error;
 }
 
-// A list of arrays that begin so many bytes behind a cache line.
+// A list of arrays, each at an offset from a cache line.
 struct Arrays {
     std::vector<XLA_FFI_Buffer> buffers;
     std::vector<std::vector<int64_t>> dims;
@@ -175,7 +175,7 @@ static void add_all(Call *c)
     c->in.add(f, {T, N, I}), c->in.add(f, {4 * H, I}), c->in.add(f, {4 * H, H}), c->in.add(f, {4 * H}), c->in.add(f, {4 * H});
 }
 
-// The gradient of weight_hh, with both tapes so many bytes behind a cache line.
+// The gradient of weight_hh, with both tapes at an offset from a cache line.
 static std::vector<float> gradient(size_t tape_bytes, size_t shift)
 {
     const XLA_FFI_DataType f = XLA_FFI_DataType_F32, u = XLA_FFI_DataType_U8;
@@ -196,7 +196,7 @@ static std::vector<float> gradient(size_t tape_bytes, size_t shift)
     return std::vector<float>(found, found + 4 * H * H);
 }
 
-// What the handler answers to the question for its version.
+// The handler's answer to a version query.
 static XLA_FFI_Api_Version answer(int major, size_t embedded)
 {
     XLA_FFI_Api api{};

@@ -1,12 +1,12 @@
-/* The gradient of an LSTM in plain C, checked by a difference: forward and backward over a batch in double precision.
+/* The gradient of an LSTM in plain C, checked against a finite difference: forward and backward over a batch in double precision.
  *
- * In the root of a checkout, one command compiles it together with the kernels for any machine:
+ * In the root of a checkout, this command compiles it together with the kernels, on any machine:
  *
  *     gcc -O2 -std=c11 -ffp-contract=off -DRNNFAST_SCALAR_ONLY -pthread -Icsrc examples/c/lstm.c \
  *         csrc/dispatch.c csrc/order.c csrc/threads.c csrc/f32_scalar.c csrc/f64_scalar.c -lm -o lstm
  *
- * RNNFAST_SCALAR_ONLY leaves out the faster kernels, each of which wants flags of its own; -ffp-contract=off keeps the promise of the
- * same bits. `python setup.py build_ext` compiles them all, and this takes what it has made:
+ * RNNFAST_SCALAR_ONLY leaves out the faster kernels, which need different flags each; -ffp-contract=off guarantees the same bits.
+ * `python setup.py build_ext` compiles them all, and this command links its objects:
  *
  *     gcc -O2 -std=c11 -pthread -Icsrc examples/c/lstm.c $(find build -path "*csrc*.o") -lm -o lstm
  */
@@ -22,7 +22,7 @@ enum { T = 7, N = 2, I = 3, H = 5 };
 static double x[T][N][I], y[T][N][H], h_n[N][H], c_n[N][H];
 static double dy[T][N][H], dx[T][N][I], dh0[N][H], dc0[N][H];
 static double weight_ih[4 * H][I], weight_hh[4 * H][H], bias_ih[4 * H], bias_hh[4 * H];
-static double dweight_ih[4 * H][I], dweight_hh[4 * H][H], dbias_ih[4 * H], dbias_hh[4 * H]; /* zeros: gradients are added to them */
+static double dweight_ih[4 * H][I], dweight_hh[4 * H][H], dbias_ih[4 * H], dbias_hh[4 * H]; /* zeros, because gradients are added to them */
 
 static const void *const parameters[RNNFAST_KINDS] = {weight_ih, weight_hh, bias_ih, bias_hh};
 static void *const dparameters[RNNFAST_KINDS] = {dweight_ih, dweight_hh, dbias_ih, dbias_hh};
@@ -34,13 +34,13 @@ static void *buffer(size_t bytes)
     return memory;
 }
 
-/* Numbers from -0.5 to 0.5, the same everywhere. */
+/* Values from -0.5 to 0.5, the same on every machine. */
 static void fill(double *numbers, size_t count)
 {
     for (size_t k = 0; k < count; k++) numbers[k] = (double)(k * k % 23) / 22 - 0.5;
 }
 
-/* Half the sum of the squares of y, whose derivative by y is y. */
+/* Half the sum of squares of y, so that its derivative by y is y. */
 static double loss_of(const rnnfast_table *table, const rnnfast_problem *p, void *packed, void *packed_back)
 {
     double sum = 0;
@@ -60,7 +60,7 @@ int main(void)
 
     void *packed = buffer(sizes.packed), *packed_back = buffer(sizes.packed_back);
     size_t more = sizes.forward_workspace > sizes.backward_workspace ? sizes.forward_workspace : sizes.backward_workspace;
-    p.workspace = buffer(more); /* forward and backward take turns */
+    p.workspace = buffer(more); /* shared by forward and backward */
     p.tape = buffer(sizes.tape);
 
     p.packed = packed, p.packed_back = packed_back;
