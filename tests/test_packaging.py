@@ -1,4 +1,4 @@
-"""What is in the wheel, that it builds to the same bytes anywhere, and what importing rnnfast costs."""
+"""Contents and reproducibility of the wheel, and the cost of `import rnnfast`."""
 
 import importlib.metadata
 import os
@@ -43,7 +43,7 @@ def build(kind, directory, out):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A copy of the checkout without anything that was built in it."""
+    """A copy of the checkout without build products."""
     if not (CHECKOUT / "csrc").is_dir() or not (CHECKOUT / "setup.py").is_file():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there is nothing to build")
     if version_of("setuptools") < (77, 0) or version_of("cython") < (3, 1):
@@ -61,7 +61,7 @@ def wheel(sources, tmp_path_factory):
     return build("wheel", sources, tmp_path_factory.mktemp("wheel") / "dist")
 
 
-def test_sdist_holds_what_building_and_testing_take_and_nothing_generated(sdist, sources):
+def test_sdist_holds_all_sources_and_nothing_generated(sdist, sources):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     folders = ["csrc", "rnnfast", "tests", "benchmarks", "examples", "docs"]
@@ -153,7 +153,7 @@ def test_rnnfast_isa_chooses_the_instruction_set(isa):
     assert result.stdout.strip() == "(2, 1, 4)", result.stderr
 
 
-def test_rnnfast_isa_with_an_unusable_name_says_what_can_be_used():
+def test_rnnfast_isa_with_an_invalid_name_lists_the_valid_ones():
     result = run_python("import rnnfast", RNNFAST_ISA="no-such-set")
     assert result.returncode != 0
     message = result.stderr.splitlines()[-1]
