@@ -267,11 +267,11 @@ cdef class Order:
         o.begin = <const ptrdiff_t *>take(&self.memory, begin, PyBUF_STRIDES)
         o.steps = length(&self.memory, 0) - 1
         for way in range(2):
-            o.places[way] = <const rnnfast_place *>take(&self.memory, places[way], PyBUF_STRIDES)
+            o.positions[way] = <const rnnfast_position *>take(&self.memory, places[way], PyBUF_STRIDES)
         o.edges = <const ptrdiff_t *>take(&self.memory, edges, PyBUF_STRIDES)
         o.blocks = length(&self.memory, 0) - 1
-        o.gaps = <const rnnfast_gap *>take(&self.memory, gaps, PyBUF_STRIDES)
-        o.gap_count = length(&self.memory, 0)
+        o.masked = <const rnnfast_masked_step *>take(&self.memory, gaps, PyBUF_STRIDES)
+        o.masked_count = length(&self.memory, 0)
 
     def __dealloc__(self):
         give_back(&self.memory)
@@ -315,7 +315,7 @@ def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
             entries = rnnfast_count(&p, &o)
     finally:
         give_back(&memory)
-    return o.steps, o.sequences, entries, o.gap_count
+    return o.steps, o.sequences, entries, o.masked_count
 
 
 def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, gaps, sequences_of, rows, scratch):
@@ -332,10 +332,10 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, re
         memset(&o, 0, sizeof(o))
         o.begin = <const ptrdiff_t *>take(&memory, begin, PyBUF_WRITABLE)
         o.steps = memory.taken[memory.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
-        o.places[0] = <const rnnfast_place *>take(&memory, forward, PyBUF_WRITABLE)
-        o.places[1] = <const rnnfast_place *>take(&memory, reverse, PyBUF_WRITABLE)
+        o.positions[0] = <const rnnfast_position *>take(&memory, forward, PyBUF_WRITABLE)
+        o.positions[1] = <const rnnfast_position *>take(&memory, reverse, PyBUF_WRITABLE)
         o.edges = <const ptrdiff_t *>take(&memory, edges, PyBUF_WRITABLE)
-        o.gaps = <const rnnfast_gap *>take(&memory, gaps, PyBUF_WRITABLE)
+        o.masked = <const rnnfast_masked_step *>take(&memory, gaps, PyBUF_WRITABLE)
         of_sequences, of_rows = <ptrdiff_t *>take(&memory, sequences_of, PyBUF_WRITABLE), <ptrdiff_t *>take(&memory, rows, PyBUF_WRITABLE)
         scratches = <ptrdiff_t *>take(&memory, scratch, PyBUF_WRITABLE)
         with nogil:
@@ -440,13 +440,20 @@ def pack(Engine engine, parameters, packed, packed_back):
         give_back(&memory)
 
 
+cdef tuple record(value, Py_ssize_t members):
+    """A named tuple of functional.py as a plain one, whose members are read without an iterator."""
+    if not isinstance(value, tuple) or len(<tuple>value) != members:
+        raise TypeError(f"expected a record of {members} members from rnnfast.functional, got {type(value).__name__}")
+    return <tuple>value
+
+
 def forward(Engine engine, packed, inputs, outputs, workspace, tape=None):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = inputs
-    y, h_n, c_n = outputs
+    x, h0, c0, masks, order = record(inputs, 5)
+    y, h_n, c_n = record(outputs, 3)
     describe(&p, engine, &watch)
     p.order = order_of(order)
     memory.count = 0
@@ -473,9 +480,9 @@ def backward(Engine engine, packed_back, inputs, y, tape, output_gradients, inpu
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = inputs
-    dy, dh_n, dc_n = output_gradients
-    dx, dh0, dc0, dparameters, dh = input_gradients
+    x, h0, c0, masks, order = record(inputs, 5)
+    dy, dh_n, dc_n = record(output_gradients, 3)
+    dx, dh0, dc0, dparameters, dh = record(input_gradients, 5)
     cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
     describe(&p, engine, &watch)
     p.order = order_of(order)
