@@ -353,7 +353,7 @@ def test_the_layouts_are_those_of_the_header(tmp_path):
         pytest.skip("there is no compiler of C and C++: the layouts are not compared")
     if not (CSRC / "xla_ffi.c").is_file():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources to compile")
-    kernels = [CSRC / f"{name}.c" for name in ("rnnfast", "order", "pool", "f32_scalar", "f64_scalar")]
+    kernels = [CSRC / f"{name}.c" for name in ("dispatch", "order", "threads", "f32_scalar", "f64_scalar")]
     options = ["-O1", "-std=c11", "-ffp-contract=off", "-DRNNFAST_SCALAR_ONLY", "-Wall", "-Wextra", "-Werror"]
     checked = [c, "-c", *options, "-Drnnfast_get_table=checking_table", f"-I{CSRC}", CSRC / "xla_ffi.c"]
     subprocess.run(checked, cwd=tmp_path, check=True)
