@@ -16,7 +16,7 @@ import rnnfast
 
 def check(layer: rnnfast.RNN | rnnfast.LSTM | rnnfast.GRU) -> None:
     x = np.random.default_rng(0).standard_normal((7, 3, 5))
-    y, state, tape = layer.forward(x)
+    y, _, tape = layer.forward(x)
     np.testing.assert_array_equal(y, layer(x)[0])
     gradients = layer.backward(tape, y)
     weight, at, eps = layer.parameters["weight_hh_l0"], (2, 1), 1e-6
