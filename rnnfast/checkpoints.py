@@ -166,7 +166,8 @@ def _run(
     y = room.array("y", (*x.shape[:2], part.engine.directions * part.engine.output_size))
     last = room.like("last", start)
     workspace = room.bytes("forward", window.sizes.forward_workspace)
-    functional.forward(part.engine, packed[part.packed], x, *start, y, *last, tape, masks, workspace, window.order)
+    inputs = functional.Inputs(x, *start, masks, window.order)
+    functional.forward(part.engine, packed[part.packed], inputs, functional.Outputs(y, *last), workspace, tape)
     return y, last
 
 
@@ -257,19 +258,12 @@ def backward(
                 functional.backward(
                     part.engine,
                     packed_back[part.packed_back],
-                    own_x,
-                    *start,
+                    functional.Inputs(own_x, *start, own_masks, window.order),
                     own_y,
                     tape,
-                    own_masks,
-                    own_dy,
-                    *dstates,
-                    own_dx,
-                    *dstart,
-                    gradients,
+                    functional.OutputGradients(own_dy, *dstates),
+                    functional.InputGradients(own_dx, *dstart, gradients, own_dh),
                     room.bytes("backward", window.sizes.backward_workspace),
-                    window.order,
-                    own_dh,
                 )
                 (window.add if part is not parts[0] else window.put)(dsource, own_dx)
                 _keep(states, part, window, dstart)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, T
 import numpy as np
 
 from . import arguments, checkpoints, files, functional, initializers, options, ragged
-from .memory import LARGE, Results, Spare
+from .buffers import LARGE, BufferPool, ResultPool
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -78,16 +78,16 @@ class Tape:
         layers'.
     """
 
-    __slots__ = ("_kept", "_lent", "_owner")
+    __slots__ = ("_kept", "_leases", "_owner")
 
-    def __init__(self, owner: Layer, *kept: Any, lent: tuple[tuple[Spare, Any], ...] = ()) -> None:
+    def __init__(self, owner: Layer, *kept: Any, leases: tuple[tuple[BufferPool, Any], ...] = ()) -> None:
         self._owner = owner
         self._kept = kept
-        self._lent = lent  # buffers, each with where it goes back to
+        self._leases = leases  # buffers, each with where it goes back to
 
     def __del__(self) -> None:
-        for spare, buffer in getattr(self, "_lent", ()):
-            spare.give(buffer)
+        for pool, buffer in getattr(self, "_leases", ()):
+            pool.release(buffer)
 
     @property
     def cells(self) -> Any:
@@ -416,7 +416,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     clip: float | None = None
     peepholes = coupled = False
     _init: Init = "torch"
-    _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_rooms", "_results", "_repeat")
+    _transient = ("_engine", "_plans", "_packs", "_tapes", "_workspaces", "_rooms", "_results", "_prepared")
 
     def __init__(
         self,
@@ -490,12 +490,12 @@ class Recurrent(ArrayLayer, Generic[State]):
             ),
         )
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._packs = Spare(4)
-        self._tapes = Spare(4)
-        self._workspaces = Spare(4)
-        self._rooms = Spare(2)
-        self._results = Results(4 + min(5 * self.num_layers * self._engine.directions, 100))
-        self._repeat: functional.Repeat | None = None
+        self._packs = BufferPool(4)
+        self._tapes = BufferPool(4)
+        self._workspaces = BufferPool(4)
+        self._rooms = BufferPool(2)
+        self._results = ResultPool(4 + min(5 * self.num_layers * self._engine.directions, 100))
+        self._prepared: functional.PreparedCall | None = None
 
     def __call__(
         self,
@@ -550,9 +550,9 @@ class Recurrent(ArrayLayer, Generic[State]):
             When the results do not fit into memory.
         """
         if lengths is None and mask is None and reset is None and zero_masked is False:
-            repeat = self._repeat
-            if repeat is not None and repeat.frozen is self._packed:
-                results = repeat.run(x, state)
+            prepared, frozen = self._prepared, self._packed
+            if prepared is not None and frozen is not None and prepared.packed is frozen[0]:
+                results = prepared.run(x, state)
                 if results is not None:
                     return cast("tuple[Array, State]", results)
         return self._infer(*self._inputs(x, state, lengths, mask, reset, zero_masked))
@@ -750,8 +750,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         return {name: self._results.zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
 
     def _pack(self, backward: bool = True) -> tuple[Any, ...]:
-        packed = self._packs.take(self._engine.packed_size)
-        packed_back = self._packs.take(self._engine.packed_back_size) if backward else None
+        packed = self._packs.acquire(self._engine.packed_size)
+        packed_back = self._packs.acquire(self._engine.packed_back_size) if backward else None
         functional.pack(self._engine, list(self._parameters.values()), packed, packed_back)
         return packed, packed_back
 
@@ -782,9 +782,16 @@ class Recurrent(ArrayLayer, Generic[State]):
             before = before[0], uneven.spread(before[1]), uneven.spread(before[2])
             states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
         if checkpoint is None:
-            workspace = self._workspaces.take(sizes.forward_workspace)
-            functional.forward(self._engine, packed, *before, after[0], *states, tape, masks, workspace, order)
-            self._workspaces.give(workspace)
+            workspace = self._workspaces.acquire(sizes.forward_workspace)
+            functional.forward(
+                self._engine,
+                packed,
+                functional.Inputs(*before, masks, order),
+                functional.Outputs(after[0], *states),
+                workspace,
+                tape,
+            )
+            self._workspaces.release(workspace)
         else:
             given = *before, after[0], *states, masks, order, checkpoint
             with self._room() as room:
@@ -804,7 +811,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         except IndexError:
             room = checkpoints.Room(self.dtype)
         yield room
-        self._rooms.give(room)
+        self._rooms.release(room)
 
     def _infer(
         self, x: Array, h0: Array | None, c0: Array | None, plan: _Plan, uneven: ragged.Ragged | None
@@ -813,20 +820,20 @@ class Recurrent(ArrayLayer, Generic[State]):
         packed = frozen[0] if frozen else self._pack(backward=False)[0]
         y, state, _ = self._run(x, h0, c0, plan, uneven, packed)
         if not frozen:
-            self._packs.give(packed)
+            self._packs.release(packed)
         elif plan.N and not uneven:
             c = plan.c if self._engine.has_cell else None
             time_first = plan.time_major or len(plan.y) == 2
             shapes = x.shape, plan.y, plan.h, c
             # The next call is mostly on the same shape.
             empty = self._results.empty if plan.large else np.empty
-            self._repeat = functional.Repeat(
-                self._engine, frozen, *shapes, plan.T, plan.N, time_first, self._workspaces, empty
+            self._prepared = functional.PreparedCall(
+                self._engine, packed, shapes, time_first=time_first, pool=self._workspaces, empty=empty
             )
         return y, state
 
     def unfreeze(self) -> None:
-        self._repeat = None  # it holds the packed weights
+        self._prepared = None  # it holds the packed weights
         super().unfreeze()
 
     def _train(
@@ -844,22 +851,22 @@ class Recurrent(ArrayLayer, Generic[State]):
         frozen = self._packed
         packed, packed_back = frozen or self._pack()
         sizes = uneven.sizes if uneven else plan.sizes
-        tape = self._tapes.take(sizes.tape) if sizes and checkpoint is None else None
+        tape = self._tapes.acquire(sizes.tape) if sizes and checkpoint is None else None
         masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
         y, state, saved = self._run(x, h0, c0, plan, uneven, packed, tape, masks, checkpoint)
         y.flags.writeable = False
         if y.base is not None:
             y.base.flags.writeable = False
         y = y[...]  # a view of an array that cannot be written to cannot be made writable
-        lent: tuple[Any, ...] = () if tape is None else ((self._tapes, tape),)
+        leases: tuple[Any, ...] = () if tape is None else ((self._tapes, tape),)
         if not frozen:
-            lent += ((self._packs, packed_back),)
+            leases += ((self._packs, packed_back),)
             if saved is None:
-                self._packs.give(packed)
+                self._packs.release(packed)
             else:
-                lent += ((self._packs, packed),)
+                leases += ((self._packs, packed),)
         kept = x, h0, c0, plan, uneven, y, tape, masks, packed_back, (packed, saved)
-        return y, state, Tape(self, *kept, lent=lent)
+        return y, state, Tape(self, *kept, leases=leases)
 
     def _masks(self, plan: _Plan) -> Any:
         """Factors for the outputs of all layers but the last: 0 where dropped, else what keeps the mean."""
@@ -892,10 +899,18 @@ class Recurrent(ArrayLayer, Generic[State]):
             before = uneven.fold_outputs(before[0]), *map(uneven.spread_last, before[1:])
             states = tuple(None if a is None else uneven.states(a.shape[2], self.dtype) for a in states)
         if saved is None:
-            workspace = self._workspaces.take(sizes.backward_workspace)
-            rest = *before, after[0], *states, list(parameters.values()), workspace, order, dh
-            functional.backward(self._engine, packed_back, *starts, outputs, kept, masks, *rest)
-            self._workspaces.give(workspace)
+            workspace = self._workspaces.acquire(sizes.backward_workspace)
+            functional.backward(
+                self._engine,
+                packed_back,
+                functional.Inputs(*starts, masks, order),
+                outputs,
+                kept,
+                functional.OutputGradients(*before),
+                functional.InputGradients(after[0], *states, list(parameters.values()), dh),
+                workspace,
+            )
+            self._workspaces.release(workspace)
         else:
             rest = *before, after[0], *states, list(parameters.values()), dh
             with self._room() as room:

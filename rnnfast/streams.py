@@ -105,8 +105,16 @@ class Stream:
             return np.zeros(shape, layer.dtype), np.zeros(shape, layer.dtype)
 
         h, c = pair(engine.output_size), pair(layer.hidden_size) if engine.has_cell else None
-        workspace = functional.empty(engine.sizes(1, N).forward_workspace)
-        self._step = functional.Step(engine, self._packed, h, c, N, workspace, np.empty)
+        shapes = (1, N, layer.input_size), (1, N, engine.output_size), h[0].shape, None if c is None else c[0].shape
+        self._step = functional.PreparedCall(
+            engine,
+            self._packed,
+            shapes,
+            time_first=True,
+            pool=layer._workspaces,
+            empty=np.empty,
+            states=(h, c),
+        )
 
     def __repr__(self) -> str:
         return f"{self._layer._call()}.stream({self.batch_size})"
@@ -135,7 +143,7 @@ class Stream:
         RuntimeError
             When the stream is at work in another thread.
         """
-        y = self._step.run(x_t, out)
+        y = self._step.step(x_t, out)
         return self._step_anyhow(x_t, out) if y is None else y
 
     def _step_anyhow(self, x_t: Any, out: Any) -> Array:
@@ -147,7 +155,7 @@ class Stream:
         if self.batch_size == 1 and x_t.ndim == 1:
             x, shape = x[0], shape[1:]
         place = _place_for(out, shape, layer.dtype, x)
-        y = self._step.run(x, None)
+        y = self._step.step(x, None)
         assert y is not None
         if out is None:
             return y
@@ -402,11 +410,13 @@ class StreamPool:
         before = [own.take(slots, axis=1) for own in self._states]
         after = [np.empty_like(own) for own in before]
         pairs = [(*states, None)[:2] for states in (before, after)]
-        workspace = layer._workspaces.take(engine.sizes(1, count).forward_workspace)
-        functional.forward(
-            engine, self._packed, x[np.newaxis], *pairs[0], result[np.newaxis], *pairs[1], None, None, workspace
+        workspace = layer._workspaces.acquire(engine.sizes(1, count).forward_workspace)
+        inputs, outputs = (
+            functional.Inputs(x[np.newaxis], *pairs[0]),
+            functional.Outputs(result[np.newaxis], *pairs[1]),
         )
-        layer._workspaces.give(workspace)
+        functional.forward(engine, self._packed, inputs, outputs, workspace)
+        layer._workspaces.release(workspace)
         for own, new in zip(self._states, after, strict=True):
             own[:, slots] = new
         if result is not y:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast import arguments, functional, layers, memory
+from rnnfast import arguments, buffers, functional, layers
 
 try:
     from thinc.api import LSTM, Model, NumpyOps, registry
@@ -82,7 +82,7 @@ def _engine(dtype: np.dtype[Any], nI: int, nO: int, depth: int, dirs: int) -> fu
     return functional.Engine("lstm", dtype, nI, nO, num_layers=depth, bidirectional=dirs == 2)
 
 
-_memory = memory.Results(16)  # for the calls to come: some of a few layers, forward and backward
+_memory = buffers.ResultPool(16)  # for the calls to come: some of a few layers, forward and backward
 
 
 class _Call:
@@ -116,8 +116,8 @@ class _Call:
         last = np.empty_like(self.h0), np.empty_like(self.c0)
         workspace = _memory.bytes(sizes.forward_workspace)
         functional.pack(engine, list(self.parameters.values()), packed, self.packed_back)
-        start = self.x, self.h0, self.c0
-        functional.forward(engine, packed, *start, self.y, *last, self.tape, None, workspace, self.order)
+        inputs = functional.Inputs(self.x, self.h0, self.c0, order=self.order)
+        functional.forward(engine, packed, inputs, functional.Outputs(self.y, *last), workspace, self.tape)
         return self.y[:, 0]
 
     def backward(self, dY: Any) -> tuple[Array, Array]:
@@ -127,9 +127,16 @@ class _Call:
         dstart = np.empty_like(self.h0), np.empty_like(self.c0)
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
         workspace = _memory.bytes(self.sizes.backward_workspace)
-        before = self.x, self.h0, self.c0, self.y, self.tape, None, dy[:, np.newaxis], None, None
-        after = dx, *dstart, list(gradients.values()), workspace, self.order
-        functional.backward(engine, self.packed_back, *before, *after)
+        functional.backward(
+            engine,
+            self.packed_back,
+            functional.Inputs(self.x, self.h0, self.c0, order=self.order),
+            self.y,
+            self.tape,
+            functional.OutputGradients(dy[:, np.newaxis]),
+            functional.InputGradients(dx, *dstart, list(gradients.values())),
+            workspace,
+        )
         return dx[:, 0], _to_flat(engine, gradients)
 
 

@@ -45,7 +45,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rnnfast import functional, memory
+from rnnfast import buffers, functional
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,25 +94,30 @@ class _Layer:
     def __init__(self, engine: functional.Engine) -> None:
         self.engine = engine
         self.shapes = functional.parameter_shapes(engine)
-        self.workspaces, self.tapes = memory.Spare(4), memory.Results(4)
-        self.results = memory.Results(4 + min(len(self.shapes), 100))
+        self.workspaces, self.tapes = buffers.BufferPool(4), buffers.ResultPool(4)
+        self.results = buffers.ResultPool(4 + min(len(self.shapes), 100))
         self._forms: list[Any] = [None, None]
         self._seen: list[Any] = [None, None]
         self._samples: list[memoryview] = []
         self._lock = threading.Lock()
-        self._repeats: dict[Any, functional.Repeat] = {}
+        self._repeats: dict[Any, functional.PreparedCall] = {}
 
-    def repeat(self, parameters: list[Tensor], shape: tuple[int, ...], batch_first: bool) -> functional.Repeat:
+    def repeat(self, parameters: list[Tensor], shape: tuple[int, ...], batch_first: bool) -> functional.PreparedCall:
         """For calls without a tape, that are mostly on the same few shapes."""
         packed, found = self.form(parameters), self._repeats.get((shape, batch_first))
         if found is None:
-            N, T = shape[:2] if batch_first else shape[1::-1]
-            y, h, c = _shapes(self.engine, shape, N)
+            y, h, c = _shapes(self.engine, shape, shape[0 if batch_first else 1])
             shapes = tuple(shape), y, h, c if self.engine.has_cell else None
-            given = T, N, not batch_first, self.workspaces, self.results.empty
             if len(self._repeats) >= 64:  # lengths may vary without end
                 self._repeats.clear()
-            found = functional.Repeat(self.engine, (packed,), *shapes, *given)
+            found = functional.PreparedCall(
+                self.engine,
+                packed,
+                shapes,
+                time_first=not batch_first,
+                pool=self.workspaces,
+                empty=self.results.empty,
+            )
             self._repeats[shape, batch_first] = found
         return found
 
@@ -133,7 +138,7 @@ class _Layer:
         self._samples = [sample for array in arrays for sample in _samples(array)]
         seen = self._look(parameters)
         if self._forms[back] is None:
-            self._forms[back] = memory.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
+            self._forms[back] = buffers.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
         functional.pack(self.engine, arrays, *((None, self._forms[1]) if back else (self._forms[0], None)))
         self._seen[back] = seen
 
@@ -193,10 +198,10 @@ def _order(batch_sizes: Tensor | None) -> functional.Order | None:
 
 def _at_line(tape: Tensor) -> Tensor:
     """A tape that begins at a cache line, as forward's do; copies that hooks bring back may not."""
-    if tape.data_ptr() % memory.LINE == 0:
+    if tape.data_ptr() % buffers.LINE == 0:
         return tape
-    room = torch.empty(len(tape) + memory.LINE, dtype=torch.uint8)
-    start = -room.data_ptr() % memory.LINE
+    room = torch.empty(len(tape) + buffers.LINE, dtype=torch.uint8)
+    start = -room.data_ptr() % buffers.LINE
     return room[start : start + len(tape)].copy_(tape)
 
 
@@ -267,22 +272,16 @@ def _run(
     shapes = _shapes(engine, x.shape, N if order is None else order.sequences)
     y, h_n, c_n = results = [layer.results.empty(shape, engine.dtype) for shape in shapes]
     tape = layer.tapes.bytes(sizes.tape) if keep else None
-    workspace = layer.workspaces.take(sizes.forward_workspace)
+    workspace = layer.workspaces.acquire(sizes.forward_workspace)
     functional.forward(
         engine,
         layer.form(parameters),
-        sequence,
-        _flat(h0),
-        _flat(c0),
-        _time_first(y, batch_sizes, batch_first),
-        h_n,
-        c_n if engine.has_cell else None,
-        tape,
-        _flat(masks),
+        functional.Inputs(sequence, _flat(h0), _flat(c0), _flat(masks), order),
+        functional.Outputs(_time_first(y, batch_sizes, batch_first), h_n, c_n if engine.has_cell else None),
         workspace,
-        order,
+        tape,
     )
-    layer.workspaces.give(workspace)
+    layer.workspaces.release(workspace)
     if keep:
         results.append(tape)
     return tuple(map(torch.from_numpy, results))
@@ -313,27 +312,22 @@ def _differentiate(
     shapes = x.shape, *_shapes(engine, x.shape, N if order is None else order.sequences)[1:]
     dx, dh0, dc0 = (layer.results.empty(shape, engine.dtype) for shape in shapes)
     dparameters = [layer.results.zeros(shape, engine.dtype) for shape in layer.shapes.values()]
-    workspace = layer.workspaces.take(sizes.backward_workspace)
+    workspace = layer.workspaces.acquire(sizes.backward_workspace)
     functional.backward(
         engine,
         layer.form(parameters, back=True),
-        sequence,
-        _flat(h0),
-        _flat(c0),
+        functional.Inputs(sequence, _flat(h0), _flat(c0), _flat(masks), order),
         _time_first(_rows(y), batch_sizes, batch_first),
         _array(_at_line(tape)),
-        _flat(masks),
-        _time_first(_rows(dy), batch_sizes, batch_first),
-        _flat(dh_n),
-        _flat(dc_n) if engine.has_cell else None,
-        _time_first(dx, batch_sizes, batch_first),
-        dh0,
-        dc0 if engine.has_cell else None,
-        dparameters,
+        functional.OutputGradients(
+            _time_first(_rows(dy), batch_sizes, batch_first), _flat(dh_n), _flat(dc_n) if engine.has_cell else None
+        ),
+        functional.InputGradients(
+            _time_first(dx, batch_sizes, batch_first), dh0, dc0 if engine.has_cell else None, dparameters
+        ),
         workspace,
-        order,
     )
-    layer.workspaces.give(workspace)
+    layer.workspaces.release(workspace)
     return *map(torch.from_numpy, (dx, dh0, dc0)), list(map(torch.from_numpy, dparameters))
 
 
