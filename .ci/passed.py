@@ -1,6 +1,6 @@
-"""A plugin for pytest: a test that has passed in an earlier run of the same .ci/run is not run again.
+"""Pytest plugin of .ci/run: do not repeat a test that passed in an earlier step of the same run.
 
-.ci/run puts it into its virtual environments. Tests drawn by hypothesis always run, as the full matrix draws more cases.
+.ci/run installs it into its virtual environments. Hypothesis tests always run, because the full matrix draws more cases.
 """
 
 from pathlib import Path
