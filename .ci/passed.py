@@ -1,6 +1,6 @@
 """Pytest plugin of .ci/run: do not repeat a test that passed in an earlier step of the same run.
 
-.ci/run installs it into its virtual environments. Hypothesis tests always run, because the full matrix draws more cases.
+.ci/run installs it into its virtual environments. Hypothesis tests always run: --full draws more cases.
 """
 
 from pathlib import Path
