@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -103,11 +103,12 @@ class _Optimizer:
         self._steps += 1
         for name, parameter in self._parameters.items():
             operands = [parameter, gradients[name], *(self._moments[f"{kind}.{name}"] for kind in self._kinds)]
+            access: Any = [["readwrite"], ["readonly"]] + [["readwrite"]] * len(self._kinds)
             scratch = np.empty(CHUNK, parameter.dtype)
             with np.nditer(
                 operands,
                 ["external_loop", "buffered", "zerosize_ok"],
-                [["readwrite"], ["readonly"]] + [["readwrite"]] * (len(operands) - 2),
+                access,
                 op_dtypes=[parameter.dtype] * len(operands),
                 casting="same_kind",
                 buffersize=CHUNK,
