@@ -18,9 +18,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from guards import pair
-from oracles import DIRECTIONS, GATES, VARIANTS
-from test_engine import EDGES, TOLERANCE, solved
+from support.cells import DIRECTIONS, GATES, VARIANTS
+from support.guards import pair
+from support.problems import EDGES, TOLERANCE, solved
 
 from rnnfast import functional
 
