@@ -213,8 +213,8 @@ def _require_one_chunk(x: DaskArray, batch: int) -> None:
     if several:
         wanted = ", ".join(f"{axis}: " + ("'auto'" if axis == batch else "-1") for axis in range(x.ndim))
         raise ValueError(
-            f"x has {len(x.chunks[several[0]])} chunks along axis {several[0]}, but only the batch axis, {batch}, can have "
-            f"several: use x.rechunk({{{wanted}}})"
+            f"x has {len(x.chunks[several[0]])} chunks along axis {several[0]}, but only the batch axis, {batch}, may "
+            f"have several: use x.rechunk({{{wanted}}})"
         )
     unknown = [axis for axis, size in enumerate(x.shape) if axis != batch and np.isnan(size)]
     if unknown:

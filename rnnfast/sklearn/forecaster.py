@@ -128,7 +128,7 @@ class SequenceForecaster(Network):
         if self.window is not None:
             arguments.size("window", self.window)
         for lag in self._lags():
-            arguments.size("each lag of differences", lag)
+            arguments.size("each lag in differences", lag)
 
     def _lags(self) -> tuple[int, ...]:
         lags = self.differences
@@ -178,7 +178,7 @@ class SequenceForecaster(Network):
         width = self.n_features_in_ if hasattr(self, "layer_") else checked[0].shape[1]
         for number, x in enumerate(checked):
             if x.shape[1] != width:
-                raise ValueError(f"series {number} has {x.shape[1]} variables, but {width} were expected")
+                raise ValueError(f"series {number} has {x.shape[1]} variables, expected {width}")
         return checked, form
 
     def _require_trainable(self, series: list[Array], held_out: list[int]) -> None:
