@@ -140,9 +140,6 @@ class SequenceForecaster(Network):
     def _pooling(self) -> str:
         return "steps" if self._option("window") is None else "last"
 
-    def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
-        return training.mean_squared_error(output, targets, weights)
-
     def _evaluate(self, examples: Examples) -> float:
         squares = np.square(self._outputs(examples.sequences) - examples.targets, dtype=np.float64)
         return -float(np.average(squares, weights=examples.weights))

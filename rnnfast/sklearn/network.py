@@ -72,6 +72,8 @@ class Network(SequenceInput):
 
     def _check_options(self) -> None:
         arguments.choice("cell", self.cell, tuple(CELLS))
+        if hasattr(self, "pooling"):
+            arguments.choice("pooling", self.pooling, ("last", "mean"))
         for name in ("hidden_size", "num_layers", "max_epochs", "batch_size", "n_iter_no_change"):
             arguments.size(name, getattr(self, name))
         for name in ("bidirectional", "early_stopping", "standardize"):
@@ -117,7 +119,8 @@ class Network(SequenceInput):
         return str(self._option("pooling"))
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
-        raise NotImplementedError
+        """Return the loss and its gradient; the mean squared error unless a subclass has another."""
+        return training.mean_squared_error(output, targets, weights)
 
     def _evaluate(self, examples: Examples) -> float:
         """Return the score on the held-out set; higher is better."""

@@ -354,10 +354,6 @@ class SequenceClassifier(ClassifierMixin, Labels):  # type: ignore[misc]
     ) -> None:
         self._set_options(locals())
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        arguments.choice("pooling", self.pooling, ("last", "mean"))
-
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
@@ -450,10 +446,6 @@ class SequenceRegressor(RegressorMixin, Supervised):  # type: ignore[misc]
     ) -> None:
         self._set_options(locals())
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        arguments.choice("pooling", self.pooling, ("last", "mean"))
-
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
         refuse_dates("y", y)
         targets: Array = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
@@ -476,9 +468,6 @@ class SequenceRegressor(RegressorMixin, Supervised):  # type: ignore[misc]
         targets = standardize("y", examples.targets, scale, self.layer_.dtype)
         weights = np.broadcast_to(examples.weights[:, np.newaxis], targets.shape)
         return examples._replace(targets=targets, weights=weights)
-
-    def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
-        return training.mean_squared_error(output, targets, weights)
 
     def _evaluate(self, examples: Examples) -> float:
         scale = self.target_mean_, self.target_scale_

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import arguments
 
-Array = NDArray[Any]
-Arrays = Mapping[str, Array]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Arrays = Mapping[str, Array]
 
 # Elements that an optimizer step or a norm processes at a time: a chunk and its scratch fit in the L2 cache.
 CHUNK = 32768

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import arguments
-from .arrays import Array, Arrays, float_arrays, require_match, require_writeable
+from .arrays import float_arrays, require_match, require_writeable
+
+if TYPE_CHECKING:
+    from .arrays import Array, Arrays
 
 
 class DataParallel:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import arguments
-from .arrays import Array, real, require_shape, sum_of_squares
+from .arrays import real, require_shape, sum_of_squares
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+    from .arrays import Array
 
 
 def softmax_cross_entropy(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arguments
-from .arrays import CHUNK, Array, Arrays, float_arrays, require_match, require_writeable, sum_of_squares
+from .arrays import CHUNK, float_arrays, require_match, require_writeable, sum_of_squares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .arrays import Array, Arrays
 
 
 def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
