@@ -17,6 +17,7 @@ and M. Shimbo, Multidimensional curve classification using passing-through regio
 
 import argparse
 import itertools
+import sys
 import time
 
 import numpy as np
@@ -146,9 +147,7 @@ def draw(curves, example, confusion, lines, path):
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 1.1, 1])
     frames = np.arange(1, curves.shape[1] + 1)
     left.plot(frames, curves.mean(axis=0), color="C0", label=f"GRU on a stream, mean of {len(curves)} seeds")
-    left.fill_between(
-        frames, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, label="range over the seeds"
-    )
+    left.fill_between(frames, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, label="range of the seeds")
     for (name, value), style in zip(lines.items(), ("--", ":"), strict=True):
         left.axhline(value, color="black", linewidth=1, linestyle=style, label=f"whole utterance: {name}")
     left.set(xlabel="frames (one every 6.4 ms)", ylabel="test accuracy", title="Accuracy by frames")

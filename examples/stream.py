@@ -76,9 +76,7 @@ def measure(step, frames, steps, units):
 
 def print_latencies(times, idle):
     median, p99, p999 = np.percentile(times, [50, 99, 99.9]) / 1000
-    print(
-        f"\nLatency of {len(times):,} steps in µs, one thread, called from Python (reading the clock: {idle / 1000:.2f}):"
-    )
+    print(f"\nLatency of {len(times):,} steps in µs, called from Python (reading the clock takes {idle / 1000:.2f}):")
     print(f"  median {median:.2f}   p99 {p99:.2f}   p99.9 {p999:.2f}   max {times.max() / 1000:.1f}")
     print(f"  p99.9 is {p999 / median:.2f} times the median.")
     print(f"  {in_real_time(1e9 / times.mean(), 'steps')} (LSTM only, {FRAMES_PER_SECOND} frames per second).\n")
@@ -141,9 +139,7 @@ def serve(layer, frames, clients, rng):
                 pool.leave(client)
                 alone, _ = layer(frames.take(range(begin, begin + count), axis=0, mode="wrap"))
                 left, equal = left + 1, equal and same_bits(y[at], alone[-1])
-    print(
-        f"\nA pool with {served / TICKS:.0f} clients on average, which join and leave at random, stepped as one batch:"
-    )
+    print(f"\nA pool of {served / TICKS:.0f} clients on average, which join and leave at random, as one batch:")
     print(f"  {in_real_time(served / seconds, 'frames')}.")
     print(f"  {left:,} clients left; {'each' if equal else 'NOT ALL'} had the same bits as a separate stream.")
     return equal
