@@ -6,11 +6,22 @@ from numpy.typing import NDArray
 
 ABI: int  # RNNFAST_ABI of csrc/rnnfast.h
 COMPILER: str
-CELLS: tuple[str, ...]
+CELLS: dict[str, CellInfo]  # in the order of rnnfast_cell
 FUNCTIONS: tuple[str, ...]
 SUM_ROWS: int
 api: object  # a capsule, for csrc/rnnfast_python.h
 xla: dict[str, object]  # capsules: handlers "forward" and "backward" for XLA, see csrc/xla_ffi.h
+
+class CellInfo(NamedTuple):
+    name: str
+    id: int  # rnnfast_cell
+    gates: str  # a letter each, in torch's order
+    has_c: bool
+    projects: bool
+    generic: int | None  # id of the cell that options select
+    extra: str  # name of the per-unit extras, "" for none
+    extra_rows: int
+    extra_trained: bool
 
 class Sizes(NamedTuple):
     tape: int
@@ -32,6 +43,8 @@ class Engine:
     has_cell: bool
     directions: int
     gates: int
+    info: CellInfo
+    extra: str
     options: Any
     packed_size: int
     packed_back_size: int

@@ -43,14 +43,12 @@ cdef extern from "xla_ffi.h":
     ctypedef struct rnnfast_xla_call:
         int abi
         char isa[16]
-        int item, gates, kinds, time_first, has_h0, has_c0
+        int item, kinds, time_first, has_h0, has_c0
         rnnfast_stack stack
     xla_error *rnnfast_xla_forward(const xla_frame *, int threads) noexcept nogil
     xla_error *rnnfast_xla_backward(const xla_frame *, int threads) noexcept nogil
 
 
-CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before")    # the order of rnnfast_cell, in which these follow:
-ANY_CELLS = ("rnn", "lstm", "gru", "gru_reset_before")
 FUNCTIONS = ("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu", "softsign",
              "softplus")                # the order of rnnfast_function
 SUM_ROWS = RNNFAST_SUM_ROWS             # the rows whose gradients of weights make one sum
@@ -139,6 +137,24 @@ cdef const rnnfast_table *table_of(size_t item, isa=None) except NULL:
     if table == NULL:
         raise ValueError(f"isa is {name.decode()!r}; what runs here is {', '.join(isas())}")
     return table
+
+
+# ---- the cells, as the registry in C declares them ----
+
+CellInfo = namedtuple("CellInfo", "name id gates has_c projects generic extra extra_rows extra_trained")
+
+
+def _cell_info(int cell):
+    """CellInfo of a cell of rnnfast_cell: `generic` is the id of the cell that takes options, or None; `extra` is "" for none."""
+    cdef const rnnfast_cell_info *info = table_of(4).cell_info(<rnnfast_cell>cell)
+    generic = None if info.generic == RNNFAST_CELLS else <int>info.generic
+    extra = "" if info.extra == NULL else (<bytes>info.extra).decode()
+    return CellInfo((<bytes>info.name).decode(), cell, (<bytes>info.gates).decode(), bool(info.has_c), bool(info.supports_projection),
+                    generic, extra, info.extra_rows, bool(info.extra_is_trained))
+
+
+# Those that a caller names, in the order of rnnfast_cell. An options record selects the generic cell of one.
+CELLS = {info.name: info for info in map(_cell_info, range(RNNFAST_CELLS)) if info.generic != info.id}
 
 
 # ---- Ctrl-C: asked for by the kernels every few milliseconds, looked for some 30 times a second ----
@@ -338,6 +354,8 @@ cdef class Engine:
     cdef readonly Py_ssize_t input_size, hidden_size, proj_size, num_layers, output_size
     cdef readonly bint bidirectional, reverse, bias, has_cell
     cdef readonly int directions, gates
+    cdef readonly object info           # CellInfo of the cell that runs, which is generic where there are options
+    cdef readonly str extra             # name of the per-unit extras (info.extra_rows, hidden_size); "": none
     cdef readonly size_t packed_size, packed_back_size
     cdef readonly object options        # of the cell, as given; None: it has none
     cdef tuple kinds                    # of parameters that there are, by their place among RNNFAST_KINDS
@@ -348,8 +366,8 @@ cdef class Engine:
         self.table = table_of(dtype.itemsize, isa)
         self.isa = (<bytes>self.table.isa).decode()
         self.cell, self.dtype, self.bias, self.reverse, self.bidirectional = cell, dtype, bias, reverse, bidirectional
-        self.has_cell = cell == "lstm"
-        self.gates = {"lstm": 4, "gru": 3, "gru_reset_before": 3}.get(cell, 1)
+        self.info = CELLS[cell] if options is None else _cell_info(CELLS[cell].generic)
+        self.has_cell, self.gates = self.info.has_c, len(self.info.gates)
         self.directions = 2 if bidirectional else 1
         try:
             self.input_size, self.hidden_size, self.proj_size, self.num_layers = input_size, hidden_size, proj_size, num_layers
@@ -357,18 +375,18 @@ cdef class Engine:
             raise ValueError(self._too_large()) from None
         self.output_size = self.proj_size or self.hidden_size
         memset(&self.stack, 0, sizeof(self.stack))
-        self.stack.cell, self.stack.directions, self.stack.reverse = CELLS.index(cell), self.directions, reverse
+        self.stack.cell, self.stack.directions, self.stack.reverse = self.info.id, self.directions, reverse
         self.stack.layers, self.stack.I, self.stack.H, self.stack.P = num_layers, input_size, hidden_size, self.output_size
         self.options = options
         if options is not None:
-            self.stack.cell = len(CELLS) + ANY_CELLS.index("rnn" if cell.startswith("rnn") else cell)
             self.stack.clip, self.stack.peepholes, self.stack.coupled = options.clip or 0, options.peepholes, options.coupled
             for i, (function, alpha, beta) in enumerate(options.activations):
                 self.stack.activations[i // 3][i % 3] = rnnfast_activation(FUNCTIONS.index(function), alpha, beta)
+        self.extra = self.info.extra if self.stack.peepholes or not self.table.cell_info(self.stack.cell).extra_is_optional else ""
         if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
             raise ValueError(self._too_large())
         self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
-        self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size) + (5,) * bool(self.stack.peepholes)
+        self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size) + (5,) * bool(self.extra)
 
     def _too_large(self):
         return ("input_size, hidden_size and num_layers are too large together: the weights would take more bytes than "
@@ -390,7 +408,7 @@ cdef class Engine:
         """The bytes of rnnfast_xla_call, for the handlers of `xla`; csrc/xla_ffi.h describes them."""
         cdef rnnfast_xla_call call
         memset(&call, 0, sizeof(call))
-        call.abi, call.item, call.gates, call.stack = RNNFAST_ABI, self.table.item, self.gates, self.stack
+        call.abi, call.item, call.stack = RNNFAST_ABI, self.table.item, self.stack
         strncpy(call.isa, self.table.isa, sizeof(call.isa) - 1)
         for kind in self.kinds:
             call.kinds |= 1 << <int>kind

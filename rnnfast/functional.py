@@ -69,6 +69,7 @@ from rnnfast._core import (
     CELLS,
     FUNCTIONS,
     SUM_ROWS,
+    CellInfo,
     Engine,
     Order,
     Repeat,
@@ -96,6 +97,7 @@ __all__ = [
     "CELLS",
     "FUNCTIONS",
     "SUM_ROWS",
+    "CellInfo",
     "Engine",
     "Order",
     "Repeat",
@@ -143,8 +145,8 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
                 shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
             if engine.proj_size:
                 shapes["weight_hr" + suffix] = (engine.proj_size, engine.hidden_size)
-            if engine.options is not None and engine.options.peepholes:
-                shapes["peephole" + suffix] = (3, engine.hidden_size)
+            if engine.extra:
+                shapes[engine.extra + suffix] = (engine.info.extra_rows, engine.hidden_size)
         features = engine.directions * engine.output_size
     return shapes
 

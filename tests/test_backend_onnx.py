@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from oracles import members
+from support.compare import members
 
 import rnnfast
 from rnnfast import functional

@@ -79,7 +79,7 @@ def outcome(layer, x, state=None, pack=None):
     return [*results, x.grad, *(one.grad for one in starts), *(one.grad for one in layer.parameters())]
 
 
-def assert_same(actual, expected, tolerance):
+def assert_close(actual, expected, tolerance):
     assert len(actual) == len(expected)
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == theirs.dtype
@@ -134,7 +134,7 @@ def test_results_and_gradients_are_torchs(cell, name, dtype, kind, given):
             x, lengths, batch_first=theirs.batch_first, enforce_sorted=kind == "packed_sorted"
         )
     )
-    assert_same(outcome(ours, x, state, pack), outcome(theirs, x, state, pack), TOLERANCE[dtype])
+    assert_close(outcome(ours, x, state, pack), outcome(theirs, x, state, pack), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -194,11 +194,11 @@ def test_any_strides():
     x = torch.randn(4, 7, 3, dtype=torch.float64).permute(1, 2, 0)[::2]
     h, c = initial(theirs, 1)
     state = h.expand(1, 3, 8), c.expand(1, 3, 8)
-    assert_same(outcome(ours, x, state), outcome(theirs, x, state), 1e-11)
+    assert_close(outcome(ours, x, state), outcome(theirs, x, state), 1e-11)
     for layer in (theirs, ours):
         layer.weight_hh_l0.data = layer.weight_hh_l0.data.t().contiguous().t()
     assert not ours.weight_hh_l0.is_contiguous()
-    assert_same(outcome(ours, x, state), outcome(theirs, x, state), 1e-11)
+    assert_close(outcome(ours, x, state), outcome(theirs, x, state), 1e-11)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -323,7 +323,7 @@ def test_reparametrized_weights():
     for layer in layers:
         layer(torch.ones(5, 3, 4))[0].sum().backward()
         results.append([one.grad for one in layer.parameters()])
-    assert_same(results[1], results[0], 1e-4)
+    assert_close(results[1], results[0], 1e-4)
 
 
 def test_functional_call():
@@ -414,7 +414,7 @@ def test_gradients_of_the_state_alone():
         layer(x, (h, c.requires_grad_()))[1][1].sum().backward()
         results.append([c.grad])
         assert layer.weight_ih_l0.grad is None
-    assert_same(results[1], results[0], 1e-4)
+    assert_close(results[1], results[0], 1e-4)
 
 
 def test_gradients_of_gradients_are_refused():
@@ -448,7 +448,7 @@ def test_checkpointing_and_hooks_on_what_is_saved():
         return room[start : start + len(tensor)].copy_(tensor)
 
     with torch.autograd.graph.saved_tensors_hooks(moved, lambda tensor: tensor):
-        assert_same(outcome(ours, x), expected, 0)
+        assert_close(outcome(ours, x), expected, 0)
 
     def again(x, state):
         from torch.utils.checkpoint import checkpoint
@@ -456,7 +456,7 @@ def test_checkpointing_and_hooks_on_what_is_saved():
         return checkpoint(ours, x, state, use_reentrant=False)
 
     again.mode, again.zero_grad, again.parameters = ours.mode, ours.zero_grad, ours.parameters
-    assert_same(outcome(again, x), expected, 0)
+    assert_close(outcome(again, x), expected, 0)
 
 
 def test_transforms_go_to_torchs_own():
@@ -645,7 +645,7 @@ def test_compiled(allow_rnn, dynamic):
                 run(given).backward()
                 with torch.no_grad():
                     results.append([run(x), given.grad, *(one.grad for one in model.parameters())])
-            assert_same(results[1], results[0], 1e-5)
+            assert_close(results[1], results[0], 1e-5)
 
 
 def _train(rank, port, x, queue):
