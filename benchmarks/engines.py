@@ -4,12 +4,12 @@ An engine is a function of a problem, whether to train, and the number of thread
 once (weights in the engine's own form, its own kind of arrays) and returns two functions: call(), which is what is
 timed, and read(), which takes what call() returned and gives it as NumPy arrays under torch's conventions: y and state,
 and in training the gradients of x, of the state and of the parameters. Training is forward and backward, for all of
-these gradients. A problem is what oracles.problem makes, or one of a linear layer, whose state is ().
+these gradients. A problem is what support.problems.problem makes, or one of a linear layer, whose state is ().
 """
 
 import numpy as np
 import pytest
-from oracles import members
+from support.compare import members
 
 import rnnfast
 from rnnfast import reference

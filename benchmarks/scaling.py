@@ -34,7 +34,7 @@ def prepare(engine, cell, T, N, I, H, training, threads):
     import numpy as np
     import pytest
     from engines import ENGINES
-    from oracles import problem
+    from support.problems import problem
 
     try:
         return ENGINES[engine](problem(cell, T, N, I, H, dtype=np.float32), training, threads)[0]

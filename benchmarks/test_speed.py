@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from engines import ENGINES, with_reference
-from oracles import assert_close, members, named, problem
+from support.compare import assert_close, members, named
+from support.problems import problem
 
 from rnnfast import functional
 
@@ -65,7 +66,7 @@ RUNS = [
 
 
 def by_name(y, state, *gradients):
-    """What an engine's read() gives, as oracles.assert_close takes it."""
+    """What an engine's read() gives, as assert_close takes it."""
     if gradients:
         return named(y, state, *gradients)
     return {"y": y, **{f"state {i}": member for i, member in enumerate(members(state))}}

@@ -46,7 +46,8 @@ typedef struct {
 } stage;
 
 typedef struct {
-    int gates, width;
+    rnnfast_cell_info info;
+    int gates, width; /* from info, in shape_of() */
     signed char ih[4], hh[4];
     int keeps_gates, has_c, has_aux;
     int stages;

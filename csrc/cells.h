@@ -194,43 +194,69 @@ static void gru_before_mix_backward(const point *p, range units)
 /* The parts of a cell side by side, which clang-format would put one below the other. */
 /* clang-format off */
 static const cell cells[RNNFAST_CELLS] = {
-    [RNNFAST_RNN_TANH] = {.gates = 1, .width = 1, .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
-                          .stage = {{.count = 1, .forward = rnn_tanh_forward, .backward = rnn_tanh_backward}}},
-    [RNNFAST_RNN_RELU] = {.gates = 1, .width = 1, .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
-                          .stage = {{.count = 1, .forward = rnn_relu_forward, .backward = rnn_relu_backward}}},
-    [RNNFAST_LSTM] = {.gates = 4, .width = 4, .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .keeps_gates = 1, .has_c = 1, .stages = 1,
-                      .stage = {{.count = 4, .forward = lstm_forward, .backward = lstm_backward}}},
-    [RNNFAST_GRU] = {.gates = 3, .width = 4, .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .keeps_gates = 1, .stages = 1,
-                     .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = gru_forward, .backward = gru_backward}}},
-    [RNNFAST_GRU_RESET_BEFORE] = {.gates = 3, .width = 3, .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .keeps_gates = 1, .has_aux = 1,
-                                  .stages = 2,
-                                  .stage = {{.count = 2, .keeps_dh = 1, .forward = gru_before_reset_forward,
-                                             .backward = gru_before_reset_backward},
-                                            {.from_aux = 1, .first = 2, .count = 1, .forward = gru_before_mix_forward,
-                                             .backward = gru_before_mix_backward}}},
-    [RNNFAST_RNN_ANY] = {.gates = 1, .width = 1, .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .keeps_gates = 1, .stages = 1,
-                         .stage = {{.count = 1, .forward = any_rnn_forward, .backward = any_rnn_backward}}},
-    [RNNFAST_LSTM_ANY] = {.gates = 4, .width = 4, .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .keeps_gates = 1, .has_c = 1, .stages = 1,
-                          .stage = {{.count = 4, .forward = any_lstm_forward, .backward = any_lstm_backward}}},
-    [RNNFAST_GRU_ANY] = {.gates = 3, .width = 4, .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .keeps_gates = 1, .stages = 1,
-                         .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = any_gru_forward, .backward = any_gru_backward}}},
-    [RNNFAST_GRU_RESET_BEFORE_ANY] = {.gates = 3, .width = 3, .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .keeps_gates = 1, .has_aux = 1,
-                                      .stages = 2,
-                                      .stage = {{.count = 2, .keeps_dh = 1, .forward = any_gru_before_reset_forward,
-                                                 .backward = any_gru_before_reset_backward},
-                                                {.from_aux = 1, .first = 2, .count = 1, .forward = any_gru_before_mix_forward,
-                                                 .backward = any_gru_before_mix_backward}}},
+    [RNNFAST_RNN_TANH] = {
+        .info = {.name = "rnn_tanh", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN},
+        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .stage = {{.count = 1, .forward = rnn_tanh_forward, .backward = rnn_tanh_backward}}},
+    [RNNFAST_RNN_RELU] = {
+        .info = {.name = "rnn_relu", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN},
+        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .stage = {{.count = 1, .forward = rnn_relu_forward, .backward = rnn_relu_backward}}},
+    [RNNFAST_LSTM] = {
+        .info = {.name = "lstm", .gates = "ifgo", .columns = 4, .keeps_gates = 1, .has_c = 1, .supports_projection = 1,
+                 .generic = RNNFAST_GENERIC_LSTM},
+        .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .stages = 1,
+        .stage = {{.count = 4, .forward = lstm_forward, .backward = lstm_backward}, {.from_aux = 1}}},
+    [RNNFAST_GRU] = {
+        .info = {.name = "gru", .gates = "rzn", .columns = 4, .keeps_gates = 1, .generic = RNNFAST_GENERIC_GRU},
+        .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .stages = 1,
+        .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = gru_forward, .backward = gru_backward}}},
+    [RNNFAST_GRU_RESET_BEFORE] = {
+        .info = {.name = "gru_reset_before", .gates = "rzn", .columns = 3, .keeps_gates = 1, .keeps_aux = 1,
+                 .generic = RNNFAST_GENERIC_GRU_RESET_BEFORE},
+        .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .stages = 2,
+        .stage = {{.count = 2, .keeps_dh = 1, .forward = gru_before_reset_forward, .backward = gru_before_reset_backward},
+                  {.from_aux = 1, .first = 2, .count = 1, .forward = gru_before_mix_forward, .backward = gru_before_mix_backward}}},
+    [RNNFAST_GENERIC_RNN] = {
+        .info = {.name = "generic_rnn", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_GENERIC_RNN},
+        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .stage = {{.count = 1, .forward = any_rnn_forward, .backward = any_rnn_backward}}},
+    [RNNFAST_GENERIC_LSTM] = {
+        .info = {.name = "generic_lstm", .gates = "ifgo", .columns = 4, .keeps_gates = 1, .has_c = 1, .supports_projection = 1,
+                 .generic = RNNFAST_GENERIC_LSTM, .extra = "peephole", .extra_rows = 3, .extra_is_optional = 1, .extra_is_trained = 1},
+        .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .stages = 1,
+        .stage = {{.count = 4, .forward = any_lstm_forward, .backward = any_lstm_backward}, {.from_aux = 1}}},
+    [RNNFAST_GENERIC_GRU] = {
+        .info = {.name = "generic_gru", .gates = "rzn", .columns = 4, .keeps_gates = 1, .generic = RNNFAST_GENERIC_GRU},
+        .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .stages = 1,
+        .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = any_gru_forward, .backward = any_gru_backward}}},
+    [RNNFAST_GENERIC_GRU_RESET_BEFORE] = {
+        .info = {.name = "generic_gru_reset_before", .gates = "rzn", .columns = 3, .keeps_gates = 1, .keeps_aux = 1,
+                 .generic = RNNFAST_GENERIC_GRU_RESET_BEFORE},
+        .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .stages = 2,
+        .stage = {{.count = 2, .keeps_dh = 1, .forward = any_gru_before_reset_forward, .backward = any_gru_before_reset_backward},
+                  {.from_aux = 1, .first = 2, .count = 1, .forward = any_gru_before_mix_forward,
+                   .backward = any_gru_before_mix_backward}}},
 };
 /* clang-format on */
+
+static const rnnfast_cell_info *cell_info(rnnfast_cell which)
+{
+    return (unsigned)which < RNNFAST_CELLS ? &cells[which].info : NULL;
+}
 
 /* The cell of a stack; with a projection its output goes to aux, and a last stage makes h of that. */
 static cell cell_of(const rnnfast_stack *s)
 {
-    static const stage projection = {.from_aux = 1};
     cell c = cells[s->cell];
+    c.gates = (int)strlen(c.info.gates);
+    c.width = c.info.columns;
+    c.keeps_gates = c.info.keeps_gates;
+    c.has_c = c.info.has_c;
+    c.has_aux = c.info.keeps_aux;
     if (s->P != s->H) {
         c.has_aux = 1;
-        c.stage[c.stages++] = projection;
+        c.stages++;
     }
     return c;
 }

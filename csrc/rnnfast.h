@@ -75,7 +75,7 @@ extern "C" {
 /* The version of this interface: what was compiled against one works with no other. It is raised when a struct, a function or a
  * meaning is changed, and left where entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
  * ends of their enums: then what was compiled before still works. rnnfast_api tells whether the library has what a header has. */
-#define RNNFAST_ABI 1
+#define RNNFAST_ABI 2
 
 enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
 
@@ -85,12 +85,28 @@ typedef enum {
     RNNFAST_LSTM,
     RNNFAST_GRU,              /* reset after the product: n = tanh(W x + b + r * (R h + b')) */
     RNNFAST_GRU_RESET_BEFORE, /* n = tanh(W x + b + R (r * h) + b') */
-    RNNFAST_RNN_ANY,          /* these heed what the stack says of activations, clip, peepholes and coupling */
-    RNNFAST_LSTM_ANY,
-    RNNFAST_GRU_ANY,
-    RNNFAST_GRU_RESET_BEFORE_ANY,
+    RNNFAST_GENERIC_RNN,      /* generic cells read activations, clip, peepholes and coupled from the stack */
+    RNNFAST_GENERIC_LSTM,
+    RNNFAST_GENERIC_GRU,
+    RNNFAST_GENERIC_GRU_RESET_BEFORE,
     RNNFAST_CELLS
 } rnnfast_cell;
+
+/* The facts about a cell, for callers that handle every cell alike. */
+typedef struct {
+    const char *name;        /* "lstm" */
+    const char *gates;       /* a letter for each gate, in torch's order: "ifgo" */
+    int columns;             /* of H elements in the gates buffer: one per gate, one more for a GRU that resets after the product */
+    int keeps_gates;         /* the tape holds the gates buffer of every step */
+    int has_c;               /* the state is h and c */
+    int keeps_aux;           /* the tape holds a second product's input of every step */
+    int supports_projection; /* P may be less than H */
+    rnnfast_cell generic;    /* the cell that computes the same equations with other activations; RNNFAST_CELLS if there is none */
+    const char *extra;       /* name of parameter 5, "peephole"; NULL: the cell has none */
+    int extra_rows;          /* parameter 5 is [extra_rows, H] */
+    int extra_is_optional;   /* parameter 5 is there only if the stack has peepholes */
+    int extra_is_trained;    /* backward adds to the gradient of parameter 5 */
+} rnnfast_cell_info;
 
 /* Of x, with alpha and beta. */
 typedef enum {
@@ -119,7 +135,7 @@ typedef struct {
     int reverse; /* with one direction: run it from the last step to the first */
     ptrdiff_t layers, I, H;
     ptrdiff_t P; /* equal to H where there is no projection */
-    /* of cells named ANY alone */
+    /* generic cells only */
     rnnfast_activation activations[2][3]; /* of each direction: of the gates, of the candidate, of c on its way to h */
     double clip;                          /* the inputs of all activations are kept from -clip to clip; 0: as they are */
     int peepholes;                        /* of an LSTM: i and f see c before, o sees c */
@@ -232,6 +248,7 @@ typedef struct { /* one for each number type and instruction set */
     void (*linear_backward)(const rnnfast_linear *);
     void (*sigmoid)(const void *a, void *out, size_t count);
     void (*tanh)(const void *a, void *out, size_t count);
+    const rnnfast_cell_info *(*cell_info)(rnnfast_cell); /* NULL if there is no such cell */
 } rnnfast_table;
 
 /* Which steps of a batch there are: step t of row n is if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n begins.

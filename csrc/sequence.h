@@ -96,7 +96,7 @@ typedef struct {
 static shape shape_of(const rnnfast_stack *s)
 {
     shape z = {.cell = cell_of(s), .L = s->layers, .D = s->directions, .I = s->I, .H = s->H, .P = s->P};
-    z.peepholes = s->cell == RNNFAST_LSTM_ANY && s->peepholes;
+    z.peepholes = cells[s->cell].info.extra_is_optional && s->peepholes;
     z.gates_row = whole(times(z.cell.width, s->H), LANES);
     if (z.gates_row % CROWDED == 0) z.gates_row = plus(z.gates_row, ALIGN); /* columns of dgates are read: in half the time */
     z.H_row = whole(s->H, LANES);
@@ -1358,6 +1358,7 @@ const rnnfast_table TABLE = {
     .linear_backward = linear_backward,
     .sigmoid = sigmoid_of_array,
     .tanh = tanh_of_array,
+    .cell_info = cell_info,
 };
 
 #endif

@@ -128,9 +128,9 @@ static ptrdiff_t size_of_parameter(const run *r, int kind, ptrdiff_t layer)
 {
     const rnnfast_stack *s = &r->p.stack;
     ptrdiff_t features = layer ? s->directions * s->P : s->I;
-    const ptrdiff_t sizes[RNNFAST_KINDS] = {
-        r->call.gates * s->H * features, r->call.gates * s->H * s->P, r->call.gates * s->H, r->call.gates * s->H, s->P * s->H, 3 * s->H,
-    };
+    const rnnfast_cell_info *cell = r->table->cell_info(s->cell);
+    const ptrdiff_t rows = (ptrdiff_t)strlen(cell->gates) * s->H;
+    const ptrdiff_t sizes[RNNFAST_KINDS] = {rows * features, rows * s->P, rows, rows, s->P * s->H, cell->extra_rows * s->H};
     return sizes[kind];
 }
 
@@ -192,7 +192,7 @@ static void begin(run *r, const xla_frame *frame, int threads)
 
     states = s->layers * s->directions, features = s->I, outputs = s->directions * s->P;
     r->h = states * p->N * s->P;
-    r->c = s->cell == RNNFAST_LSTM || s->cell == RNNFAST_LSTM_ANY ? states * p->N * s->H : 0;
+    r->c = r->table->cell_info(s->cell)->has_c ? states * p->N * s->H : 0;
     r->x = p->T * p->N * features;
     r->y = p->T * p->N * outputs;
     p->x_step = p->dx_step = (r->call.time_first ? p->N : 1) * features;

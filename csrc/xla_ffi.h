@@ -102,7 +102,7 @@ typedef struct {
 typedef struct {
     int abi; /* RNNFAST_ABI */
     char isa[16];
-    int item, gates;
+    int item;
     int kinds; /* of parameters that there are: a bit for each of RNNFAST_KINDS */
     int time_first, has_h0, has_c0;
     rnnfast_stack stack;

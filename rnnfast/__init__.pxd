@@ -17,11 +17,19 @@ cdef extern from "rnnfast.h":
         RNNFAST_LSTM
         RNNFAST_GRU
         RNNFAST_GRU_RESET_BEFORE
-        RNNFAST_RNN_ANY
-        RNNFAST_LSTM_ANY
-        RNNFAST_GRU_ANY
-        RNNFAST_GRU_RESET_BEFORE_ANY
+        RNNFAST_GENERIC_RNN
+        RNNFAST_GENERIC_LSTM
+        RNNFAST_GENERIC_GRU
+        RNNFAST_GENERIC_GRU_RESET_BEFORE
         RNNFAST_CELLS
+
+    ctypedef struct rnnfast_cell_info:
+        const char *name
+        const char *gates
+        int columns, keeps_gates, has_c, keeps_aux, supports_projection
+        rnnfast_cell generic
+        const char *extra
+        int extra_rows, extra_is_optional, extra_is_trained
 
     ctypedef enum rnnfast_function:
         RNNFAST_SIGMOID
@@ -138,6 +146,7 @@ cdef extern from "rnnfast.h":
         void (*linear_backward)(const rnnfast_linear *) noexcept nogil
         void (*sigmoid)(const void *a, void *out, size_t count) noexcept nogil
         void (*tanh)(const void *a, void *out, size_t count) noexcept nogil
+        const rnnfast_cell_info *(*cell_info)(rnnfast_cell) noexcept nogil
 
     ctypedef struct rnnfast_pattern:
         ptrdiff_t T, N

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import arguments, reference
-from .layers import Bidirectional, Recurrent
+from .layers import Bidirectional, Recurrent, execution, saving
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -182,7 +182,7 @@ def gradient_flow(
     if not isinstance(layer, (Recurrent, Bidirectional)):
         raise TypeError(f"layer must be an RNN, LSTM, GRU or Bidirectional, got {type(layer).__name__}")
     jacobians = arguments.flag("jacobians", jacobians)
-    call = layer._call()
+    call = saving.describe(layer)
     layer = _at_rest(layer)
     y, last, tape = layer.forward(x, state)
     if not np.isfinite(arguments.array("x", x)).all():
@@ -205,9 +205,9 @@ def _at_rest(layer: Any) -> Any:
     if isinstance(layer, Bidirectional):
         sides = _at_rest(layer.forward_layer), _at_rest(layer.backward_layer)
         return Bidirectional(*sides, merge=layer.merge)
-    if layer._engine.options is not None:
+    if layer.engine.options is not None:
         raise ValueError(
-            f"layer must be without activations, clip, peepholes and coupled, got {layer._call()}: "
+            f"layer must be without activations, clip, peepholes and coupled, got {saving.describe(layer)}: "
             "backward(tape, dy, per_step=True) gives the gradients of such layers too"
         )
     if layer.dropout:
@@ -220,21 +220,21 @@ def _last_h(layer: Any, state: Any) -> Any:
     """The gradient, by the last state, of the sum of the last layer's h."""
     if isinstance(layer, Bidirectional):
         return _last_h(layer.forward_layer, state[0]), _last_h(layer.backward_layer, state[1])
-    h = state[0] if layer._engine.has_cell else state
+    h = state[0] if layer.engine.info.has_c else state
     dh = np.zeros_like(h)
-    dh[-layer._engine.directions :] = 1
-    return (dh, None) if layer._engine.has_cell else dh
+    dh[-layer.engine.directions :] = 1
+    return (dh, None) if layer.engine.info.has_c else dh
 
 
 def _measure(
     flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
 ) -> None:
     """Add what there is to say of one layer, or of one of the two of a Bidirectional, which walks x as given."""
-    x, h0, c0, plan, _ = layer._inputs(x, state, None, None, None, False)
+    (x, h0, c0, *_), plan, _ = layer.execution.read(x, state)
     if not plan.N:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
-    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in layer._view(plan, x, h0, c0))
-    cell, directions = layer._cell, layer._engine.directions
+    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in execution.engine_view(plan, x, h0, c0))
+    cell, directions = layer.engine.cell, layer.engine.directions
     parameters = {name: array.astype(np.float64) for name, array in layer.parameters.items()}
     stack = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "reverse": reverse}
     _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if cell == "lstm" else h0, **stack)

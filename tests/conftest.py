@@ -4,9 +4,13 @@ from importlib import metadata
 
 import numpy as np
 import pytest
-from oracles import VARIANTS
 
-from rnnfast import functional
+pytest.register_assert_rewrite("support")
+
+from support.cells import VARIANTS  # noqa: E402
+from support.command_line import SMALL, TEXT, main  # noqa: E402
+
+from rnnfast import functional  # noqa: E402
 
 
 def pytest_report_header():
@@ -34,7 +38,7 @@ def dtype(request):
 
 @pytest.fixture(params=VARIANTS)
 def variant(request):
-    """A cell, or one with an option that changes its equations: a key of oracles.VARIANTS."""
+    """A cell, or one with an option that changes its equations: a key of support.cells.VARIANTS."""
     return request.param
 
 
@@ -44,3 +48,47 @@ def threads():
     before = functional.get_num_threads()
     yield functional.set_num_threads
     functional.set_num_threads(before)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(1)
+
+
+# --- the command line
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def trained(book, tmp_path, capsys):
+    """A model of the book, and what was said while it was trained."""
+    path = tmp_path / "book.npz"
+    assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 0
+    return path, capsys.readouterr()
+
+
+@pytest.fixture
+def estimators():
+    return pytest.importorskip("rnnfast.sklearn", reason="rnnfast.sklearn cannot be imported", exc_type=ImportError)
+
+
+@pytest.fixture
+def quarters():
+    rng = np.random.default_rng(0)
+    steps = np.arange(80)
+    return steps + 10 * np.sin(np.pi * steps / 2 + 0.3) + rng.normal(0, 0.5, 80)
+
+
+@pytest.fixture
+def sheet(tmp_path, quarters):
+    """A CSV file with a byte-order mark, blank lines at its end, and a column that is no number."""
+    path = tmp_path / "sales.csv"
+    rows = [f"{2004 + i // 4}-{3 * (i % 4) + 1:02},shop {i},{value!r}" for i, value in enumerate(quarters.tolist())]
+    path.write_text("\ufeffmonth, shop ,sold\n" + "\n".join(rows) + "\n\n\n", encoding="utf-8")
+    return path

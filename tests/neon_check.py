@@ -18,9 +18,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from guards import pair
-from oracles import DIRECTIONS, GATES, VARIANTS
-from test_engine import EDGES, TOLERANCE, solved
+from support.cells import DIRECTIONS, GATES, VARIANTS
+from support.guards import pair
+from support.problems import EDGES, TOLERANCE, solved
 
 from rnnfast import functional
 
@@ -93,7 +93,7 @@ def write_golden(path):
             arrays += [results.get(name) for name in ("y", "state 0", "state 1", "dx", "dstate 0", "dstate 1")]
             arrays += [results.get(f"d{name}") for name in parameters]
             write("S96", name)
-            write(np.int64, functional.CELLS.index(p.cell), directions, p.options["reverse"], layers)
+            write(np.int64, functional.CELLS[p.cell].id, directions, p.options["reverse"], layers)
             write(np.int64, p.input_size, p.hidden_size, p.proj_size or p.hidden_size, *p.x.shape[:2])
             write(np.float64, times * TOLERANCE[FLOAT32], times * TOLERANCE[FLOAT64])
             for values in arrays:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import CHECKOUT
 
 import rnnfast
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 EXAMPLES = CHECKOUT / "examples" / "c"
 INCLUDE = Path(rnnfast.get_include())
 HEADER = INCLUDE / "rnnfast.h"

@@ -1,19 +1,15 @@
 """The example that trains a character language model."""
 
 import collections
-import importlib.util
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import load_example
 
 from rnnfast.training import softmax_cross_entropy
 
-SOURCE = Path(__file__).parents[1] / "examples" / "char_lm.py"
-SPEC = importlib.util.spec_from_file_location("char_lm", SOURCE)
-char_lm = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(char_lm)
+char_lm = load_example("char_lm")
 
 TEXT = "".join(f"{number} times {number} is {number * number}.\n" for number in range(60))
 SMALL = ["--hidden", "8", "--embedding", "4", "--batch", "3", "--window", "10", "--epochs", "2", "--sample", "20"]

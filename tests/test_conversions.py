@@ -45,7 +45,7 @@ def through_keras(layer):
     return keras.layer_from_keras(keras.layer_to_keras(layer))
 
 
-def assert_same(layer, other):
+def assert_same_parameters(layer, other):
     assert layer.parameters.keys() == other.parameters.keys()
     for name, value in layer.parameters.items():
         assert other.parameters[name].tobytes() == value.tobytes(), name
@@ -56,11 +56,11 @@ def assert_same(layer, other):
 def test_two_biases_come_back(way, bidirectional):
     layer = rnnfast.LSTM(3, 4, 2, bidirectional=bidirectional, rng=0)
     for through in way:
-        assert_same(layer, through(layer))
+        assert_same_parameters(layer, through(layer))
     on = layer
     for through in way:
         on = through(on)
-    assert_same(layer, on)
+    assert_same_parameters(layer, on)
 
 
 @pytest.mark.parametrize("kind", [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN])

@@ -36,7 +36,7 @@ def form(results):
     return tuple(map(form, results)) if isinstance(results, tuple) else "array"
 
 
-def assert_same(lazy, expected, scheduler="threads"):
+def assert_computes(lazy, expected, scheduler="threads"):
     """The same structure, shapes and bits; lazy until now."""
     assert form(lazy) == form(expected)
     assert all(isinstance(leaf, da.Array) for leaf in leaves(lazy))
@@ -60,7 +60,7 @@ def test_results_are_the_bits_of_one_call(kind, uneven, batch_first, dtype):
     lengths = rng.integers(0, T + 1, N)
     given = {None: None, "numpy": lengths, "dask": da.from_array(lengths, chunks=10), "list": lengths.tolist()}[uneven]
     lazy = predict(layer, x, given)
-    assert_same(lazy, layer(values, lengths=lengths if uneven else None))
+    assert_computes(lazy, layer(values, lengths=lengths if uneven else None))
     y = leaves(lazy)[0]
     assert y.chunks[batch] == (6, 6, 6, 5)
     part = (slice(3, 15), 2) if batch_first else (2, slice(3, 15))
@@ -79,7 +79,7 @@ def classify(ids):
 def test_any_callable_and_scheduler(scheduler):
     ids = np.random.default_rng(0).integers(0, 50, (N, 7))
     classes, odds = lazy = predict(classify, da.from_array(ids, chunks=(6, 7)), batch_axis=0)
-    assert_same(lazy, classify(ids), scheduler)
+    assert_computes(lazy, classify(ids), scheduler)
     assert classes.chunks == ((6, 6, 6, 5),)
     assert odds.chunks == ((3,), (1,), (6, 6, 6, 5))
 
@@ -87,7 +87,7 @@ def test_any_callable_and_scheduler(scheduler):
 def test_an_array_for_an_array():
     readout = rnnfast.Linear(I, 4, rng=0)
     values = np.random.default_rng(0).normal(size=(N, I)).astype(np.float32)
-    assert_same(predict(readout, da.from_array(values, chunks=(7, I)), batch_axis=0), readout(values))
+    assert_computes(predict(readout, da.from_array(values, chunks=(7, I)), batch_axis=0), readout(values))
 
 
 def test_batches_of_unknown_size():
@@ -160,7 +160,7 @@ def test_other_chunks_are_refused_with_a_call_that_mends_it(batch_first):
     with pytest.raises(ValueError, match="x must be chunked along the batch alone, axis") as caught:
         predict(layer, x)
     mended = eval(re.search(r"give (x\.rechunk\(.*\))", str(caught.value))[1], {"x": x})
-    assert_same(predict(layer, mended), layer(np.ones((6, 6, I))))
+    assert_computes(predict(layer, mended), layer(np.ones((6, 6, I))))
 
 
 @pytest.mark.parametrize("kind", LAYERS)

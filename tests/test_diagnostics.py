@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from oracles import VARIANTS, central_differences, make_layer
+from support.cells import VARIANTS, make_layer
+from support.compare import central_differences
 
 import rnnfast
 from rnnfast.diagnostics import GradientFlow, gradient_flow, plot_gradient_flow
@@ -157,7 +158,7 @@ def test_stack_is_measured_layer_by_layer(variant):
     assert list(flow.norms) == ["l0", "l1"]
 
 
-def assert_same(flow, name, other, alone="l0"):
+def assert_same_flow(flow, name, other, alone="l0"):
     np.testing.assert_allclose(flow.norms[name], other.norms[alone], rtol=1e-9)
     np.testing.assert_allclose(flow.singular_values[name], other.singular_values[alone], rtol=1e-9)
     if alone in other.state_singular_values:
@@ -170,7 +171,7 @@ def test_directions_are_measured_each_in_its_order(variant):
     flow = gradient_flow(both, x)
     for reverse, end in enumerate(["_l0", "_l0_reverse"]):
         alone = copy_into(layer_of(variant, reverse=bool(reverse)), both.parameters, end)
-        assert_same(flow, end[1:], gradient_flow(alone, x))
+        assert_same_flow(flow, end[1:], gradient_flow(alone, x))
     assert list(flow.norms) == ["l0", "l0_reverse"]
 
 
@@ -179,8 +180,8 @@ def test_two_layers_of_a_bidirectional(variant, reverse):
     forward, backward = layer_of(variant), rnnfast.GRU(I, 7, reverse=reverse, dtype=np.float64, rng=5)
     x, states = values(T, N, I), (initial(variant), values(1, N, 7, seed=9))
     flow = gradient_flow(rnnfast.Bidirectional(forward, backward), x, states)
-    assert_same(flow, "forward.l0", gradient_flow(forward, x, states[0]))
-    assert_same(flow, "backward.l0", gradient_flow(backward, x if reverse else x[::-1], states[1]))
+    assert_same_flow(flow, "forward.l0", gradient_flow(forward, x, states[0]))
+    assert_same_flow(flow, "backward.l0", gradient_flow(backward, x if reverse else x[::-1], states[1]))
     assert set(flow.state_singular_values) == ({"forward.l0"} if "lstm" in variant else set())
 
 
@@ -210,7 +211,7 @@ def test_layouts_give_the_same(variant):
     plain.freeze()
     for flow in (gradient_flow(first, x.swapaxes(0, 1)), gradient_flow(plain, x[:, 0]), gradient_flow(first, x[:, 0])):
         for name in expected.norms:
-            assert_same(flow, name, expected, name)
+            assert_same_flow(flow, name, expected, name)
 
 
 def test_float32_is_measured_to_its_rounding(variant):
@@ -225,7 +226,7 @@ def test_long_batches_are_taken_in_parts(monkeypatch):
     layer, x = layer_of("lstm"), values(T, N, I)
     expected = gradient_flow(layer, x)
     monkeypatch.setattr("rnnfast.diagnostics._MOST", 500)
-    assert_same(gradient_flow(layer, x), "l0", expected)
+    assert_same_flow(gradient_flow(layer, x), "l0", expected)
 
 
 @pytest.mark.parametrize("kind", ["layer", "pair"])

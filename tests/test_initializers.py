@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from oracles import GATES, LAYERS, parameter_shapes
+from support.cells import GATES, LAYERS, make_layer, parameter_shapes
+from support.compare import assert_same_bits
 
 import rnnfast
 
@@ -267,3 +268,37 @@ def test_bidirectional_makes_its_second_layer_alike():
 def test_what_makes_no_sense(kind, options, init, error, message):
     with pytest.raises(error, match=message):
         kind(3, 5, init=init, rng=0, **options)
+
+
+# --- the values of the default init
+
+
+@pytest.mark.parametrize(
+    ("layer", "bound"),
+    [
+        (rnnfast.LSTM(30, 100, 2, proj_size=40, bidirectional=True, rng=0), 0.1),
+        (rnnfast.GRU(30, 100, rng=0), 0.1),
+        (rnnfast.Linear(400, 50, rng=0), 0.05),
+    ],
+)
+def test_initial_values_are_uniform(layer, bound):
+    for array in layer.parameters.values():
+        assert np.abs(array).max() <= bound
+        assert np.abs(array).max() > 0.85 * bound
+        assert abs(array.mean()) < 0.2 * bound
+        np.testing.assert_allclose(array.std(), bound / np.sqrt(3), rtol=0.2)
+
+
+def test_embedding_is_normal():
+    weight = rnnfast.Embedding(200, 100, rng=0).parameters["weight"]
+    np.testing.assert_allclose([weight.mean(), weight.std(), (weight**4).mean()], [0, 1, 3], atol=0.1)
+
+
+def test_random_generator():
+    seeded, same, other = (make_layer("lstm", 4, 6, rng=seed).state_dict() for seed in (5, np.random.default_rng(5), 6))
+    assert_same_bits(seeded, same)
+    assert not np.array_equal(seeded["weight_ih_l0"], other["weight_ih_l0"])
+    assert not np.array_equal(*(make_layer("lstm", 4, 6, rng=None).parameters["weight_ih_l0"] for _ in range(2)))
+    shared = np.random.default_rng(5)
+    assert_same_bits(make_layer("lstm", 4, 6, rng=shared).state_dict(), seeded)
+    assert shared.bit_generator.state != np.random.default_rng(5).bit_generator.state

@@ -1,11 +1,10 @@
 """How many instructions the entry points take, in comparison with benchmarks/instructions.json."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
+from support.checkout import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 SOURCE = CHECKOUT / "benchmarks" / "instructions.py"
 
 

@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
-from oracles import assert_close, central_differences, members, named
+from support.compare import assert_close, assert_same, central_differences, members, named
 
 import rnnfast
 from rnnfast import functional, options
@@ -204,12 +204,6 @@ def real_steps(uneven):
 
 def rows(values, which):
     return tuple(v[:, which] for v in values) if isinstance(values, tuple) else values[:, which]
-
-
-def assert_same(got, expected):
-    assert got.keys() == expected.keys()
-    for name, want in expected.items():
-        np.testing.assert_array_equal(got[name], want, err_msg=name)
 
 
 # ---- what is computed

@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.checkout import CHECKOUT
 
 import rnnfast
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 NOT_SOURCES = shutil.ignore_patterns(
     ".git", "build", "dist", "*.egg-info", "*.so", "*.pyd", "__pycache__", ".*_cache", ".hypothesis", ".venv", "venv"
 )

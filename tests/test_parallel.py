@@ -1,6 +1,6 @@
 """Training that is spread over processes, against one process on the joined batch; what it refuses, on all processes.
 
-The processes are real ones, started by mpiexec; ``processes.py`` is what they run.
+The processes are real ones, started by mpiexec; ``support/data_parallel.py`` is what they run.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import DTYPES, LOSSES, ROWS, SHARES, train
+from support.data_parallel import DTYPES, LOSSES, ROWS, SHARES, train
 
 from rnnfast import training
 
@@ -43,7 +43,7 @@ def mpiexec(count, *command):
 
 def run(count, folder):
     """The results of each process."""
-    mpiexec(count, HERE / "processes.py", folder)
+    mpiexec(count, HERE / "support" / "data_parallel.py", folder)
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(count)]
 
 

@@ -10,18 +10,9 @@ import warnings
 
 import numpy as np
 import pytest
-from oracles import (
-    DIRECTIONS,
-    GATES,
-    VARIANTS,
-    assert_close,
-    central_differences,
-    gradient_by_differences,
-    members,
-    named,
-    problem,
-    run_reference,
-)
+from support.cells import DIRECTIONS, GATES, VARIANTS
+from support.compare import assert_close, central_differences, gradient_by_differences, members, named
+from support.problems import problem, run_reference
 
 from rnnfast import reference
 

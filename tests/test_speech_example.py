@@ -1,18 +1,14 @@
 """The example that tells speakers by their vowels."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import load_example
 
 pytest.importorskip("sklearn")
 
-SOURCE = Path(__file__).parents[1] / "examples" / "speech.py"
-SPEC = importlib.util.spec_from_file_location("speech", SOURCE)
-speech = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(speech)
+speech = load_example("speech")
 
 
 @pytest.fixture(scope="module")

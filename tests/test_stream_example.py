@@ -1,16 +1,12 @@
 """The example that times the steps of a stream."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import load_example
 
-SOURCE = Path(__file__).parents[1] / "examples" / "stream.py"
-SPEC = importlib.util.spec_from_file_location("stream_example", SOURCE)
-example = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(example)
+example = load_example("stream")
 
 SMALL = ["--steps", "2000", "--hidden", "8", "--clients", "5"]
 

@@ -1,17 +1,12 @@
 """The example that forecasts the CO2 of the air and the sunspots."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from support.checkout import load_example
 
 pytest.importorskip("sklearn")
 
-SOURCE = Path(__file__).parents[1] / "examples" / "time_series.py"
-SPEC = importlib.util.spec_from_file_location("time_series", SOURCE)
-time_series = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(time_series)
+time_series = load_example("time_series")
 
 
 def silent(what):

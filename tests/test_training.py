@@ -9,7 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
-from oracles import central_differences
+from support.compare import assert_same_bits, central_differences, members
 
 import rnnfast
 from rnnfast import training
@@ -35,12 +35,6 @@ def arrays(rng, dtype=np.float64):
 
 def copies(mapping):
     return {name: array.copy() for name, array in mapping.items()}
-
-
-def assert_same(got, expected):
-    assert got.keys() == expected.keys()
-    for name in expected:
-        np.testing.assert_array_equal(got[name], expected[name], err_msg=name, strict=True)
 
 
 # --- losses
@@ -293,8 +287,8 @@ def test_a_restored_run_goes_on_along_the_same_curve(name):
         other.load_state_dict(saved)
     for gradients in steps[4:]:
         other.step(gradients)
-    assert_same(resumed, parameters)
-    assert_same(other.state_dict(), optimizer.state_dict())
+    assert_same_bits(resumed, parameters)
+    assert_same_bits(other.state_dict(), optimizer.state_dict())
 
 
 def test_state_dict_is_a_copy_under_torchs_names():
@@ -307,7 +301,7 @@ def test_state_dict_is_a_copy_under_torchs_names():
     kept = copies(state)
     adam.load_state_dict(state)
     adam.step(copies(parameters))
-    assert_same(state, kept)
+    assert_same_bits(state, kept)
     assert list(training.SGD(parameters, lr=0.1).state_dict()) == ["step"]
     assert list(training.SGD(parameters, lr=0.1, momentum=0.5).state_dict()) == [
         "step",
@@ -323,7 +317,7 @@ def test_the_state_of_a_fresh_optimizer_can_be_loaded():
     fresh = adam.state_dict()
     adam.step(copies(parameters))
     adam.load_state_dict(fresh)
-    assert_same(adam.state_dict(), fresh)
+    assert_same_bits(adam.state_dict(), fresh)
 
 
 def read_only(array):
@@ -360,8 +354,8 @@ def test_a_refused_step_changes_nothing(name, error, words, change):
     before, state = copies(parameters), optimizer.state_dict()
     with pytest.raises(error, match=words):
         optimizer.step(change(gradients))
-    assert_same(parameters, before)
-    assert_same(optimizer.state_dict(), state)
+    assert_same_bits(parameters, before)
+    assert_same_bits(optimizer.state_dict(), state)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -373,8 +367,8 @@ def test_a_frozen_parameter_is_refused_until_it_is_writeable_again(name):
     parameters["scale"].setflags(write=False)
     with pytest.raises(ValueError, match=r"parameters\['scale'\] must be .* read-only .*frozen"):
         optimizer.step(gradients)
-    assert_same(parameters, before)
-    assert_same(optimizer.state_dict(), state)
+    assert_same_bits(parameters, before)
+    assert_same_bits(optimizer.state_dict(), state)
     parameters["scale"].setflags(write=True)
     optimizer.step({name: read_only(gradient) for name, gradient in gradients.items()})
     assert parameters["scale"] != before["scale"]
@@ -403,7 +397,7 @@ def test_a_refused_state_changes_nothing(error, words, change):
         words = words.replace("lacks step", "lacks exp_avg_sq.a, step")
     with pytest.raises(error, match=words):
         adam.load_state_dict(changed)
-    assert_same(adam.state_dict(), state)
+    assert_same_bits(adam.state_dict(), state)
 
 
 @pytest.mark.parametrize(
@@ -461,10 +455,10 @@ def test_clipping_keeps_small_gradients_and_shows_nan():
     gradients = {"a": np.array([0.3, 0.4]), "b": np.array([np.nan, 1.0])}
     kept = copies(gradients)
     assert math.isnan(training.clip_grad_norm(gradients, 0.1))
-    assert_same(gradients, kept)
+    assert_same_bits(gradients, kept)
     del gradients["b"], kept["b"]
     assert training.clip_grad_norm(gradients, 0.6) == pytest.approx(0.5)
-    assert_same(gradients, kept)
+    assert_same_bits(gradients, kept)
     assert training.clip_grad_norm({}, 1.0) == 0
 
 
@@ -509,10 +503,6 @@ def sequence(kind, layout, dtype=np.float32):
     x = rng.normal(size=shape).astype(dtype)
     _, state = layer(rng.normal(size=shape))
     return layer, x, axis, state
-
-
-def members(state):
-    return state if isinstance(state, tuple) else (state,)
 
 
 def assert_same_state(got, expected):
@@ -563,7 +553,7 @@ def test_gradients_of_a_window_are_those_of_its_steps_alone(kind, layout):
         assert got.x.any()
         np.testing.assert_array_equal(got.x, expected.x, strict=True)
         assert_same_state(got.state, expected.state)
-        assert_same(got.parameters, expected.parameters)
+        assert_same_bits(got.parameters, expected.parameters)
         state = after
 
 

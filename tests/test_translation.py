@@ -3,19 +3,16 @@
 import importlib.util
 import itertools
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from oracles import central_differences
+from support.checkout import load_example
+from support.compare import central_differences
 
 from rnnfast.training import softmax_cross_entropy
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SPEC = importlib.util.spec_from_file_location("translation", EXAMPLES / "translation.py")
-translation = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(translation)
+translation = load_example("translation")
 
 SMALL = ["--hidden", "6", "--embedding", "4", "--batch", "10", "--held-out", "12", "--epochs", "1", "--threads", "1"]
 

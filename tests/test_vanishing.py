@@ -1,18 +1,14 @@
 """The example that shows gradients vanish."""
 
-import importlib.util
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import load_example
 
 import rnnfast
 
-SOURCE = Path(__file__).parents[1] / "examples" / "vanishing.py"
-SPEC = importlib.util.spec_from_file_location("vanishing", SOURCE)
-vanishing = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(vanishing)
+vanishing = load_example("vanishing")
 
 SMALL = ["--adding", "4", "6", "--copy", "3", "--steps", "3", "--hidden", "4", "--batch", "2", "--threads", "2"]
 

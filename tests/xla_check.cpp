@@ -150,7 +150,7 @@ struct Call {
         api.struct_size = XLA_FFI_Api_STRUCT_SIZE;
         api.api_version = {XLA_FFI_Api_Version_STRUCT_SIZE, nullptr, major, XLA_FFI_API_MINOR};
         api.XLA_FFI_Error_Create = create_error;
-        description.abi = RNNFAST_ABI, description.item = 4, description.gates = 4, description.kinds = 15, description.time_first = 1;
+        description.abi = RNNFAST_ABI, description.item = 4, description.kinds = 15, description.time_first = 1;
         strcpy(description.isa, "scalar");
         description.stack.cell = RNNFAST_LSTM, description.stack.directions = 1, description.stack.layers = 1;
         description.stack.I = I, description.stack.H = description.stack.P = H;

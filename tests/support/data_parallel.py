@@ -1,6 +1,6 @@
 """What test_parallel.py runs under mpiexec, and its reference: the same training on shares of a batch and on the whole.
 
-mpiexec -n 2 python -m mpi4py tests/processes.py FOLDER    each process writes FOLDER/RANK.npz
+mpiexec -n 2 python -m mpi4py tests/support/data_parallel.py FOLDER    each process writes FOLDER/RANK.npz
 """
 
 import sys

@@ -1,0 +1,16 @@
+"""Where the parts of a checkout lie, and the examples as modules."""
+
+import importlib.util
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CSRC = CHECKOUT / "csrc"
+EXAMPLES = CHECKOUT / "examples"
+
+
+def load_example(name):
+    """The program examples/NAME.py as a module of its own."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,69 @@
+"""Comparisons of named arrays, and gradients by central differences."""
+
+import numpy as np
+
+
+def members(state):
+    """The parts of a state as a list: h, or h and c."""
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def named(y, state, dx, dstate, dparameters):
+    """All results of a forward and backward under one name each."""
+    results = {"y": y, "dx": dx}
+    results.update({f"state {i}": member for i, member in enumerate(members(state))})
+    results.update({f"dstate {i}": member for i, member in enumerate(members(dstate))})
+    results.update({f"d{name}": gradient for name, gradient in dparameters.items()})
+    return results
+
+
+def assert_close(got, expected, tolerance):
+    """All named arrays agree, to `tolerance` times the largest magnitude of the expected one (at least 1)."""
+    assert got.keys() == expected.keys()
+    for name, want in expected.items():
+        assert got[name].shape == want.shape, name
+        largest = max(1.0, np.abs(want).max(initial=0.0))
+        np.testing.assert_allclose(got[name], want, rtol=0, atol=tolerance * largest, err_msg=name)
+
+
+def assert_same(got, expected):
+    """The same values, shapes and dtypes under the same names; NaN is the same as NaN."""
+    assert got.keys() == expected.keys()
+    for name, want in expected.items():
+        np.testing.assert_array_equal(got[name], want, err_msg=name, strict=True)
+
+
+def assert_same_bits(got, expected):
+    """The same bits and shapes under the same names."""
+    assert got.keys() == expected.keys()
+    for name, want in expected.items():
+        assert got[name].shape == want.shape, name
+        assert got[name].tobytes() == want.tobytes(), f"{name} differs by {np.abs(got[name] - want).max()}"
+
+
+def central_differences(loss, array, step=1e-5):
+    """The gradient of loss() by every element of the float64 array, which loss() reads."""
+    gradient = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        value = array[index]
+        array[index] = value + step
+        above = loss()
+        array[index] = value - step
+        below = loss()
+        array[index] = value
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
+
+
+def gradient_by_differences(p, run_forward):
+    """What `named` calls dx, dstate and the parameters' gradients, where run_forward(p) returns y and the state."""
+
+    def loss():
+        y, state = run_forward(p)
+        ends = zip(members(state), members(p.dstate), strict=True)
+        return np.vdot(y, p.dy) + sum(np.vdot(end, d) for end, d in ends)
+
+    results = {"dx": central_differences(loss, p.x)}
+    results.update({f"dstate {i}": central_differences(loss, member) for i, member in enumerate(members(p.state))})
+    results.update({f"d{name}": central_differences(loss, value) for name, value in p.parameters.items()})
+    return results

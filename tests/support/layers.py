@@ -1,0 +1,61 @@
+"""Small layers of every kind, calls of them, and what a refused call must leave as it is."""
+
+import pytest
+
+import rnnfast
+from support.cells import make_layer
+from support.compare import members, named
+
+STACKS = {
+    "plain": {},
+    "deep": {"num_layers": 3},
+    "both": {"bidirectional": True},
+    "deep both without bias": {"num_layers": 2, "bidirectional": True, "bias": False},
+}
+
+T, N, I, H = 5, 3, 4, 6
+
+
+def make(kind, **options):
+    """A layer of one of VARIANTS with I inputs and H outputs."""
+    return make_layer(kind, I, H, **options)
+
+
+def like(state, rng):
+    """Random values in the structure of a state."""
+    values = tuple(rng.standard_normal(member.shape).astype(member.dtype) for member in members(state))
+    return values if isinstance(state, tuple) else values[0]
+
+
+def results(layer, x, state=None, dy=None, dstate=None):
+    """All that a forward and its backward give."""
+    y, end, tape = layer.forward(x, state)
+    return named(y, end, *layer.backward(tape, dy, dstate))
+
+
+def outputs(y, state):
+    """The results of a call by name."""
+    return {"y": y, **{f"state {i}": member for i, member in enumerate(members(state))}}
+
+
+def problem(layer, rng, shape=(T, N, I)):
+    """x, state, dy and dstate for a layer."""
+    x = rng.standard_normal(shape).astype(layer.dtype)
+    y, state = layer(x)
+    return x, like(state, rng), rng.standard_normal(y.shape).astype(layer.dtype), like(state, rng)
+
+
+def snapshot(layer):
+    """What a refused call must leave as it is."""
+    layers = [layer.forward_layer, layer.backward_layer] if isinstance(layer, rnnfast.Bidirectional) else [layer]
+    arrays = {name: array.tobytes() for name, array in layer.parameters.items()}
+    writeable = [array.flags.writeable for array in layer.parameters.values()]
+    return arrays, writeable, [one._rng.bit_generator.state for one in layers]
+
+
+def refused(layer, call, error, match):
+    """The call raises this error, leaves the layer as it is, and the layer goes on working."""
+    before = snapshot(layer)
+    with pytest.raises(error, match=match):
+        call()
+    assert snapshot(layer) == before

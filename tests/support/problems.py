@@ -1,0 +1,129 @@
+"""Random problems for the kernels, with the results that the reference gives."""
+
+from copy import copy
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+
+from rnnfast import reference
+from support.cells import DIRECTIONS, VARIANTS, parameter_shapes
+from support.compare import members, named
+
+# Errors against the reference in float64 are rounding: a few hundred units in the last place of the largest value.
+TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-13}
+
+# These hold, for every number of lanes from 1 to 16 and every tile of 1 to 4 vectors, the numbers beside its edge.
+EDGES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65]
+
+# The results that have a part for every row of the batch.
+PER_ROW = {"y", "dx", "state 0", "state 1", "dstate 0", "dstate 1"}
+
+
+def problem(
+    cell,
+    T,
+    N,
+    I,
+    H,
+    *,
+    proj_size=0,
+    num_layers=1,
+    bidirectional=False,
+    reverse=False,
+    bias=True,
+    dropout=False,
+    dtype=np.float64,
+    seed=0,
+):
+    """A random instance: parameters, x, state, masks; dy and dstate; options as the reference takes them."""
+    rng = np.random.default_rng(seed)
+    directions = 1 + bidirectional
+    width = proj_size or H
+
+    def values(*shape, scale=1.0):
+        return (scale * rng.uniform(-1, 1, shape)).astype(dtype)
+
+    def states():
+        h = values(num_layers * directions, N, width)
+        return (h, values(num_layers * directions, N, H)) if cell == "lstm" else h
+
+    shapes = parameter_shapes(
+        cell, I, H, proj_size=proj_size, num_layers=num_layers, bidirectional=bidirectional, bias=bias
+    )
+    keep = rng.random((num_layers - 1, T, N, directions * width)) < 0.75
+    return SimpleNamespace(
+        cell=cell,
+        dtype=np.dtype(dtype),
+        input_size=I,
+        hidden_size=H,
+        proj_size=proj_size,
+        bias=bias,
+        parameters={name: values(*shape, scale=(shape[-1] ** -0.5)) for name, shape in shapes.items()},
+        x=values(T, N, I),
+        state=states(),
+        dy=values(T, N, directions * width),
+        dstate=states(),
+        options={
+            "num_layers": num_layers,
+            "bidirectional": bidirectional,
+            "reverse": reverse,
+            "masks": (keep / 0.75).astype(dtype) if dropout else None,
+        },
+    )
+
+
+def variant_problem(variant, T, N, I, H, **options):
+    """A problem of one of VARIANTS; a projected LSTM, which needs P < H, is given one unit more than P."""
+    cell, projected = VARIANTS[variant]
+    return problem(cell, T, N, I, H + projected, proj_size=H * projected, **options)
+
+
+def run_reference(p, dtype=None):
+    """All results of the reference by name, computed in the problem's dtype or another."""
+    cast = (lambda a: a) if dtype is None else (lambda a: a.astype(dtype))
+    state, dstate = (tuple(map(cast, members(s))) if isinstance(s, tuple) else cast(s) for s in (p.state, p.dstate))
+    options = dict(p.options)
+    if options["masks"] is not None:
+        options["masks"] = cast(options["masks"])
+    parameters = {name: cast(value) for name, value in p.parameters.items()}
+    y, end, tape = reference.forward(p.cell, parameters, cast(p.x), state, **options)
+    return named(y, end, *reference.backward(tape, cast(p.dy), dstate))
+
+
+@cache
+def solved(variant, T, N, I, H, dtype, direction="forward", **options):
+    """A problem and its results by the reference in float64; the same for every instruction set."""
+    p = variant_problem(variant, T, N, I, H, dtype=dtype, **DIRECTIONS[direction], **options)
+    return p, run_reference(p, np.float64)
+
+
+def rows(p, which):
+    """The problem of some rows of the batch."""
+    q = copy(p)
+    q.x, q.dy = p.x[:, which], p.dy[:, which]
+    q.state, q.dstate = (
+        tuple(member[:, which].copy() for member in s) if isinstance(s, tuple) else s[:, which].copy()
+        for s in (p.state, p.dstate)
+    )
+    if p.options["masks"] is not None:
+        q.options = {**p.options, "masks": p.options["masks"][:, :, which].copy()}
+    return q
+
+
+def of_rows(results, which):
+    """The results that belong to some rows of the batch."""
+    return {name: value[:, which] for name, value in results.items() if name in PER_ROW}
+
+
+# T, N, I, H and layers of problems that threads share in different ways.
+SHAPES_FOR_THREADS = [
+    (20, 64, 32, 48, 2),
+    (6, 13, 200, 100, 2),
+    (8, 1, 64, 700, 1),
+    (2, 9000, 9, 8, 1),
+    (400, 3, 40, 33, 1),
+    # by units, with gates at whole vectors, for few rows and for weights that are far
+    (12, 2, 30, 160, 1),
+    (3, 13, 16, 896, 1),
+]

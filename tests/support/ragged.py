@@ -1,0 +1,213 @@
+"""Random batches of rows that are not all of one length, and runs of layers on them."""
+
+import contextlib
+from copy import copy
+from functools import cache
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from rnnfast import functional, reference
+from support import problems as plain
+from support.cells import DIRECTIONS, VARIANTS, make_layer
+from support.compare import named
+from support.problems import variant_problem
+
+# What each kind of batch is made of.
+KINDS = {
+    "lengths": ("lengths",),
+    "mask": ("mask",),
+    "zero_masked": ("mask", "zero_masked"),
+    "reset": ("reset",),
+    "mask and reset": ("mask", "reset"),
+    "zero_masked and reset": ("mask", "zero_masked", "reset"),
+    "lengths and reset": ("lengths", "reset"),
+}
+UNEVEN = ("lengths", "mask", "reset", "zero_masked")
+
+
+def draw_sequences(kind, T, N, seed=0):
+    """Lengths, mask and reset of N rows: of some rows all steps, of some none, of the others any part."""
+    rng = np.random.default_rng(seed)
+
+    def flags():
+        return rng.random((T, N)) < rng.choice([0, 0.1, 0.5, 0.9, 1], N)
+
+    lengths = np.where(rng.random(N) < 0.3, T * rng.integers(0, 2, N), rng.integers(0, T + 1, N))
+    arrays = {"lengths": lengths, "mask": flags(), "reset": flags(), "zero_masked": True}
+    return {name: arrays[name] for name in KINDS[kind]}
+
+
+def uneven_problem(kind, variant, T, N, I, H, *, seed=0, **options):
+    """A random instance with rows of the kind given; None for plain ones."""
+    p = variant_problem(variant, T, N, I, H, seed=seed, **options)
+    p.variant = variant
+    if kind is not None:
+        p.options.update(draw_sequences(kind, T, N, seed))
+    return p
+
+
+def uneven(p):
+    """The arguments of a call that say what the rows are."""
+    return {name: p.options[name] for name in UNEVEN if name in p.options}
+
+
+def layer_of(p, isa=None, **options):
+    """A layer with the parameters of a problem, and with its dropout."""
+    masks = p.options["masks"]
+    with contextlib.nullcontext() if isa is None else functional.use_isa(isa):
+        layer = make_layer(
+            p.variant,
+            p.input_size,
+            p.proj_size or p.hidden_size,
+            num_layers=p.options["num_layers"],
+            bidirectional=p.options["bidirectional"],
+            reverse=p.options["reverse"],
+            bias=p.bias,
+            dtype=p.dtype,
+            **({} if masks is None else {"dropout": 0.25}),
+            **options,
+        )
+    layer.load_state_dict(p.parameters)
+    if masks is not None:
+        layer._masks = lambda _: masks
+    return layer
+
+
+def spoil(p):
+    """Leave NaN in memory that is free, where the next results may lie."""
+    states = p.options["num_layers"] * (1 + p.options["bidirectional"])
+    for shape in (np.shape(p.dy), np.shape(p.x), (states, *np.shape(p.x)[:-1], p.hidden_size)):
+        spoiled = [np.full(shape, np.nan, p.dtype) for _ in range(3)]
+        del spoiled
+
+
+def run(layer, p, checkpoint=None):
+    """All results by name, with the gradient of every h and, where the tape has it, every c."""
+    spoil(p)
+    y, state, tape = layer.forward(p.x, p.state, **uneven(p), checkpoint=checkpoint)
+    return {**run_backward(layer, p, y, state, tape), **cells_of(p, tape, checkpoint)}
+
+
+def run_backward(layer, p, y, state, tape):
+    spoil(p)
+    grads = layer.backward(tape, p.dy, p.dstate, per_step=True)
+    return {**named(y, state, *grads), "dh": grads.h}
+
+
+def cells_of(p, tape, checkpoint=None):
+    return {"cells": tape.cells} if p.cell == "lstm" and checkpoint is None else {}
+
+
+def without_cells(results):
+    return {name: value for name, value in results.items() if name != "cells"}
+
+
+def cast(value, dtype):
+    return tuple(member.astype(dtype) for member in value) if isinstance(value, tuple) else value.astype(dtype)
+
+
+def in_float64(p):
+    q = copy(p)
+    q.x, q.dy, q.state, q.dstate = (cast(value, np.float64) for value in (p.x, p.dy, p.state, p.dstate))
+    q.parameters = {name: cast(value, np.float64) for name, value in p.parameters.items()}
+    masks = p.options["masks"]
+    q.options = {**p.options, "masks": None if masks is None else cast(masks, np.float64)}
+    return q
+
+
+def is_real(p):
+    """Which steps are real, (T, N)."""
+    T, N, _ = p.x.shape
+    mask = p.options.get("mask", np.ones((T, N), bool))
+    return mask & (np.arange(T)[:, None] < np.array(p.options.get("lengths", [T] * N)))
+
+
+def run_all(p):
+    """All results by name, with the gradient of every h and, for lstm, every c."""
+    y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
+    *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
+    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if p.cell == "lstm" else {})}
+
+
+@cache
+def solved(kind, variant, direction, T, N, I, H, dtype, **options):
+    """A problem and its results by the reference in float64; the same for every instruction set."""
+    p = uneven_problem(kind, variant, T, N, I, H, dtype=dtype, **DIRECTIONS[direction], **options)
+    return p, run_all(in_float64(p))
+
+
+def rows(p, which):
+    """The problem of some rows of the batch."""
+    q = plain.rows(p, which)
+    parts = {name: np.asarray(value)[..., which] for name, value in uneven(p).items() if name != "zero_masked"}
+    q.options = {**q.options, **parts}
+    return q
+
+
+def of_rows(results, which):
+    """The results that belong to some rows of the batch."""
+    axes = {"y": 1, "dx": 1, "dh": 2, "cells": 2, "state 0": 1, "state 1": 1, "dstate 0": 1, "dstate 1": 1}
+    return {name: value.take(which, axes[name]) for name, value in results.items() if name in axes}
+
+
+def shown(p):
+    """Where y is not 0 because no step is there to be shown, (T, N, D*H_out)."""
+    T, N, width = p.dy.shape
+    suffixes = ("_l0", "_l0_reverse") if p.options["bidirectional"] else ("_l0",)
+    parameters = {f"{kind}{end}": np.ones((1, 1)[: 1 + ("weight" in kind)]) for end in suffixes for kind in PARAMETERS}
+    options = {**p.options, "num_layers": 1, "masks": None}
+    y, _, _ = reference.forward("rnn_tanh", parameters, np.ones((T, N, 1)), **options)
+    return np.repeat(y != 0, width // y.shape[2], axis=2)
+
+
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+@st.composite
+def problems(draw, kinds=tuple(KINDS), directions=tuple(DIRECTIONS), large=True):
+    """Problems of any small shape, and of some that take more than one block of sums."""
+    sizes = st.tuples(st.integers(1, 7), st.integers(1, 9))
+    T, N = draw(st.one_of(sizes, sizes, st.sampled_from([(40, 9), (3, 140), (300, 2)])) if large else sizes)
+    num_layers = draw(st.integers(1, 2))
+    return uneven_problem(
+        draw(st.sampled_from(kinds)),
+        draw(st.sampled_from(list(VARIANTS))),
+        T,
+        N,
+        draw(st.integers(1, 9)),
+        draw(st.integers(1, 20)),
+        seed=draw(st.integers(0, 1 << 30)),
+        dtype=draw(st.sampled_from([np.float32, np.float64])),
+        num_layers=num_layers,
+        dropout=num_layers > 1 and draw(st.booleans()),
+        bias=draw(st.booleans()),
+        **DIRECTIONS[draw(st.sampled_from(directions))],
+    )
+
+
+isas = st.sampled_from(functional.isas())
+seeds = st.integers(0, 1 << 30)
+
+
+def many(examples=200):
+    return settings(max_examples=examples, deadline=None)
+
+
+def swapped(p):
+    """The arguments of a batch-first layer."""
+    q = copy(p)
+    q.x, q.dy = p.x.swapaxes(0, 1), p.dy.swapaxes(0, 1)
+    q.options = {**p.options, **{name: value.T for name, value in uneven(p).items() if name in ("mask", "reset")}}
+    return q
+
+
+def unbatched(p):
+    q = rows(p, slice(0, 1))
+    q.x, q.dy = q.x[:, 0], q.dy[:, 0]
+    q.state, q.dstate = (tuple(m[:, 0] for m in s) if isinstance(s, tuple) else s[:, 0] for s in (q.state, q.dstate))
+    for name, value in uneven(q).items():
+        if name != "zero_masked":
+            q.options[name] = value[..., 0]
+    return q

@@ -1,0 +1,39 @@
+"""Sequences, states and snapshots for the tests of streams and pools."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from rnnfast import functional
+from support.compare import members
+
+I, H = 5, 11
+DTYPES = (np.float32, np.float64)
+seeds = st.integers(0, 1 << 30)
+isas = st.sampled_from(functional.isas())
+
+
+def sequence(rng, T, N, dtype=np.float32, features=I):
+    return rng.standard_normal((T, N, features)).astype(dtype)
+
+
+def random_state(layer, N, rng):
+    """Values in the structure of a state."""
+    width = layer._engine.output_size
+    h = rng.standard_normal((layer.num_layers, N, width)).astype(layer.dtype)
+    if not layer._engine.has_cell:
+        return h
+    return h, rng.standard_normal((layer.num_layers, N, layer.hidden_size)).astype(layer.dtype)
+
+
+def bits(state):
+    return [member.tobytes() for member in members(state)]
+
+
+def row_of(state, n):
+    """(L, ...) of one row, as a pool has it."""
+    values = tuple(member[:, n] for member in members(state))
+    return values if isinstance(state, tuple) else values[0]
+
+
+def snapshot(stream):
+    return bits(stream.state)

@@ -1,0 +1,246 @@
+"""``python -m rnnfast train csv`` and ``predict``."""
+
+import json
+import signal
+import sys
+
+import numpy as np
+import pytest
+from support.command_line import FAST, failure, main, random_model, train_csv
+
+from rnnfast import commands
+from rnnfast.commands import series
+
+# --- train csv, predict
+
+
+@pytest.mark.parametrize(
+    ("known", "to_come"),
+    [
+        (["1", "2", "3"], ["4", "5"]),
+        (["1990", "1995"], ["2000", "2005"]),
+        (["0.1", "0.2", "0.3"], ["0.4", "0.5"]),
+        (["2024-11", "2024-12"], ["2025-01", "2025-02"]),
+        (["2023-08-01", "2023-11-01"], ["2024-02-01", "2024-05-01"]),
+        (["2024-01-15", "2024-02-15", "2024-03-15"], ["2024-04-15", "2024-05-15"]),
+        (["2023-11-30", "2023-12-31", "2024-01-31"], ["2024-02-29", "2024-03-31"]),
+        (["2024-02-26", "2024-02-27"], ["2024-02-28", "2024-02-29"]),
+        (["2024-02-16", "2024-02-23"], ["2024-03-01", "2024-03-08"]),
+        (["2024-12-31T22:00", "2024-12-31T23:00"], ["2025-01-01T00:00:00", "2025-01-01T01:00:00"]),
+        (["2024-12-31 23:58:30", "2024-12-31 23:59:15"], ["2025-01-01 00:00:00", "2025-01-01 00:00:45"]),
+    ],
+)
+def test_times_go_on(known, to_come):
+    times = series.Times.of(known)
+    assert [times.at(step) for step in (1, 2)] == to_come
+    again = series.Times(**json.loads(json.dumps(times.kept)))
+    assert [again.at(step) for step in (1, 2)] == to_come
+    if len(to_come[0]) == len(known[0]):
+        assert [times.at(step) for step in range(1 - len(known), 1)] == known
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["1"],
+        ["1", "2", "4"],
+        ["3", "2", "1"],
+        ["1", "1", "1"],
+        ["monday", "tuesday"],
+        ["2024-01", "2024-02-01"],
+        ["2024-01-01", "2024-01-02", "2024-01-04"],
+        ["2024-13", "2024-14"],
+        ["1", "", "3"],
+        [],
+    ],
+)
+def test_times_that_are_not_even_are_none(texts):
+    assert series.Times.of(texts) is None
+
+
+def test_columns_of_a_file(sheet, quarters):
+    months, sold = series.read_columns(str(sheet), ["month", "sold"], ",")
+    assert (months[0], months[-1], len(months)) == ("2004-01", "2023-10", 80)
+    assert (series.numbers("", "", sold) == quarters).all()
+    assert series.read_columns(str(sheet), ["shop"], ",")[0][7] == "shop 7"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (b"a,b\n1,2\n", [], "has no column 'sold'; its first line names: a, b"),
+        (b"", [], "has no column 'sold'; its first line names: none"),
+        (b"sold,sold\n1,2\n", [], "has more than one column 'sold'"),
+        (b"sold;day\n1;2\n", [], "names: sold;day: is it --delimiter ';'?"),
+        (b"sold,day\n1,2\n3\n", [], "line 3 has 1 fields, but the first 2"),
+        (b"sold\n1\nmany\n", [], "row 2 below the first line has 'many' in column 'sold': no finite number"),
+        (b"sold\n1\ninf\n", [], "row 2 below the first line has 'inf'"),
+        (b"sold,x\n,2\n", [], "row 1 below the first line has '' in column"),
+        (b'sold\n"1\n', [], "line 2: unexpected end of data"),
+        (b"sold\n\xff\n", [], "is not text in UTF-8"),
+        (
+            b"sold,day\n1,4\n2,5\n3,7\n",
+            ["--time-column", "day"],
+            "row 3 has '7' after '5', and the first two are '4' and '5'",
+        ),
+        (b"sold,day\n1,6\n2,5\n3,4\n", ["--time-column", "day"], "go back from row to row"),
+        (b"sold,day\n1,6\n2,6\n3,6\n", ["--time-column", "day"], "row 2 has '6' after '6'"),
+        (b"sold,day\n1,mo\n2,tu\n", ["--time-column", "day"], "row 1 has 'mo', which is no time"),
+        (b"sold,day\n1,2024-01\n2,x\n", ["--time-column", "day"], "row 2 has 'x', which is no time"),
+        (b"sold,day\n", ["--time-column", "day"], "too few rows: 0"),
+        (b"sold,day\n1,4\n", ["--time-column", "day"], "too few rows: 1"),
+        (b"sold\n1\n\n2\n\n", [], "line 3 is blank, but rows follow it"),
+        (b"sold\n1_000\n", [], "row 1 below the first line has '1_000'"),
+        (b"sold;a\n1,5;2\n", ["--delimiter", ";"], "no finite number; write decimals with a point"),
+        (b"\xff\xfes\0", [], "byte 0, counted from 0, in line 1; save it as UTF-8, or if it is UTF-16"),
+        (b"sold\n1\n", ["--seed", "99999999999999999999"], "--seed must be from 0 to 4294967295"),
+        (b"sold\n1\nx\n", ["--delimiter", r"\t"], "has 'x' in column"),
+        (b"sold,day\n1,4\n", ["--time-column", "date"], "has no column 'date'"),
+        (b"sold\n1\n", ["--delimiter", ", "], "--delimiter must be one character, got ', '"),
+    ],
+)
+def test_sheets_that_cannot_be_learnt(content, arguments, message, tmp_path, capsys):
+    path = tmp_path / "sales.csv"
+    path.write_bytes(content)
+    command = ["train", "csv", path, "--column", "sold", "-o", tmp_path / "model", *arguments]
+    assert message in failure(capsys, *command)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sheet_that_is_not_there(tmp_path, capsys):
+    command = ["train", "csv", tmp_path / "none.csv", "--column", "sold", "-o", tmp_path / "model"]
+    assert "cannot read" in failure(capsys, *command)
+
+
+def test_without_scikit_learn_it_says_what_to_install(sheet, tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "rnnfast.sklearn", raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    line = failure(capsys, "train", "csv", sheet, "--column", "sold", "-o", tmp_path / "model")
+    assert "sklearn" in line
+
+
+def test_forecast_is_that_of_the_estimator(estimators, sheet, quarters, tmp_path, capsys):
+    model = tmp_path / "sales.npz"
+    assert train_csv(sheet, model, "--time-column", "month", "--cell", "lstm", "--layers", "2", "--seed", "5") == 0
+    report = capsys.readouterr().out
+    assert main(["predict", str(model), "--horizon", "6", "--coverage", "0.5"]) == 0
+    options = {"hidden_size": 4, "num_layers": 2, "max_epochs": 3, "random_state": 5}
+    own = estimators.SequenceForecaster("lstm", differences=4, **options).fit(quarters)
+    header, *rows = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    assert header == ["month", "sold", "lower", "upper"]
+    assert [row[0] for row in rows] == ["2024-01", "2024-04", "2024-07", "2024-10", "2025-01", "2025-04"]
+    values = np.array([row[1:] for row in rows], float).T
+    np.testing.assert_allclose(values, [own.predict(6), *own.predict_interval(6, 0.5)], rtol=1e-7)
+
+    told = [float(word) for word in report.partition("all before: ")[2].replace(",", "").split() if word[0].isdigit()]
+    forecast = own.predict(16, series=quarters[:-16])
+    repeated = np.tile(quarters[60:64], 4)
+    expected = [np.abs(guess - quarters[64:]).mean() for guess in (forecast, repeated)]
+    np.testing.assert_allclose(told[:2], expected, rtol=1e-3)
+    assert "last 16 rows" in report
+
+
+@pytest.mark.usefixtures("estimators")
+def test_forecast_goes_into_files(sheet, tmp_path, capsys):
+    model, sold, picture = tmp_path / "sales.npz", tmp_path / "next.csv", tmp_path / "next.png"
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    few = ["--horizon", "4", "--coverage", "0.5"]
+    assert train_csv(sheet, model) == 0
+    capsys.readouterr()
+    assert main(["predict", str(model), *few, "--output", str(sold), "--plot", str(picture)]) == 0
+    assert capsys.readouterr().out == ""
+    rows = sold.read_text().splitlines()
+    assert rows[0] == "row,sold,lower,upper"
+    assert [row.partition(",")[0] for row in rows[1:]] == ["81", "82", "83", "84"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "cannot write" in failure(capsys, "predict", model, "--output", tmp_path / "missing" / "next.csv")
+
+
+@pytest.mark.usefixtures("estimators")
+def test_forecast_so_long_that_it_has_no_bounds(sheet, tmp_path, capsys):
+    model = tmp_path / "sales.npz"
+    assert train_csv(sheet, model) == 0
+    capsys.readouterr()
+    assert main(["predict", str(model), "--horizon", "30"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("row,sold\n81,")
+    assert len(out.splitlines()) == 31
+    assert err.startswith("No bounds: ")
+
+
+@pytest.mark.usefixtures("estimators")
+def test_ctrl_c_keeps_the_best_forecaster_so_far(sheet, tmp_path, capsys, monkeypatch):
+    made, epochs = series.forecaster_of, []
+
+    def with_ctrl_c(options):
+        forecaster = made(options)
+        epoch = forecaster._epoch
+
+        def counted(*arguments):
+            epochs.append(1)
+            if len(epochs) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return epoch(*arguments)
+
+        forecaster._epoch = counted
+        return forecaster
+
+    monkeypatch.setattr(series, "forecaster_of", with_ctrl_c)
+    model = tmp_path / "sales.npz"
+    assert train_csv(sheet, model, "--epochs", "50") == 130
+    assert len(epochs) == 2
+    assert "Stopped by Ctrl-C after 2 epochs" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    assert main(["predict", str(model)]) == 0
+
+
+@pytest.mark.usefixtures("estimators")
+def test_series_that_is_too_short(tmp_path, capsys):
+    path = tmp_path / "sales.csv"
+    path.write_text("sold\n1\n2\n3\n")
+    line = failure(capsys, "train", "csv", path, "--column", "sold", "--season", "12", "-o", tmp_path / "model")
+    assert "3 rows are too few, as 1 are held out: the others must be 12 for --season" in line
+
+
+@pytest.mark.usefixtures("estimators")
+def test_models_of_another_kind_or_damaged_give_no_forecast(sheet, tmp_path, capsys):
+    model = tmp_path / "sales.npz"
+    assert train_csv(sheet, model) == 0
+    capsys.readouterr()
+    assert "is not a model" in failure(capsys, "sample", model)
+    random_model().save(str(tmp_path / "text.npz"))
+    assert "is not a model" in failure(capsys, "predict", tmp_path / "text.npz")
+    about, arrays = commands.read(str(model), "series", "")
+    for spoilt in ({"readout.bias": np.zeros(7)}, {"series": np.zeros(2)}, {"series": np.full(80, np.nan)}):
+        commands.write(str(model), about, {**arrays, **spoilt})
+        assert "is damaged" in failure(capsys, "predict", model)
+    commands.write(str(model), {"kind": "series"}, arrays)
+    assert "is damaged" in failure(capsys, "predict", model)
+
+
+# --- files that are one
+
+
+def test_pictures_of_unknown_formats_are_refused_before_the_work(capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    assert "must end in one of" in failure(capsys, "predict", "model", "--plot", "next.foo")
+
+
+@pytest.mark.usefixtures("estimators")
+def test_series_that_diverges_or_is_too_large(sheet, tmp_path, capsys):
+    arguments = ["train", "csv", sheet, "--column", "sold", "-o", tmp_path / "model", *FAST]
+    assert "use a lower --lr than 1e+38" in failure(capsys, *arguments, "--lr", "1e38")
+    rows = "".join(f"{'-' * (i * i % 7 > 2)}1e300\n" for i in range(80))
+    sheet.write_text(f"sold\n{rows}")
+    assert "row 1 below the first line has '1e300' in column 'sold': too large" in failure(capsys, *arguments)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.usefixtures("estimators")
+def test_horizon_without_end(sheet, tmp_path, capsys):
+    model = tmp_path / "sales.npz"
+    assert train_csv(sheet, model) == 0
+    capsys.readouterr()
+    assert "--horizon must be at most 8,000" in failure(capsys, "predict", model, "--horizon", 99999999999)

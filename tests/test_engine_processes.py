@@ -1,0 +1,178 @@
+"""The engine as a part of a process: memory that it must not touch, threads, forks and signals."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from support.compare import assert_close
+from support.guards import Run, run_engine
+from support.linear import linear_problem
+from support.problems import TOLERANCE, problem, solved
+from support.processes import run_script
+
+from rnnfast import functional
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fences are made with Linux's mprotect")
+@pytest.mark.parametrize("side", ["before", "behind"])
+def test_nothing_is_read_outside_of_a_buffer(isa, side):
+    """Not even where what is read does not matter: there may be no memory."""
+    script = f"""
+    import numpy as np
+    from support.cells import VARIANTS
+    from support.guards import Fences, Run
+    from support.linear import linear_problem, run_linear
+    from support.problems import EDGES, variant_problem
+
+    for k, H in enumerate(EDGES):
+        N, I, dtype = 1 + k % 7, EDGES[-1 - k], (np.float32, np.float64)[k % 2]
+        options = dict(num_layers=2, dropout=True, bidirectional=k % 3 == 0, dtype=dtype)
+        for variant in VARIANTS:
+            print(variant, N, I, H, options, flush=True)
+            p = variant_problem(variant, 2, N, I, H, **options)
+            Run(p, {isa!r}, guards=Fences(dtype, {side!r}), keep_tape=False)
+            Run(p, {isa!r}, guards=Fences(dtype, {side!r})).backward()
+        print("linear", N, I, H, dtype, flush=True)
+        run_linear(*linear_problem(N, I, H, dtype, True), {isa!r}, guards=Fences(dtype, {side!r}))
+    """
+    run_script(script)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not show the threads of a process")
+def test_threads_are_made_when_they_are_needed():
+    script = """
+    import os
+    from support.guards import run_engine
+    from support.problems import problem
+    from rnnfast import functional
+
+    def tasks():
+        return len(os.listdir("/proc/self/task"))
+
+    assert tasks() == 1, "import made threads"
+    functional.set_num_threads(1)
+    for shape in ((20, 64, 32, 64), (3, 1, 64, 700)):
+        run_engine(problem("lstm", *shape))
+    assert tasks() == 1, "one thread made more"
+    functional.set_num_threads(3)
+    run_engine(problem("lstm", 1, 1, 2, 2))
+    run_engine(problem("lstm", 20, 64, 32, 64))
+    assert tasks() == 3, f"{tasks()} threads in place of 3"
+    """
+    run_script(script)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind a process to a processor")
+@pytest.mark.parametrize("shape", ["100, 1, 16, 256", "40, 32, 64, 128"])
+def test_threads_without_processors_cost_little(shape):
+    """Members that have no processor of their own are not waited for."""
+    script = f"""
+    import os, time
+    from support.guards import Run
+    from support.problems import problem
+    from rnnfast import functional
+
+    os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+    forward = Run(problem("lstm", {shape})).forward
+    best = {{1: 9.0, 3: 9.0}}
+    for _ in range(40):
+        for threads in best:
+            functional.set_num_threads(threads)
+            start = time.perf_counter()
+            forward()
+            best[threads] = min(best[threads], time.perf_counter() - start)
+    assert best[3] < 1.4 * best[1], best
+    """
+    run_script(script)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_goes_on():
+    """Also one forked while other threads are at work in the engine."""
+    script = """
+    import os, threading
+    from support.guards import run_engine
+    from support.problems import problem
+    from rnnfast import functional
+
+    functional.set_num_threads(2)
+    p = problem("gru", 20, 64, 32, 64, bidirectional=True)
+    expected = run_engine(p)
+    done = threading.Event()
+
+    def work():
+        while not done.is_set():
+            run_engine(p)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    children = []
+    for _ in range(10):
+        run_engine(p)
+        child = os.fork()
+        if child == 0:
+            results = [run_engine(p) for _ in range(3)]
+            same = all(r[name].tobytes() == expected[name].tobytes() for r in results for name in expected)
+            os._exit(0 if same else 1)
+        children.append(child)
+    done.set()
+    worker.join()
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 10
+    """
+    run_script(script)
+
+
+LONG_RUNS = {
+    "many steps": lambda: Run(problem("lstm", 300, 16, 64, 1024, dtype=np.float32)),
+    "many rows": lambda: Run(problem("lstm", 1, 200_000, 1, 16, dtype=np.float32), "scalar"),
+}
+
+
+def long_call(call):
+    """A call that takes some tenths of a second at least."""
+    name, _, shape = call.partition(", ")
+    if shape:
+        run = LONG_RUNS[shape]()
+        return run.forward if name == "forward" else run.prepare_backward()[0]
+    x, weight, bias, dy = linear_problem(64, 2048, 2048, np.float32, True)
+    x, dy = np.tile(x, (100, 1)), np.tile(dy, (100, 1))
+    if name == "linear_forward":
+        packed = functional.linear_pack(weight, bias)
+        return lambda: functional.linear_forward(x, packed, dy)
+    dx, dweight, dbias = np.empty_like(x), np.zeros_like(weight), np.zeros_like(bias)
+    return lambda: functional.linear_backward(x, weight, dy, dx, dweight, dbias)
+
+
+LONG_CALLS = [f"{name}, {shape}" for name in ("forward", "backward") for shape in LONG_RUNS]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("call", [*LONG_CALLS, "linear_forward", "linear_backward"])
+def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
+    """And what comes after it is right. The best of three, as the machine may have other work to do."""
+    threads(count)
+    call = long_call(call)
+    sent = []
+
+    def interrupt():
+        sent.append(time.perf_counter())
+        signal.raise_signal(signal.SIGINT)
+
+    def call_until_interrupted():
+        threading.Timer(0.3, interrupt).start()
+        end = time.perf_counter() + 20
+        while time.perf_counter() < end:
+            call()
+
+    delays = []
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            call_until_interrupted()
+        delays.append(time.perf_counter() - sent[-1])
+    assert min(delays) < 0.2, delays
+    p, expected = solved("lstm", 7, 5, 9, 12, np.float32)
+    assert_close(run_engine(p), expected, TOLERANCE[p.dtype])

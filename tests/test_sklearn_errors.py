@@ -1,0 +1,233 @@
+"""Arguments of the estimators that are rejected."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed: no estimators")
+
+from support.estimators import ALL, SMALL, task
+
+from rnnfast.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegressor, SequenceTagger
+
+BAD = [
+    ("cell", "transformer", "cell must be one of"),
+    ("hidden_size", 0, "hidden_size must be at least 1"),
+    ("num_layers", 1.5, "num_layers must be an integer"),
+    ("dropout", 1.0, "dropout must be at least 0 and below 1"),
+    ("learning_rate", 0, "learning_rate must be above 0"),
+    ("learning_rate", "fast", "learning_rate must be a number"),
+    ("max_epochs", -1, "max_epochs must be at least 1"),
+    ("batch_size", "auto", "batch_size must be an integer"),
+    ("early_stopping", 1, "early_stopping must be True or False"),
+    ("validation_fraction", 1.0, "validation_fraction must be above 0 and below 1"),
+    ("n_iter_no_change", 0, "n_iter_no_change must be at least 1"),
+    ("tol", -1e-3, "tol must be at least 0"),
+    ("clip", 0.0, "clip must be above 0"),
+    ("standardize", None, "standardize must be True or False"),
+    ("verbose", -1, "verbose must be at least 0"),
+    ("dtype", "int8", "dtype must be"),
+    ("random_state", "seed", "seed"),
+]
+
+
+OWN_BAD = [
+    (SequenceClassifier, "pooling", "max", "pooling must be one of"),
+    (SequenceRegressor, "pooling", None, "pooling must be one of"),
+    (SequenceClassifier, "bidirectional", "yes", "bidirectional must be True or False"),
+    (SequenceClassifier, "class_weight", "even", "class_weight must be"),
+    (SequenceClassifier, "class_weight", {0: -1.0}, r"class_weight\[0\] must be at least 0"),
+    (SequenceTagger, "class_weight", {"x": 1.0}, "class_weight must have keys of the classes"),
+    (SequenceForecaster, "horizon", 0, "horizon must be at least 1"),
+    (SequenceForecaster, "window", 0, "window must be at least 1"),
+    (SequenceForecaster, "differences", (1, 0), "differences, its lags, must be at least 1"),
+    (SequenceForecaster, "bptt_steps", 2.0, "bptt_steps must be an integer"),
+    (SequenceForecaster, "multivariate", "yes", "multivariate must be True or False"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "match"), [(kind, *bad) for kind in ALL for bad in BAD] + OWN_BAD, ids=str
+)
+def test_bad_options_are_refused_in_fit_by_name(kind, name, value, match):
+    estimator = kind(**{name: value})
+    with pytest.raises((ValueError, TypeError), match=match):
+        estimator.fit(*task(kind, np.random.default_rng(0), count=8))
+    assert not hasattr(estimator, "layer_")
+
+
+X3 = np.ones((4, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("X", "match"),
+    [
+        (np.ones((4, 3, 2, 1)), r"X must be \(N, T, F\)"),
+        (np.ones((4, 0, 2)), "X must be|minimum of 1"),
+        (np.where(np.arange(24).reshape(4, 3, 2) == 5, np.nan, 1), "Input X contains NaN"),
+        ([np.ones(3), np.array([1, np.inf]), np.ones(1), np.ones(1)], "Input X contains infinity"),
+        ([np.ones((3, 2)), np.ones((2, 1)), np.ones((3, 2)), np.ones((3, 2))], "one number of features"),
+        ([np.ones((3, 2)), np.ones((0, 2)), np.ones((3, 2)), np.ones((3, 2))], "one step at least"),
+        ([[[1, 2], [3]], [[1, 2]], [[1, 2]], [[1, 2]]], "members? differ"),
+        (np.ones(4), r"X must be .*got shape \(4,\)"),
+    ],
+)
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor, SequenceTagger])
+def test_bad_sequences_are_refused_and_change_nothing(kind, X, match):
+    y = [[0, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]] if kind is SequenceTagger else [0, 1, 1, 0]
+    estimator = kind(**SMALL, max_epochs=1).fit(X3, y)
+    before = vars(estimator).copy()
+    with pytest.raises(ValueError, match=match):
+        estimator.fit(X, y)
+    assert vars(estimator).keys() == before.keys()
+    assert all(vars(estimator)[name] is value for name, value in before.items())
+    with pytest.raises(ValueError, match=match):
+        estimator.predict(X)
+    with pytest.raises(ValueError, match=r"X has 3 features, but Sequence.* is expecting 2 features"):
+        estimator.predict(np.ones((4, 3, 3)))
+    estimator.predict(X3)
+
+
+def test_targets_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"X\[1\] has 2 steps, but y\[1\] has shape \(3,\)"):
+        SequenceTagger().fit([np.ones(3), np.ones(2)], [[0, 0, 1], [0, 1, 1]])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        SequenceTagger().fit(X3, [[0, 1, 1]] * 3)
+    with pytest.raises(ValueError, match="y must have 1 targets, as in the first call, got 2"):
+        SequenceRegressor(**SMALL).partial_fit(X3, np.ones(4)).partial_fit(X3, np.ones((4, 2)))
+    with pytest.raises(ValueError, match=r"validation_fraction=0\.1 holds out 1 of 4"):
+        SequenceRegressor(early_stopping=True).fit(X3, np.ones(4))
+    with pytest.raises(ValueError, match="balanced' needs all data at once"):
+        SequenceClassifier(class_weight="balanced").partial_fit(X3, [0, 1, 0, 1], classes=[0, 1])
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_a_loss_that_is_not_finite_is_an_error():
+    regressor = SequenceRegressor(**SMALL, standardize=False, clip=None, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"epoch \d: the loss is (inf|nan). Give a smaller learning_rate"):
+        regressor.fit(np.random.default_rng(0).normal(size=(300, 3)), np.arange(300.0))
+    assert not hasattr(regressor, "layer_")
+
+
+def everything(estimator):
+    """All that later calls depend on, as bytes."""
+    return pickle.dumps((vars(estimator), estimator._rng.bit_generator.state))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_partial_fit_that_fails_changes_nothing(kind, error, monkeypatch):
+    data = task(kind, np.random.default_rng(0), count=20)
+    estimator = kind(**SMALL, batch_size=4, max_epochs=2, dropout=0.1).fit(*data)
+    before, own = everything(estimator), vars(estimator).copy()
+    answers = estimator.predict(*([3] if kind is SequenceForecaster else data[:1]))
+    loss, calls = estimator._loss, []
+
+    def fail(*given):
+        calls.append(given)
+        value, gradient = loss(*given)
+        if len(calls) < 3:
+            return value, gradient
+        if error is KeyboardInterrupt:
+            raise error
+        return np.nan, gradient * np.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "_loss", lambda _, *given: fail(*given))
+        with pytest.raises(error):
+            estimator.partial_fit(*data)
+    assert len(calls) >= 3
+    assert everything(estimator) == before
+    assert all(vars(estimator)[name] is value for name, value in own.items())
+    assert not estimator.layer_.parameters["weight_ih_l0"].flags.writeable
+    again = estimator.predict(*([3] if kind is SequenceForecaster else data[:1]))
+    for one, other in zip(answers, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    estimator.partial_fit(*data)
+    assert len(estimator.loss_curve_) == 3
+
+
+def test_parameters_that_the_last_update_broke_are_an_error(monkeypatch):
+    X, y = task(SequenceRegressor, np.random.default_rng(0), count=20)
+    regressor = SequenceRegressor(**SMALL, max_epochs=1, clip=None).fit(X, y)
+    loss = SequenceRegressor._loss
+
+    def broken(self, *given):
+        value, gradient = loss(self, *given)
+        return value, gradient * np.nan
+
+    monkeypatch.setattr(SequenceRegressor, "_loss", broken)
+    with pytest.raises(ValueError, match="epoch 2: the parameters after it are not finite"):
+        regressor.partial_fit(X, y)
+    assert np.isfinite(regressor.predict(X)).all()
+
+
+@pytest.mark.parametrize("factor", [1e39, 1e60, 1e300])
+def test_numbers_beyond_the_dtype_are_refused_by_name(factor):
+    X, y, s = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2, np.arange(40.0)
+    classifier = SequenceClassifier(**SMALL, max_epochs=1).fit(X, y)
+    for answer in (classifier.predict, classifier.predict_proba, lambda X: classifier.score(X, y)):
+        with pytest.raises(ValueError, match="X holds numbers that are too large for dtype float32"):
+            answer(X * factor)
+    with pytest.raises(ValueError, match="X holds numbers that are too large"):
+        SequenceClassifier(standardize=False).fit(X * factor, y)
+    regressor = SequenceRegressor(**SMALL).partial_fit(X, y)
+    with pytest.raises(ValueError, match="y holds numbers that are too large"):
+        regressor.partial_fit(X, y * factor)
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(s)
+    with pytest.raises(ValueError, match="series holds numbers that are too large for dtype"):
+        forecaster.predict(series=s * factor)
+    with pytest.raises(ValueError, match="series holds numbers that are too large to take differences of"):
+        SequenceForecaster(differences=1).fit([*s, 1.7e308, -1.7e308, *s])
+
+
+@pytest.mark.parametrize(
+    "X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0)), [np.ones((2, 0))] * 3]
+)
+def test_what_is_no_sequence_is_refused_by_name(X):
+    with pytest.raises(ValueError, match=r"X must be \(N, T, F\)|X has 0 features"):
+        SequenceRegressor().fit(X, [1.0, 2.0, 3.0])
+
+
+def test_errors_name_the_argument():
+    X, y = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2
+    for classes in ([], [0, 1, np.nan]):
+        with pytest.raises(ValueError, match="classes must be"):
+            SequenceClassifier().partial_fit(X, y, classes=classes)
+    for weights in ({0: 0, 1: 0}, {0: 1e308, 1: 1e308}):
+        with pytest.raises(ValueError, match="class_weight gives weights whose sum"):
+            SequenceClassifier(class_weight=weights).fit(X, y)
+    with pytest.raises(ValueError, match="sample_weight holds weights that are too large"):
+        SequenceRegressor().fit(X, y, sample_weight=np.full(20, 1e308))
+    with pytest.raises(ValueError, match="early_stopping=True cannot hold out validation_fraction"):
+        SequenceClassifier(early_stopping=True).fit(X, [1] + [0] * 19)
+    for value in (np.random.default_rng(0), -1):
+        with pytest.raises(ValueError, match="random_state must be"):
+            SequenceClassifier(random_state=value).fit(X, y)
+    dates = np.arange(20).astype("datetime64[D]")
+    with pytest.raises(TypeError, match="y must hold real numbers"):
+        SequenceRegressor().fit(X, dates)
+    with pytest.raises(TypeError, match="series must hold real numbers"):
+        SequenceForecaster().fit(dates)
+    with pytest.raises(TypeError, match="y must hold strings or numbers"):
+        SequenceTagger().fit([np.ones(2), np.ones(1)], [["u", "d"], [1]])
+    with pytest.raises(ValueError, match=r"classes of \['d', 'u'\], got 'x'"):
+        SequenceClassifier(**SMALL).partial_fit(X[:1], ["x"], classes=["u", "d"])
+    tagger = SequenceTagger(**SMALL, max_epochs=1).fit(X, np.tile(y[:, None], 5))
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        tagger.score(X, np.tile(y[:, None], 5), sample_weight=-np.ones(20))
+    with pytest.raises(ValueError, match=r"one sequence is X\[0\]\[None\] or \[X\[0\]\]"):
+        tagger.predict(X[0][:, :1] + np.ones(3))
+    table = SequenceRegressor(**SMALL, max_epochs=1).fit([[1, 2], [3, 4]], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"give arrays, or \(N, T, 1\)"):
+        table.predict([[1, 2, 3], [3, 4, 5]])
+
+
+def test_data_frames_of_other_columns_are_refused():
+    pandas = pytest.importorskip("pandas")
+    X = [pandas.DataFrame(np.ones((n, 2)), columns=["a", "b"]) for n in (2, 3)]
+    regressor = SequenceRegressor(**SMALL, max_epochs=1).fit(X, [1.0, 2.0])
+    regressor.predict(X)
+    with pytest.raises(ValueError, match="same columns in the same order"):
+        regressor.predict([x[["b", "a"]] for x in X])
