@@ -54,6 +54,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rnnfast import arguments, layers, options
+from rnnfast.backends._gates import positions, reorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,7 +111,7 @@ _KINDS = (
         keras.layers.SimpleRNNCell,
         keras.layers.SimpleRNN,
         layers.RNN,
-        [0],
+        positions("rnn_tanh", "h"),
         ("activation",),
         {("tanh",): {}, ("relu",): {"nonlinearity": "relu"}},
     ),
@@ -118,7 +119,7 @@ _KINDS = (
         keras.layers.LSTMCell,
         keras.layers.LSTM,
         layers.LSTM,
-        [0, 1, 2, 3],
+        positions("lstm", "ifgo"),
         ("recurrent_activation", "activation", "activation"),
         {("sigmoid", "tanh", "tanh"): {}},
     ),
@@ -126,7 +127,7 @@ _KINDS = (
         keras.layers.GRUCell,
         keras.layers.GRU,
         layers.GRU,
-        [1, 0, 2],
+        positions("gru", "zrn"),
         ("recurrent_activation", "activation"),
         {("sigmoid", "tanh"): {}},
         ("reset_after",),
@@ -495,24 +496,19 @@ def _full(function: Any) -> tuple[Any, ...]:
     return (name, *given, *options.FUNCTIONS[name][len(given) :])
 
 
-def _regate(array: Array, gates: list[int]) -> Array:
-    """Reorder the rows of an array gate by gate."""
-    return array.reshape(len(gates), -1, *array.shape[1:])[gates].reshape(array.shape)
-
-
 def _to_parameters(kind: _Kind, weights: Sequence[Array], names: str) -> dict[str, Array]:
     """The parameters of one direction from Keras's kernel, recurrent_kernel and optional bias."""
     kernel, recurrent_kernel, *biases = weights
     arrays = {"weight_ih": kernel.T, "weight_hh": recurrent_kernel.T}
     for bias in biases:
         arrays["bias_ih"], arrays["bias_hh"] = bias if bias.ndim == 2 else (bias, np.full_like(bias, -0.0))
-    return {names.format(name): _regate(array, kind.gates) for name, array in arrays.items()}
+    return {names.format(name): reorder(array, kind.gates) for name, array in arrays.items()}
 
 
 def _to_weights(side: _Side, parameters: Any) -> list[Array]:
     """Keras's kernel, recurrent_kernel and optional bias from the parameters of one direction."""
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if side.layer.bias else [])]
-    arrays = [_regate(parameters[side.names.format(name)], side.kind.gates) for name in names]
+    arrays = [reorder(parameters[side.names.format(name)], side.kind.gates) for name in names]
     kernel, recurrent_kernel, *biases = arrays
     if biases:
         biases = [np.stack(biases) if getattr(side.layer, "reset_after", False) else biases[0] + biases[1]]

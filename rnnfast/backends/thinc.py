@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnfast import arguments, buffers, functional, layers
+from rnnfast.backends._gates import positions
 
 try:
     from thinc.api import LSTM, Model, NumpyOps, registry
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RnnfastOps", "from_flat", "layer_from_thinc", "layer_to_thinc", "to_flat"]
 
-# Positions of torch's gates i, f, g, o among thinc's f, i, o, c. The permutation is its own inverse.
-GATES = [1, 0, 3, 2]
+GATES = positions("lstm", "fiog")  # thinc calls the last one c; the permutation is its own inverse
 
 
 @registry.ops("RnnfastOps")
@@ -169,7 +169,7 @@ def _parts(engine: functional.Engine, flat: Array) -> dict[str, Array]:
         weight_ih, weight_hh, bias_ih, bias_hh = names[first : first + 4]
         for name in (weight_ih, bias_ih, weight_hh, bias_hh):
             stop = start + int(np.prod(shapes[name]))
-            parts[name] = flat[start:stop].reshape(4, -1, *shapes[name][1:])
+            parts[name] = flat[start:stop].reshape(len(GATES), -1, *shapes[name][1:])
             start = stop
     return parts
 
