@@ -92,7 +92,7 @@ def test_wheel_serves_every_cpython_from_3_11_on(wheel):
 
 @pytest.mark.slow
 def test_wheel_is_small_and_without_debug_information(wheel):
-    assert wheel.stat().st_size < 1_000_000
+    assert wheel.stat().st_size <= 800_000
     with zipfile.ZipFile(wheel) as archive:
         [extension] = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
         assert b".debug_info" not in archive.read(extension)
@@ -125,10 +125,12 @@ def run_python(code, **environment):
     )
 
 
-def test_import_adds_less_than_20_ms_to_numpy():
-    code = "import time, numpy; start = time.perf_counter(); import rnnfast; print(time.perf_counter() - start)"
-    seconds = min(float(run_python(code).stdout) for _ in range(7))
-    assert seconds < 0.020
+def test_import_adds_at_most_20_ms_to_numpy(tmp_path):
+    # Processor time, which other programs lengthen less than they do elapsed time, with compiled modules as after pip.
+    code = "import time, numpy; start = time.process_time(); import rnnfast; print(time.process_time() - start)"
+    environment = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    seconds = min(float(run_python(code, **environment).stdout) for _ in range(7))
+    assert seconds <= 0.020
 
 
 def test_import_loads_nothing_but_numpy_and_the_standard_library():
