@@ -55,6 +55,7 @@ except ModuleNotFoundError as error:
 
 from rnnfast import arguments, layers, options
 from rnnfast.backends._gates import positions, reorder
+from rnnfast.layers import saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -400,8 +401,8 @@ def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = No
             listed = ", ".join(f"{names[place]!r} at {place!r}" for place in places) or "none"
             raise ValueError(
                 f"{path!r} contains {len(found)} recurrent layers {'' if name is None else f'named {name!r} '}for "
-                f"{layers.saving.describe(layer)}, but exactly one is needed: set name to the name or path of one of "
-                f"these: {listed}"
+                f"{saving.describe(layer)}, but exactly one is needed: set name to the name or path of one of these: "
+                f"{listed}"
             )
         values: dict[str, Array] = {}
         for side, group in zip(sides, groups, strict=True):
@@ -416,8 +417,8 @@ def _options(cell: Any) -> tuple[_Kind, tuple[Any, ...]]:
     """The kind of a Keras cell, and the options of the corresponding rnnfast layer as pairs."""
     kind = next((kind for kind in _KINDS if type(cell) is kind.cell), None)
     if kind is None:
-        names = ", ".join(kind.cell.__name__ for kind in _KINDS)
-        raise _Unsupported(f"the cell of layer must be one of {names}, got {type(cell).__name__}")
+        classes = ", ".join(kind.cell.__name__ for kind in _KINDS)
+        raise _Unsupported(f"the cell of layer must be one of {classes}, got {type(cell).__name__}")
     functions = [getattr(cell, name) for name in kind.functions]
     names = tuple(_FUNCTIONS.get(id(function)) for function in functions)
     if None in names:
@@ -523,9 +524,9 @@ def _check(side: _Side, arrays: list[Array], where: str) -> None:
     shapes = [(I, G * H), (H, G * H), *([bias] if side.layer.bias else [])]
     if [array.shape for array in arrays] != shapes:
         raise ValueError(
-            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but "
-            f"{layers.saving.describe(side.layer)} needs {shapes}: use a layer of matching sizes and options (a GRU's "
-            "bias of shape (2, ...) needs reset_after=True)"
+            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but {saving.describe(side.layer)} "
+            f"needs {shapes}: use a layer of matching sizes and options (a GRU's bias of shape (2, ...) needs "
+            "reset_after=True)"
         )
 
 
