@@ -97,6 +97,7 @@ class SequenceForecaster(Network):
         self,
         cell: str = "lstm",
         *,
+        leak: float | None = None,
         horizon: int = 1,
         window: int | None = None,
         differences: int | tuple[int, ...] = (),
