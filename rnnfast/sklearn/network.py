@@ -258,7 +258,7 @@ class Network(SequenceInput):
             layer.freeze()
 
     def _require_finite(self, loss: float, parameters: dict[str, Array]) -> None:
-        # The loss of an epoch precedes its last update, so the parameters need a check of their own.
+        # The loss of an epoch is measured before its last update, so the parameters are checked separately.
         if math.isfinite(loss) and all(np.isfinite(array).all() for array in parameters.values()):
             return
         what = "parameters are not finite" if math.isfinite(loss) else f"loss is {loss}"
