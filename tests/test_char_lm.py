@@ -155,7 +155,7 @@ def test_interrupted_and_resumed_run_ends_like_one_in_one_go(text, tmp_path, cap
 
 def test_second_ctrl_c_ends_the_run_at_once(text, tmp_path, monkeypatch, capsys):
     class CtrlC(char_lm.Progress):
-        def step(self, describe=None):
+        def step(self, describe=None):  # noqa: ARG002
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 

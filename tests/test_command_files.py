@@ -123,4 +123,7 @@ def test_output_that_is_closed():
             text=True,
         )
         assert result.returncode == 2
-        assert result.stderr in ("python -m rnnfast: standard output is closed: open it, or redirect it to a file\n", "")
+        assert result.stderr in (
+            "python -m rnnfast: standard output is closed: open it, or redirect it to a file\n",
+            "",
+        )

@@ -236,7 +236,8 @@ def test_files_that_are_no_models(book, trained, tmp_path, capsys):
 
 
 def test_start_of_strange_characters(trained, capsys):
-    assert "--start contains characters that the training text does not: ! ß" in failure(capsys, "sample", trained[0], "--start", "ß!")
+    line = failure(capsys, "sample", trained[0], "--start", "ß!")
+    assert "--start contains characters that the training text does not: ! ß" in line
 
 
 # --- files that are one

@@ -79,7 +79,10 @@ def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel
     package = {path.relative_to(sources).as_posix() for path in files if path.suffix in {".py", ".pyi", ".pxd"}}
     [extension] = {name for name in names if name.endswith((".so", ".pyd"))}
     [info] = {name.partition("/")[0] for name in names if ".dist-info/" in name}
-    notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")}
+    notes = {
+        f"{info}/{name}"
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    }
     headers = {"rnnfast/include/rnnfast.h", "rnnfast/include/rnnfast_python.h"}
     assert names == package | {extension, "rnnfast/py.typed", *headers} | notes
 
