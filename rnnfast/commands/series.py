@@ -323,9 +323,8 @@ def train(arguments: argparse.Namespace) -> int:
     interrupted = forecaster.n_iter_no_change != patience
     about = {"column": name, "time_column": arguments.time_column, "times": times and times.kept, "options": options}
     save(arguments.output, forecaster, series, about)
-    print(
-        f"{'Stopped by Ctrl-C' if interrupted else 'Trained'} after {forecaster.n_iter_} epochs; the best one is kept"
-    )
+    done = "Stopped by Ctrl-C after" if interrupted else "Trained for"
+    print(f"{done} {forecaster.n_iter_} epochs; the best one is kept")
     ahead = max(1, round(forecaster.validation_fraction * len(series)))
     known, truth = series[:-ahead], series[-ahead:]
     repeated = np.resize(known[-season:], ahead)
