@@ -83,9 +83,9 @@ def test_clipping_acts(monkeypatch):
 
 
 def test_divergence_ends_a_run(monkeypatch):
-    model = vanishing.MODELS["RNN of relu, identity"]
-    monkeypatch.setitem(vanishing.MODELS, "RNN of relu, identity", model._replace(learning_rate=1e30))
-    run = train(vanishing.Adding, "RNN of relu, identity", 8, 20, clipped=False)
+    model = vanishing.MODELS["RNN with relu, identity"]
+    monkeypatch.setitem(vanishing.MODELS, "RNN with relu, identity", model._replace(learning_rate=1e30))
+    run = train(vanishing.Adding, "RNN with relu, identity", 8, 20, clipped=False)
     assert len(run.losses) < 20
     assert vanishing.written(run.score) == "diverged"
 

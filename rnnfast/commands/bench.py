@@ -205,13 +205,13 @@ def remarks(results: list[dict[str, Any]], columns: dict[str, int]) -> str:
         "stack": "number of layers; bi: bidirectional",
         "rnnfast": "time of a call, median over the rounds",
         "others": "their time relative to rnnfast's; above 1x is slower",
-        "limit": "rnnfast's arithmetic rate relative to the machine's: the faster of NumPy's and\n"
-        f"rnnfast's product of {SQUARE} x {SQUARE} matrices, {median(rates):.0f} GFLOP/s ({min(rates):.0f} to "
-        f"{max(rates):.0f}).\nIt is low if N is small: reading the weights takes longer than the arithmetic.",
+        "limit": "rnnfast's arithmetic rate relative to that of a large matrix product,\n"
+        f"{median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f} over the rounds); low if N is small,\n"
+        "as reading the weights then takes longer than the arithmetic",
         "GFLOP/s": "that rate, counting the multiply-adds of the equations",
     }
-    optional = {"stack", "limit", "GFLOP/s"} - columns.keys()
-    texts = [f"{name:12}{text}".replace("\n", "\n" + 12 * " ") for name, text in lines.items() if name not in optional]
+    left_out = {"stack", "limit", "GFLOP/s"} - columns.keys()
+    texts = [f"{name:12}{text}".replace("\n", "\n" + 12 * " ") for name, text in lines.items() if name not in left_out]
     reasons = [f"{name} was not timed: {why}" for result in results for name, why in result["refused"].items()]
     return "\n".join([*texts, *dict.fromkeys(reasons)])
 
