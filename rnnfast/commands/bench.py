@@ -17,19 +17,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rnnfast import _core
-from rnnfast.commands import info
+from rnnfast.commands import info, program
 from rnnfast.commands.engines import ENGINES, LIMITS, MODES, SQUARE, TOLERANCE, Case, disagreement, expected
-from rnnfast.commands.program import (
-    CannotRun,
-    Progress,
-    count,
-    file_name,
-    option,
-    require_distinct,
-    require_drawable,
-    require_writable,
-    writing,
-)
+from rnnfast.commands.program import CannotRun, Progress, count, option
 from rnnfast.commands.timing import draw, duration, ratio, take_turns, versions, workers
 
 if TYPE_CHECKING:
@@ -68,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=TOLERANCE, default="float32", help="data type (default: %(default)s)")
     option(group, "--threads", count, 1, "threads of each engine")
     option(group, "--rounds", count, 9, "rounds")
-    option(group, "--json", file_name, None, "write the times of all rounds to this file")
-    option(group, "--plot", file_name, None, "draw the times to this file (needs matplotlib)")
+    option(group, "--json", program.file_name, None, "write the times of all rounds to this file")
+    option(group, "--plot", program.file_name, None, "draw the times to this file (needs matplotlib)")
     parser.set_defaults(run=run)
 
 
@@ -130,10 +120,10 @@ def measure(case: Case, engines: dict[str, Any], limits: dict[str, Any], rounds:
 
 def run(arguments: argparse.Namespace) -> int:
     cases = choose(arguments)
-    require_distinct({"--json": arguments.json, "--plot": arguments.plot})
+    program.require_distinct({"--json": arguments.json, "--plot": arguments.plot})
     for path in filter(None, (arguments.json, arguments.plot)):
-        require_writable(path, device=True)
-    require_drawable(arguments.plot)
+        program.require_writable(path, device=True)
+    program.require_drawable(arguments.plot)
     installed = versions("numpy", "torch", "onnxruntime")
     names = [name for name in ENGINES if name == "reference" or installed.get(name)]
     about = {
@@ -161,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
             bar.line(row(case, results[-1], columns))
     print(f"\n{remarks(results, columns)}")
     if arguments.json:
-        with writing(arguments.json) as file:
+        with program.writing(arguments.json) as file:
             json.dump({"about": about, "cases": results}, file, indent=1)
     if arguments.plot:
         plot(results, heading, arguments.plot)
@@ -173,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def columns_for(names: list[str], available: float) -> dict[str, int]:
     """Return the columns and their widths, without those for which the terminal has no room."""
-    columns = {"cell": 4, "mode": 6, "T": 6, "N": 4, "I": 5, "H": 5, "stack": 6, "rnnfast": 9}
+    columns = {"cell": 4, "mode": 6, "T": 5, "N": 4, "I": 5, "H": 5, "stack": 6, "rnnfast": 9}
     columns |= {name: max(7, len(name) + 1) for name in names if name != "rnnfast"} | {"limit": 6, "GFLOP/s": 8}
     for name in ("GFLOP/s", "limit", "reference", "stack"):
         if sum(columns.values()) >= available:
@@ -215,13 +205,13 @@ def remarks(results: list[dict[str, Any]], columns: dict[str, int]) -> str:
         "stack": "number of layers; bi: bidirectional",
         "rnnfast": "time of a call, median over the rounds",
         "others": "their time relative to rnnfast's; above 1x is slower",
-        "limit": "rnnfast's arithmetic rate relative to the machine's: the faster of NumPy's and\n"
-        f"rnnfast's product of {SQUARE} x {SQUARE} matrices, {median(rates):.0f} GFLOP/s ({min(rates):.0f} to "
-        f"{max(rates):.0f}).\nIt is low if N is small: reading the weights takes longer than the arithmetic.",
+        "limit": "rnnfast's arithmetic rate relative to that of a large matrix product,\n"
+        f"{median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f} over the rounds); low if N is small,\n"
+        "as reading the weights then takes longer than the arithmetic",
         "GFLOP/s": "that rate, counting the multiply-adds of the equations",
     }
-    optional = {"stack", "limit", "GFLOP/s"} - columns.keys()
-    texts = [f"{name:12}{text}".replace("\n", "\n" + 12 * " ") for name, text in lines.items() if name not in optional]
+    left_out = {"stack", "limit", "GFLOP/s"} - columns.keys()
+    texts = [f"{name:12}{text}".replace("\n", "\n" + 12 * " ") for name, text in lines.items() if name not in left_out]
     reasons = [f"{name} was not timed: {why}" for result in results for name, why in result["refused"].items()]
     return "\n".join([*texts, *dict.fromkeys(reasons)])
 
