@@ -236,7 +236,7 @@ def report(run):
                 example = heard[shown], truth[shown], shown
     curves = np.array(curves)
 
-    print(f"\nAccuracy of the settings on held-out training utterances, mean of {choosing} seeds:")
+    print(f"\nAccuracy of the settings on held-out training utterances, seeds: {choosing}:")
     for (hidden, layers), score in scores.items():
         chosen = "  chosen" if settings == {"hidden_size": hidden, "num_layers": layers} else ""
         print(f"    {f'{hidden} units, layers: {layers}':37}{score:6.1%}{chosen}")
@@ -252,6 +252,7 @@ def report(run):
         best = row.argmax()
         print(f"  frame {at + 1:2}: speaker {best + 1}, {row[best]:4.0%}  {'#' * round(30 * row[best])}")
     lines = {"bidirectional GRU": np.mean(accuracies), "nearest neighbour": warped}
+    print()
     save_picture(run.picture, draw, curves, example, confusion, lines)
     print(f"Time: {time.monotonic() - began:.0f} seconds.")
     return 0

@@ -173,6 +173,7 @@ def report(run):
     equal = show_equal(layer, readout, frames)
     times, idle = measure(layer.stream().step, frames, run.steps, run.hidden)
     print_latencies(times, idle)
+    print()
     save_picture(run.plot, draw, times, layer)
     equal &= serve(layer, frames, run.clients, rng)
     return 0 if equal else 1

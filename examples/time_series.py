@@ -326,6 +326,7 @@ def report(run):
             told.append((series, settings, scores, forecasts, bounds))
     for result in told:
         tell(*result)
+    print()
     save_picture(run.picture, draw, results)
     print(f"Time: {time.monotonic() - began:.0f} seconds.")
     return 0

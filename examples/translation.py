@@ -613,6 +613,7 @@ def report(options):
         print("\nThe first of them, with the answers of the network:")
         print_examples(task, answers)
         results.append((training, scores, answers, weights))
+    print()
     save_picture(options.picture, draw, results)
     return 0
 

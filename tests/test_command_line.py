@@ -52,11 +52,11 @@ def test_version(capsys):
         (["fly"], "invalid choice: 'fly'"),
         (["train"], "required: KIND"),
         (["train", "text", "x"], "required: -o/--output"),
-        (["bench", "--H", "0"], "must be a whole number, 1 or more, not 0"),
-        (["bench", "--H", "1_000"], "must be a whole number, 1 or more, not 1_000"),
+        (["bench", "--H", "0"], "must be an integer of at least 1, not '0'"),
+        (["bench", "--H", "1_000"], "must be an integer of at least 1, not '1_000'"),
         (["bench", "--cell", "elman"], "invalid choice: 'elman'"),
-        (["train", "text", "x", "-o", "y", "--lr", "nan"], "must be a number above 0, not nan"),
-        (["sample", "x", "--seed", "-1"], "must be a whole number, 0 or more, not -1"),
+        (["train", "text", "x", "-o", "y", "--lr", "nan"], "must be a number greater than 0, not 'nan'"),
+        (["sample", "x", "--seed", "-1"], "must be an integer of at least 0, not '-1'"),
     ],
 )
 def test_options_that_cannot_be(arguments, message, capsys):

@@ -318,6 +318,6 @@ def save_picture(path: Any, draw: Callable[..., None], *arguments: Any) -> None:
     try:
         draw(*arguments, path)
     except ImportError:
-        print("\nNo picture: matplotlib is not installed (pip install matplotlib)")
+        print("No picture: matplotlib is not installed (pip install matplotlib)")
     else:
-        print(f"\nSaved the picture to {path}")
+        print(f"Saved the picture to {path}")

@@ -170,7 +170,9 @@ def draw(cases: Mapping[str, Mapping[str, float]], title: str, path: str) -> Non
         axes.axvline(1, color="#08519c", linewidth=1)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
+        low, high = axes.get_xlim()
+        if high < 100 * low:  # else the labels would overlap
+            axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
         axes.set_xlabel(f"time relative to {base} (lower is faster);\non the right, the time of {base}", fontsize=11)
         axes.set_yticks(range(len(cases)), cases)
         axes.set_ylim(len(cases) - 0.5, -0.5)
