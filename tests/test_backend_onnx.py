@@ -341,7 +341,7 @@ def test_names_of_functions_in_any_case(names):
     problem = lstm(activations=names * 2)
     layer = layer_from_onnx(model_of(problem, constants=WEIGHTS))
     assert layer.activations is None
-    assert layer_from_onnx(model_of(lstm(), constants=WEIGHTS))._engine.options == layer._engine.options
+    assert layer_from_onnx(model_of(lstm(), constants=WEIGHTS)).engine.options == layer.engine.options
 
 
 # ---- how models are run

@@ -55,6 +55,7 @@ except ModuleNotFoundError as error:
 
 from rnnfast import arguments, layers, options
 from rnnfast.backends._gates import positions, reorder
+from rnnfast.layers import saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -400,7 +401,8 @@ def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = No
             listed = ", ".join(f"{names[place]!r} at {place!r}" for place in places) or "none"
             raise ValueError(
                 f"{path!r} contains {len(found)} recurrent layers {'' if name is None else f'named {name!r} '}for "
-                f"{layer._call()}, but exactly one is needed: set name to the name or path of one of these: {listed}"
+                f"{saving.describe(layer)}, but exactly one is needed: set name to the name or path of one of these: "
+                f"{listed}"
             )
         values: dict[str, Array] = {}
         for side, group in zip(sides, groups, strict=True):
@@ -467,7 +469,7 @@ def _sides(layer: Any) -> list[_Side]:
             f"layer has {', '.join(faults)}, which Keras's layers do not support. Only layers with {only} can be "
             "converted; convert a stack as one layer for each of its layers"
         )
-    functions, count = layer.activations or options.DEFAULTS[layer._cell], len(kind.functions)
+    functions, count = layer.activations or options.DEFAULTS[layer.engine.cell], len(kind.functions)
     forward_side = _Side(layer, kind, "{}_l0", functions[:count], layer.reverse)
     if not layer.bidirectional:
         return [forward_side]
@@ -522,8 +524,8 @@ def _check(side: _Side, arrays: list[Array], where: str) -> None:
     shapes = [(I, G * H), (H, G * H), *([bias] if side.layer.bias else [])]
     if [array.shape for array in arrays] != shapes:
         raise ValueError(
-            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but {side.layer._call()} needs "
-            f"{shapes}: use a layer of matching sizes and options (a GRU's bias of shape (2, ...) needs "
+            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but {saving.describe(side.layer)} "
+            f"needs {shapes}: use a layer of matching sizes and options (a GRU's bias of shape (2, ...) needs "
             "reset_after=True)"
         )
 

@@ -50,6 +50,7 @@ except ImportError as error:
 
 from rnnfast import functional, layers, options
 from rnnfast.backends._gates import positions, reorder
+from rnnfast.layers import saving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -535,7 +536,7 @@ def to_onnx(
         raise ValueError(
             f"opset must be from 7 to {newest}, the newest that onnx {onnx.__version__} knows, got {opset}"
         )
-    op_type = layer._kind().__name__
+    op_type = saving.kind(layer).__name__
     operator, D, H = _OPERATORS[op_type], 1 + layer.bidirectional, layer.hidden_size
     nodes, constants, given = [], {"shape": np.array([0, 0, D * H])}, {"sequence_lens": "lengths"} if lengths else {}
     attributes = _attributes(layer, op_type)
@@ -585,7 +586,7 @@ def to_onnx(
 
 def _attributes(layer: layers.Recurrent[Any], op_type: str) -> dict[str, Any]:
     """The attributes of a layer's nodes."""
-    plain = options.DEFAULTS[layer._engine.cell]
+    plain = options.DEFAULTS[layer.engine.cell]
     functions = list(layer.activations or plain)
     functions *= len(plain) * (1 + layer.bidirectional) // len(functions)
     names: list[str] = []
