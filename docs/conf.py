@@ -60,5 +60,11 @@ def visit_formula(translator, node):
     raise nodes.SkipNode
 
 
+def skip_fields(app, what, name, obj, skip, options):  # noqa: ARG001
+    """Leave out the fields of named tuples, which the docstring of the class describes."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", skip_fields)
     app.add_html_math_renderer("mathml", (visit_formula, None), (visit_formula, None))
