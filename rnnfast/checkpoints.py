@@ -178,7 +178,7 @@ def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
 def _inputs(part: Part, window: _Window, source: Array, start: list[Any], masks: Array | None) -> Inputs:
     """The inputs of a window of a part, whose x is in `source`."""
     own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
-    return Inputs(window.take(source), *start, own_masks, window.order)
+    return Inputs(window.take(source), start[0], start[1], own_masks, window.order)
 
 
 def forward(
@@ -237,9 +237,11 @@ def backward(
                 tape = scratch.bytes("tape", window.sizes.tape)
                 y = _run(part, window, packs[0], own, scratch, tape).y
                 dstates = _of_part(states, part, window)
+                dh0, dc0 = scratch.like("dstart", dstates)
                 gradients = InputGradients(
                     scratch.array("dx", own.x.shape),
-                    *scratch.like("dstart", dstates),
+                    dh0,
+                    dc0,
                     input_gradients.dparameters[part.parameters],
                     None if dh is None else scratch.array("dh", (len(dh[part.states]), *own.x.shape[:2], dh.shape[-1])),
                 )

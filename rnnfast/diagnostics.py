@@ -262,7 +262,8 @@ def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Arra
         jacobians = _jacobians(cell, p, [values[first : first + chunk] for values in rows], widths)
         maps = (jacobians[:, :outputs, :outputs], jacobians)[: len(widths)]
         found.append([np.linalg.svd(one, compute_uv=False)[:, 0] for one in maps])
-    return np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+    means: Array = np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+    return means
 
 
 def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) -> Array:

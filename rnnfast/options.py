@@ -82,7 +82,7 @@ def clip(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"clip must be a number or None, got {value!r}")
-    if not CLIP_LEAST <= value < math.inf:
+    if not CLIP_LEAST <= float(value) < math.inf:
         raise ValueError(f"clip must be above 0, 2**-126 at least, and finite, or None, got {value!r}")
     return float(value)
 
