@@ -267,11 +267,11 @@ cdef class Order:
         o.begin = <const ptrdiff_t *>take(&self.memory, begin, PyBUF_STRIDES)
         o.steps = length(&self.memory, 0) - 1
         for way in range(2):
-            o.places[way] = <const rnnfast_place *>take(&self.memory, places[way], PyBUF_STRIDES)
+            o.positions[way] = <const rnnfast_position *>take(&self.memory, places[way], PyBUF_STRIDES)
         o.edges = <const ptrdiff_t *>take(&self.memory, edges, PyBUF_STRIDES)
         o.blocks = length(&self.memory, 0) - 1
-        o.gaps = <const rnnfast_gap *>take(&self.memory, gaps, PyBUF_STRIDES)
-        o.gap_count = length(&self.memory, 0)
+        o.masked = <const rnnfast_masked_step *>take(&self.memory, gaps, PyBUF_STRIDES)
+        o.masked_count = length(&self.memory, 0)
 
     def __dealloc__(self):
         give_back(&self.memory)
@@ -315,7 +315,7 @@ def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
             entries = rnnfast_count(&p, &o)
     finally:
         give_back(&memory)
-    return o.steps, o.sequences, entries, o.gap_count
+    return o.steps, o.sequences, entries, o.masked_count
 
 
 def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, gaps, sequences_of, rows, scratch):
@@ -332,10 +332,10 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, re
         memset(&o, 0, sizeof(o))
         o.begin = <const ptrdiff_t *>take(&memory, begin, PyBUF_WRITABLE)
         o.steps = memory.taken[memory.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
-        o.places[0] = <const rnnfast_place *>take(&memory, forward, PyBUF_WRITABLE)
-        o.places[1] = <const rnnfast_place *>take(&memory, reverse, PyBUF_WRITABLE)
+        o.positions[0] = <const rnnfast_position *>take(&memory, forward, PyBUF_WRITABLE)
+        o.positions[1] = <const rnnfast_position *>take(&memory, reverse, PyBUF_WRITABLE)
         o.edges = <const ptrdiff_t *>take(&memory, edges, PyBUF_WRITABLE)
-        o.gaps = <const rnnfast_gap *>take(&memory, gaps, PyBUF_WRITABLE)
+        o.masked = <const rnnfast_masked_step *>take(&memory, gaps, PyBUF_WRITABLE)
         of_sequences, of_rows = <ptrdiff_t *>take(&memory, sequences_of, PyBUF_WRITABLE), <ptrdiff_t *>take(&memory, rows, PyBUF_WRITABLE)
         scratches = <ptrdiff_t *>take(&memory, scratch, PyBUF_WRITABLE)
         with nogil:

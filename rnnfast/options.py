@@ -35,13 +35,6 @@ DEFAULTS = {
 }
 
 
-def initial_cell(cell: str, functions: tuple[Any, ...] | None) -> str:
-    """Return the cell that an initializer sees: for an RNN, rnn_relu if every function is relu, else rnn_tanh."""
-    if len(DEFAULTS[cell]) > 1:
-        return cell
-    return "rnn_relu" if set(functions or DEFAULTS[cell]) == {"relu"} else "rnn_tanh"
-
-
 class Options(NamedTuple):
     """What the engine is told. activations: (function, alpha, beta), three for each direction."""
 
