@@ -9,10 +9,15 @@
 
 import os
 
-from . import training
-from .functional import get_num_threads, isas, set_num_threads
-from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
-from .streams import Stream, StreamPool
+try:
+    from . import training
+    from .functional import get_num_threads, isas, set_num_threads
+    from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
+    from .streams import Stream, StreamPool
+except (ImportError, ValueError) as error:  # not built, or RNNFAST_ISA names no instruction set that runs here
+    from ._startup import import_error
+
+    raise import_error(error) from None
 
 __version__ = "0.1.0"
 

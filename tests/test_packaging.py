@@ -71,7 +71,7 @@ def test_sdist_holds_what_building_and_testing_take_and_nothing_generated(sdist,
     assert "rnnfast/_core.c" not in names
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel, sources):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -79,26 +79,29 @@ def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel
     package = {path.relative_to(sources).as_posix() for path in files if path.suffix in {".py", ".pyi", ".pxd"}}
     [extension] = {name for name in names if name.endswith((".so", ".pyd"))}
     [info] = {name.partition("/")[0] for name in names if ".dist-info/" in name}
-    notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")}
+    notes = {
+        f"{info}/{name}"
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    }
     headers = {"rnnfast/include/rnnfast.h", "rnnfast/include/rnnfast_python.h"}
     assert names == package | {extension, "rnnfast/py.typed", *headers} | notes
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_serves_every_cpython_from_3_11_on(wheel):
     serves = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
     assert ("-cp311-abi3-" in wheel.name) == serves
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_is_small_and_without_debug_information(wheel):
-    assert wheel.stat().st_size < 1_000_000
+    assert wheel.stat().st_size <= 800_000
     with zipfile.ZipFile(wheel) as archive:
         [extension] = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
         assert b".debug_info" not in archive.read(extension)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_from_the_sdist_has_the_same_bytes(wheel, sdist, tmp_path):
     with tarfile.open(sdist) as archive:
         for member in filter(tarfile.TarInfo.isfile, archive):
@@ -125,10 +128,12 @@ def run_python(code, **environment):
     )
 
 
-def test_import_adds_less_than_20_ms_to_numpy():
-    code = "import time, numpy; start = time.perf_counter(); import rnnfast; print(time.perf_counter() - start)"
-    seconds = min(float(run_python(code).stdout) for _ in range(7))
-    assert seconds < 0.020
+def test_import_adds_at_most_20_ms_to_numpy(tmp_path):
+    # Processor time, which other programs lengthen less than they do elapsed time, with compiled modules as after pip.
+    code = "import time, numpy; start = time.process_time(); import rnnfast; print(time.process_time() - start)"
+    environment = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    seconds = min(float(run_python(code, **environment).stdout) for _ in range(7))
+    assert seconds <= 0.020
 
 
 def test_import_loads_nothing_but_numpy_and_the_standard_library():
