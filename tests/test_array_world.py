@@ -1,4 +1,4 @@
-"""Arrays of other libraries, and whatever else hands out memory on the CPU, stand wherever an ndarray does."""
+"""Arrays of other libraries, and any object that exports CPU memory, can be passed in place of an ndarray."""
 
 import array
 import ctypes
@@ -19,7 +19,7 @@ DY = RNG.standard_normal((T, N, 2 * H), np.float32)
 
 
 class OnlyDLPack:
-    """What an array has in common with all others by the standard, and no more."""
+    """An array with the attributes of the array API standard and no others."""
 
     def __init__(self, array, device=1):
         self.array, self.device = array, device
@@ -38,7 +38,7 @@ class OnlyDLPack:
 
 
 class OnlyArray:
-    """As __array__ was written before NumPy 2."""
+    """__array__ with its signature before NumPy 2."""
 
     def __init__(self, array):
         self.array = array
@@ -82,12 +82,12 @@ WORLD = {
 
 @pytest.fixture(params=WORLD)
 def foreign(request):
-    """From an ndarray to an object of some library, on the same memory if it can."""
+    """Convert an ndarray to an object of another library, without a copy where possible."""
     return WORLD[request.param]
 
 
 def same(got, expected):
-    """Of nested tuples of arrays, or mappings of them."""
+    """The arrays in nested tuples or mappings."""
     if isinstance(expected, np.ndarray):
         np.testing.assert_array_equal(got, expected, strict=True)
     elif hasattr(expected, "keys"):
@@ -253,7 +253,7 @@ def test_bfloat16(torch):
 
 
 class OnlyDLPackOf:
-    """The same of any library's array, as that library does it."""
+    """Apply the same operation to an array of any library."""
 
     def __init__(self, array):
         self.array = array

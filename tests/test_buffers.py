@@ -1,4 +1,4 @@
-"""Memory that is used again: what is on it, who has it, and for how long."""
+"""Pools of buffers and of results: contents, ownership and lifetime."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The example that trains a character language model."""
+"""examples/char_lm.py: a character language model."""
 
 import collections
 import signal
@@ -35,7 +35,7 @@ def contents(model):
 
 
 def counted_one_by_one(codes, start, size):
-    """Bits per character of each order, from counts in dictionaries; -1 stands before the first character."""
+    """Bits per character for each order, from counts in dictionaries; -1 precedes the first character."""
     codes = [-1] * char_lm.ORDERS + list(codes)
     start += char_lm.ORDERS
     counts = collections.defaultdict(collections.Counter)
@@ -189,7 +189,7 @@ def test_without_matplotlib_it_says_what_to_install(text, tmp_path, capsys, monk
 
 
 def failure(capsys, *arguments):
-    """What a run that cannot be says last: one line."""
+    """The last line that a failing run prints."""
     assert char_lm.main([str(argument) for argument in arguments]) == 2
     return capsys.readouterr().err.splitlines()[-1]
 

@@ -56,7 +56,7 @@ def test_wrong_answers_are_seen():
 
 
 class Fake:
-    """An engine in this process; it takes so many seconds, and must not be timed where that is None."""
+    """An engine that reports a fixed time. It must not be timed if that is None."""
 
     def __init__(self, seconds, spoil=0.0, refuse=None):
         self.seconds, self.spoil, self.refuse, self.turns = seconds, spoil, refuse, 0
@@ -72,7 +72,7 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """Engines whose times are known, in place of the real ones."""
+    """Fake engines with known times."""
     engines = {
         "rnnfast": Fake(1e-6),
         "reference": Fake(4e-6),

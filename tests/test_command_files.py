@@ -1,4 +1,4 @@
-"""The files that commands read and write."""
+"""Files that commands read and write, and failures to write them."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""The command line as a whole: help, options and the output."""
+"""The command line as a whole: help, options and version."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ from rnnfast import __main__
 
 
 def commands_of(parser, words=()):
-    """The words of all commands, found as a reader of --help finds them."""
+    """The words of every command, as --help lists them."""
     for action in parser._actions:
         if hasattr(action, "_name_parser_map"):
             for name, below in action._name_parser_map.items():

@@ -1,4 +1,4 @@
-"""Gradients against the lag, Jacobians of the recurrence, saturated gates."""
+"""Diagnostics: gradients by lag, Jacobians of the recurrence, saturated gates."""
 
 import itertools
 import sys
@@ -23,7 +23,7 @@ def layer_of(variant, **options):
 
 
 def copy_into(layer, parameters, end=""):
-    """The parameters of one layer and direction of a stack, as those of a layer of its own."""
+    """Copy the parameters of one layer and direction of a stack into a single layer."""
     for name, array in layer.parameters.items():
         array[...] = parameters[name.replace("_l0", end)]
     return layer
@@ -34,7 +34,7 @@ def steps_walked(reverse):
 
 
 def states_before(layer, x, state, reverse):
-    """The state before every step, by the step."""
+    """The state before each step, by step."""
     before = {}
     for t in steps_walked(reverse):
         before[t] = state
@@ -104,7 +104,7 @@ def test_norms_are_those_of_differences(variant, reverse):
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.25])
 def test_linear_rnn_follows_powers_of_the_singular_value(scale):
-    """With h at 0, where tanh has slope 1, dL/dh at a lag is 1 W^lag; W is orthogonal times scale."""
+    """At h = 0 tanh has slope 1, so dL/dh at a lag is 1 W^lag, with W orthogonal times scale."""
     layer = rnnfast.RNN(I, H, bias=False, init="orthogonal", dtype=np.float64, rng=0)
     layer.parameters["weight_hh_l0"][...] *= scale
     flow = gradient_flow(layer, np.zeros((40, N, I)))
@@ -130,14 +130,14 @@ def test_identity_keeps_the_gradient_whole():
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not has_c(variant)])
 def test_no_step_lengthens_the_gradient_by_more_than_its_singular_value(variant):
-    """Of a single row, where h is all of the state."""
+    """The Jacobian of a single row, for cells whose state is h."""
     flow = gradient_flow(layer_of(variant), 2 * values(30, 1, I))
     norms, bounds = flow.norms["l0"], flow.singular_values["l0"]
     assert (norms[1:] <= bounds[:-1] * norms[:-1] * (1 + 1e-12)).all()
 
 
 def test_stack_is_measured_layer_by_layer(variant):
-    """Against layers of their own, one above the other, by the chain rule."""
+    """A stack agrees with single layers and the chain rule."""
     stack = layer_of(variant, num_layers=2, rng=3)
     x = values(T, N, I)
     flow = gradient_flow(stack, x)

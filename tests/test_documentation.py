@@ -1,4 +1,4 @@
-"""The pages of docs/: what is public stands in the reference, and the site is not built over an example that fails."""
+"""The reference covers every public name, and an example that fails stops the build of the documentation."""
 
 import json
 import re

@@ -1,7 +1,7 @@
-"""The engine, through rnnfast.functional.
+"""The engine, called through rnnfast.functional.
 
-Against the reference and central differences, in every cell, dtype, instruction set, direction and depth; at the edges
-of its tiles; optional arguments; sizes and buffers.
+It agrees with the reference and with central differences for every cell, dtype, instruction set, direction and depth,
+and at the edges of its tiles. Optional arguments, sizes and buffers are tested too.
 """
 
 from copy import copy
@@ -43,7 +43,7 @@ def test_sizes_at_the_edges_of_tiles(variant, N, dtype, isa):
 
 @pytest.mark.parametrize(("T", "N", "I", "H"), [(300, 2, 3, 4), (60, 9, 300, 5), (5, 70, 4, 130), (2, 600, 7, 3)])
 def test_large_sizes(variant, T, N, I, H, dtype, isa):
-    """More steps, features, units and rows than one block of any of the loops takes."""
+    """More steps, features, units and rows than any loop handles in one block."""
     p, expected = solved(variant, T, N, I, H, dtype, "bidirectional")
     assert_close(run_engine(p, isa), expected, 4 * TOLERANCE[p.dtype])
 
@@ -90,7 +90,7 @@ def test_any_shape_and_layout(p, isa, layout):
     ("T", "N", "isa"), [(1, 10**6, None), (10**6, 1, None), *((1000, 1000, isa) for isa in functional.isas())]
 )
 def test_gradients_are_sums_of_a_million_rows(T, N, isa):
-    """All summands are positive; one chain of float32 sums over them would be wrong in the fourth digit."""
+    """All terms are positive; a single chain of float32 sums would be wrong in the fourth digit."""
     p = problem("rnn_relu", T, N, 1, 1, dtype=np.float32)
     rng = np.random.default_rng(1)
     p.x, p.dy = rng.uniform(0.5, 1, (2, T, N, 1)).astype(np.float32)
@@ -177,7 +177,7 @@ def test_engine_knows_its_shapes(variant, direction, num_layers, bias):
     assert list(functional.parameter_shapes(engine).items()) == list(expected.items())
     assert engine.directions == 1 + (direction == "bidirectional")
     assert engine.output_size == 6
-    assert engine.has_cell == (has_c(p.cell))
+    assert engine.has_cell == has_c(p.cell)
 
 
 @pytest.mark.parametrize("sizes", [(2**40, 2**40), (2**62, 8), (8, 2**62), (2**70, 8), (8, 2**70)])

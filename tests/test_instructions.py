@@ -1,4 +1,4 @@
-"""How many instructions the entry points take, in comparison with benchmarks/instructions.json."""
+"""Instruction counts of the entry points, compared with benchmarks/instructions.json."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Layers against torch and the reference; their layouts, parameters and texts."""
+"""Layers against torch and the reference; layouts, parameters and repr."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is in the wheel, that it builds to the same bytes anywhere, and what importing rnnfast costs."""
+"""Contents and reproducibility of the wheel, and the cost of `import rnnfast`."""
 
 import importlib.metadata
 import os
@@ -43,7 +43,7 @@ def build(kind, directory, out):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A copy of the checkout without anything that was built in it."""
+    """A copy of the checkout without build products."""
     if not (CHECKOUT / "csrc").is_dir() or not (CHECKOUT / "setup.py").is_file():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there is nothing to build")
     if version_of("setuptools") < (77, 0) or version_of("cython") < (3, 1):

@@ -1,4 +1,4 @@
-"""Training that is spread over processes, against one process on the joined batch; what it refuses, on all processes.
+"""Data-parallel training agrees with one process on the whole batch, and errors reach every process.
 
 The processes are real ones, started by mpiexec; ``support/data_parallel.py`` is what they run.
 """
@@ -19,7 +19,7 @@ from rnnfast import training
 
 HERE = Path(__file__).resolve().parent
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-# Open MPI's words for: more processes than cores, and by root, as in a container.
+# Open MPI options: allow more processes than cores, and allow root, as in a container.
 ALLOWED = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -49,13 +49,13 @@ def run(count, folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """For each number of processes the results of each."""
+    """The results of every process, by number of processes."""
     return {count: run(count, tmp_path_factory.mktemp(f"{count}-processes")) for count in COUNTS}
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """The results of one process on the joined batch, without MPI."""
+    """The results of one process on the whole batch, without MPI."""
     return {(loss, dtype): train(loss, dtype, np.arange(ROWS)) for loss in LOSSES for dtype in DTYPES}
 
 

@@ -1,4 +1,4 @@
-"""Saving, loading, pickling and copying: what comes back, and what is on the disk when something goes wrong."""
+"""Saving, loading, pickling and copying of layers, and the state of the disk after a failure."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def kind(request):
 
 
 def outputs(layer):
-    """All arrays that a call of the layer gives."""
+    """All arrays that a call of the layer returns."""
     x = np.array([[0, 2, 1], [1, 1, 0]])
     result = layer(x if isinstance(layer, rnnfast.Embedding) else x / 7)
     flat, rest = [], [result]
@@ -43,7 +43,7 @@ def outputs(layer):
 
 
 def assert_same_layer(got, expected):
-    """Another layer of the same class, options, parameters and results."""
+    """Require another layer with the same class, options, parameters and results."""
     assert got is not expected
     assert repr(got) == repr(expected)
     assert list(got.parameters) == list(expected.parameters)

@@ -1,4 +1,4 @@
-"""Arguments of the estimators that are rejected."""
+"""Invalid arguments of the estimators are rejected."""
 
 import pickle
 
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_is_an_error():
 
 
 def everything(estimator):
-    """All that later calls depend on, as bytes."""
+    """All state that later calls depend on, as bytes."""
     return pickle.dumps((vars(estimator), estimator._rng.bit_generator.state))
 
 

@@ -1,4 +1,4 @@
-"""What the estimators learn, and what a fit promises."""
+"""What the estimators learn, and the guarantees of fit and partial_fit."""
 
 import pickle
 

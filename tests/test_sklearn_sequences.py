@@ -1,4 +1,4 @@
-"""The forms of sequences that the estimators take, and what they answer."""
+"""Forms of sequences that the estimators accept, and the form of their predictions."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from rnnfast.sklearn import SequenceClassifier, SequenceRegressor, SequenceTagge
 
 
 def by_hand(estimator, x):
-    """Outputs for one sequence, by the layers alone."""
+    """Outputs for one sequence, computed with the layers."""
     x = (np.asarray(x, float).reshape(len(x), -1) - estimator.mean_) / estimator.scale_
     y, state = estimator.layer_(x)
     h = state[0] if isinstance(state, tuple) else state

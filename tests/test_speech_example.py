@@ -1,4 +1,4 @@
-"""The example that tells speakers by their vowels."""
+"""examples/speech.py: recognition of speakers by their vowels."""
 
 import re
 
@@ -13,7 +13,7 @@ speech = load_example("speech")
 
 @pytest.fixture(scope="module")
 def utterances():
-    """Of each of nine speakers five utterances, noise about a place of his own; and who speaks."""
+    """Five utterances of each of nine speakers, as noise around a point for each speaker; and the speakers."""
     rng = np.random.default_rng(0)
     speakers = np.repeat(np.arange(speech.SPEAKERS), 5)
     places = rng.standard_normal((speech.SPEAKERS, 12))
@@ -79,7 +79,7 @@ def test_data_are_the_ones_of_the_repository():
 
 @pytest.fixture
 def small(monkeypatch, utterances):
-    """The example on few utterances, without choosing among settings."""
+    """The example on a few utterances, without the search for settings."""
     pytest.importorskip("dtaidistance")
     monkeypatch.setattr(speech, "load", lambda split: utterances)  # noqa: ARG005
     monkeypatch.setattr(speech, "KEPT", 3)

@@ -1,4 +1,4 @@
-"""Arguments of streams and pools that are rejected."""
+"""Invalid arguments of streams and pools are rejected."""
 
 import numpy as np
 import pytest

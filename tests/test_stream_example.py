@@ -1,4 +1,4 @@
-"""The example that times the steps of a stream."""
+"""examples/stream.py: latency of the steps of a stream."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Pools of streams: each gives what a stream alone gives."""
+"""Each stream in a pool gives the same bits as a stream alone."""
 
 import sys
 import threading
@@ -16,7 +16,7 @@ from rnnfast import functional
 
 
 class Model:
-    """A pool beside streams of their own."""
+    """A pool, and the single streams that it must agree with."""
 
     def __init__(self, layer, capacity):
         self.layer, self.pool, self.streams = layer, rnnfast.StreamPool(layer, capacity), {}
@@ -208,7 +208,7 @@ def test_a_full_pool_goes_on(rng):
 
 
 def test_a_pool_from_many_threads(rng):
-    """Streams join, step and leave in threads of their own."""
+    """Streams join, step and leave in different threads."""
     layer = make_layer("gru", I, H)
     pool = rnnfast.StreamPool(layer, 8)
     x = sequence(rng, 20, 1)
@@ -241,7 +241,7 @@ def test_a_pool_from_many_threads(rng):
 
 
 def test_names_of_arguments():
-    """The names by which arguments may be given."""
+    """Arguments can be passed by name."""
     layer = make_layer("gru", I, H)
     stream, pool = layer.stream(batch_size=2), rnnfast.StreamPool(layer=layer, capacity=1)
     assert stream.step(x_t=np.ones((2, I)), out=None).shape == (2, H)

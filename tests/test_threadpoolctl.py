@@ -1,4 +1,4 @@
-"""threadpoolctl sees and bounds rnnfast's threads once it is told of them, and does without rnnfast before."""
+"""threadpoolctl reports and limits rnnfast's threads once they are registered."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ threadpoolctl = pytest.importorskip("threadpoolctl", minversion="3.2", reason="t
 
 @pytest.fixture
 def listed(threads):
-    """Where threadpoolctl lists rnnfast, with 3 threads."""
+    """A function that returns threadpoolctl's entries for rnnfast, with 3 threads."""
     rnnfast.threads.register()
     threads(3)
     return lambda: [entry for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "rnnfast"]

@@ -1,4 +1,4 @@
-"""The example that forecasts the CO2 of the air and the sunspots."""
+"""examples/time_series.py: forecasts of CO2 and sunspots."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def silent(what):
 
 
 def made_up(values, **changes):
-    """A small series of the example's kind."""
+    """A small series like those of the example."""
     series = time_series.Series(
         name="Made up",
         unit="m",

@@ -1,4 +1,4 @@
-"""The example that translates sequences with attention."""
+"""examples/translation.py: translation of sequences with attention."""
 
 import importlib.util
 import itertools
@@ -23,7 +23,7 @@ def rng():
 
 
 def random_batch(rng):
-    """Sources and targets of unequal lengths: codes, lengths, codes, and which of those count."""
+    """Variable-length sources and targets: codes, lengths, codes, and the mask of the targets."""
     lengths, ends = np.array([5, 1, 3]), np.array([2, 4, 1])
     source, target = rng.integers(1, 6, (5, 3)), rng.integers(1, 5, (4, 3))
     return source, lengths, target, np.arange(4)[:, None] < ends
@@ -143,7 +143,7 @@ def test_score_takes_the_closest_of_several_right_answers():
 
 
 def spelling_task(rng, held_out=60, learnt=600):
-    """Words of a language in which each letter has its sounds: none, one, two, and one that depends on the next."""
+    """Words of a regular language: a letter has no sound, one, two, or one that depends on the next letter."""
     words = ["".join(rng.choice(list("abcde"), rng.integers(2, 6))) for _ in range(learnt + held_out)]
     sounds = {"a": "A", "b": "B", "c": "", "d": "DZ"}
 
@@ -250,7 +250,7 @@ def test_dates_are_those_of_their_phrases_and_no_day_held_out_is_learnt(rng):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Little data, so that a run takes a moment."""
+    """A small data set, so that a run is short."""
     read, dates = translation.read_pronunciations, translation.TASKS["dates"]
     monkeypatch.setattr(translation, "read_pronunciations", lambda path: dict(list(read(path).items())[:5000:20]))
     monkeypatch.setitem(translation.TASKS, "dates", lambda size, rng: dates(size, rng, training=60))

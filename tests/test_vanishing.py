@@ -1,4 +1,4 @@
-"""The example that shows gradients vanish."""
+"""examples/vanishing.py: vanishing gradients."""
 
 import threading
 
@@ -28,7 +28,7 @@ def train(task, name, lag, steps, clipped=True, hidden=16, rows=20):
 
 
 def rows_of(report, heading):
-    """The cells of the table below a heading, by the name of the model."""
+    """The cells of the table below a heading, by model."""
     lines = report[report.index(heading) :].split("\n\n")[0].splitlines()
     return {line[2:26].strip(): line[26:].split() for line in lines if line[2:26].strip() in vanishing.MODELS}
 

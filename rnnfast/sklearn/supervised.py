@@ -248,7 +248,7 @@ class Labels(Supervised):
         return sequences, outputs / outputs.sum(axis=1, keepdims=True)
 
 
-class SequenceClassifier(ClassifierMixin, Labels):  # type: ignore[misc]
+class SequenceClassifier(ClassifierMixin, Labels):
     """Classify sequences with a recurrent layer and a softmax readout.
 
     The network is trained with Adam on the cross-entropy.
@@ -398,7 +398,7 @@ class SequenceClassifier(ClassifierMixin, Labels):  # type: ignore[misc]
         return predicted
 
 
-class SequenceRegressor(RegressorMixin, Supervised):  # type: ignore[misc]
+class SequenceRegressor(RegressorMixin, Supervised):
     """Predict one or several numbers for each sequence with a recurrent layer and a linear readout.
 
     The network is trained with Adam on the mean squared error of the targets, which are standardized internally.
