@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
+
 ABI: int  # RNNFAST_ABI of csrc/rnnfast.h
 COMPILER: str
 CELLS: dict[str, CellInfo]  # in the order of rnnfast_cell
@@ -106,39 +108,24 @@ def cells(
 ) -> None: ...
 def fold(engine: Engine, dy: NDArray[Any], order: Order) -> None: ...
 
-class Repeat:
-    frozen: tuple[NDArray[Any], ...]
-    def __init__(
-        self,
-        engine: Engine,
-        frozen: tuple[NDArray[Any], ...],
-        x: tuple[int, ...],
-        y: tuple[int, ...],
-        h: tuple[int, ...],
-        c: tuple[int, ...] | None,
-        T: int,
-        N: int,
-        time_first: bool,
-        workspaces: Any,
-        empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]],
-    ) -> None: ...
-    def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
-
-class Step:
+class PreparedCall:
+    packed: NDArray[Any]
     state: tuple[NDArray[Any], NDArray[Any] | None]
     def __init__(
         self,
         engine: Engine,
         packed: NDArray[Any],
-        h: tuple[NDArray[Any], ...],
-        c: tuple[NDArray[Any], ...] | None,
-        N: int,
-        workspace: NDArray[Any],
+        shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...] | None],
+        *,
+        time_first: bool,
+        pool: Any,
         empty: Callable[..., NDArray[Any]],
+        states: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]] | None] | None = None,
     ) -> None: ...
+    def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
+    def step(self, x: Any, out: Any) -> NDArray[Any] | None: ...
     def begin(self) -> None: ...
     def end(self) -> None: ...
-    def run(self, x: Any, out: Any) -> NDArray[Any] | None: ...
 
 def isas() -> list[str]: ...
 def get_default_isa() -> str: ...
@@ -151,36 +138,20 @@ def pack(
 def forward(
     engine: Engine,
     packed: NDArray[Any],
-    x: NDArray[Any],
-    h0: NDArray[Any] | None,
-    c0: NDArray[Any] | None,
-    y: NDArray[Any],
-    h_n: NDArray[Any],
-    c_n: NDArray[Any] | None,
-    tape: NDArray[Any] | None,
-    masks: NDArray[Any] | None,
+    inputs: Inputs,
+    outputs: Outputs,
     workspace: NDArray[Any],
-    order: Order | None = None,
+    tape: NDArray[Any] | None = None,
 ) -> None: ...
 def backward(
     engine: Engine,
     packed_back: NDArray[Any],
-    x: NDArray[Any],
-    h0: NDArray[Any] | None,
-    c0: NDArray[Any] | None,
+    inputs: Inputs,
     y: NDArray[Any],
     tape: NDArray[Any],
-    masks: NDArray[Any] | None,
-    dy: NDArray[Any] | None,
-    dh_n: NDArray[Any] | None,
-    dc_n: NDArray[Any] | None,
-    dx: NDArray[Any],
-    dh0: NDArray[Any],
-    dc0: NDArray[Any] | None,
-    dparameters: Sequence[NDArray[Any]],
+    output_gradients: OutputGradients,
+    input_gradients: InputGradients,
     workspace: NDArray[Any],
-    order: Order | None = None,
-    dh: NDArray[Any] | None = None,
 ) -> None: ...
 def linear_sizes(M: int, I: int, O: int, item: int) -> tuple[int, int]: ...
 def linear_pack(weight: NDArray[Any], bias: NDArray[Any] | None, packed: NDArray[Any]) -> None: ...

@@ -267,11 +267,11 @@ cdef class Order:
         o.begin = <const ptrdiff_t *>take(&self.memory, begin, PyBUF_STRIDES)
         o.steps = length(&self.memory, 0) - 1
         for way in range(2):
-            o.places[way] = <const rnnfast_place *>take(&self.memory, places[way], PyBUF_STRIDES)
+            o.positions[way] = <const rnnfast_position *>take(&self.memory, places[way], PyBUF_STRIDES)
         o.edges = <const ptrdiff_t *>take(&self.memory, edges, PyBUF_STRIDES)
         o.blocks = length(&self.memory, 0) - 1
-        o.gaps = <const rnnfast_gap *>take(&self.memory, gaps, PyBUF_STRIDES)
-        o.gap_count = length(&self.memory, 0)
+        o.masked = <const rnnfast_masked_step *>take(&self.memory, gaps, PyBUF_STRIDES)
+        o.masked_count = length(&self.memory, 0)
 
     def __dealloc__(self):
         give_back(&self.memory)
@@ -315,7 +315,7 @@ def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
             entries = rnnfast_count(&p, &o)
     finally:
         give_back(&memory)
-    return o.steps, o.sequences, entries, o.gap_count
+    return o.steps, o.sequences, entries, o.masked_count
 
 
 def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, gaps, sequences_of, rows, scratch):
@@ -332,10 +332,10 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, re
         memset(&o, 0, sizeof(o))
         o.begin = <const ptrdiff_t *>take(&memory, begin, PyBUF_WRITABLE)
         o.steps = memory.taken[memory.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
-        o.places[0] = <const rnnfast_place *>take(&memory, forward, PyBUF_WRITABLE)
-        o.places[1] = <const rnnfast_place *>take(&memory, reverse, PyBUF_WRITABLE)
+        o.positions[0] = <const rnnfast_position *>take(&memory, forward, PyBUF_WRITABLE)
+        o.positions[1] = <const rnnfast_position *>take(&memory, reverse, PyBUF_WRITABLE)
         o.edges = <const ptrdiff_t *>take(&memory, edges, PyBUF_WRITABLE)
-        o.gaps = <const rnnfast_gap *>take(&memory, gaps, PyBUF_WRITABLE)
+        o.masked = <const rnnfast_masked_step *>take(&memory, gaps, PyBUF_WRITABLE)
         of_sequences, of_rows = <ptrdiff_t *>take(&memory, sequences_of, PyBUF_WRITABLE), <ptrdiff_t *>take(&memory, rows, PyBUF_WRITABLE)
         scratches = <ptrdiff_t *>take(&memory, scratch, PyBUF_WRITABLE)
         with nogil:
@@ -435,16 +435,18 @@ def pack(Engine engine, parameters, packed, packed_back):
         backward_form = take(&memory, packed_back, PyBUF_WRITABLE)
         with nogil:
             engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, threads, start(&watch))
+        finish(&watch)
     finally:
         give_back(&memory)
-    finish(&watch)
 
 
-def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace, Order order=None):
+def forward(Engine engine, packed, inputs, outputs, workspace, tape=None):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
+    x, h0, c0, masks, order = inputs
+    y, h_n, c_n = outputs
     describe(&p, engine, &watch)
     p.order = order_of(order)
     memory.count = 0
@@ -461,233 +463,19 @@ def forward(Engine engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspac
         p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
         with nogil:
             engine.table.forward(&p)
+        finish(&watch)
     finally:
         give_back(&memory)
-    finish(&watch)
 
 
-cdef struct Form:
-    char kind                   # as a buffer's format says it
-    Py_ssize_t item
-    int ndim
-    Py_ssize_t shape[3]
-
-
-cdef Form form_of(Engine engine, tuple shape):
-    """Of a contiguous array of the engine's dtype."""
-    cdef Form form
-    form.item = engine.table.item
-    form.kind = c"d" if form.item == 8 else c"f"
-    form.ndim = len(shape)
-    for axis in range(form.ndim):
-        form.shape[axis] = shape[axis]
-    return form
-
-
-cdef bint has_form(Py_buffer *view, Form *form) noexcept:
-    cdef Py_ssize_t stride = form.item
-    if view.ndim != form.ndim or view.itemsize != form.item or <size_t>view.buf % <size_t>form.item:
-        return False
-    if view.format == NULL or view.format[0] != form.kind or view.format[1] != 0:
-        return False
-    for axis in range(form.ndim - 1, -1, -1):
-        if view.shape[axis] != form.shape[axis] or view.strides[axis] != stride:
-            return False
-        stride *= form.shape[axis]
-    return True
-
-
-cdef class Repeat:
-    """A forward with the same packed weights over sequences of one shape, without tape or masks.
-
-    What can be worked out once is worked out here, as most calls are like the call before. Several threads may use it at once.
-    `frozen`: what holds the packed weights, first of all. x, y, h, c: shapes, c None where there is none. `time_first`: the order of
-    the first two axes of x and y. `workspaces.take(bytes)` and `.give(buffer)` lend memory where the C stack has too little.
-    """
-    cdef readonly tuple frozen
-    cdef Engine engine
-    cdef rnnfast_problem problem
-    cdef Py_buffer packed
-    cdef object empty, y, h, c, workspaces
-    cdef Form of_x, of_h, of_c
-    cdef size_t room
-
-    def __init__(self, Engine engine, tuple frozen, tuple x, y, h, c, Py_ssize_t T, Py_ssize_t N, bint time_first, workspaces, empty):
-        cdef Py_ssize_t step = N if time_first else 1
-        cdef Py_ssize_t row = 1 if time_first else T
-        cdef Py_ssize_t outputs = engine.directions * engine.output_size
-        cdef rnnfast_problem *p = &self.problem
-        self.engine, self.empty, self.y, self.h, self.c, self.workspaces = engine, empty, y, h, c, workspaces
-        self.room = engine.sizes(T, N).forward_workspace
-        self.of_x, self.of_h = form_of(engine, x), form_of(engine, h)
-        self.of_c = self.of_h if c is None else form_of(engine, c)
-        PyObject_GetBuffer(frozen[0], &self.packed, PyBUF_SIMPLE)
-        self.frozen = frozen
-        memset(p, 0, sizeof(p[0]))
-        p.stack, p.T, p.N, p.packed = engine.stack, T, N, self.packed.buf
-        p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
-        p.y_step, p.y_row = step * outputs, row * outputs
-
-    def __dealloc__(self):
-        if self.frozen is not None:
-            PyBuffer_Release(&self.packed)
-
-    def run(self, x, state):
-        """y and the last state, as the layers return it; None if x or `state` is not a contiguous array of the one shape and dtype.
-
-        `state` may be None, and so may its members where it is a pair.
-        """
-        cdef rnnfast_problem p = self.problem
-        cdef Watch watch
-        cdef Memory memory
-        cdef char room[STACK_ROOM + 64]
-        h0, c0 = state, None
-        if self.c is not None and state is not None:
-            if type(state) is not tuple or len(state) != 2:
-                return None
-            h0, c0 = state
-        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
-            return None
-        if c0 is not None and not PyObject_CheckBuffer(c0):
-            return None
-        memory.count = 0
-        p.threads, p.poll = threads, start(&watch)
-        try:
-            p.x = take(&memory, x, PyBUF_RECORDS_RO)
-            if not has_form(&memory.taken[0], &self.of_x):
-                return None
-            if h0 is not None:
-                p.h0 = take(&memory, h0, PyBUF_RECORDS_RO)
-                if not has_form(&memory.taken[memory.count - 1], &self.of_h):
-                    return None
-            if c0 is not None:
-                p.c0 = take(&memory, c0, PyBUF_RECORDS_RO)
-                if not has_form(&memory.taken[memory.count - 1], &self.of_c):
-                    return None
-            y, h_n, c_n = self.empty(self.y, self.engine.dtype), self.empty(self.h, self.engine.dtype), None
-            if self.c is not None:
-                c_n = self.empty(self.c, self.engine.dtype)
-            p.y, p.h_n, p.c_n = take(&memory, y, PyBUF_WRITABLE), take(&memory, h_n, PyBUF_WRITABLE), take(&memory, c_n, PyBUF_WRITABLE)
-            workspace = None
-            p.workspace = room + (-<size_t>room & 63)
-            if self.room > STACK_ROOM:
-                workspace = self.workspaces.take(self.room)
-                p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
-            with nogil:
-                self.engine.table.forward(&p)
-        finally:
-            give_back(&memory)
-        if workspace is not None:
-            self.workspaces.give(workspace)
-        finish(&watch)
-        return y, h_n if c_n is None else (h_n, c_n)
-
-
-cdef class Step:
-    """One step after the other of N rows, with the state between them, as cheap as it can be.
-
-    All pointers but those of a step's x and y are taken once. The state stands in one of two places in turn, so a step that
-    does not come to its end leaves it as it was. `packed`: what forward reads; h, c: two arrays each, c None where there
-    is none; `workspace`: for T = 1 and N rows.
-    """
-    cdef Engine engine
-    cdef rnnfast_problem problem
-    cdef Memory memory
-    cdef void *states[2][2]
-    cdef object empty, h, c
-    cdef tuple shapes
-    cdef Form of_x[2]
-    cdef Form of_y[2]
-    cdef int now
-    cdef bint busy, short
-
-    def __init__(self, Engine engine, packed, tuple h, c, Py_ssize_t N, workspace, empty):
-        cdef rnnfast_problem *p = &self.problem
-        cdef Py_ssize_t outputs = engine.output_size
-        self.engine, self.h, self.c, self.empty = engine, h, c, empty
-        memset(p, 0, sizeof(p[0]))
-        p.stack, p.T, p.N = engine.stack, 1, N
-        p.packed = take(&self.memory, packed, PyBUF_SIMPLE)
-        for i in range(2):
-            self.states[i][0] = take(&self.memory, h[i], PyBUF_WRITABLE)
-            self.states[i][1] = NULL if c is None else take(&self.memory, c[i], PyBUF_WRITABLE)
-        p.workspace = take(&self.memory, workspace, PyBUF_WRITABLE)
-        p.x_row, p.y_row = engine.input_size, outputs
-        # With one row, it may come without its axis.
-        cdef tuple rows = (N,)
-        without = () if N == 1 else rows
-        self.shapes = rows + (outputs,), without + (outputs,)
-        shapes = rows + (engine.input_size,), without + (engine.input_size,)
-        for i in range(2):
-            self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes[i])
-        # Where the interpreter's lock would be let go another thread might take it, for longer than such a step lasts.
-        self.short = N * engine.packed_size < 1 << 24
-
-    def __dealloc__(self):
-        give_back(&self.memory)
-
-    @property
-    def state(self):
-        """The arrays of h and c as they stand now."""
-        return self.h[self.now], None if self.c is None else self.c[self.now]
-
-    def begin(self):
-        """To be called before the state is read or changed, and `end` after it: RuntimeError where a call is under way."""
-        if self.busy:
-            raise RuntimeError("this stream is at work in another thread: give each thread a stream of its own")
-        self.busy = True
-
-    def end(self):
-        self.busy = False
-
-    def run(self, x, out):
-        """y, which is `out` if that is not None; None if x or out is not a contiguous array of its one shape and dtype."""
-        cdef rnnfast_problem p = self.problem
-        cdef Watch watch
-        cdef Memory memory
-        cdef int form = 0
-        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
-            return None
-        self.begin()
-        memory.count = 0
-        p.threads, p.poll = threads, start(&watch)
-        try:
-            p.x = take(&memory, x, PyBUF_RECORDS_RO)
-            form = memory.taken[0].ndim == 1
-            if not has_form(&memory.taken[0], &self.of_x[form]):
-                return None
-            y = out
-            if out is None:
-                y = self.empty(self.shapes[form], self.engine.dtype)
-            try:
-                p.y = take(&memory, y, PyBUF_RECORDS)
-            except (BufferError, ValueError):       # read-only
-                return None
-            if not has_form(&memory.taken[1], &self.of_y[form]):
-                return None
-            if <char *>p.y < <char *>p.x + memory.taken[0].len and <char *>p.x < <char *>p.y + memory.taken[1].len:
-                return None
-            p.h0, p.c0 = self.states[self.now][0], self.states[self.now][1]
-            p.h_n, p.c_n = self.states[1 - self.now][0], self.states[1 - self.now][1]
-            if self.short:
-                self.engine.table.forward(&p)
-            else:
-                with nogil:
-                    self.engine.table.forward(&p)
-            finish(&watch)
-            self.now = 1 - self.now
-        finally:
-            give_back(&memory)
-            self.busy = False
-        return y
-
-
-def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace,
-             Order order=None, dh=None):
+def backward(Engine engine, packed_back, inputs, y, tape, output_gradients, input_gradients, workspace):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
+    x, h0, c0, masks, order = inputs
+    dy, dh_n, dc_n = output_gradients
+    dx, dh0, dc0, dparameters, dh = input_gradients
     cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
     describe(&p, engine, &watch)
     p.order = order_of(order)
@@ -715,9 +503,213 @@ def backward(Engine engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc
         p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
         with nogil:
             engine.table.backward(&p)
+        finish(&watch)
     finally:
         give_back(&memory)
-    finish(&watch)
+
+
+cdef struct Form:
+    char kind                   # as the format of a buffer spells it
+    Py_ssize_t item
+    int ndim
+    Py_ssize_t shape[3]
+
+
+cdef Form form_of(Engine engine, tuple shape):
+    """The form of a contiguous array of the engine's dtype."""
+    cdef Form form
+    form.item = engine.table.item
+    form.kind = c"d" if form.item == 8 else c"f"
+    form.ndim = len(shape)
+    for axis in range(form.ndim):
+        form.shape[axis] = shape[axis]
+    return form
+
+
+cdef bint has_form(Py_buffer *view, Form *form) noexcept:
+    cdef Py_ssize_t stride = form.item
+    if view.ndim != form.ndim or view.itemsize != form.item or <size_t>view.buf % <size_t>form.item:
+        return False
+    if view.format == NULL or view.format[0] != form.kind or view.format[1] != 0:
+        return False
+    for axis in range(form.ndim - 1, -1, -1):
+        if view.shape[axis] != form.shape[axis] or view.strides[axis] != stride:
+            return False
+        stride *= form.shape[axis]
+    return True
+
+
+cdef class PreparedCall:
+    """A forward call, without tape and masks, whose set-up is done once: it is repeated at the least cost.
+
+    `run` takes the state as an argument and may be called from several threads at once. `step` keeps the state between its calls,
+    in two buffers that take turns, so a step that fails leaves the state unchanged; one thread at a time may call it.
+
+    engine, packed: as for `forward`. `packed` must not change.
+    shapes: (x, y, h, c); c is None for a cell without c. x is (T, N, I), (N, T, I) or (T, I).
+    time_first: whether the first axis of x is time.
+    pool: lends the workspace of `run` where the C stack is too small for it.
+    empty: `empty(shape, dtype)` allocates the results.
+    states: for `step`: two arrays of h, and two of c or None. T is then 1, and with N = 1 x may also be (I,).
+    """
+    cdef readonly object packed
+    cdef Engine engine
+    cdef rnnfast_problem problem
+    cdef Memory memory              # holds the buffers that all calls share
+    cdef object pool, empty, h, c
+    cdef object own_h, own_c        # two buffers each
+    cdef tuple shapes_of_y
+    cdef void *states[2][2]
+    cdef Form of_x[2]
+    cdef Form of_y[2]
+    cdef Form of_h, of_c
+    cdef size_t workspace_size
+    cdef int now                    # which buffer of each pair holds the state
+    cdef bint busy, short
+
+    def __init__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
+        cdef rnnfast_problem *p = &self.problem
+        cdef Py_ssize_t outputs = engine.directions * engine.output_size
+        x, y, self.h, self.c = shapes
+        self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
+        memset(p, 0, sizeof(p[0]))
+        p.stack, p.packed = engine.stack, take(&self.memory, packed, PyBUF_SIMPLE)
+        p.T, p.N = x[0 if time_first else 1], 1 if len(x) == 2 else x[1 if time_first else 0]
+        cdef Py_ssize_t step = p.N if time_first else 1
+        cdef Py_ssize_t row = 1 if time_first else p.T
+        p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
+        p.y_step, p.y_row = step * outputs, row * outputs
+        self.workspace_size = engine.sizes(p.T, p.N).forward_workspace
+        self.of_h = form_of(engine, self.h)
+        self.of_c = self.of_h if self.c is None else form_of(engine, self.c)
+        if states is not None:
+            # A step has no time axis, and with one row it may come without a batch axis.
+            self.own_h, self.own_c = states
+            for i in range(2):
+                self.states[i][0] = take(&self.memory, self.own_h[i], PyBUF_WRITABLE)
+                self.states[i][1] = NULL if self.own_c is None else take(&self.memory, self.own_c[i], PyBUF_WRITABLE)
+            rows = (p.N,)
+            without = () if p.N == 1 else rows
+            self.shapes_of_y = rows + (outputs,), without + (outputs,)
+            shapes = rows + (engine.input_size,), without + (engine.input_size,)
+            for i in range(2):
+                self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes_of_y[i])
+            p.workspace = take(&self.memory, pool.acquire(self.workspace_size), PyBUF_WRITABLE)
+        else:
+            self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)
+        # Another thread might take the GIL while it is released, for longer than such a step lasts.
+        self.short = states is not None and p.N * engine.packed_size < 1 << 24
+
+    def __dealloc__(self):
+        give_back(&self.memory)
+
+    def run(self, x, state):
+        """Return (y, last state) as the layers return them; None unless x and `state` are contiguous, of the one shape and dtype.
+
+        `state` may be None, and so may its members where it is a pair.
+        """
+        cdef rnnfast_problem p = self.problem
+        cdef Watch watch
+        cdef Memory memory
+        cdef char stack[STACK_ROOM + 64]
+        h0, c0 = state, None
+        if self.c is not None and state is not None:
+            if type(state) is not tuple or len(state) != 2:
+                return None
+            h0, c0 = state
+        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
+            return None
+        if c0 is not None and not PyObject_CheckBuffer(c0):
+            return None
+        memory.count = 0
+        workspace = None
+        p.threads, p.poll = threads, start(&watch)
+        try:
+            p.x = take(&memory, x, PyBUF_RECORDS_RO)
+            if not has_form(&memory.taken[0], &self.of_x[0]):
+                return None
+            if h0 is not None:
+                p.h0 = take(&memory, h0, PyBUF_RECORDS_RO)
+                if not has_form(&memory.taken[memory.count - 1], &self.of_h):
+                    return None
+            if c0 is not None:
+                p.c0 = take(&memory, c0, PyBUF_RECORDS_RO)
+                if not has_form(&memory.taken[memory.count - 1], &self.of_c):
+                    return None
+            y, h_n, c_n = self.empty(self.shapes_of_y[0], self.engine.dtype), self.empty(self.h, self.engine.dtype), None
+            if self.c is not None:
+                c_n = self.empty(self.c, self.engine.dtype)
+            p.y, p.h_n, p.c_n = take(&memory, y, PyBUF_WRITABLE), take(&memory, h_n, PyBUF_WRITABLE), take(&memory, c_n, PyBUF_WRITABLE)
+            p.workspace = stack + (-<size_t>stack & 63)
+            if self.workspace_size > STACK_ROOM:
+                workspace = self.pool.acquire(self.workspace_size)
+                p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+            with nogil:
+                self.engine.table.forward(&p)
+            finish(&watch)
+        finally:
+            give_back(&memory)
+            if workspace is not None:
+                self.pool.release(workspace)
+        return y, h_n if c_n is None else (h_n, c_n)
+
+    def step(self, x, out):
+        """Advance the state by one step and return y, which is `out` unless that is None.
+
+        Returns None, with the state unchanged, unless x and `out` are contiguous, of the one shape and dtype, and apart in memory.
+        """
+        cdef rnnfast_problem p = self.problem
+        cdef Watch watch
+        cdef Memory memory
+        cdef int form = 0
+        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
+            return None
+        self.begin()
+        memory.count = 0
+        p.threads, p.poll = threads, start(&watch)
+        try:
+            p.x = take(&memory, x, PyBUF_RECORDS_RO)
+            form = memory.taken[0].ndim == 1
+            if not has_form(&memory.taken[0], &self.of_x[form]):
+                return None
+            y = out
+            if out is None:
+                y = self.empty(self.shapes_of_y[form], self.engine.dtype)
+            try:
+                p.y = take(&memory, y, PyBUF_RECORDS)
+            except (BufferError, ValueError):       # read-only
+                return None
+            if not has_form(&memory.taken[1], &self.of_y[form]):
+                return None
+            if <char *>p.y < <char *>p.x + memory.taken[0].len and <char *>p.x < <char *>p.y + memory.taken[1].len:
+                return None
+            p.h0, p.c0 = self.states[self.now][0], self.states[self.now][1]
+            p.h_n, p.c_n = self.states[1 - self.now][0], self.states[1 - self.now][1]
+            if self.short:
+                self.engine.table.forward(&p)
+            else:
+                with nogil:
+                    self.engine.table.forward(&p)
+            finish(&watch)
+            self.now = 1 - self.now
+        finally:
+            give_back(&memory)
+            self.busy = False
+        return y
+
+    @property
+    def state(self):
+        """The arrays of h and c that hold the state between steps."""
+        return self.own_h[self.now], None if self.own_c is None else self.own_c[self.now]
+
+    def begin(self):
+        """Reserve the state for one thread, until `end`; RuntimeError if another call has reserved it."""
+        if self.busy:
+            raise RuntimeError("this stream is at work in another thread: give each thread a stream of its own")
+        self.busy = True
+
+    def end(self):
+        self.busy = False
 
 
 def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None):
@@ -780,9 +772,9 @@ def linear_pack(weight, bias, packed):
         p.bias, p.packed = take(&memory, bias, PyBUF_SIMPLE), take(&memory, packed, PyBUF_WRITABLE)
         with nogil:
             table.linear_pack(&p)
+        finish(&watch)
     finally:
         give_back(&memory)
-    finish(&watch)
 
 
 def linear_forward(x, packed, y):
@@ -804,9 +796,9 @@ def linear_forward(x, packed, y):
         p.y_row = stride(&memory, 0, item)
         with nogil:
             table.linear_forward(&p)
+        finish(&watch)
     finally:
         give_back(&memory)
-    finish(&watch)
 
 
 def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
@@ -832,9 +824,9 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
         p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
         with nogil:
             table.linear_backward(&p)
+        finish(&watch)
     finally:
         give_back(&memory)
-    finish(&watch)
 
 
 def activation(str name, a, out, isa=None):

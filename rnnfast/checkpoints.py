@@ -18,19 +18,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import functional
+from .functional import InputGradients, Inputs, OutputGradients, Outputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-__all__ = ["Room", "backward", "forward"]
+__all__ = ["Scratch", "backward", "forward"]
 
 
 class Saved(NamedTuple):
     """What a checkpointed forward leaves for its backward."""
 
-    order: Any
     edges: list[int]  # of windows: steps as they are walked, or with an order its blocks
     starts: list[list[Any]]  # of each part, h and c at the beginning of each window
     outputs: list[Array]  # of each layer but the last, where both directions run
@@ -47,7 +49,7 @@ class Part(NamedTuple):
     columns: slice  # of its outputs in those of its layer
 
 
-class Room:
+class Scratch:
     """Buffers that are used again, from window to window and from call to call."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
@@ -62,7 +64,7 @@ class Room:
     def array(self, name: str, shape: tuple[int, ...]) -> Array:
         return self.bytes(name, math.prod(shape) * self._dtype.itemsize).view(self._dtype).reshape(shape)
 
-    def like(self, name: str, states: list[Any]) -> list[Any]:
+    def like(self, name: str, states: Sequence[Any]) -> list[Any]:
         return [None if a is None else self.array(f"{name} {i}", a.shape) for i, a in enumerate(states)]
 
 
@@ -144,8 +146,8 @@ class _Window:
             array[self._where] += values[:, 0] if self._gathered else values
 
 
-def _windows(part: Part, T: int, N: int, saved: Saved) -> list[_Window]:
-    return [_Window(part.engine, T, N, saved.order, first, last) for first, last in pairwise(saved.edges)]
+def _windows(part: Part, T: int, N: int, order: Any, edges: list[int]) -> list[_Window]:
+    return [_Window(part.engine, T, N, order, first, last) for first, last in pairwise(edges)]
 
 
 def _of_part(states: tuple[Array | None, ...], part: Part, window: _Window) -> list[Any]:
@@ -153,21 +155,19 @@ def _of_part(states: tuple[Array | None, ...], part: Part, window: _Window) -> l
     return [None if a is None else a[part.states, : window.sequences].copy() for a in states]
 
 
-def _keep(states: tuple[Array | None, ...], part: Part, window: _Window, values: list[Any]) -> None:
+def _keep(states: tuple[Array | None, ...], part: Part, window: _Window, values: Sequence[Any]) -> None:
     for state, own in zip(states, values, strict=True):
         if state is not None:
             state[part.states, : window.sequences] = own
 
 
-def _run(
-    part: Part, window: _Window, packed: Array, x: Array, start: list[Any], masks: Any, room: Room, tape: Any = None
-) -> tuple[Array, list[Any]]:
-    """y and the last state of a window."""
-    y = room.array("y", (*x.shape[:2], part.engine.directions * part.engine.output_size))
-    last = room.like("last", start)
-    workspace = room.bytes("forward", window.sizes.forward_workspace)
-    functional.forward(part.engine, packed[part.packed], x, *start, y, *last, tape, masks, workspace, window.order)
-    return y, last
+def _run(part: Part, window: _Window, packed: Array, inputs: Inputs, scratch: Scratch, tape: Any = None) -> Outputs:
+    """Run forward over a window."""
+    y = scratch.array("y", (*inputs.x.shape[:2], part.engine.directions * part.engine.output_size))
+    outputs = Outputs(y, *scratch.like("last", (inputs.h0, inputs.c0)))
+    workspace = scratch.bytes("forward", window.sizes.forward_workspace)
+    functional.forward(part.engine, packed[part.packed], inputs, outputs, workspace, tape)
+    return outputs
 
 
 def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
@@ -175,105 +175,87 @@ def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
         return outputs if masks is None else outputs * masks[layer - 1]
 
 
+def _inputs(part: Part, window: _Window, source: Array, start: list[Any], masks: Array | None) -> Inputs:
+    """The inputs of a window of a part, whose x is in `source`."""
+    own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
+    return Inputs(window.take(source), *start, own_masks, window.order)
+
+
 def forward(
-    engine: functional.Engine,
-    packed: Array,
-    x: Array,
-    h0: Array | None,
-    c0: Array | None,
-    y: Array,
-    h_n: Array,
-    c_n: Array | None,
-    masks: Array | None,
-    order: functional.Order | None,
-    every: int | str,
-    room: Room,
+    engine: functional.Engine, packed: Array, inputs: Inputs, outputs: Outputs, every: int | str, scratch: Scratch
 ) -> Saved:
-    """As `functional.forward`, with the states of `every` so many steps kept; "auto": of their square root."""
-    T, N, _ = x.shape
-    saved = Saved(order, _cut(T, N, order, every), [], [])
-    states, layers = (h_n, c_n), _layers(engine)
-    for state, initial in zip(states, (h0, c0), strict=True):
+    """As `functional.forward`, keeping the states of every `every` steps; "auto": of about sqrt(steps) windows."""
+    T, N, _ = inputs.x.shape
+    masks, states, layers = inputs.masks, (outputs.h_n, outputs.c_n), _layers(engine)
+    saved = Saved(_cut(T, N, inputs.order, every), [], [])
+    for state, initial in zip(states, (inputs.h0, inputs.c0), strict=True):
         if state is not None:
             state[...] = 0 if initial is None else initial
     for layer, parts in enumerate(layers):
-        source = _masked(saved.outputs[-1], masks, layer) if layer else x
+        source = _masked(saved.outputs[-1], masks, layer) if layer else inputs.x
         if layer < len(layers) - 1:
-            saved.outputs.append(np.zeros(y.shape, engine.dtype))  # at gaps too, as masks may multiply them
-        outputs = saved.outputs[layer] if layer < len(layers) - 1 else y
+            saved.outputs.append(np.zeros(outputs.y.shape, engine.dtype))  # at gaps too: masks may multiply them
+        y = saved.outputs[layer] if layer < len(layers) - 1 else outputs.y
         for part in parts:
             starts = []
-            for window in _windows(part, T, N, saved):
+            for window in _windows(part, T, N, inputs.order, saved.edges):
                 starts.append(_of_part(states, part, window))
-                own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
-                own, last = _run(part, window, packed, window.take(source), starts[-1], own_masks, room)
-                window.put(outputs[..., part.columns], own)
-                _keep(states, part, window, last)
+                own = _run(part, window, packed, _inputs(part, window, source, starts[-1], masks), scratch)
+                window.put(y[..., part.columns], own.y)
+                _keep(states, part, window, own[1:])
             saved.starts.append(starts)
     return saved
 
 
 def backward(
     engine: functional.Engine,
-    packed: Array,
-    packed_back: Array,
-    x: Array,
-    masks: Array | None,
+    packs: tuple[Array, Array],
+    inputs: Inputs,
     saved: Saved,
-    dy: Array | None,
-    dh_n: Array | None,
-    dc_n: Array | None,
-    dx: Array,
-    dh0: Array,
-    dc0: Array | None,
-    dparameters: list[Array],
-    dh: Array | None,
-    room: Room,
+    output_gradients: OutputGradients,
+    input_gradients: InputGradients,
+    scratch: Scratch,
 ) -> None:
-    """As `functional.backward`, after the `forward` above, whose states and outputs it computes again."""
-    T, N, _ = x.shape
-    states, starts = (dh0, dc0), list(saved.starts)
+    """As `functional.backward`, after the `forward` above, whose states and outputs are computed again.
+
+    `packs`: the packed weights of forward and of backward.
+    """
+    T, N, _ = inputs.x.shape
+    dy, dh_n, dc_n = output_gradients
+    states, starts, dh = (input_gradients.dh0, input_gradients.dc0), list(saved.starts), input_gradients.dh
     for state, last in zip(states, (dh_n, dc_n), strict=True):
         if state is not None:
             state[...] = 0 if last is None else last
     for layer, parts in reversed(list(enumerate(_layers(engine)))):
-        source = _masked(saved.outputs[layer - 1], masks, layer) if layer else x
-        dsource = np.zeros(source.shape, engine.dtype) if layer else dx
+        source = _masked(saved.outputs[layer - 1], inputs.masks, layer) if layer else inputs.x
+        dsource = np.zeros(source.shape, engine.dtype) if layer else input_gradients.dx
         of_parts = [starts.pop() for _ in parts][::-1]
         for part, of_part in zip(parts, of_parts, strict=True):
-            gradients = dparameters[part.parameters]
-            for window, start in zip(reversed(_windows(part, T, N, saved)), reversed(of_part), strict=True):
-                own_x, own_masks = window.take(source), None
-                if part.engine.num_layers > 1:
-                    own_masks = window.take(masks, layers=True)
-                tape = room.bytes("tape", window.sizes.tape)
-                own_y, _ = _run(part, window, packed, own_x, start, own_masks, room, tape)
-                own_dy = None if dy is None else window.take(dy[..., part.columns])
-                own_dx, dstates = room.array("dx", own_x.shape), _of_part(states, part, window)
-                dstart = room.like("dstart", dstates)
-                own_dh = None
-                if dh is not None:
-                    own_dh = room.array("dh", (len(dh[part.states]), *own_x.shape[:2], engine.output_size))
+            windows = _windows(part, T, N, inputs.order, saved.edges)
+            for window, start in zip(reversed(windows), reversed(of_part), strict=True):
+                own = _inputs(part, window, source, start, inputs.masks)
+                tape = scratch.bytes("tape", window.sizes.tape)
+                y = _run(part, window, packs[0], own, scratch, tape).y
+                dstates = _of_part(states, part, window)
+                gradients = InputGradients(
+                    scratch.array("dx", own.x.shape),
+                    *scratch.like("dstart", dstates),
+                    input_gradients.dparameters[part.parameters],
+                    None if dh is None else scratch.array("dh", (len(dh[part.states]), *own.x.shape[:2], dh.shape[-1])),
+                )
                 functional.backward(
                     part.engine,
-                    packed_back[part.packed_back],
-                    own_x,
-                    *start,
-                    own_y,
+                    packs[1][part.packed_back],
+                    own,
+                    y,
                     tape,
-                    own_masks,
-                    own_dy,
-                    *dstates,
-                    own_dx,
-                    *dstart,
+                    OutputGradients(None if dy is None else window.take(dy[..., part.columns]), *dstates),
                     gradients,
-                    room.bytes("backward", window.sizes.backward_workspace),
-                    window.order,
-                    own_dh,
+                    scratch.bytes("backward", window.sizes.backward_workspace),
                 )
-                (window.add if part is not parts[0] else window.put)(dsource, own_dx)
-                _keep(states, part, window, dstart)
+                (window.add if part is not parts[0] else window.put)(dsource, gradients.dx)
+                _keep(states, part, window, (gradients.dh0, gradients.dc0))
                 if dh is not None:
-                    for of_layer, values in zip(dh[part.states], own_dh, strict=True):
+                    for of_layer, values in zip(dh[part.states], gradients.dh, strict=True):
                         window.put(of_layer, values)
-        dy = _masked(dsource, masks, layer) if layer else None
+        dy = _masked(dsource, inputs.masks, layer) if layer else None

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import arguments, reference
-from .layers import Bidirectional, Recurrent
+from . import arguments, functional, reference
+from .layers import Bidirectional, Recurrent, execution, saving
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,14 +42,7 @@ __all__ = ["GradientFlow", "Saturation", "gradient_flow", "plot_gradient_flow"]
 CLOSED, OPEN = 0.05, 0.95
 _MOST = 1 << 23  # numbers in the Jacobians that are held at a time
 
-# Where the gates lie among the values that the reference keeps of a step.
-_GATES = {
-    "rnn_tanh": {},
-    "rnn_relu": {},
-    "lstm": {"i": 2, "f": 3, "o": 5},
-    "gru": {"r": 1, "z": 2},
-    "gru_reset_before": {"r": 1, "z": 2},
-}
+CANDIDATES = "hgn"  # letters of what is no gate: the state of an RNN, the candidates of LSTM and GRU
 
 
 class Saturation(NamedTuple):
@@ -182,7 +175,7 @@ def gradient_flow(
     if not isinstance(layer, (Recurrent, Bidirectional)):
         raise TypeError(f"layer must be an RNN, LSTM, GRU or Bidirectional, got {type(layer).__name__}")
     jacobians = arguments.flag("jacobians", jacobians)
-    call = layer._call()
+    call = saving.describe(layer)
     layer = _at_rest(layer)
     y, last, tape = layer.forward(x, state)
     if not np.isfinite(arguments.array("x", x)).all():
@@ -205,9 +198,9 @@ def _at_rest(layer: Any) -> Any:
     if isinstance(layer, Bidirectional):
         sides = _at_rest(layer.forward_layer), _at_rest(layer.backward_layer)
         return Bidirectional(*sides, merge=layer.merge)
-    if layer._engine.options is not None:
+    if layer.engine.options is not None:
         raise ValueError(
-            f"layer must be without activations, clip, peepholes and coupled, got {layer._call()}: "
+            f"layer must be without activations, clip, peepholes and coupled, got {saving.describe(layer)}: "
             "backward(tape, dy, per_step=True) gives the gradients of such layers too"
         )
     if layer.dropout:
@@ -220,24 +213,24 @@ def _last_h(layer: Any, state: Any) -> Any:
     """The gradient, by the last state, of the sum of the last layer's h."""
     if isinstance(layer, Bidirectional):
         return _last_h(layer.forward_layer, state[0]), _last_h(layer.backward_layer, state[1])
-    h = state[0] if layer._engine.has_cell else state
+    h = state[0] if layer.engine.info.has_c else state
     dh = np.zeros_like(h)
-    dh[-layer._engine.directions :] = 1
-    return (dh, None) if layer._engine.has_cell else dh
+    dh[-layer.engine.directions :] = 1
+    return (dh, None) if layer.engine.info.has_c else dh
 
 
 def _measure(
     flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
 ) -> None:
     """Add what there is to say of one layer, or of one of the two of a Bidirectional, which walks x as given."""
-    x, h0, c0, plan, _ = layer._inputs(x, state, None, None, None, False)
+    (x, h0, c0, *_), plan, _ = layer.execution.read(x, state)
     if not plan.N:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
-    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in layer._view(plan, x, h0, c0))
-    cell, directions = layer._cell, layer._engine.directions
+    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in execution.engine_view(plan, x, h0, c0))
+    cell, info, directions = layer.engine.cell, layer.engine.info, layer.engine.directions
     parameters = {name: array.astype(np.float64) for name, array in layer.parameters.items()}
     stack = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "reverse": reverse}
-    _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if cell == "lstm" else h0, **stack)
+    _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if info.has_c else h0, **stack)
     dh = dh.reshape(layer.num_layers * directions, plan.T, plan.N, -1).astype(np.float64)
     runs = [run for runs in tape.layers for run in runs]
     for run, gradient in zip(runs, dh, strict=True):
@@ -247,19 +240,21 @@ def _measure(
         kept = [np.stack(values) for values in zip(*run.kept, strict=True)]
         flow.saturation[name] = {
             gate: Saturation(float((kept[place] < CLOSED).mean()), float((kept[place] > OPEN).mean()))
-            for gate, place in _GATES[cell].items()
+            # The reference keeps the state before the step, then the gates in their order.
+            for place, gate in enumerate(info.gates, 1 + info.has_c)
+            if gate not in CANDIDATES
         }
         if jacobians:
             values = _singular_values(cell, run.p, kept, dh.shape[-1])
             flow.singular_values[name] = values[0, ::-1].copy()
-            if cell == "lstm":
+            if info.has_c:
                 flow.state_singular_values[name] = values[1, ::-1].copy()
 
 
 def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Array:
     """The largest ones, means over the batch, at each step as walked: of the map of h, and of that of the state."""
     T, N, _ = kept[0].shape
-    widths = (outputs, kept[1].shape[2]) if cell == "lstm" else (outputs,)
+    widths = (outputs, kept[1].shape[2]) if functional.CELLS[cell].has_c else (outputs,)
     rows = [values.reshape(T * N, -1) for values in kept]
     chunk = max(1, _MOST // sum(widths) ** 2)
     found = []

@@ -14,19 +14,14 @@ several threads at once, and raise KeyboardInterrupt on Ctrl-C, which leaves the
 pack(engine, parameters, packed, packed_back)
     `parameters`: arrays in the order of `parameter_shapes`. `packed` (engine.packed_size bytes) is what forward reads,
     `packed_back` (engine.packed_back_size bytes) what backward reads; either may be None.
-forward(engine, packed, x, h0, c0, y, h_n, c_n, tape, masks, workspace, order=None)
-    Writes y, h_n, c_n (None for cells without c) and the tape (None: none is kept). h0 and c0 may be None, for zeros.
-    `masks`: None, or (num_layers - 1, T, N, features of y), factors for the outputs of all layers but the last.
-    `order`: from `arrange`, where not all rows have all steps; states are then those of its sequences, and sizes are
-    `engine.sizes(T, N, order)`. What is at its gaps is neither read nor written: `order.fill` and `fold` see to it.
-Repeat(engine, frozen, ...).run(x, state)
-    The same for calls that are all alike, as cheap as they can be.
-Step(engine, packed, h, c, N, workspace, empty).run(x, out)
-    One step after the other, with the state kept in between.
-backward(engine, packed_back, x, h0, c0, y, tape, masks, dy, dh_n, dc_n, dx, dh0, dc0, dparameters, workspace, ...)
-    Writes dx, dh0 and dc0, and adds to the arrays of `dparameters`. dy, dh_n and dc_n may be None, for zeros. Last come
-    order=None and dh=None: where to write the whole derivative by h, (num_layers * directions, T, N, output_size);
-    None: nowhere.
+forward(engine, packed, inputs, outputs, workspace, tape=None)
+    Reads `Inputs`, writes `Outputs` and the tape, if one is given. `workspace` has `forward_workspace` bytes of
+    `engine.sizes(T, N)`, or of `engine.sizes(T, N, inputs.order)`. Masked steps of an order are neither read nor
+    written: see `order.fill` and `fold`.
+backward(engine, packed_back, inputs, y, tape, output_gradients, input_gradients, workspace)
+    Reads the same `Inputs`, y, the tape and `OutputGradients`, and writes `InputGradients`.
+PreparedCall(engine, packed, shapes, ...)
+    A call of `forward` whose set-up is done once: `run(x, state)`, or `step(x, out)`, which keeps the state.
 order.fill(source, array), fold(engine, dy, order)
     Writes the gaps of an array (T, N, features): zeros for 0, what is at the step before or after for -1 and 1. Adds,
     of an array like y, what is at the gaps to what they repeat.
@@ -44,7 +39,7 @@ Examples
 >>> pack(engine, parameters, packed, None)
 >>> x, y = np.ones((3, 2, 4), np.float32), np.empty((3, 2, 8), np.float32)
 >>> h_n, c_n = np.empty((2, 1, 2, 8), np.float32)
->>> forward(engine, packed, x, None, None, y, h_n, c_n, None, None, empty(sizes.forward_workspace))
+>>> forward(engine, packed, Inputs(x), Outputs(y, h_n, c_n), empty(sizes.forward_workspace))
 >>> bool((y[-1] == h_n).all())
 True
 """
@@ -53,7 +48,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -72,9 +67,8 @@ from rnnfast._core import (
     CellInfo,
     Engine,
     Order,
-    Repeat,
+    PreparedCall,
     Sizes,
-    Step,
     backward,
     cells,
     fold,
@@ -84,7 +78,7 @@ from rnnfast._core import (
     pack,
     xla,
 )
-from rnnfast.memory import empty
+from rnnfast.buffers import empty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,10 +93,13 @@ __all__ = [
     "SUM_ROWS",
     "CellInfo",
     "Engine",
+    "InputGradients",
+    "Inputs",
     "Order",
-    "Repeat",
+    "OutputGradients",
+    "Outputs",
+    "PreparedCall",
     "Sizes",
-    "Step",
     "activation",
     "arrange",
     "backward",
@@ -124,6 +121,63 @@ __all__ = [
     "window",
     "xla",
 ]
+
+
+class Inputs(NamedTuple):
+    """What `forward` reads, and `backward` reads again.
+
+    Attributes
+    ----------
+    x : ndarray, (T, N, input_size)
+    h0, c0 : ndarray or None
+        Initial states; None is zeros.
+    masks : ndarray or None, (num_layers - 1, T, N, features of y)
+        Factors for the outputs of all layers but the last.
+    order : Order or None
+        From `arrange`, for rows of different lengths; the states are then those of its sequences.
+    """
+
+    x: Any
+    h0: Any = None
+    c0: Any = None
+    masks: Any = None
+    order: Order | None = None
+
+
+class Outputs(NamedTuple):
+    """What `forward` writes: y (T, N, features) and the last states. c_n is None for a cell without c."""
+
+    y: Any
+    h_n: Any
+    c_n: Any = None
+
+
+class OutputGradients(NamedTuple):
+    """Gradients with respect to `Outputs`, which `backward` reads. None is zeros."""
+
+    dy: Any = None
+    dh_n: Any = None
+    dc_n: Any = None
+
+
+class InputGradients(NamedTuple):
+    """What `backward` writes.
+
+    Attributes
+    ----------
+    dx, dh0, dc0 : ndarray
+        Gradients with respect to `Inputs`; dc0 is None for a cell without c.
+    dparameters : list of ndarray
+        In the order of `parameter_shapes`. The gradients are added to what the arrays hold.
+    dh : ndarray or None, (num_layers * directions, T, N, output_size)
+        The total derivative with respect to h of every layer, direction and step, if it is wanted.
+    """
+
+    dx: Any
+    dh0: Any
+    dc0: Any
+    dparameters: Any
+    dh: Any = None
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import numpy as np
 
 from . import arguments, functional
+from .functional import Inputs, Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,22 +23,19 @@ __all__ = ["Stream", "StreamPool"]
 
 def _check(layer: Any) -> None:
     """Refuse what cannot be streamed."""
-    if not isinstance(getattr(layer, "_engine", None), functional.Engine):
+    if not isinstance(getattr(layer, "engine", None), functional.Engine):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
     if layer.bidirectional or layer.reverse:
         raise ValueError(
-            f"{layer._call()} runs backwards, from the last step of a sequence, which a stream has not seen yet: "
+            f"{_describe(layer)} runs backwards, from the last step of a sequence, which a stream has not seen yet: "
             "stream a layer with bidirectional=False and reverse=False"
         )
 
 
-def _pack(layer: Any) -> Array:
-    """The weights as they are now, in the engine's form; those of a frozen layer cannot change and are shared."""
-    if layer._packed is not None:
-        return layer._packed[0]
-    packed = functional.empty(layer._engine.packed_size)
-    functional.pack(layer._engine, list(layer._parameters.values()), packed, None)
-    return packed
+def _describe(layer: Any) -> str:
+    from .layers.saving import describe  # here, as the layers import this module
+
+    return describe(layer)
 
 
 def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
@@ -97,19 +95,27 @@ class Stream:
     def __init__(self, layer: Any, batch_size: int = 1) -> None:
         _check(layer)
         self.batch_size = N = arguments.size("batch_size", batch_size)
-        self._layer, self._packed = layer, _pack(layer)
-        engine, states = layer._engine, layer.num_layers
+        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters.values())
+        engine, states = layer.engine, layer.num_layers
 
         def pair(width: int) -> tuple[Array, Array]:
             shape = arguments.countable("the state", (states, N, width))
             return np.zeros(shape, layer.dtype), np.zeros(shape, layer.dtype)
 
-        h, c = pair(engine.output_size), pair(layer.hidden_size) if engine.has_cell else None
-        workspace = functional.empty(engine.sizes(1, N).forward_workspace)
-        self._step = functional.Step(engine, self._packed, h, c, N, workspace, np.empty)
+        h, c = pair(engine.output_size), pair(layer.hidden_size) if engine.info.has_c else None
+        shapes = (1, N, layer.input_size), (1, N, engine.output_size), h[0].shape, None if c is None else c[0].shape
+        self._step = functional.PreparedCall(
+            engine,
+            self._packed,
+            shapes,
+            time_first=True,
+            pool=layer.execution.workspaces,
+            empty=np.empty,
+            states=(h, c),
+        )
 
     def __repr__(self) -> str:
-        return f"{self._layer._call()}.stream({self.batch_size})"
+        return f"{_describe(self._layer)}.stream({self.batch_size})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Stream can be neither pickled nor copied: keep its state, and give it to another stream")
@@ -135,19 +141,19 @@ class Stream:
         RuntimeError
             When the stream is at work in another thread.
         """
-        y = self._step.run(x_t, out)
+        y = self._step.step(x_t, out)
         return self._step_anyhow(x_t, out) if y is None else y
 
     def _step_anyhow(self, x_t: Any, out: Any) -> Array:
         """A step from what is no plain array."""
-        layer, engine = self._layer, self._layer._engine
+        layer, engine = self._layer, self._layer.engine
         x_t = arguments.real("x_t", x_t, layer.dtype)
         x = np.ascontiguousarray(_steps_of("x_t", x_t, layer, self.batch_size))
         shape: tuple[int, ...] = (self.batch_size, engine.output_size)
         if self.batch_size == 1 and x_t.ndim == 1:
             x, shape = x[0], shape[1:]
         place = _place_for(out, shape, layer.dtype, x)
-        y = self._step.run(x, None)
+        y = self._step.step(x, None)
         assert y is not None
         if out is None:
             return y
@@ -181,18 +187,19 @@ class Stream:
             When the stream is at work in another thread.
         """
         layer = self._layer
-        array, _, _, plan, _ = layer._inputs(x, None, None, None, None, False)
+        call = layer.execution.read(x)
+        plan = call.plan
         if self.batch_size != plan.N:
             raise ValueError(
-                f"x has {plan.N} rows, but this stream was made with batch_size={self.batch_size}; got {array.shape}"
+                f"x has {plan.N} rows, but this stream was made with batch_size={self.batch_size}; got {plan.x}"
             )
         with self._alone() as (h, c):
-            before = h.reshape(plan.h), None if c is None else c.reshape(plan.c)
-            y, state, _ = layer._run(array, *before, plan, None, self._packed)
-            for own, last in zip((h, c), state if isinstance(state, tuple) else (state, None), strict=True):
+            inputs = Inputs(call.inputs.x, h.reshape(plan.h), None if c is None else c.reshape(plan.c))
+            outputs, _ = layer.execution.run(call._replace(inputs=inputs), self._packed)
+            for own, last in zip((h, c), outputs[1:], strict=True):
                 if own is not None:
                     own[...] = last.reshape(own.shape)
-        return y
+        return outputs.y
 
     @property
     def state(self) -> Any:
@@ -203,8 +210,8 @@ class Stream:
     def state(self, value: Any) -> None:
         layer = self._layer
         steps = (self.batch_size, 1) if layer.batch_first else (1, self.batch_size)
-        plan = layer._plan((*steps, layer.input_size))
-        values = layer._state("state", value, plan)
+        run = layer.execution
+        values = run.state("state", value, run.plan((*steps, layer.input_size)))
         with self._alone() as own:
             for array, new in zip(own, values, strict=True):
                 if array is not None:
@@ -269,9 +276,9 @@ class StreamPool:
     def __init__(self, layer: Any, capacity: int) -> None:
         _check(layer)
         self.capacity = arguments.size("capacity", capacity)
-        self._layer, self._packed = layer, _pack(layer)
-        engine = layer._engine
-        widths = (engine.output_size, layer.hidden_size)[: 1 + engine.has_cell]
+        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters.values())
+        engine = layer.engine
+        widths = (engine.output_size, layer.hidden_size)[: 1 + engine.info.has_c]
         shapes = [arguments.countable("the states", (layer.num_layers, self.capacity, width)) for width in widths]
         self._states = [np.zeros(shape, layer.dtype) for shape in shapes]
         self._free = list(range(self.capacity))[::-1]
@@ -279,7 +286,7 @@ class StreamPool:
         self._next = 0
 
     def __repr__(self) -> str:
-        return f"StreamPool({self._layer._call()}, capacity={self.capacity})  # {len(self)} streams"
+        return f"StreamPool({_describe(self._layer)}, capacity={self.capacity})  # {len(self)} streams"
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -308,10 +315,10 @@ class StreamPool:
         ValueError, TypeError
             When the state is not as above.
         """
-        layer = self._layer
+        layer, run = self._layer, self._layer.execution
         if state is not None:
-            batch = (1,) if _has_batch(state if layer._engine.has_cell else (state,)) else ()
-            values: Any = layer._state("state", state, layer._plan((1, *batch, layer.input_size)))
+            batch = (1,) if _has_batch(state if layer.engine.info.has_c else (state,)) else ()
+            values: Any = run.state("state", state, run.plan((1, *batch, layer.input_size)))
         else:
             values = None, None
         try:
@@ -378,7 +385,7 @@ class StreamPool:
         ValueError, TypeError
             When an id is there twice, or another argument is not as above. No stream has stepped then.
         """
-        layer, engine = self._layer, self._layer._engine
+        layer, engine = self._layer, self._layer.engine
         try:
             ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         except TypeError:
@@ -402,11 +409,11 @@ class StreamPool:
         before = [own.take(slots, axis=1) for own in self._states]
         after = [np.empty_like(own) for own in before]
         pairs = [(*states, None)[:2] for states in (before, after)]
-        workspace = layer._workspaces.take(engine.sizes(1, count).forward_workspace)
-        functional.forward(
-            engine, self._packed, x[np.newaxis], *pairs[0], result[np.newaxis], *pairs[1], None, None, workspace
-        )
-        layer._workspaces.give(workspace)
+        workspaces = layer.execution.workspaces
+        workspace = workspaces.acquire(engine.sizes(1, count).forward_workspace)
+        inputs, outputs = Inputs(x[np.newaxis], *pairs[0]), Outputs(result[np.newaxis], *pairs[1])
+        functional.forward(engine, self._packed, inputs, outputs, workspace)
+        workspaces.release(workspace)
         for own, new in zip(self._states, after, strict=True):
             own[:, slots] = new
         if result is not y:

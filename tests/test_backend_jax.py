@@ -302,7 +302,7 @@ def handle(name, arguments, results, **attributes):
 
 def what_fits(name):
     """Arguments, results and attribute of a handler, for FINE_LAYER and X."""
-    engine = FINE_LAYER._engine
+    engine = FINE_LAYER.engine
     x, y, h, tape = ((T, N, I), FLOAT), ((T, N, H), FLOAT), ((1, N, H), FLOAT), ((engine.sizes(T, N).tape,), BYTE)
     parameters = [(array.shape, FLOAT) for array in FINE.values()]
     call = np.frombuffer(engine.xla_call(True, False, False), np.uint8).copy()
@@ -496,7 +496,7 @@ X = np.zeros((T, N, I), np.float32)
         ({"lengths": [1, 2]}, ValueError, r"lengths must have shape \(N,\) = \(4,\), got shape \(2,\)"),
         ({"lengths": [1, 2, 3, T + 1]}, ValueError, "lengths must lie from 0 to T = 6, .* got 7 for row 3"),
         ({"mask": np.zeros((T, N), int)}, TypeError, "mask must hold booleans"),
-        ({"mask": np.ones((T, N), bool), "lengths": [1] * N}, ValueError, "lengths and mask exclude each other"),
+        ({"mask": np.ones((T, N), bool), "lengths": [1] * N}, ValueError, "lengths and mask are mutually exclusive"),
         ({"zero_masked": 1}, TypeError, "zero_masked must be True or False"),
         ({"parameters": [X]}, TypeError, "parameters must be a dict of arrays under torch's names, got list"),
         (
@@ -519,7 +519,7 @@ X = np.zeros((T, N, I), np.float32)
         ),
         ({"dropout": 0.5}, TypeError, "dropout is no option of lstm: the options are num_layers, .*coupled"),
         ({"hidden_size": 5}, TypeError, "hidden_size is no option of lstm: the parameters tell it"),
-        ({"bidirectional": True, "reverse": True}, ValueError, "exclude each other"),
+        ({"bidirectional": True, "reverse": True}, ValueError, "mutually exclusive"),
     ],
 )
 def test_errors(change, error, message):

@@ -500,14 +500,16 @@ def test_files(model, tmp_path, suffix):
     only = rnnfast.Bidirectional(rnnfast.GRU(4, 4, reset_after=False))
     backend.load_weights(only, path)
     assert bits(only.parameters.values()) == bits(cases[3][0].parameters.values())
-    with pytest.raises(ValueError, match=r"found 5; there are.*'third' at 'layers/gru', 'first' at 'layers/lstm'"):
+    with pytest.raises(
+        ValueError, match=r"contains 5 recurrent layers.*'third' at 'layers/gru', 'first' at 'layers/lstm'"
+    ):
         backend.load_weights(rnnfast.LSTM(3, 4), path)
-    with pytest.raises(ValueError, match=r"named 'fourth'.*found 0"):
+    with pytest.raises(ValueError, match=r"contains 0 recurrent layers named 'fourth'"):
         backend.load_weights(rnnfast.LSTM(3, 4), path, "fourth")
     kept = rnnfast.GRU(8, 5, reset_after=False, rng=0)
     before = bits(kept.parameters.values())
     for wrong in (kept, rnnfast.LSTM(8, 5), rnnfast.GRU(8, 6), rnnfast.GRU(8, 5, bias=False)):
-        with pytest.raises(ValueError, match=r"'layers/gru' must hold arrays of shapes .*got \[\(8, 15\), \(5, 15\)"):
+        with pytest.raises(ValueError, match=r"'layers/gru' has arrays of shapes \[\(8, 15\), \(5, 15\)"):
             backend.load_weights(wrong, path, "third")
     assert bits(kept.parameters.values()) == before
 
@@ -539,7 +541,7 @@ numpy.testing.assert_allclose(ours(x)[0], y, atol=1e-5)
 numpy.testing.assert_allclose(backend.layer_to_keras(ours)(x), y, atol=1e-5)
 backend.enable()
 """,
-        "RuntimeError: .*Keras runs on jax: set the environment variable KERAS_BACKEND=numpy",
+        "RuntimeError: Keras uses the backend 'jax', .*: set the environment variable KERAS_BACKEND=numpy",
     ),
     "old": (
         "numpy",
@@ -549,7 +551,7 @@ backend.enable()
     "none": (
         "numpy",
         "import sys; sys.modules['keras'] = None; import rnnfast.backends.keras",
-        "ImportError: .*found no module 'keras'.*pip install 'keras>=3.10' h5py jax",
+        "ImportError: .*needs the module 'keras', which is not installed.*pip install 'keras>=3.10' h5py jax",
     ),
 }
 

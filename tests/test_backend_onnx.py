@@ -341,7 +341,7 @@ def test_names_of_functions_in_any_case(names):
     problem = lstm(activations=names * 2)
     layer = layer_from_onnx(model_of(problem, constants=WEIGHTS))
     assert layer.activations is None
-    assert layer_from_onnx(model_of(lstm(), constants=WEIGHTS))._engine.options == layer._engine.options
+    assert layer_from_onnx(model_of(lstm(), constants=WEIGHTS)).engine.options == layer.engine.options
 
 
 # ---- how models are run
@@ -599,31 +599,31 @@ def changed(**arrays):
     [
         ("model.onnx", None, TypeError, "model must be an onnx.ModelProto, as onnx.load returns, got str"),
         (to_onnx(rnnfast.RNN(2, 3, num_layers=2)), None, ValueError, "node must name a .* 'RNN_l0' .RNN., 'RNN_l1'"),
-        (changed(), "other", ValueError, "node must name one .* got 'other': the model has 'node' .LSTM."),
-        (changed(), [], ValueError, "node must name a node at least"),
-        (model_of(lstm()), "node", ValueError, "W of node 'node' is 'W', which the model computes or is given"),
+        (changed(), "other", ValueError, "node must be the name of .* got 'other': the model has 'node' .LSTM."),
+        (changed(), [], ValueError, "node must name at least one node"),
+        (model_of(lstm()), "node", ValueError, "W of node 'node' is 'W', an input or a computed value"),
         (model_of(lstm(), 1, WEIGHTS), "node", NotImplementedError, "LSTM of opset 1 .* onnx.version_converter"),
         (
             changed(W=np.zeros((2, 24, 4), np.float16)),
             "node",
             NotImplementedError,
-            "LSTM of float16: rnnfast runs float32",
+            "LSTM of float16 is not supported: cast inputs",
         ),
         (
             changed(R=np.zeros((2, 24, 5), np.float32)),
             "node",
             ValueError,
-            "R of LSTM must have shape .2, 24, 6. .*24, 5",
+            "R of LSTM has shape .2, 24, 5., .* need .2, 24, 6.",
         ),
         (
             changed(B=np.zeros((2, 24), np.float32)),
             "node",
             ValueError,
-            "B of LSTM must have shape .2, 48. .* got .2, 24.",
+            "B of LSTM has shape .2, 24., .* need .2, 48.",
         ),
         (model_of(lstm(direction="back"), 14, WEIGHTS), "node", ValueError, "direction of LSTM must be one of forward"),
         (model_of(lstm(activations=["Tanh"]), 14, WEIGHTS), "node", ValueError, "activations of LSTM must be 6 names"),
-        (model_of(lstm(activations=["Mish"] * 6), 14, WEIGHTS), "node", ValueError, "of the standard, got 'Mish'"),
+        (model_of(lstm(activations=["Mish"] * 6), 14, WEIGHTS), "node", ValueError, "of the ONNX standard, got 'Mish'"),
         (model_of(lstm(clip=-1.0), 14, WEIGHTS), "node", ValueError, "clip must be above 0"),
     ],
 )
@@ -637,7 +637,7 @@ def test_layer_from_onnx_declines_what_a_layer_cannot_hold():
     problem.feeds["initial_h"] = np.zeros((2, 3, 6), np.float32)
     layer_from_onnx(model_of(problem, constants=(*WEIGHTS, "initial_h")))
     problem.feeds["initial_h"][0, 0, 0] = 1
-    with pytest.raises(ValueError, match="initial_h of node 'node' is a constant of the model, which a layer cannot"):
+    with pytest.raises(ValueError, match="initial_h of node 'node' is a constant of the model, but a layer does not"):
         layer_from_onnx(model_of(problem, constants=(*WEIGHTS, "initial_h")))
     layer_from_onnx(model_of(problem, constants=WEIGHTS))
     problem.feeds["sequence_lens"] = np.zeros(3, np.int32)
@@ -645,7 +645,7 @@ def test_layer_from_onnx_declines_what_a_layer_cannot_hold():
         layer_from_onnx(model_of(problem, constants=(*WEIGHTS, "sequence_lens")))
     two = to_onnx(rnnfast.GRU(4, 4, num_layers=2))
     next(a for a in two.graph.node[-4].attribute if a.name == "linear_before_reset").i = 0
-    with pytest.raises(ValueError, match="cannot be one layer"):
+    with pytest.raises(ValueError, match="cannot form one layer"):
         layer_from_onnx(two, ["GRU_l0", "GRU_l1"])
 
 
@@ -653,20 +653,20 @@ def test_layer_from_onnx_declines_what_a_layer_cannot_hold():
     ("layer", "opset", "error", "text"),
     [
         (rnnfast.Linear(2, 3), 14, TypeError, "layer must be an RNN, LSTM or GRU, got Linear"),
-        (rnnfast.LSTM(2, 3, proj_size=1), 14, ValueError, "proj_size must be 0, got 1"),
+        (rnnfast.LSTM(2, 3, proj_size=1), 14, ValueError, "proj_size of layer must be 0, got 1"),
         (rnnfast.GRU(2, 3), 6, ValueError, f"opset must be from 7 to {NEWEST}"),
         (rnnfast.GRU(2, 3), NEWEST + 1, ValueError, f"opset must be from 7 to {NEWEST}"),
         (
             rnnfast.GRU(2, 3, clip=0.1, dtype=np.float64),
             14,
             ValueError,
-            "clip must hold numbers of float32.*0.10000000149",
+            "clip of a float64 layer is 0.1, .* with 0.10000000149",
         ),
         (
             rnnfast.RNN(2, 3, activations=[("elu", 0.1)], dtype=np.float64),
             14,
             ValueError,
-            "activations must hold numbers of float32, .* got 0.1",
+            "activations of a float64 layer is 0.1, but ONNX stores it in float32",
         ),
     ],
 )
@@ -685,7 +685,7 @@ def test_running_declines():
     model = model_of(problem)
     with pytest.raises(ValueError, match=r"inputs must be 5 arrays, .'X', 'W', .* got 1"):
         Backend.run_model(model, [problem.feeds["X"]])
-    with pytest.raises(ValueError, match="device must be 'CPU', where rnnfast runs, got 'CUDA:1'"):
+    with pytest.raises(ValueError, match="device must be 'CPU', got 'CUDA:1'"):
         Backend.prepare(model, "CUDA:1")
     with pytest.raises(onnx.checker.ValidationError):
         Backend.prepare(onnx.ModelProto())

@@ -40,7 +40,7 @@ def compiler():
 
 @pytest.fixture(scope="module")
 def kernels():
-    if not (CHECKOUT / "csrc" / "rnnfast.c").is_file() or not EXAMPLES.is_dir():
+    if not (CHECKOUT / "csrc" / "dispatch.c").is_file() or not EXAMPLES.is_dir():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources to compile")
 
 

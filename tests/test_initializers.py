@@ -11,6 +11,7 @@ from support.compare import assert_same_bits
 
 import rnnfast
 from rnnfast.functional import CELLS
+from rnnfast.layers import saving
 
 STACK = {"num_layers": 2, "bidirectional": True}
 ENDS = ["_l0", "_l0_reverse", "_l1", "_l1_reverse"]
@@ -91,7 +92,7 @@ def test_float32_has_the_numbers_of_float64_rounded(init, cell):
 def test_options_do_not_know_of_it(init, cell, tmp_path):
     layer, plain = make(cell, 3, 5, init=init), make(cell, 3, 5)
     assert repr(layer) == repr(plain)
-    assert layer._options() == plain._options()
+    assert saving.options(layer) == saving.options(plain)
     layer.save(tmp_path / "layer")
     plain.load(tmp_path / "layer")
     for same in (plain, rnnfast.load(tmp_path / "layer"), copy.deepcopy(layer)):

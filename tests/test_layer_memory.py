@@ -9,7 +9,7 @@ from support.compare import assert_same_bits, members
 from support.layers import I, N, T, make, problem, results
 
 import rnnfast
-from rnnfast import memory
+from rnnfast import buffers
 
 
 def test_results_are_the_callers(variant, rng):
@@ -108,7 +108,7 @@ def test_large_results_are_the_callers(frozen, rng):
         y, _ = layer(x)
         z, _, tape = layer.forward(x)
         grads = layer.backward(tape, y)
-        assert min(y.nbytes, z.nbytes, grads.parameters["weight_hh_l0"].nbytes) >= memory.LARGE
+        assert min(y.nbytes, z.nbytes, grads.parameters["weight_hh_l0"].nbytes) >= buffers.LARGE
         np.testing.assert_array_equal(y, z)
         assert y.flags.writeable
         assert grads.parameters["weight_hh_l0"].flags.writeable
@@ -133,7 +133,7 @@ def test_large_results_are_used_again():
     assert layer(x)[0].ctypes.data != place
     del half
     assert place in (layer(x)[0].ctypes.data, layer(2 * x)[0].ctypes.data)
-    assert len(layer._results) <= layer._results.most
+    assert len(layer.execution.results) <= layer.execution.results.most
 
 
 def test_python_threads_share_a_layer(rng):

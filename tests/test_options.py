@@ -13,6 +13,7 @@ from support.compare import assert_close, assert_same, central_differences, memb
 
 import rnnfast
 from rnnfast import functional, options
+from rnnfast.layers import saving
 
 T, N, I, H = 5, 3, 4, 6
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
@@ -213,7 +214,7 @@ def rows(values, which):
 def test_forward_is_that_of_numpy(case, stack, dtype, isa):
     with functional.use_isa(isa):
         layer = make(case, stack, dtype=dtype)
-        assert layer._engine.options is not None or PLAIN.get(type(layer), ["tanh"]) == list(layer.activations)
+        assert layer.engine.options is not None or PLAIN.get(type(layer), ["tanh"]) == list(layer.activations)
         x, state, _, _ = values(layer)
         y, end = layer(x, state)
     exact = make(case, stack, dtype=np.float64)
@@ -278,7 +279,7 @@ def test_gradients_agree_on_every_instruction_set(case, stack, dtype, isa):
     with functional.use_isa(isa):
         layer = make(case, stack, dtype=dtype)
     layer.load_state_dict(exact.parameters)
-    assert layer._engine.isa == isa
+    assert layer.engine.isa == isa
     assert_close(results(layer, *given), results(exact, *given), 4 * TOLERANCE[dtype])
 
 
@@ -424,8 +425,8 @@ def test_what_is_plain_runs_the_plain_cell(kind, names, given, bidirectional):
     x = np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)
     for chosen in (names, [(name,) for name in names], names * (1 + bidirectional)):
         layer = kind(I, H, bidirectional=bidirectional, rng=0, activations=chosen, clip=None, **given)
-        assert layer._engine.options is None
-        assert layer._engine.packed_size == plain._engine.packed_size
+        assert layer.engine.options is None
+        assert layer.engine.packed_size == plain.engine.packed_size
         np.testing.assert_array_equal(layer(x)[0], plain(x)[0])
 
 
@@ -471,8 +472,8 @@ def test_kept(case, stack, tmp_path):
     twins[-1].load(tmp_path / "layer")
     for twin in twins:
         assert repr(twin) == repr(layer)
-        assert twin._options() == layer._options()
-        assert twin._engine.options == layer._engine.options
+        assert saving.options(twin) == saving.options(layer)
+        assert twin.engine.options == layer.engine.options
         np.testing.assert_array_equal(twin(x)[0], layer(x)[0])
 
 
@@ -487,7 +488,7 @@ def test_a_file_of_before_the_options(tmp_path):
     """It names none of them, as those of 0.1.0 do."""
     layer = rnnfast.LSTM(I, H, rng=0)
     description = {
-        k: v for k, v in layer._description().items() if k not in ("activations", "clip", "peepholes", "coupled")
+        k: v for k, v in saving.to_json(layer).items() if k not in ("activations", "clip", "peepholes", "coupled")
     }
     header = np.array(json.dumps({"format": 1, "layer": description}))
     np.savez(tmp_path / "old.npz", rnnfast=header, **layer.parameters)

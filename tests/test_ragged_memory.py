@@ -77,7 +77,7 @@ def test_large_results_are_the_callers(variant, kind):
     p = uneven_problem(kind, variant, 60, 32, 8, 200, dtype=np.float32)
     layer = layer_of(p)
     expected = {name: value.copy() for name, value in run(layer, p).items()}
-    assert expected["y"].nbytes >= rnnfast.memory.LARGE
+    assert expected["y"].nbytes >= rnnfast.buffers.LARGE
     for _ in range(3):
         y, _ = layer(p.x, p.state, **uneven(p))
         assert y.tobytes() == expected["y"].tobytes()

@@ -80,7 +80,7 @@ def test_a_pool_is_streams_of_their_own(variant, isa, num_layers, capacity, seed
         elif action == "step":
             some = rng.permutation(ids)[: rng.integers(0, len(ids) + 1)].astype(int)
             x = rng.standard_normal((len(some), I)).astype(layer.dtype)
-            out = np.empty((len(some), layer._engine.output_size), layer.dtype) if rng.random() < 0.5 else None
+            out = np.empty((len(some), layer.engine.output_size), layer.dtype) if rng.random() < 0.5 else None
             y = model.step([some.tolist(), some, tuple(some), list(some)][rng.integers(4)], x, out)
             assert out is None or y is out
         elif action == "fault":

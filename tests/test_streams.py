@@ -12,6 +12,7 @@ from support.streams import DTYPES, H, I, bits, isas, random_state, seeds, seque
 
 import rnnfast
 from rnnfast import functional
+from rnnfast.layers import saving
 
 # --- the same bits
 
@@ -111,7 +112,7 @@ def test_shapes(variant, batch_first):
     assert alone.step(np.ones(I)).shape == (H,)
     assert alone.step(np.ones((1, I))).shape == (1, H)
     assert layer.stream(np.int8(2)).batch_size == 2
-    assert repr(layer.stream(2)) == f"{layer._call()}.stream(2)"
+    assert repr(layer.stream(2)) == f"{saving.describe(layer)}.stream(2)"
 
 
 def test_one_feature():

@@ -1,1 +1,1 @@
-"""Adapters to other frameworks: each module imports its host, which must be installed."""
+"""Adapters to other frameworks. Each module imports its host framework, which must be installed."""

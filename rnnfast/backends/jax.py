@@ -87,8 +87,9 @@ class _Call(NamedTuple):
 def _layer(kind: type[Any], options: tuple[tuple[str, Any], ...]) -> Any:
     layer = kind(**dict(options), rng=0)
     # Of its parameters only the shapes are used.
-    layer._parameters = {name: np.broadcast_to(layer.dtype.type(0), a.shape) for name, a in layer.parameters.items()}
-    return layer
+    zero = layer.dtype.type(0)
+    shapes = {name: np.broadcast_to(zero, array.shape) for name, array in layer.parameters.items()}
+    return layers.base.with_parameters(layer, shapes)
 
 
 # ---------------------------------------------------------------------------------------------------- on the host
@@ -98,8 +99,7 @@ def _layer(kind: type[Any], options: tuple[tuple[str, Any], ...]) -> Any:
 def _prepare(call: _Call, arrays: Iterable[Any]) -> tuple[Any, dict[str, Any]]:
     """The layer with these parameters and what it is to be called with."""
     named = dict(zip(call.names, map(np.asarray, arrays), strict=True))
-    layer = object.__new__(call.kind)  # which shares all but the parameters with the one that is kept
-    vars(layer).update(vars(call.layer), _parameters={name: named[name] for name in call.layer.parameters})
+    layer = layers.base.with_parameters(call.layer, {name: named[name] for name in call.layer.parameters})
     return layer, call.arguments(named)
 
 
@@ -155,7 +155,7 @@ def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> An
     if not call.direct:
         return jax.pure_callback(_on_host(name, call), results, *arrays, vmap_method="sequential")
     has_states = (state in call.names for state in STATES)
-    description = call.layer._engine.xla_call(not call.layer.batch_first, *has_states)
+    description = call.layer.engine.xla_call(not call.layer.batch_first, *has_states)
     run = jax.ffi.ffi_call(f"rnnfast_{name}", results, vmap_method="sequential")
     return run(*arrays, call=np.frombuffer(description, np.uint8))
 
@@ -169,7 +169,7 @@ recurrent.multiple_results = True
 
 
 def _results(call: _Call, x: Any) -> list[Any]:
-    plan = call.layer._plan(x.shape)
+    plan = call.layer.execution.plan(x.shape)
     shapes = (plan.y, plan.h, plan.c)[: 1 + call.members]
     results = [jax.ShapeDtypeStruct(shape, call.layer.dtype) for shape in shapes]
     return [*results, jax.ShapeDtypeStruct((plan.sizes.tape,), np.uint8)] if call.taped else results
@@ -201,7 +201,7 @@ def _differentiable(call: _Call) -> Any:
     def backward(kept: Any, cotangents: Any) -> Any:
         arrays, more = kept
         x, parameters = arrays[0], arrays[1 : 1 + len(call.layer.parameters)]
-        plan = call.layer._plan(x.shape)
+        plan = call.layer.execution.plan(x.shape)
         shapes = x.shape, *(a.shape for a in parameters), *(plan.h, plan.c)[: call.members]
         results = [jax.ShapeDtypeStruct(shape, call.layer.dtype) for shape in shapes]
         gradients = _kernels("backward", call, results, *arrays, *more, *cotangents)
@@ -417,7 +417,7 @@ def _apply(
         elif arrays[name].shape != own.shape:
             faults.append(f"{name} must have shape {own.shape}, got {arrays[name].shape}")
     if faults:
-        raise ValueError(f"parameters do not fit {layer._call()}: {'; '.join(faults)}")
+        raise ValueError(f"parameters do not fit {layers.saving.describe(layer)}: {'; '.join(faults)}")
     members = ()
     if state is not None:
         members = arguments.pair("state", state, "(h, c)") if kind is layers.LSTM else (state,)
@@ -426,7 +426,7 @@ def _apply(
     named = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
     zero_masked = arguments.flag("zero_masked", zero_masked)
     call = _Call(kind, layer_options, zero_masked, tuple(named), _is_direct(named))
-    layer._inputs(**call.arguments(_likenesses(named, layer.dtype)))
+    layer.execution.read(**call.arguments(_likenesses(named, layer.dtype)))
     cast = [array if name in UNEVEN else array.astype(layer.dtype) for name, array in named.items()]
     y, *members = recurrent.bind(*cast, call=call)
     return y, call.state(members)
@@ -434,7 +434,7 @@ def _apply(
 
 def _options(kind: type[Any], arrays: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Those of the layer: the ones that are given, and those that the parameters tell."""
-    allowed = [name for name in layers._signature(kind) if name not in (*READ, "dropout")]
+    allowed = [name for name in layers.saving.signature(kind) if name not in (*READ, "dropout")]
     for name in options:
         if name not in allowed:
             why = "the parameters tell it" if name in READ else f"the options are {', '.join(allowed)}"

@@ -1,7 +1,7 @@
-"""Keras 3: its recurrent layers by rnnfast where Keras runs on NumPy, and conversion of layers and weights both ways.
+"""Keras 3: run its recurrent layers on rnnfast, and convert layers and weights in both directions.
 
-Keras's NumPy backend goes through time in a Python loop. Between `enable` and `disable`, LSTM, GRU, SimpleRNN, RNN of
-one of their cells, and Bidirectional of any of them run on rnnfast; models stay as they are:
+Keras's NumPy backend loops over time steps in Python. Between `enable` and `disable`, rnnfast runs LSTM, GRU,
+SimpleRNN, RNN with one of their cells, and Bidirectional around any of them. Models need no changes:
 
 >>> import keras, numpy as np
 >>> import rnnfast.backends.keras
@@ -11,25 +11,25 @@ one of their cells, and Bidirectional of any of them run on rnnfast; models stay
 >>> y.shape, rnnfast.backends.keras.calls()
 ((2, 5, 8), 1)
 
-Supported: Keras from 3.10 on, and for `enable` its NumPy backend, ``KERAS_BACKEND=numpy``, which itself imports jax.
-The conversions work on any backend.
+Supported: Keras 3.10 or newer. `enable` needs the NumPy backend, ``KERAS_BACKEND=numpy``, which itself imports jax. The
+conversions work with any backend.
 
-What takes Keras's place is the method ``keras.layers.RNN.inner_loop``, the loop that all these layers share. It knows
-``zero_output_for_mask``, which the hooks of Keras's backends are not told, so masks of any pattern keep their meaning.
-All around it, as states and their checks, merging and ``use_cudnn``, is Keras's own. These go Keras's own way,
-uncounted:
+`enable` replaces the method ``keras.layers.RNN.inner_loop``, the loop over time that all these layers share. The method
+sees ``zero_output_for_mask``, which the hooks of Keras's backends do not, so masks of any pattern keep their meaning.
+Everything around the loop remains Keras's: states and their checks, merging, ``use_cudnn``. These cases fall back to
+Keras's own loop and are not counted by `calls`:
 
-- activations other than the keys of `ACTIVATIONS`, and any callable that is not Keras's own function;
-- cells of other classes, derived ones too, and stacks of cells, ``RNN([cell, cell])``;
+- activations other than the keys of `ACTIVATIONS`, and callables that are not Keras's own functions;
+- other classes of cells, including subclasses, and stacked cells, ``RNN([cell, cell])``;
 - training=True where the cell has dropout or recurrent_dropout;
-- computation in other dtypes than float32 and float64, or in another one than that of the weights;
-- complex x, and initial states or masks whose shapes Keras would stretch.
+- a compute dtype other than float32 and float64, or different from the dtype of the weights;
+- complex x, and initial states or masks that Keras would have to broadcast.
 
-Results are Keras's to rounding. Those of float64 layers are so to float64's, where Keras from 3.12 on rounds to float32
-on the way.
+Results agree with Keras's up to rounding. Those of float64 layers are accurate to float64, whereas Keras 3.12 and newer
+round intermediate results to float32.
 
-Weights are packed once. Every call compares them, bit by bit, with a copy of those that were packed: so ``assign``,
-``set_weights`` and what is written into an array in place act at once, for the price of reading the weights twice.
+Weights are packed once. Every call compares them bit by bit with a copy of the packed ones. ``assign``, ``set_weights``
+and in-place writes to an array therefore take effect in the next call, at the cost of reading the weights twice.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ try:
     import keras
 except ModuleNotFoundError as error:
     raise ImportError(
-        f"rnnfast.backends.keras found no module {error.name!r}; it needs Keras 3.10 or newer with h5py, and Keras's "
-        "NumPy backend needs jax: pip install 'keras>=3.10' h5py jax, and set the environment variable "
-        "KERAS_BACKEND=numpy"
+        f"rnnfast.backends.keras needs the module {error.name!r}, which is not installed. It requires Keras 3.10 or "
+        "newer with h5py, and Keras's NumPy backend requires jax: pip install 'keras>=3.10' h5py jax, and set the "
+        "environment variable KERAS_BACKEND=numpy"
     ) from error
 
 from rnnfast import arguments, layers, options
@@ -78,7 +78,7 @@ if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10):
         f"rnnfast.backends.keras needs Keras 3.10 or newer, found {keras.__version__}: pip install 'keras>=3.10'"
     )
 
-# Keras's functions, as the option `activations` of rnnfast's layers names them.
+# Keras's activation functions as values for the `activations` option of rnnfast's layers.
 ACTIVATIONS: dict[str, Any] = {
     "linear": ("affine", 1.0, 0.0),
     "sigmoid": "sigmoid",
@@ -94,15 +94,15 @@ _FUNCTIONS = {id(getattr(keras.activations, name)): ours for name, ours in ACTIV
 
 
 class _Kind(NamedTuple):
-    """A kind of layer in both libraries."""
+    """A layer type in both libraries."""
 
     cell: type
     outer: type
     ours: type[layers.Recurrent[Any]]
-    gates: list[int]  # the places of one library's gates among the other's; each of these orders is its own inverse
-    functions: tuple[str, ...]  # which of Keras's options each of our `activations` is
-    plain: dict[tuple[Any, ...], dict[str, Any]]  # activations that other options, or none at all, say
-    shared: tuple[str, ...] = ()  # further options, of the same name in both
+    gates: list[int]  # positions of one library's gates among the other's; each permutation is its own inverse
+    functions: tuple[str, ...]  # the Keras option that corresponds to each of rnnfast's `activations`
+    plain: dict[tuple[Any, ...], dict[str, Any]]  # options that replace `activations` of certain values
+    shared: tuple[str, ...] = ()  # further options with the same name in both
 
 
 _KINDS = (
@@ -135,7 +135,7 @@ _KINDS = (
 
 _MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean", None: None}
 
-# ------------------------------------------------------------------------------------------------- in Keras's place
+# ------------------------------------------------------------------------------------------- replacing Keras's loop
 
 _KERAS_LOOP = keras.layers.RNN.inner_loop
 _calls = 0
@@ -151,23 +151,23 @@ _packed: weakref.WeakKeyDictionary[Any, _Packed] = weakref.WeakKeyDictionary()
 
 
 def enable() -> contextlib.ExitStack:
-    """Run Keras's recurrent layers on rnnfast, all that there are and all to come.
+    """Run all of Keras's recurrent layers on rnnfast, existing and future ones.
 
     Returns
     -------
     context manager
-        Its exit undoes what this call did: nothing, where rnnfast was enabled before. It need not be used.
+        Optional. On exit it calls `disable`, unless rnnfast was already enabled before this call.
 
     Raises
     ------
     RuntimeError
-        When Keras does not run on its NumPy backend.
+        If Keras does not use its NumPy backend.
     """
     backend = keras.backend.backend()
     if backend != "numpy":
         raise RuntimeError(
-            f"rnnfast takes the place of loops in NumPy, but Keras runs on {backend}: set the environment variable "
-            "KERAS_BACKEND=numpy before keras is imported"
+            f"Keras uses the backend {backend!r}, but rnnfast can only replace the loops of its NumPy backend: set the "
+            "environment variable KERAS_BACKEND=numpy before importing keras"
         )
     undo = contextlib.ExitStack()
     if keras.layers.RNN.inner_loop is not _inner_loop:
@@ -177,24 +177,24 @@ def enable() -> contextlib.ExitStack:
 
 
 def disable() -> None:
-    """Run Keras's recurrent layers as Keras does."""
+    """Restore Keras's own loop."""
     keras.layers.RNN.inner_loop = _KERAS_LOOP
     _packed.clear()
 
 
 def calls() -> int:
-    """How many loops over time ran on rnnfast: one for each direction of each layer in each call."""
+    """Return the number of loops over time that ran on rnnfast: one per call, layer and direction."""
     return _calls
 
 
 def reset_calls() -> None:
-    """Count from 0."""
+    """Set the counter of `calls` to 0."""
     global _calls
     _calls = 0
 
 
 def _inner_loop(self: Any, sequences: Any, initial_state: Any, mask: Any, training: Any = False) -> Any:
-    """In the place of ``keras.layers.RNN.inner_loop``: the last output, all outputs, the last states."""
+    """Replace ``keras.layers.RNN.inner_loop``: return the last output, all outputs and the final states."""
     states = list(initial_state) if isinstance(initial_state, (list, tuple)) else [initial_state]
     layer = _layer_for(self.cell, sequences, states, mask, training)
     if layer is None:
@@ -209,14 +209,15 @@ def _inner_loop(self: Any, sequences: Any, initial_state: Any, mask: Any, traini
     start = [state[np.newaxis] for state in states]
     y, end = layer(sequences[:, order], start if len(start) == 2 else start[0], **uneven)
     if mask is not None and not (self.unroll or self.zero_output_for_mask):
-        # Masked steps before all others: there Keras's loop gives the initial h, its unrolled loop zeros, as rnnfast.
+        # At masked steps before the first valid one, Keras's loop outputs the initial h; its unrolled loop and rnnfast
+        # output zeros.
         np.copyto(y, states[0][:, np.newaxis], where=~np.logical_or.accumulate(mask, axis=1)[:, :, np.newaxis])
     end = [state[0] for state in (end if isinstance(end, tuple) else (end,))]
     return y[:, -1], y if self.return_sequences else y[:, -1:], end
 
 
 def _layer_for(cell: Any, sequences: Any, states: list[Any], mask: Any, training: Any) -> layers.Recurrent[Any] | None:
-    """The layer that does what Keras would; None where Keras is to do it."""
+    """The rnnfast layer that replaces Keras's loop; None if Keras has to run it."""
     try:
         kind, chosen = _options(cell)
     except _Unsupported:
@@ -243,7 +244,7 @@ def _layer_for(cell: Any, sequences: Any, states: list[Any], mask: Any, training
 
 
 def _same(a: Array, b: Array) -> bool:
-    """Whether two arrays are the same bits."""
+    """Whether two arrays have the same bits."""
     bits = f"u{a.itemsize}"
     return a.shape == b.shape and a.dtype == b.dtype and bool((a.view(bits) == b.view(bits)).all())
 
@@ -252,33 +253,33 @@ def _same(a: Array, b: Array) -> bool:
 
 
 class _Unsupported(ValueError):
-    """What Keras has and rnnfast has not."""
+    """A feature that only one of the two libraries has."""
 
 
 def layer_from_keras(layer: Any) -> Any:
-    """A layer of rnnfast with the weights and options of a Keras layer.
+    """Convert a Keras layer to a layer of rnnfast with the same weights and options.
 
     Parameters
     ----------
-    layer : keras.layers.LSTM, GRU, SimpleRNN, RNN of one of their cells, or Bidirectional of two of these
-        Built: it has weights.
+    layer : keras.layers.LSTM, GRU, SimpleRNN, RNN with one of their cells, or Bidirectional of two of these
+        Must be built.
 
     Returns
     -------
     rnnfast.LSTM, GRU, RNN or Bidirectional
-        With batch_first=True, of the dtype of the weights, and with copies of them. It returns the outputs of all
-        steps and the state, whatever return_sequences and return_state say; those of a layer with go_backwards, which
-        has reverse=True here, are in the order of x, where Keras's are in the order in which they came. Dropout,
-        stateful and zero_output_for_mask are no options of a layer here. Keras's one bias of LSTM, SimpleRNN and GRU
-        with reset_after=False is bias_ih, and bias_hh is -0.0, which leaves every number it is added to as it is.
+        With batch_first=True, and with the dtype and copies of the weights. It returns the outputs of all steps and the
+        state, whatever return_sequences and return_state are. A layer with go_backwards becomes one with reverse=True,
+        whose outputs are in the order of x; Keras returns them in the order of processing. Dropout, stateful and
+        zero_output_for_mask are not converted. The single bias of Keras's LSTM, SimpleRNN and GRU with
+        reset_after=False becomes bias_ih; bias_hh is -0.0, because adding -0.0 never changes a value.
 
     Raises
     ------
     TypeError
-        When `layer` is none of these.
+        If `layer` is not one of these.
     ValueError
-        When it is not built, has an activation that is no key of `ACTIVATIONS`, weights that are neither float32 nor
-        float64, or is a Bidirectional whose forward layer goes backwards.
+        If it is not built, has an activation that is not a key of `ACTIVATIONS`, has weights that are neither float32
+        nor float64, or is a Bidirectional whose forward layer goes backwards.
 
     Examples
     --------
@@ -290,42 +291,44 @@ def layer_from_keras(layer: Any) -> Any:
     """
     if isinstance(layer, keras.layers.Bidirectional):
         if layer.forward_layer.go_backwards:
-            raise _Unsupported("layer is a Bidirectional whose forward_layer goes backwards: swap its layers")
+            raise _Unsupported("layer is a Bidirectional whose forward_layer goes backwards: swap its two layers")
         sides = layer_from_keras(layer.forward_layer), layer_from_keras(layer.backward_layer)
         return layers.Bidirectional(*sides, merge=_MERGES[layer.merge_mode])  # type: ignore[arg-type]
     if not isinstance(layer, keras.layers.RNN):
         raise TypeError(f"layer must be a keras.layers.LSTM, GRU, SimpleRNN, RNN or Bidirectional, got {layer!r}")
     kind, chosen = _options(layer.cell)
     if not layer.cell.built:
-        raise ValueError(f"layer {layer.name!r} has no weights yet: call it, or layer.build((None, None, features))")
+        raise ValueError(
+            f"layer {layer.name!r} has no weights yet: call it or layer.build((None, None, features)) first"
+        )
     weights = [keras.ops.convert_to_numpy(variable.value) for variable in _variables(layer.cell)]
     return _single(kind, {**dict(chosen), "reverse": bool(layer.go_backwards)}, weights)
 
 
 def layer_to_keras(layer: Any, **keywords: Any) -> Any:
-    """A Keras layer with the weights and options of a layer of rnnfast.
+    """Convert a layer of rnnfast to a Keras layer with the same weights and options.
 
     Parameters
     ----------
     layer : rnnfast.LSTM, GRU, RNN or Bidirectional
-        Of one layer; with bidirectional=True it becomes a keras.layers.Bidirectional too.
+        With num_layers=1. A layer with bidirectional=True also becomes a keras.layers.Bidirectional.
     **keywords
-        Further options for Keras's layer, of both directions where there are two: return_state, stateful, and so on.
-        return_sequences is True if it is not given.
+        Further options for Keras's layers, such as return_state or stateful, applied to both directions.
+        return_sequences is True by default.
 
     Returns
     -------
     keras.layers.LSTM, GRU, SimpleRNN or Bidirectional
-        Built, and of the dtype of `layer`. One of a layer with reverse=True has go_backwards=True, and so gives the
-        outputs in the order in which they come. Where Keras has one bias, it is the sum of the two.
+        Built, with the dtype of `layer`. A layer with reverse=True becomes one with go_backwards=True, which returns
+        outputs in the order of processing. Where Keras has a single bias, it is the sum of both.
 
     Raises
     ------
     TypeError
-        When `layer` is none of these.
+        If `layer` is not one of these.
     ValueError
-        When it has what Keras lacks: more than one layer, proj_size, peepholes, coupled gates, clip, or activations
-        that are no values of `ACTIVATIONS`, in an LSTM also those of g and of c when they differ.
+        If it has a feature that Keras lacks: several layers, proj_size, peepholes, coupled gates, clip, a leak,
+        activations that are not values of `ACTIVATIONS`, or an LSTM with different activations for g and c.
 
     Examples
     --------
@@ -352,29 +355,29 @@ def layer_to_keras(layer: Any, **keywords: Any) -> Any:
 
 
 def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = None) -> None:
-    """Copy the weights of one recurrent layer of a Keras model's file into a layer of rnnfast.
+    """Copy the weights of one recurrent layer from a Keras model file into a layer of rnnfast.
 
-    Nothing of the model is built, and nothing of it is run.
+    The model is neither built nor run.
 
     Parameters
     ----------
     layer : rnnfast.LSTM, GRU, RNN or Bidirectional
-        Of one layer. Those of a keras.layers.Bidirectional go into a layer with two directions.
+        With num_layers=1. The weights of a keras.layers.Bidirectional need a layer with two directions.
     path : str or os.PathLike
-        A file that ``model.save_weights("....weights.h5")`` or ``model.save("....keras")`` wrote.
+        A file written by ``model.save_weights("....weights.h5")`` or ``model.save("....keras")``.
     name : str, optional
-        Which layer: the name that it has in the model, or its place in the file, as "layers/lstm_1". It can be left out
-        where the file holds one such layer alone.
+        The name of the Keras layer in the model, or its path in the file, such as "layers/lstm_1". Optional if the file
+        contains only one such layer.
 
     Raises
     ------
     ValueError
-        When the file is none of these, there is not exactly one such layer (the text lists those that there are), or
-        its arrays do not fit `layer`.
+        If the file is not one of these, if it does not contain exactly one matching layer (the error lists the layers
+        found), or if the arrays do not fit `layer`.
     TypeError
-        When `layer` is none of these.
+        If `layer` is not one of these.
     OSError
-        When the file cannot be read.
+        If the file cannot be read.
 
     Examples
     --------
@@ -395,8 +398,9 @@ def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = No
         if len(found) != 1:
             listed = ", ".join(f"{names[place]!r} at {place!r}" for place in places) or "none"
             raise ValueError(
-                f"{path!r} must hold one recurrent layer {'' if name is None else f'named {name!r} '}for "
-                f"{layer._call()}, found {len(found)}; there are, by name and place: {listed}: give name one of these"
+                f"{path!r} contains {len(found)} recurrent layers {'' if name is None else f'named {name!r} '}for "
+                f"{layers.saving.describe(layer)}, but exactly one is needed: set name to the name or path of one of "
+                f"these: {listed}"
             )
         values: dict[str, Array] = {}
         for side, group in zip(sides, groups, strict=True):
@@ -408,27 +412,27 @@ def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = No
 
 
 def _options(cell: Any) -> tuple[_Kind, tuple[Any, ...]]:
-    """The kind of a Keras cell, and the options of a layer of rnnfast like it, as pairs."""
+    """The kind of a Keras cell, and the options of the corresponding rnnfast layer as pairs."""
     kind = next((kind for kind in _KINDS if type(cell) is kind.cell), None)
     if kind is None:
         names = ", ".join(kind.cell.__name__ for kind in _KINDS)
-        raise _Unsupported(f"layer must have a cell of one of the classes {names}, got {type(cell).__name__}")
+        raise _Unsupported(f"the cell of layer must be one of {names}, got {type(cell).__name__}")
     functions = [getattr(cell, name) for name in kind.functions]
     names = tuple(_FUNCTIONS.get(id(function)) for function in functions)
     if None in names:
-        raise _Unsupported(f"layer must have activations among Keras's {', '.join(ACTIVATIONS)}, got {functions}")
+        raise _Unsupported(f"the activations of layer must be among Keras's {', '.join(ACTIVATIONS)}, got {functions}")
     chosen = kind.plain.get(names, {"activations": names})
     shared = {name: getattr(cell, name) for name in kind.shared}
     return kind, (*chosen.items(), *shared.items(), ("bias", cell.use_bias), ("batch_first", True))
 
 
 def _variables(cell: Any) -> list[Any]:
-    """A cell's weights, in the order in which Keras saves them."""
+    """The weights of a cell, in the order in which Keras saves them."""
     return [cell.kernel, cell.recurrent_kernel, *([] if cell.bias is None else [cell.bias])]
 
 
 def _single(kind: _Kind, chosen: dict[str, Any], weights: Sequence[Array]) -> layers.Recurrent[Any]:
-    """A layer of rnnfast with options and Keras's weights."""
+    """A layer of rnnfast with these options and with Keras's weights."""
     I, H = weights[0].shape[0], weights[1].shape[0]
     layer: layers.Recurrent[Any] = kind.ours(I, H, dtype=weights[0].dtype, **chosen)
     layer.load_state_dict(_to_parameters(kind, weights, "{}_l0"))
@@ -440,13 +444,13 @@ class _Side(NamedTuple):
 
     layer: layers.Recurrent[Any]
     kind: _Kind
-    names: str  # of its parameters in the whole, with {} where "weight_ih" and so on stands
+    names: str  # format string for the names of its parameters; {} stands for "weight_ih" and so on
     functions: Sequence[Any]
     backwards: bool
 
 
 def _sides(layer: Any) -> list[_Side]:
-    """The directions of a layer of rnnfast, if Keras has the like."""
+    """The directions of a layer of rnnfast. Raises an error if Keras has no equivalent."""
     if isinstance(layer, layers.Bidirectional):
         forward, backward = _sides(layer.forward_layer), _sides(layer.backward_layer)
         return [
@@ -460,10 +464,10 @@ def _sides(layer: Any) -> list[_Side]:
     faults = [f"{name}={getattr(layer, name)}" for name, value in only.items() if getattr(layer, name) != value]
     if faults:
         raise _Unsupported(
-            f"layer has {', '.join(faults)}, which no layer of Keras has: all of {only} can be converted; "
-            "of a stack make one layer for each"
+            f"layer has {', '.join(faults)}, which Keras's layers do not support. Only layers with {only} can be "
+            "converted; convert a stack as one layer for each of its layers"
         )
-    functions, count = layer.activations or options.DEFAULTS[layer._cell], len(kind.functions)
+    functions, count = layer.activations or options.DEFAULTS[layer.engine.cell], len(kind.functions)
     forward_side = _Side(layer, kind, "{}_l0", functions[:count], layer.reverse)
     if not layer.bidirectional:
         return [forward_side]
@@ -471,15 +475,15 @@ def _sides(layer: Any) -> list[_Side]:
 
 
 def _empty_keras_layer(side: _Side, keywords: dict[str, Any]) -> Any:
-    """A Keras layer with the options of a direction."""
+    """A Keras layer with the options of one direction."""
     theirs = {_full(ours): name for name, ours in ACTIVATIONS.items()}
     chosen: dict[str, str] = {}
     for option, function in zip(side.kind.functions, side.functions, strict=True):
         name = theirs.get(_full(function))
         if name is None or chosen.setdefault(option, name) != name:
             raise _Unsupported(
-                f"layer has activations {tuple(side.functions)}, which stand for {side.kind.functions} of Keras's "
-                f"{side.kind.outer.__name__}: each of these must be one of {list(ACTIVATIONS.values())}"
+                f"layer has activations {tuple(side.functions)} for the options {side.kind.functions} of Keras's "
+                f"{side.kind.outer.__name__}, but each option needs a single value among {list(ACTIVATIONS.values())}"
             )
     shared = {name: getattr(side.layer, name) for name in side.kind.shared}
     common = {"use_bias": side.layer.bias, "go_backwards": side.backwards, "dtype": side.layer.dtype.name}
@@ -487,18 +491,18 @@ def _empty_keras_layer(side: _Side, keywords: dict[str, Any]) -> Any:
 
 
 def _full(function: Any) -> tuple[Any, ...]:
-    """One of `activations` with its alpha and beta, also where they are not given."""
+    """One of `activations` with its alpha and beta, filled in from the defaults."""
     name, *given = (function,) if isinstance(function, str) else function
     return (name, *given, *options.FUNCTIONS[name][len(given) :])
 
 
 def _regate(array: Array, gates: list[int]) -> Array:
-    """The rows of an array, gate by gate in another order."""
+    """Reorder the rows of an array gate by gate."""
     return array.reshape(len(gates), -1, *array.shape[1:])[gates].reshape(array.shape)
 
 
 def _to_parameters(kind: _Kind, weights: Sequence[Array], names: str) -> dict[str, Array]:
-    """Keras's kernel, recurrent_kernel and maybe bias as the parameters of one direction."""
+    """The parameters of one direction from Keras's kernel, recurrent_kernel and optional bias."""
     kernel, recurrent_kernel, *biases = weights
     arrays = {"weight_ih": kernel.T, "weight_hh": recurrent_kernel.T}
     for bias in biases:
@@ -507,7 +511,7 @@ def _to_parameters(kind: _Kind, weights: Sequence[Array], names: str) -> dict[st
 
 
 def _to_weights(side: _Side, parameters: Any) -> list[Array]:
-    """The parameters of one direction as Keras's kernel, recurrent_kernel and maybe bias."""
+    """Keras's kernel, recurrent_kernel and optional bias from the parameters of one direction."""
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if side.layer.bias else [])]
     arrays = [_regate(parameters[side.names.format(name)], side.kind.gates) for name in names]
     kernel, recurrent_kernel, *biases = arrays
@@ -517,20 +521,21 @@ def _to_weights(side: _Side, parameters: Any) -> list[Array]:
 
 
 def _check(side: _Side, arrays: list[Array], where: str) -> None:
-    """Refuse arrays from a file that are not those of a layer like this."""
+    """Raise an error if arrays from a file do not fit a layer."""
     I, H, G = side.layer.input_size, side.layer.hidden_size, len(side.kind.gates)
     bias = (2, G * H) if getattr(side.layer, "reset_after", False) else (G * H,)
     shapes = [(I, G * H), (H, G * H), *([bias] if side.layer.bias else [])]
     if [array.shape for array in arrays] != shapes:
         raise ValueError(
-            f"{where} must hold arrays of shapes {shapes} for {side.layer._call()}, got "
-            f"{[array.shape for array in arrays]}; a GRU's bias of shape (2, ...) is for reset_after=True alone"
+            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but "
+            f"{layers.saving.describe(side.layer)} needs {shapes}: use a layer of matching sizes and options (a GRU's "
+            "bias of shape (2, ...) needs reset_after=True)"
         )
 
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """The HDF5 file at a path, or within a .keras archive there."""
+    """Open the HDF5 file at a path, or the one inside a .keras archive."""
     with contextlib.ExitStack() as stack:
         source: Any = stack.enter_context(open(path, "rb"))
         try:
@@ -544,7 +549,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def _places(file: Any) -> list[str]:
-    """All groups of a file."""
+    """The paths of all groups in a file."""
     places: list[str] = []
     file.visititems(lambda place, item: places.append(place) if isinstance(item, h5py.Group) else None)
     return places

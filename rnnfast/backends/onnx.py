@@ -1,22 +1,23 @@
-"""ONNX: recurrent nodes of models run by rnnfast, layers from models, and models from layers.
+"""ONNX: run the recurrent nodes of models on rnnfast, and convert nodes to layers and layers to models.
 
 ops
-    Classes for ``onnx.reference.ReferenceEvaluator(model, new_ops=ops)``: RNN, LSTM and GRU nodes, also those in the
-    bodies of loops and branches, run by rnnfast.
+    Classes for ``onnx.reference.ReferenceEvaluator(model, new_ops=ops)``: rnnfast runs the RNN, LSTM and GRU nodes of a
+    model, including those in the bodies of loops and branches.
 Backend
-    An ``onnx.backend.base.Backend``: whole models, their other nodes by the reference evaluator.
+    An ``onnx.backend.base.Backend`` for whole models. The reference evaluator runs the other nodes.
 layer_from_onnx(model, node)
-    A layer with the weights and options of a node, to be trained or called.
+    Convert a node to a layer with its weights and options, to train or call it.
 to_onnx(layer)
-    A model of a layer.
+    Convert a layer to a model.
 
-All that the standard says of the three operators holds, in float32 and float64: every direction, sequence_lens, initial
-states, peepholes, clip, input_forget, activations with their alpha and beta, linear_before_reset, both layouts, and all
-inputs and outputs that may be missing. Weights that cannot change, which are those of initializers, are packed once.
+The operators are supported as the standard defines them, in float32 and float64: all directions, sequence_lens, initial
+states, peepholes, clip, input_forget, activations with alpha and beta, linear_before_reset, both layouts, and all
+optional inputs and outputs. Weights that cannot change, which are those of initializers, are packed once.
 
-Supported: onnx 1.16 and later; the operators' versions 7, 14 and 22, which are opset 7 and all later ones so far.
-Declined, by a NotImplementedError: float16 and bfloat16, and opsets before 7. A row of sequence_lens 0 ends with a
-state of zeros, as in ONNX Runtime, where a layer returns the row's initial state. X must have one step at least.
+Supported: onnx 1.16 and later; versions 7, 14 and 22 of the operators, which cover opset 7 and all later opsets so far.
+Other element types, such as float16 and bfloat16, and opsets before 7 raise NotImplementedError. For a row with
+sequence_lens 0, the final state is zero, as in ONNX Runtime; an rnnfast layer returns the row's initial state. X must
+have at least one time step.
 
 Examples
 --------
@@ -47,7 +48,8 @@ try:
 except ImportError as error:
     raise ImportError("rnnfast.backends.onnx needs onnx 1.16 or newer: pip install 'onnx>=1.16'") from error
 
-from rnnfast import layers, options
+from rnnfast import functional, layers, options
+from rnnfast.backends._gates import positions, reorder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 
 if tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 16):
     raise ImportError(
-        f"rnnfast.backends.onnx needs onnx 1.16 or newer, this is {onnx.__version__}: pip install 'onnx>=1.16'"
+        f"rnnfast.backends.onnx needs onnx 1.16 or newer, found {onnx.__version__}: pip install 'onnx>=1.16'"
     )
 
 __all__ = ["Backend", "layer_from_onnx", "ops", "to_onnx"]
@@ -66,18 +68,25 @@ __all__ = ["Backend", "layer_from_onnx", "ops", "to_onnx"]
 
 class _Operator(NamedTuple):
     layer: type[layers.Recurrent[Any]]
-    rows: list[int]  # of ONNX's gates, in the order of rnnfast's
-    states: str
     cell: str
-    flags: dict[str, str]  # attributes that are options under another name
+    order: str  # of ONNX's gates, in rnnfast's letters
+    flags: Mapping[str, str]  # attributes that correspond to an option of another name
+
+    @property
+    def gates(self) -> list[int]:
+        return positions(self.cell, self.order)
+
+    @property
+    def states(self) -> str:
+        return "hc" if functional.CELLS[self.cell].has_c else "h"
 
 
 _OPERATORS = {
-    "RNN": _Operator(layers.RNN, [0], "h", "rnn_tanh", {}),
-    "LSTM": _Operator(layers.LSTM, [0, 2, 3, 1], "hc", "lstm", {"input_forget": "coupled"}),  # i, o, f, c
-    "GRU": _Operator(layers.GRU, [1, 0, 2], "h", "gru", {"linear_before_reset": "reset_after"}),  # z, r, h
+    "RNN": _Operator(layers.RNN, "rnn_tanh", "h", {}),
+    "LSTM": _Operator(layers.LSTM, "lstm", "iofg", {"input_forget": "coupled"}),
+    "GRU": _Operator(layers.GRU, "gru", "zrn", {"linear_before_reset": "reset_after"}),
 }
-_PEEPHOLES = [0, 2, 1]  # i, o, f, which is its own inverse
+_PEEPHOLES = [0, 2, 1]  # ONNX has i, o, f, and rnnfast i, f, o; the permutation is its own inverse
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _WEIGHTS = ("W", "R", "B", "P")
 _DIRECTIONS: dict[str, dict[str, Any]] = {
@@ -85,7 +94,7 @@ _DIRECTIONS: dict[str, dict[str, Any]] = {
     "reverse": {"reverse": True},
     "bidirectional": {"bidirectional": True},
 }
-# LeakyRelu is leaky_relu; ONNX Runtime takes names in any case, and so do models.
+# ONNX spells leaky_relu as LeakyRelu. Names match in any case, as in ONNX Runtime.
 _FUNCTIONS = {name.replace("_", ""): name for name in options.FUNCTIONS}
 _VERSIONS = (7, 14, 22)
 
@@ -94,7 +103,7 @@ _VERSIONS = (7, 14, 22)
 
 
 class _Part(NamedTuple):
-    """What a node says of a layer."""
+    """A node as a layer: its operator, (I, H), options and parameters."""
 
     operator: _Operator
     sizes: tuple[int, int]
@@ -106,31 +115,33 @@ def _check_opset(op_type: str, opset: int) -> None:
     if onnx.defs.get_schema(op_type, opset, "").since_version not in _VERSIONS:
         versions = ", ".join(map(str, _VERSIONS))
         raise NotImplementedError(
-            f"{op_type} of opset {opset} is none of its versions {versions} that rnnfast knows: bring the model to "
-            "opset 7 or later with onnx.version_converter.convert_version(model, 14)"
+            f"{op_type} of opset {opset} is not supported, only the operator's versions {versions}: convert the model "
+            "to opset 7 or later with onnx.version_converter.convert_version(model, 14)"
         )
 
 
 def _read(op_type: str, attributes: Mapping[str, Any], weights: Mapping[str, Array | None], dtype: Any) -> _Part:
-    """A node's attributes and weights as those of a layer, checked."""
+    """Check the attributes and weights of a node, and translate them to those of a layer."""
     operator = _OPERATORS[op_type]
     W, R, B, P = (weights[name] for name in _WEIGHTS)
     if W is None or R is None:
-        raise ValueError(f"{op_type} must have the inputs W and R, got {'no W' if W is None else 'no R'}")
+        raise ValueError(f"{op_type} has no input {'W' if W is None else 'R'}: both W and R are required")
     if dtype not in (np.float32, np.float64):
-        raise NotImplementedError(f"{op_type} of {dtype}: rnnfast runs float32 and float64, so cast inputs and weights")
+        raise NotImplementedError(
+            f"{op_type} of {dtype} is not supported: cast inputs and weights to float32 or float64"
+        )
     direction = attributes.get("direction") or "forward"
     if direction not in _DIRECTIONS:
         raise ValueError(f"direction of {op_type} must be one of {', '.join(_DIRECTIONS)}, got {direction!r}")
-    D, G = 2 if direction == "bidirectional" else 1, len(operator.rows)
+    D, G = 2 if direction == "bidirectional" else 1, len(operator.order)
     I, H = W.shape[-1], attributes.get("hidden_size") or R.shape[-1]
     shapes = {"W": (D, G * H, I), "R": (D, G * H, H), "B": (D, 2 * G * H), "P": (D, 3 * H)}
     for name, shape in shapes.items():
         array = weights[name]
         if array is not None and array.shape != shape:
             raise ValueError(
-                f"{name} of {op_type} must have shape {shape} with hidden_size={H} and direction={direction!r}, "
-                f"got {array.shape}"
+                f"{name} of {op_type} has shape {array.shape}, but hidden_size={H} and direction={direction!r} need "
+                f"{shape}: correct the attribute or the weights"
             )
     chosen: dict[str, Any] = {option: bool(attributes.get(name)) for name, option in operator.flags.items()}
     plain, activations = options.DEFAULTS[operator.cell] * D, _activations(op_type, attributes, D)
@@ -147,34 +158,29 @@ def _read(op_type: str, attributes: Mapping[str, Any], weights: Mapping[str, Arr
 
 
 def _activations(op_type: str, attributes: Mapping[str, Any], directions: int) -> tuple[Any, ...]:
-    """The functions as a layer takes them; alpha and beta go, in order, to those that take them, as far as they do."""
+    """The option `activations` of a layer. Values of alpha and beta go, in order, to the functions that take them."""
     plain = options.DEFAULTS[_OPERATORS[op_type].cell]
     names = attributes.get("activations") or plain * directions
-    if op_type == "RNN" and list(names) == ["Tanh", "Tanh"]:  # what the standard has for one direction as well
+    if op_type == "RNN" and list(names) == ["Tanh", "Tanh"]:  # the standard's default, even for one direction
         names = names[:directions]
     if len(names) != len(plain) * directions:
         raise ValueError(f"activations of {op_type} must be {len(plain) * directions} names, got {list(names)}")
-    spare = [list(attributes.get(name) or ()) for name in ("activation_alpha", "activation_beta")]
+    unused = [list(attributes.get(name) or ()) for name in ("activation_alpha", "activation_beta")]
     functions = []
     for name in names:
         function = _FUNCTIONS.get(name.lower().replace("_", ""))
         if function is None:
-            raise ValueError(f"activations of {op_type} must be functions of the standard, got {name!r}")
+            raise ValueError(f"activations of {op_type} must be functions of the ONNX standard, got {name!r}")
         own = options.FUNCTIONS[function]
-        numbers = tuple(_number(values, default) for values, default in zip(spare, own, strict=False))
+        numbers = tuple(_number(values, default) for values, default in zip(unused, own, strict=False))
         functions.append(function if numbers == own else (function, *numbers))
     return tuple(functions)
 
 
 def _number(values: list[float], default: float) -> float:
-    """The next one. ONNX keeps float32, so what is nearest to a function's own number, such as 0.2, is that number."""
+    """Take the next value. ONNX stores float32: the float32 nearest to a default, such as 0.2, means the default."""
     value = values.pop(0) if values else default
     return default if value == np.float32(default) else value
-
-
-def _ordered(array: Array, rows: list[int]) -> Array:
-    """The blocks of an array's first axis in another order."""
-    return array.reshape(len(rows), -1, *array.shape[1:])[rows].reshape(array.shape)
 
 
 def _parameters(operator: _Operator, W: Array, R: Array, B: Array | None, P: Array | None) -> dict[str, Array]:
@@ -183,14 +189,14 @@ def _parameters(operator: _Operator, W: Array, R: Array, B: Array | None, P: Arr
         named = {"weight_ih": W[d], "weight_hh": R[d]}
         if B is not None:
             named["bias_ih"], named["bias_hh"] = np.split(B[d], 2)
-        parameters.update({name + suffix: _ordered(array, operator.rows) for name, array in named.items()})
+        parameters.update({name + suffix: reorder(array, operator.gates) for name, array in named.items()})
         if P is not None:
             parameters["peephole" + suffix] = P[d].reshape(3, -1)[_PEEPHOLES]
     return parameters
 
 
 def _build(parts: Sequence[_Part]) -> layers.Recurrent[Any]:
-    """A layer of one node, or of several on top of each other."""
+    """A layer from one node, or from several stacked nodes."""
     first = parts[0]
     layer = first.operator.layer(*first.sizes, num_layers=len(parts), **first.options)  # type: ignore[call-arg]
     parameters = {}
@@ -201,7 +207,7 @@ def _build(parts: Sequence[_Part]) -> layers.Recurrent[Any]:
 
 
 def _constant(array: Any) -> bool:
-    """Whether nobody can write to an array, or there is none."""
+    """Whether an array cannot be written to, or is missing."""
     while isinstance(array, np.ndarray):
         if array.flags.writeable:
             return False
@@ -210,7 +216,7 @@ def _constant(array: Any) -> bool:
 
 
 class _Recurrent(OpRun):
-    """A recurrent node of a model that the reference evaluator runs."""
+    """A recurrent node, called by the reference evaluator."""
 
     op_domain = ""
 
@@ -221,7 +227,7 @@ class _Recurrent(OpRun):
 
     @property
     def output(self) -> Sequence[str]:
-        # The evaluator would take what it finds under the empty name for inputs that are missing.
+        # A result stored under the empty name would be used for the optional inputs that are missing.
         return [name or f"<output {i} of {self.op_type}>" for i, name in enumerate(self.onnx_node.output)]
 
     def _layer(self, attributes: dict[str, Any], weights: dict[str, Array | None], dtype: Any) -> Any:
@@ -257,13 +263,13 @@ class _Recurrent(OpRun):
 
 
 ops: list[type[OpRun]] = [
-    type(name, (_Recurrent,), {"__module__": __name__, "__doc__": f"The operator {name} of the standard."})
+    type(name, (_Recurrent,), {"__module__": __name__, "__doc__": f"The operator {name} of the ONNX standard."})
     for name in _OPERATORS
 ]
 
 
 class _Evaluator(onnx.reference.ReferenceEvaluator):
-    """The reference evaluator with `ops`, in the bodies of functions as well."""
+    """The reference evaluator with `ops`, also for the bodies of functions."""
 
     def __init__(self, proto: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(proto, *args, **{**kwargs, "new_ops": ops})
@@ -286,7 +292,7 @@ class _Prepared(onnx.backend.base.BackendRep):
         Parameters
         ----------
         inputs : sequence or mapping
-            Arrays in the order of the graph's inputs that have no initializer, or by their names.
+            Arrays for the graph's inputs without an initializer: in their order, or by name.
 
         Returns
         -------
@@ -296,7 +302,7 @@ class _Prepared(onnx.backend.base.BackendRep):
         Raises
         ------
         ValueError
-            When there are not as many inputs as the graph has.
+            If the number of inputs is wrong.
         """
         if not hasattr(inputs, "keys"):
             inputs = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
@@ -307,7 +313,7 @@ class _Prepared(onnx.backend.base.BackendRep):
 
 
 class Backend(onnx.backend.base.Backend):
-    """Models run by ONNX's reference evaluator, and their recurrent nodes by rnnfast.
+    """Run models in ONNX's reference evaluator, and their recurrent nodes on rnnfast.
 
     Examples
     --------
@@ -320,16 +326,16 @@ class Backend(onnx.backend.base.Backend):
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> _Prepared:
-        """Check a model and make it ready to run many times.
+        """Check a model and prepare it for any number of runs.
 
         Raises
         ------
         onnx.checker.ValidationError
-            When the model is not valid.
+            If the model is not valid.
         ValueError
-            When the device is not the CPU.
+            If the device is not the CPU.
         NotImplementedError
-            When a recurrent node is of an opset before 7.
+            If a recurrent node has an opset before 7.
         """
         _check_device(device)
         super().prepare(model, device, **kwargs)
@@ -339,12 +345,12 @@ class Backend(onnx.backend.base.Backend):
     def run_node(
         cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU", outputs_info: Any = None, **kwargs: Any
     ) -> tuple[Any, ...]:
-        """Run a node of opset ``opset_version``, the newest if it is not given, on arrays for its inputs with a name.
+        """Run a node on arrays for its named inputs; ``opset_version`` is the newest opset by default.
 
         Raises
         ------
         onnx.checker.ValidationError, ValueError, NotImplementedError
-            As `prepare`.
+            As in `prepare`.
         """
         _check_device(device)
         super().run_node(node, inputs, device, outputs_info, **kwargs)
@@ -356,42 +362,42 @@ class Backend(onnx.backend.base.Backend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether it is the CPU."""
+        """Return whether the device is the CPU."""
         return device.split(":")[0] == "CPU"
 
 
 def _check_device(device: str) -> None:
     if not Backend.supports_device(device):
-        raise ValueError(f"device must be 'CPU', where rnnfast runs, got {device!r}")
+        raise ValueError(f"device must be 'CPU', got {device!r}: rnnfast runs on the CPU only")
 
 
 def layer_from_onnx(model: onnx.ModelProto, node: str | Sequence[str] | None = None) -> layers.Recurrent[Any]:
-    """A layer with the weights and options of a recurrent node.
+    """Convert a recurrent node to a layer with its weights and options.
 
     Parameters
     ----------
     model : onnx.ModelProto
-        W, R, B and P must be initializers or constants. What flows into X, initial_h, initial_c and sequence_lens are
-        arguments of a call of the layer. A layer with batch_first=True, which is layout 1, has y and states as all
-        layers have: (N, T, D*H) and (D, N, H).
+        W, R, B and P must be initializers or constants. X, initial_h, initial_c and sequence_lens become arguments of a
+        call of the layer. A node of layout 1 becomes a layer with batch_first=True; its y and states have the shapes
+        of all layers, (N, T, D*H) and (D, N, H).
     node : str or list of str, optional
-        Name of the node, or of one of its outputs; None where the model has just one recurrent node. A list of nodes
-        that stand on top of each other, the lowest first, makes one layer of num_layers.
+        Name of the node, or of one of its outputs; optional if the model has only one recurrent node. A list of stacked
+        nodes, lowest first, becomes one layer with as many num_layers.
 
     Returns
     -------
     RNN, LSTM or GRU
-        Bidirectional if the node is. The parameters are the same numbers; both biases are kept.
+        Bidirectional if the node is. The parameters are the node's weights, with both biases.
 
     Raises
     ------
     ValueError
-        When there is no such node, weights are computed, the initial state or the lengths are constants of the model,
-        or the nodes of a list differ in more than their weights.
+        If there is no such node, if weights are computed by the model, if the initial state or the lengths are
+        constants of the model, or if stacked nodes differ in more than their weights.
     NotImplementedError
-        When the node is of an opset before 7, or of float16.
+        If the node has an opset before 7, or element types other than float32 and float64.
     TypeError
-        When `model` is not a ModelProto.
+        If `model` is not a ModelProto.
 
     Examples
     --------
@@ -414,33 +420,36 @@ def layer_from_onnx(model: onnx.ModelProto, node: str | Sequence[str] | None = N
             value = constants.get(given.get(name, ""))
             if value is not None and (value.any() or name == "sequence_lens"):
                 raise ValueError(
-                    f"{name} of node {one.name!r} is a constant of the model, which a layer cannot hold: make it an "
-                    "input of the model, and give it to each call of the layer"
+                    f"{name} of node {one.name!r} is a constant of the model, but a layer does not store it: make it "
+                    "an input of the model, and pass it to each call of the layer"
                 )
         for name in _WEIGHTS:
             if given.get(name) and given[name] not in constants:
                 raise ValueError(
-                    f"{name} of node {one.name!r} is {given[name]!r}, which the model computes or is given: it must be "
-                    "an initializer or a Constant"
+                    f"{name} of node {one.name!r} is {given[name]!r}, an input or a computed value of the model: it "
+                    "must be an initializer or a Constant"
                 )
         attributes = {attribute.name: _plain(helper.get_attribute_value(attribute)) for attribute in one.attribute}
         weights = {name: constants.get(given.get(name, "")) for name in _WEIGHTS}
         parts.append(_read(one.op_type, attributes, weights, None if weights["W"] is None else weights["W"].dtype))
     for part in parts[1:]:
         if (part.operator, part.options) != (parts[0].operator, parts[0].options):
-            raise ValueError(f"the nodes {node} cannot be one layer: {parts[0].options} is not {part.options}")
+            raise ValueError(
+                f"the nodes {node} have different options, so they cannot form one layer: {parts[0].options} and "
+                f"{part.options}; convert them one by one"
+            )
     return _build(parts)
 
 
 def _plain(value: Any) -> Any:
-    """An attribute with its strings decoded."""
+    """An attribute with decoded strings."""
     if isinstance(value, bytes):
         return value.decode()
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, Array]:
-    """All constants by name."""
+    """All constants of a graph, by name."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -451,21 +460,25 @@ def _constants(graph: onnx.GraphProto) -> dict[str, Array]:
 
 
 def _find(graph: onnx.GraphProto, node: str | Sequence[str] | None) -> list[onnx.NodeProto]:
-    """The nodes that are asked for."""
+    """The recurrent nodes of these names."""
     nodes = [one for one in graph.node if one.op_type in _OPERATORS and one.domain in ("", "ai.onnx")]
-    there = ", ".join(f"{one.name!r} ({one.op_type})" for one in nodes) or "none"
+    listed = ", ".join(f"{one.name!r} ({one.op_type})" for one in nodes) or "none"
     if node is None:
         if len(nodes) != 1:
-            raise ValueError(f"node must name a recurrent node, unless there is just one: the model has {there}")
+            raise ValueError(
+                f"node must name a recurrent node unless the model has exactly one, got None: the model has {listed}"
+            )
         return nodes
     found = []
     for name in [node] if isinstance(node, str) else node:
         fitting = [one for one in nodes if name and name in (one.name, *one.output)]
         if len(fitting) != 1:
-            raise ValueError(f"node must name one recurrent node, or its output, got {name!r}: the model has {there}")
+            raise ValueError(
+                f"node must be the name of a recurrent node or of its output, got {name!r}: the model has {listed}"
+            )
         found += fitting
     if not found:
-        raise ValueError(f"node must name a node at least, got {node!r}")
+        raise ValueError(f"node must name at least one node, got {node!r}")
     return found
 
 
@@ -475,35 +488,34 @@ def _find(graph: onnx.GraphProto, node: str | Sequence[str] | None) -> list[onnx
 def to_onnx(
     layer: layers.Recurrent[Any], opset: int = 14, *, state: bool = False, lengths: bool = False
 ) -> onnx.ModelProto:
-    """A model that computes what a call of the layer does.
+    """Convert a layer to a model that computes the same results as a call of the layer.
 
     Parameters
     ----------
     layer : RNN, LSTM or GRU
-        With any options but a projection, for which the standard has no place. Dropout, which acts in training alone,
-        is left out.
+        Any options except a projection, which ONNX does not support. Dropout acts only in training, so it is omitted.
     opset : int, default 14
-        From 7 on.
+        At least 7.
     state : bool, default False
-        Whether the model takes initial states, else zeros.
+        Whether the model has inputs for the initial state, which is zero otherwise.
     lengths : bool, default False
-        Whether the model takes the lengths of the rows. Those of length 0 end with a state of zeros.
+        Whether the model has an input for the lengths of the rows. The final state of a row of length 0 is zero.
 
     Returns
     -------
     onnx.ModelProto
-        Inputs ``x`` in the layer's layout and, if asked for, ``lengths`` (N,) of int32, ``h_0`` and, of an LSTM,
-        ``c_0``. Outputs ``y``, ``h_n`` and, of an LSTM, ``c_n``. Shapes are the layer's, T and N free. Layer k is a
-        node named after its operator, ``LSTM_l{k}``, of layout 0, with the initializers ``W_l{k}``, ``R_l{k}``,
-        ``B_l{k}`` and ``P_l{k}``; nodes between them bring arrays into the shapes of the next.
+        Inputs are ``x`` in the layer's layout and, if requested, ``lengths`` (N,) of int32, ``h_0`` and for an LSTM
+        ``c_0``. Outputs are ``y``, ``h_n`` and for an LSTM ``c_n``. Shapes are the layer's, with dynamic T and N. Layer
+        k becomes a node named after its operator, ``LSTM_l{k}``, of layout 0, with the initializers ``W_l{k}``,
+        ``R_l{k}``, ``B_l{k}`` and ``P_l{k}``. The nodes between the layers only transpose and reshape.
 
     Raises
     ------
     TypeError
-        When `layer` is no RNN, LSTM or GRU.
+        If `layer` is not an RNN, LSTM or GRU.
     ValueError
-        When the layer has a projection, or numbers of its options are in float64 and not in float32, in which ONNX
-        keeps them; when the opset is not known.
+        If the layer has a projection, if a number in the options of a float64 layer is not exact in float32, in which
+        ONNX stores it, or if onnx does not know the opset.
 
     Examples
     --------
@@ -517,13 +529,13 @@ def to_onnx(
     if not isinstance(layer, layers.Recurrent):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
     if layer.proj_size:
-        raise ValueError(f"ONNX has no LSTM with a projection: proj_size must be 0, got {layer.proj_size}")
+        raise ValueError(f"proj_size of layer must be 0, got {layer.proj_size}: ONNX has no LSTM with a projection")
     newest = max(row[2] for row in helper.VERSION_TABLE)
     if not 7 <= opset <= newest:
         raise ValueError(
             f"opset must be from 7 to {newest}, the newest that onnx {onnx.__version__} knows, got {opset}"
         )
-    op_type = layer._kind().__name__
+    op_type = layers.saving.kind(layer).__name__
     operator, D, H = _OPERATORS[op_type], 1 + layer.bidirectional, layer.hidden_size
     nodes, constants, given = [], {"shape": np.array([0, 0, D * H])}, {"sequence_lens": "lengths"} if lengths else {}
     attributes = _attributes(layer, op_type)
@@ -566,14 +578,14 @@ def to_onnx(
     tensors = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "rnnfast", start, end, tensors)
     opsets = [helper.make_opsetid("", opset)]
-    # Format 3, that of opsets before 9, has all initializers among the inputs.
+    # IR version 3, the minimum for opsets before 9, would require all initializers to be inputs too.
     version = max(4, helper.find_min_ir_version_for(opsets))
     return helper.make_model(graph, opset_imports=opsets, ir_version=version, producer_name="rnnfast")
 
 
 def _attributes(layer: layers.Recurrent[Any], op_type: str) -> dict[str, Any]:
     """The attributes of a layer's nodes."""
-    plain = options.DEFAULTS[layer._engine.cell]
+    plain = options.DEFAULTS[layer.engine.cell]
     functions = list(layer.activations or plain)
     functions *= len(plain) * (1 + layer.bidirectional) // len(functions)
     names: list[str] = []
@@ -596,23 +608,22 @@ def _attributes(layer: layers.Recurrent[Any], op_type: str) -> dict[str, Any]:
 
 
 def _rounded(name: str, value: float, dtype: Any) -> float:
-    """A number of a layer's options as ONNX keeps it."""
+    """Round a number in the options of a layer to float32, in which ONNX stores it."""
     rounded = float(np.float32(value))
     if dtype == np.float64 and rounded != value:
         raise ValueError(
-            f"{name} must hold numbers of float32, in which ONNX keeps them, got {value} in a float64 layer: build it "
-            f"with {rounded}"
+            f"{name} of a float64 layer is {value}, but ONNX stores it in float32: build the layer with {rounded}"
         )
     return rounded
 
 
 def _weights(layer: layers.Recurrent[Any], operator: _Operator, k: int) -> dict[str, Array]:
     """W, R, B and P of layer k: the inverse of `_parameters`."""
-    rows, own, sides = list(np.argsort(operator.rows)), layer.parameters, []
+    gates, own, sides = [int(k) for k in np.argsort(operator.gates)], layer.parameters, []
     for suffix in (f"_l{k}", f"_l{k}_reverse")[: 1 + layer.bidirectional]:
-        side = {"W": _ordered(own["weight_ih" + suffix], rows), "R": _ordered(own["weight_hh" + suffix], rows)}
+        side = {"W": reorder(own["weight_ih" + suffix], gates), "R": reorder(own["weight_hh" + suffix], gates)}
         if layer.bias:
-            side["B"] = np.concatenate([_ordered(own[bias + suffix], rows) for bias in ("bias_ih", "bias_hh")])
+            side["B"] = np.concatenate([reorder(own[bias + suffix], gates) for bias in ("bias_ih", "bias_hh")])
         if layer.peepholes:
             side["P"] = own["peephole" + suffix][_PEEPHOLES].ravel()
         sides.append(side)

@@ -1,6 +1,6 @@
-"""thinc, the library under spaCy: its LSTM layers run by rnnfast, forward and backward.
+"""The LSTM layers of thinc, the library under spaCy, run by rnnfast forward and backward.
 
-Importing this module registers the operations "rnnfast". Models that are made while they are the current ones use them:
+Importing this module registers the operations "rnnfast". Models created while they are the current ops use them:
 
 >>> import numpy as np
 >>> from thinc.api import LSTM, use_ops, with_padded
@@ -11,17 +11,17 @@ Importing this module registers the operations "rnnfast". Models that are made w
 >>> [y.shape for y in outputs], [dx.shape for dx in backprop(outputs)]
 ([(5, 8), (3, 8)], [(5, 4), (3, 4)])
 
-``thinc.api.set_current_ops(thinc.api.get_ops("rnnfast"))`` makes them those of all models to come; one that is there
-already is switched by ``node.ops = get_ops("rnnfast")`` for each ``node`` of ``model.walk()``.
+``thinc.api.set_current_ops(thinc.api.get_ops("rnnfast"))`` makes them the ops of all later models. To switch an
+existing model, set ``node.ops = get_ops("rnnfast")`` for each ``node`` of ``model.walk()``.
 
-Outputs are thinc's, to rounding. Gradients are the true ones, which thinc's own are not: thinc 9.1.1 gives 0 for the
-first step of X and starts the gradients of the weights from the weights. Both biases of a gate get their gradient,
-which is the same; thinc gives it to the first of them alone, so that a step of training moves their sum half as far
-there.
+Outputs agree with thinc's up to rounding. Gradients do not, because thinc's are wrong: thinc 9.1.1 returns 0 for the
+first step of X and adds the gradients of the weights to the weights themselves. Both biases of a gate receive their
+gradient, which is the same for both; thinc assigns it only to the first, so one training step moves their sum half as
+far there.
 
-Supported: thinc 8.1 to 9.1, on the CPU. As in thinc, the initial state gets no gradient, and what it calls H0 is the
-initial c, C0 the initial h. The second result of ``lstm_forward_training`` is for ``backprop_lstm`` alone: it lacks the
-members of thinc's. Everything but LSTM is thinc's NumpyOps.
+Supported: thinc 8.1 to 9.1, on the CPU. As in thinc, the initial state gets no gradient; thinc's H0 is the initial c
+and its C0 the initial h. The second result of ``lstm_forward_training`` is only meant for ``backprop_lstm`` and does
+not have the structure of thinc's. All operations other than LSTM are those of NumpyOps.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnnfast import arguments, functional, layers, memory
+from rnnfast import arguments, buffers, functional, layers
 
 try:
     from thinc.api import LSTM, Model, NumpyOps, registry
 except ImportError as error:
     raise ImportError(
-        "rnnfast.backends.thinc needs thinc from 8.1 on: pip install thinc, with a Python that it has a wheel for"
+        "rnnfast.backends.thinc needs thinc 8.1 or newer: pip install thinc, in a Python version that it has wheels for"
     ) from error
 
 if TYPE_CHECKING:
@@ -47,32 +47,32 @@ if TYPE_CHECKING:
 
 __all__ = ["RnnfastOps", "from_flat", "layer_from_thinc", "layer_to_thinc", "to_flat"]
 
-# The places of torch's gates i, f, g, o among thinc's f, i, o, c; and of thinc's among torch's.
+# Positions of torch's gates i, f, g, o among thinc's f, i, o, c. The permutation is its own inverse.
 GATES = [1, 0, 3, 2]
 
 
 @registry.ops("RnnfastOps")
 class RnnfastOps(NumpyOps):
-    """NumpyOps with the three methods of LSTM by rnnfast; ``get_ops("rnnfast")`` makes it.
+    """NumpyOps whose three LSTM methods run on rnnfast; ``get_ops("rnnfast")`` creates it.
 
-    In all of them `params` is the flat vector, `H0` and `C0` are (depth, dirs, nO), `X` (M, nI) has the rows of all
-    steps one after the other, and `size_at_t` (T,) says how many rows there are at each step: sequences go from the
-    longest to the shortest. Numbers are of the dtype of `params`, float32 or float64.
+    All three methods use thinc's layout. `params` is the flat parameter vector. `H0` and `C0` have shape (depth, dirs,
+    nO). `X` (M, nI) holds the rows of all steps, one step after another, and `size_at_t` (T,) is the number of rows at
+    each step; sequences are sorted from longest to shortest. Arrays have the dtype of `params`, float32 or float64.
     """
 
     name = "rnnfast"
 
     def lstm_forward_inference(self, params: Any, H0: Any, C0: Any, X: Any, size_at_t: Any) -> Array:
-        """Y, (M, dirs * nO)."""
+        """Compute Y, (M, dirs * nO)."""
         return _Call(params, H0, C0, X, size_at_t).forward(training=False)
 
     def lstm_forward_training(self, params: Any, H0: Any, C0: Any, X: Any, size_at_t: Any) -> tuple[Array, tuple[Any]]:
-        """Y and what `backprop_lstm` needs, which holds X by reference."""
+        """Compute Y and the state that `backprop_lstm` needs, which keeps a reference to X."""
         call = _Call(params, H0, C0, X, size_at_t)
         return call.forward(training=True), (call,)
 
     def backprop_lstm(self, dY: Any, lengths: Any, params: Any, fwd_state: tuple[Any]) -> tuple[Array, Array]:  # noqa: ARG002
-        """The gradients of X and of params."""
+        """Compute the gradients of X and params."""
         (call,) = fwd_state
         return call.backward(dY)
 
@@ -82,28 +82,28 @@ def _engine(dtype: np.dtype[Any], nI: int, nO: int, depth: int, dirs: int) -> fu
     return functional.Engine("lstm", dtype, nI, nO, num_layers=depth, bidirectional=dirs == 2)
 
 
-_memory = memory.Results(16)  # for the calls to come: some of a few layers, forward and backward
+_memory = buffers.ResultPool(16)  # reused between calls: enough for forward and backward of a few layers
 
 
 class _Call:
-    """One batch on its way through a layer."""
+    """Forward and backward pass of one batch."""
 
     def __init__(self, params: Any, H0: Any, C0: Any, X: Any, size_at_t: Any) -> None:
         params = np.asarray(params)
         dtype = arguments.dtype(params.dtype)
         if np.ndim(H0) != 3:
-            raise ValueError(f"H0 must have shape (depth, dirs, nO), got {np.shape(H0)}")
+            raise ValueError(f"H0 must have shape (depth, dirs, nO), got shape {np.shape(H0)}")
         depth, dirs, nO = np.shape(H0)
         self.x = arguments.real("X", X, dtype)[:, np.newaxis]
         self.engine = _engine(dtype, self.x.shape[2], nO, depth, dirs)
         self.parameters = _from_flat(self.engine, params)
         self.order = _order(np.asarray(size_at_t), len(self.x))
         self.sizes = self.engine.sizes(len(self.x), 1, self.order)
-        # thinc hands H0 to the argument that it uses as c, and C0 to that of h.
+        # thinc uses H0 as the initial c, and C0 as the initial h.
         self.h0, self.c0 = (self._states(name, value, (depth, dirs, nO)) for name, value in (("C0", C0), ("H0", H0)))
 
     def _states(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
-        """An initial state, which thinc has once for all sequences, for each of them."""
+        """An initial state for each sequence; thinc has one that all sequences share."""
         state = arguments.shaped(name, value, self.engine.dtype, shape, "the shape of H0, (depth, dirs, nO)")
         return np.repeat(state.reshape(-1, 1, shape[-1]), self.order.sequences, axis=1)
 
@@ -116,8 +116,8 @@ class _Call:
         last = np.empty_like(self.h0), np.empty_like(self.c0)
         workspace = _memory.bytes(sizes.forward_workspace)
         functional.pack(engine, list(self.parameters.values()), packed, self.packed_back)
-        start = self.x, self.h0, self.c0
-        functional.forward(engine, packed, *start, self.y, *last, self.tape, None, workspace, self.order)
+        inputs = functional.Inputs(self.x, self.h0, self.c0, order=self.order)
+        functional.forward(engine, packed, inputs, functional.Outputs(self.y, *last), workspace, self.tape)
         return self.y[:, 0]
 
     def backward(self, dY: Any) -> tuple[Array, Array]:
@@ -127,19 +127,26 @@ class _Call:
         dstart = np.empty_like(self.h0), np.empty_like(self.c0)
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
         workspace = _memory.bytes(self.sizes.backward_workspace)
-        before = self.x, self.h0, self.c0, self.y, self.tape, None, dy[:, np.newaxis], None, None
-        after = dx, *dstart, list(gradients.values()), workspace, self.order
-        functional.backward(engine, self.packed_back, *before, *after)
+        functional.backward(
+            engine,
+            self.packed_back,
+            functional.Inputs(self.x, self.h0, self.c0, order=self.order),
+            self.y,
+            self.tape,
+            functional.OutputGradients(dy[:, np.newaxis]),
+            functional.InputGradients(dx, *dstart, list(gradients.values())),
+            workspace,
+        )
         return dx[:, 0], _to_flat(engine, gradients)
 
 
 def _order(size_at_t: Array, rows: int) -> functional.Order:
-    """The order of sequences whose entries lie one below the other, step after step."""
+    """The order of a packed batch, step by step."""
     falling = size_at_t.ndim == 1 and len(size_at_t) > 0 and size_at_t[-1] > 0 and (np.diff(size_at_t) <= 0).all()
     if not falling or size_at_t.sum() != rows:
         raise ValueError(
-            "size_at_t must say how many rows of X there are at each step, from the most to the fewest, and one at "
-            f"least; they must sum up to X's {rows}, got {size_at_t.tolist()}"
+            f"size_at_t is {size_at_t.tolist()}, but it must hold the number of rows of X at each step: at least one, "
+            f"never increasing, and {rows} in total, as X has {rows} rows"
         )
     return functional.packed_order(size_at_t)
 
@@ -148,13 +155,13 @@ def _order(size_at_t: Array, rows: int) -> functional.Order:
 
 
 def _parts(engine: functional.Engine, flat: Array) -> dict[str, Array]:
-    """Views of what a flat vector holds, (4, nO, ...) with the gates in thinc's order, under rnnfast's names."""
+    """Views into a flat vector, (4, nO, ...) with the gates in thinc's order, by rnnfast's parameter names."""
     shapes = functional.parameter_shapes(engine)
     size = sum(np.prod(shape) for shape in shapes.values())
     if flat.shape != (size,):
         raise ValueError(
-            f"params must be a vector of {size} numbers for nI={engine.input_size}, nO={engine.hidden_size}, "
-            f"depth={engine.num_layers} and dirs={engine.directions}, got shape {flat.shape}"
+            f"params has shape {flat.shape}, but nI={engine.input_size}, nO={engine.hidden_size}, "
+            f"depth={engine.num_layers} and dirs={engine.directions} need a vector of {size} elements"
         )
     names = list(shapes)
     parts, start = {}, 0
@@ -168,7 +175,7 @@ def _parts(engine: functional.Engine, flat: Array) -> dict[str, Array]:
 
 
 def _from_flat(engine: functional.Engine, flat: Array) -> dict[str, Array]:
-    """The parameters in the engine's order, copied."""
+    """Copies of the parameters, in the engine's order."""
     shapes, parts = functional.parameter_shapes(engine), _parts(engine, flat)
     return {name: parts[name][GATES].reshape(shape) for name, shape in shapes.items()}
 
@@ -181,23 +188,25 @@ def _to_flat(engine: functional.Engine, arrays: Any) -> Array:
 
 
 def to_flat(layer: layers.LSTM) -> Array:
-    """The parameters of a layer as thinc's flat vector.
+    """Convert the parameters of a layer to thinc's flat vector.
 
     Parameters
     ----------
     layer : rnnfast.LSTM
-        Without projection, `reverse` and the options of the ONNX standard.
+        With default values of proj_size, reverse, activations, clip, peepholes and coupled.
 
     Returns
     -------
     ndarray, flat, of the layer's dtype
-        For each layer and direction Wx (4*nO, nI), bx (4*nO,), Wh (4*nO, nO), bh (4*nO,), rows in the order f, i, o, c.
-        Biases are zeros where the layer has none.
+        For each layer and direction: Wx (4*nO, nI), bx (4*nO,), Wh (4*nO, nO), bh (4*nO,), with rows in the order
+        f, i, o, c. Biases are zeros if the layer has none.
 
     Raises
     ------
-    TypeError, ValueError
-        When it is another layer, or one that thinc has not.
+    TypeError
+        If `layer` is not an rnnfast.LSTM.
+    ValueError
+        If it has an option that thinc's LSTM lacks.
 
     Examples
     --------
@@ -208,11 +217,11 @@ def to_flat(layer: layers.LSTM) -> Array:
     ((448,), True)
     """
     if not isinstance(layer, layers.LSTM):
-        raise TypeError(f"layer must be an rnnfast.LSTM, which is all that thinc has, got {type(layer).__name__}")
+        raise TypeError(f"layer must be an rnnfast.LSTM, thinc's only recurrent layer, got {type(layer).__name__}")
     plain = {"proj_size": 0, "reverse": False, "activations": None, "clip": None, "peepholes": False, "coupled": False}
     declined = [f"{name}={getattr(layer, name)!r}" for name, value in plain.items() if getattr(layer, name) != value]
     if declined:
-        raise ValueError(f"layer has {', '.join(declined)}, which thinc's LSTM has not: make one without")
+        raise ValueError(f"layer has {', '.join(declined)}, which thinc's LSTM does not support: use a layer without")
     engine = _engine(layer.dtype, layer.input_size, layer.hidden_size, layer.num_layers, 1 + layer.bidirectional)
     shapes = functional.parameter_shapes(engine)
     arrays = {name: layer.parameters.get(name, np.zeros(shape, layer.dtype)) for name, shape in shapes.items()}
@@ -220,15 +229,15 @@ def to_flat(layer: layers.LSTM) -> Array:
 
 
 def from_flat(flat: Any, nI: int, nO: int, depth: int = 1, bi: bool = False) -> layers.LSTM:
-    """A layer with the parameters of thinc's flat vector, the inverse of `to_flat`.
+    """Create a layer from thinc's flat parameter vector: the inverse of `to_flat`.
 
     Parameters
     ----------
     flat : array_like
     nI : int
-        Features of the input.
+        Number of input features.
     nO : int
-        Units of one direction; thinc's dimension nO is that of both.
+        Units of one direction. thinc's dimension nO counts both.
     depth : int, default 1
     bi : bool, default False
 
@@ -240,7 +249,7 @@ def from_flat(flat: Any, nI: int, nO: int, depth: int = 1, bi: bool = False) -> 
     Raises
     ------
     ValueError
-        When `flat` has not as many numbers as that takes, or is not of float32 or float64.
+        If the size of `flat` does not match the other arguments, or its dtype is not float32 or float64.
     """
     flat = np.asarray(flat)
     layer = layers.LSTM(nI, nO, depth, bidirectional=bi, dtype=flat.dtype)
@@ -249,23 +258,23 @@ def from_flat(flat: Any, nI: int, nO: int, depth: int = 1, bi: bool = False) -> 
 
 
 def layer_from_thinc(model: Model[Any, Any]) -> layers.LSTM:
-    """The LSTM of a thinc model as a layer of rnnfast.
+    """Convert the LSTM of a thinc model to a layer of rnnfast.
 
     Parameters
     ----------
     model : thinc.api.Model
-        An initialised LSTM, or a model with one inside, such as ``with_padded(LSTM(...))``.
+        An initialised LSTM, or a model that contains one, such as ``with_padded(LSTM(...))``.
 
     Returns
     -------
     rnnfast.LSTM
-        Time first; thinc's dropout acts on weights, and is not carried over.
+        With batch_first=False. thinc's dropout acts on weights and is not converted.
 
     Raises
     ------
     ValueError
-        When the model has no LSTM or several, when it is not initialised, or when its initial state is not zero: a
-        layer has none of its own.
+        If the model does not contain exactly one LSTM, is not initialised, or has a nonzero initial state, which a
+        layer cannot store.
 
     Examples
     --------
@@ -275,14 +284,14 @@ def layer_from_thinc(model: Model[Any, Any]) -> layers.LSTM:
     """
     nodes = [node for node in model.walk() if "LSTM" in node.param_names]
     if len(nodes) != 1:
-        raise ValueError(f"model must have one LSTM of thinc inside, got {model.name!r} with {len(nodes)}")
+        raise ValueError(f"model must contain exactly one LSTM, got {model.name!r} with {len(nodes)}")
     (node,) = nodes
     if not node.has_param("LSTM"):
-        raise ValueError(f"model {model.name!r} has no parameters yet: call its initialize()")
+        raise ValueError(f"model {model.name!r} has no parameters yet: call its initialize() first")
     if np.any(node.get_param("HC0")):
         raise ValueError(
-            "model has an initial state, HC0, that is not zero, and a layer has none of its own: set it to zeros, and "
-            "give the layer HC0[1] as h and HC0[0] as c at each call, repeated for each row"
+            "model has a nonzero initial state HC0, but a layer does not store one: set HC0 to zeros and pass HC0[1] "
+            "as h and HC0[0] as c to each call of the layer, repeated for each row"
         )
     sizes = {name: node.get_dim(name) for name in ("nI", "nO", "depth", "dirs")}
     dirs = sizes.pop("dirs")
@@ -290,7 +299,7 @@ def layer_from_thinc(model: Model[Any, Any]) -> layers.LSTM:
 
 
 def layer_to_thinc(layer: layers.LSTM) -> Model[Any, Any]:
-    """A layer as an initialised LSTM of thinc, with the ops that are current.
+    """Convert a layer to an initialised LSTM of thinc, with the current ops.
 
     Parameters
     ----------
@@ -300,7 +309,7 @@ def layer_to_thinc(layer: layers.LSTM) -> Model[Any, Any]:
     Returns
     -------
     thinc.api.Model
-        ``LSTM(...)``; ``with_padded`` around it takes lists of sequences. In float32, as thinc's arrays are.
+        ``LSTM(...)`` in float32, thinc's dtype. Wrap it in ``with_padded`` to run it on lists of sequences.
 
     Raises
     ------

@@ -1,28 +1,29 @@
 """PyTorch's recurrent layers, run by rnnfast.
 
-`LSTM`, `GRU` and `RNN` are those of torch.nn with another forward: constructor, parameters, initial values, state_dict,
-hooks, pickles and errors are torch's. `convert` makes such layers of the ones that a model has.
+`LSTM`, `GRU` and `RNN` subclass the layers of torch.nn and replace only `forward`: the constructor, parameters, initial
+values, state_dict, hooks, pickling and error messages are torch's. `convert` switches the layers of an existing model.
 
-They run tensors of float32 or float64 on the CPU, with rows of one length or as a PackedSequence, and dropout draws the
-numbers that torch's own layers draw. All else goes to torch's own forward: other devices and number types (which is
-said once for each), empty tensors, the transforms of torch.func, forward-mode differentiation. Gradients of gradients
-raise RuntimeError. As with torch's LSTM, y must not be changed in place before its gradient is taken: an error says so.
-torch.jit.script does not take the layers, torch.jit.trace does where no gradient is asked for; for an export that knows
-torch's layers alone, load the state_dict into one.
+rnnfast runs float32 and float64 tensors on the CPU, as padded batches or as a PackedSequence. Dropout draws the same
+random numbers as torch's own layers. Everything else falls back to torch's own forward: other devices and dtypes (with
+one warning for each), empty tensors, torch.func transforms and forward-mode differentiation. Double backward raises
+RuntimeError. As with torch's LSTM, changing y in place before the backward pass raises an error. torch.jit.trace works
+where no gradient is required; torch.jit.script does not support these layers. To export a model to a format that only
+knows torch's layers, load its state_dict into those.
 
-Threads are rnnfast's, not torch's: `rnnfast.set_num_threads`, or RNNFAST_NUM_THREADS or OMP_NUM_THREADS at the start.
+The number of threads is rnnfast's, not torch's: set it with `rnnfast.set_num_threads`, or with RNNFAST_NUM_THREADS or
+OMP_NUM_THREADS before the start.
 
-Weights are kept in the form that the kernels read for as long as they stay the same. torch counts the writes to a
-tensor; to those that it does not count, through ``.data`` or a NumPy view, a look at some of the numbers of each
-parameter is given, at all of them up to 16 KiB. That sees what an optimizer does, or an average of weights, but in a
-larger parameter may miss a change of a few numbers: make such a change under ``torch.no_grad()``, which is counted, and
-give torch.autograd.gradcheck, which makes such changes, a small layer.
+Packed weights are cached until the parameters change. torch counts in-place writes to a tensor, but not those that go
+through ``.data`` or a NumPy view. To detect these too, each call compares the memory of the parameters with what was
+packed: all of a parameter of up to 16 KiB, samples of a larger one. This detects optimizer steps and averaged weights,
+but can miss a change of a few elements of a large parameter. Make such changes under ``torch.no_grad()``, where torch
+counts them, and use a small layer with torch.autograd.gradcheck, which changes single elements.
 
-The operators are rnnfast::infer, rnnfast::forward and rnnfast::backward, opaque to torch.compile. It runs around
-recurrent layers, unless torch._dynamo.config.allow_rnn is set: then they are part of the graph. Calls that nothing
-traces go to the kernels past the operators, so a profile of them shows only the names of Python functions.
+The operators rnnfast::infer, rnnfast::forward and rnnfast::backward are opaque to torch.compile. By default,
+torch.compile breaks the graph at recurrent layers; with torch._dynamo.config.allow_rnn the operators become part of the
+graph. Eager calls bypass the operators unless something traces them, so a profile shows only Python function names.
 
-Written for torch 2.4 and newer; tested with 2.13.0 alone.
+Requires torch 2.4 or newer; tested with 2.13.0.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import contextlib
 import functools
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -45,7 +46,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rnnfast import functional, memory
+from rnnfast import buffers, functional
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,110 +57,151 @@ __all__ = ["GRU", "LSTM", "RNN", "convert"]
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-_CELLS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "LSTM": "lstm", "GRU": "gru"}  # by torch's names
-_GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
+_CELLS = {cell.upper(): cell for cell in functional.CELLS}  # by the names that torch has for a layer's mode
 _DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
-_WHOLE = 1 << 14  # bytes: of larger parameters some places alone are looked at
-_BIASED, _PROJECTED = (4, 5), (3, 5)  # by the number of parameters in a layer and direction
+_WHOLE = 1 << 14  # bytes; larger parameters are sampled
+_BIASED, _PROJECTED = (4, 5), (3, 5)  # numbers of parameters of one layer and direction
 
-# ------------------------------------------------------------------------------------- tensors as the engine has them
+# ------------------------------------------------------------------------------------------------- records of a call
+
+
+class _Call(NamedTuple):
+    """The arguments of rnnfast::infer and rnnfast::forward: the operators' schemas are built from this record."""
+
+    x: Tensor  # (T, N, I), with batch_first (N, T, I), or with batch_sizes (entries, I)
+    h0: Tensor | None
+    c0: Tensor | None
+    masks: Tensor | None  # dropout factors
+    batch_sizes: Tensor | None  # of a PackedSequence
+    parameters: list[Tensor]
+    cell: str
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+
+
+class _Kept(NamedTuple):
+    """The arguments that rnnfast::backward takes after those of rnnfast::forward."""
+
+    y: Tensor
+    tape: Tensor
+    dy: Tensor | None
+    dh_n: Tensor | None
+    dc_n: Tensor | None
+
+
+_TENSORS, _OPTIONS = slice(0, 5), slice(6, None)  # of a _Call: single tensors, and what is no tensor
+
+
+def _flat_tensors(call: _Call) -> tuple[Tensor | None, ...]:
+    """All tensors of a call, one by one: autograd does not see tensors in a list."""
+    return *call[_TENSORS], *call.parameters
+
+
+def _call_of(options: tuple[Any, ...], tensors: tuple[Any, ...]) -> _Call:
+    """Undo `_flat_tensors`."""
+    return _Call(*tensors[_TENSORS], list(tensors[5:]), *options)
+
+
+# ------------------------------------------------------------------------------------------- engines, buffers, arrays
 
 
 @functools.lru_cache(maxsize=256)
 def _engine_of(
-    cell: str, num_layers: int, bidirectional: bool, kinds: int, dtype: torch.dtype, rows: int, I: int, width: int
+    cell: str, num_layers: int, bidirectional: bool, count: int, dtype: torch.dtype, rows: int, I: int, width: int
 ) -> functional.Engine:
-    """`kinds`: of parameters in a layer and direction; (rows, I), (rows, width): the shapes of the first weights."""
+    """The engine for `count` parameters in each layer and direction; the first two are (rows, I) and (rows, width)."""
     return functional.Engine(
         cell,
         _DTYPES[dtype],
         I,
-        rows // _GATES[cell],
-        proj_size=width if kinds in _PROJECTED else 0,
+        rows // len(functional.CELLS[cell].gates),
+        proj_size=width if count in _PROJECTED else 0,
         num_layers=num_layers,
         bidirectional=bidirectional,
-        bias=kinds in _BIASED,
+        bias=count in _BIASED,
     )
 
 
-def _engine(parameters: list[Tensor], cell: str, num_layers: int, bidirectional: bool) -> functional.Engine:
-    kinds = len(parameters) // (num_layers * (1 + bidirectional))
-    first, second = parameters[:2]
-    return _engine_of(cell, num_layers, bidirectional, kinds, first.dtype, *map(int, first.shape), int(second.shape[1]))
+def _engine(call: _Call) -> functional.Engine:
+    count = len(call.parameters) // (call.num_layers * (1 + call.bidirectional))
+    first, second = call.parameters[:2]
+    shapes = *map(int, first.shape), int(second.shape[1])
+    return _engine_of(call.cell, call.num_layers, call.bidirectional, count, first.dtype, *shapes)
 
 
-class _Layer:
-    """What stays with the parameters of a layer from call to call: memory, and themselves as the kernels read them."""
+class _Cache:
+    """Packed weights and reusable buffers, kept between calls with the same parameters."""
 
     def __init__(self, engine: functional.Engine) -> None:
         self.engine = engine
         self.shapes = functional.parameter_shapes(engine)
-        self.workspaces, self.tapes = memory.Spare(4), memory.Results(4)
-        self.results = memory.Results(4 + min(len(self.shapes), 100))
-        self._forms: list[Any] = [None, None]
-        self._seen: list[Any] = [None, None]
+        self.workspaces, self.tapes = buffers.BufferPool(4), buffers.ResultPool(4)
+        self.results = buffers.ResultPool(4 + min(len(self.shapes), 100))
+        self._packed: list[Any] = [None, None]  # for forward and for backward
+        self._fingerprints: list[Any] = [None, None]  # of the parameters when they were packed
         self._samples: list[memoryview] = []
         self._lock = threading.Lock()
-        self._repeats: dict[Any, functional.Repeat] = {}
+        self._prepared: dict[Any, functional.PreparedCall] = {}
 
-    def repeat(self, parameters: list[Tensor], shape: tuple[int, ...], batch_first: bool) -> functional.Repeat:
-        """For calls without a tape, that are mostly on the same few shapes."""
-        packed, found = self.form(parameters), self._repeats.get((shape, batch_first))
+    def prepared(self, call: _Call) -> functional.PreparedCall:
+        """The prepared call for inference on inputs of this shape."""
+        packed, key = self.packed(call.parameters), (call.x.shape, call.batch_first)
+        found = self._prepared.get(key)
         if found is None:
-            N, T = shape[:2] if batch_first else shape[1::-1]
-            y, h, c = _shapes(self.engine, shape, N)
-            shapes = tuple(shape), y, h, c if self.engine.has_cell else None
-            given = T, N, not batch_first, self.workspaces, self.results.empty
-            if len(self._repeats) >= 64:  # lengths may vary without end
-                self._repeats.clear()
-            found = functional.Repeat(self.engine, (packed,), *shapes, *given)
-            self._repeats[shape, batch_first] = found
+            y, h, c = _shapes(self.engine, call.x.shape, call.x.shape[0 if call.batch_first else 1])
+            shapes = tuple(call.x.shape), y, h, c if self.engine.has_cell else None
+            lent = {"pool": self.workspaces, "empty": self.results.empty}
+            found = functional.PreparedCall(self.engine, packed, shapes, time_first=not call.batch_first, **lent)
+            if len(self._prepared) >= 64:  # the number of different lengths has no bound
+                self._prepared.clear()
+            self._prepared[key] = found
         return found
 
-    def form(self, parameters: list[Tensor], back: bool = False) -> Array:
-        """What forward reads, or what backward reads; packed anew if the parameters have changed."""
-        if self._seen[back] is None or self._look(parameters) != self._seen[back]:
+    def packed(self, parameters: list[Tensor], back: bool = False) -> Array:
+        """The packed weights that forward or backward reads, up to date."""
+        if self._fingerprints[back] is None or self._fingerprint(parameters) != self._fingerprints[back]:
             with self._lock:
                 self._pack(parameters, back)
-        return self._forms[back]
+        return self._packed[back]
 
     def _pack(self, parameters: list[Tensor], back: bool) -> None:
         arrays = [np.ascontiguousarray(_array(one)) for one in parameters]
         if [array.shape for array in arrays] != list(self.shapes.values()):
             raise RuntimeError(
-                f"the parameters must have the shapes {self.shapes}, got {[array.shape for array in arrays]}: "
-                "assign parameters of these shapes"
+                f"the parameters have the shapes {[array.shape for array in arrays]}, but this layer needs "
+                f"{self.shapes}: assign parameters of these shapes"
             )
         self._samples = [sample for array in arrays for sample in _samples(array)]
-        seen = self._look(parameters)
-        if self._forms[back] is None:
-            self._forms[back] = memory.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
-        functional.pack(self.engine, arrays, *((None, self._forms[1]) if back else (self._forms[0], None)))
-        self._seen[back] = seen
+        fingerprint = self._fingerprint(parameters)
+        if self._packed[back] is None:
+            self._packed[back] = buffers.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
+        functional.pack(self.engine, arrays, *((None, self._packed[1]) if back else (self._packed[0], None)))
+        self._fingerprints[back] = fingerprint
 
-    def _look(self, parameters: list[Tensor]) -> Any:
-        """What the parameters are known by as long as they stay the same; None if torch counts no writes to them."""
+    def _fingerprint(self, parameters: list[Tensor]) -> Any:
+        """A value that changes when the parameters do; None if torch does not count writes to them."""
         try:
             return [(one._version, one.data_ptr()) for one in parameters], b"".join(self._samples)
-        except RuntimeError:  # they were made in inference mode
+        except RuntimeError:  # the parameters were made in inference mode
             return None
 
 
 def _samples(array: Array) -> list[memoryview]:
-    """All of an array or some places. They keep its memory too, so that no other parameter can come to lie there."""
+    """Views of a small array in full, or of samples. They keep its memory alive, so its address is not used again."""
     flat = memoryview(array.reshape(-1).view(np.uint8))
     whole = len(flat) <= _WHOLE
     return [flat] if whole else [flat[at : at + 64] for at in range(0, len(flat), len(flat) // 16)]
 
 
-_LAYERS = WeakTensorKeyDictionary()  # by their first parameter
+_CACHES = WeakTensorKeyDictionary()  # by the first parameter
 
 
-def _layer(parameters: list[Tensor], *options: Any) -> _Layer:
-    engine = _engine(parameters, *options)
-    found = _LAYERS.get(parameters[0])
+def _cache(call: _Call) -> _Cache:
+    engine = _engine(call)
+    found = _CACHES.get(call.parameters[0])
     if found is None or found.engine is not engine:
-        found = _LAYERS[parameters[0]] = _Layer(engine)
+        found = _CACHES[call.parameters[0]] = _Cache(engine)
     return found
 
 
@@ -168,224 +210,152 @@ def _array(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.numpy(force=True)
 
 
-def _flat(tensor: Tensor | None) -> Any:
-    """The same, of a copy where it is not contiguous."""
+def _contiguous(tensor: Tensor | None) -> Any:
+    """A tensor as a contiguous array, copied only if it has to be."""
     return None if tensor is None else tensor.contiguous().numpy(force=True)
 
 
-def _rows(tensor: Tensor | None) -> Any:
-    """The same, of a copy where the last axis does not lie side by side."""
-    return None if tensor is None else _array(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
-
-
-def _time_first(array: Any, batch_sizes: Tensor | None, batch_first: bool) -> Any:
-    """A sequence as the engine indexes it, (T, N, features); the entries of one that is packed as steps of one row."""
-    if array is None:
+def _sequence(tensor: Tensor | None, call: _Call) -> Any:
+    """A sequence as an array (T, N, features) with unit stride on the last axis; (entries, 1, features) if packed."""
+    if tensor is None:
         return None
-    if batch_sizes is not None:
+    return _time_first(_array(tensor if tensor.stride(-1) == 1 else tensor.contiguous()), call)
+
+
+def _time_first(array: Any, call: _Call) -> Any:
+    if call.batch_sizes is not None:
         return array[:, np.newaxis]
-    return array.swapaxes(0, 1) if batch_first else array
+    return array.swapaxes(0, 1) if call.batch_first else array
 
 
-def _order(batch_sizes: Tensor | None) -> functional.Order | None:
-    return None if batch_sizes is None else functional.packed_order(batch_sizes.numpy())
-
-
-def _at_line(tape: Tensor) -> Tensor:
-    """A tape that begins at a cache line, as forward's do; copies that hooks bring back may not."""
-    if tape.data_ptr() % memory.LINE == 0:
+def _aligned(tape: Tensor) -> Tensor:
+    """A tape that starts at a cache line, as those of forward do. Copies that saved-tensor hooks return may not."""
+    if tape.data_ptr() % buffers.LINE == 0:
         return tape
-    room = torch.empty(len(tape) + memory.LINE, dtype=torch.uint8)
-    start = -room.data_ptr() % memory.LINE
-    return room[start : start + len(tape)].copy_(tape)
+    buffer = torch.empty(len(tape) + buffers.LINE, dtype=torch.uint8)
+    start = -buffer.data_ptr() % buffers.LINE
+    return buffer[start : start + len(tape)].copy_(tape)
 
 
-# ---------------------------------------------------------------------------------------------------- the operators
-
-_LIBRARY = torch.library.Library("rnnfast", "FRAGMENT")
-_INPUTS = "Tensor x, Tensor? h0, Tensor? c0, Tensor? masks, Tensor? batch_sizes, Tensor[] parameters"
-_OPTIONS = "str cell, int num_layers, bool bidirectional, bool batch_first"
-_LIBRARY.define(f"infer({_INPUTS}, {_OPTIONS}) -> (Tensor y, Tensor h_n, Tensor c_n)")
-_LIBRARY.define(f"forward({_INPUTS}, {_OPTIONS}) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor tape)")
-_LIBRARY.define(
-    f"backward({_INPUTS}, {_OPTIONS}, Tensor y, Tensor tape, Tensor? dy, Tensor? dh_n, Tensor? dc_n) "
-    "-> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dparameters)"
-)
-_infer = torch.ops.rnnfast.infer.default
-_forward = torch.ops.rnnfast.forward.default
-_backward = torch.ops.rnnfast.backward.default
+# ------------------------------------------------------------------------------------------------------- the kernels
 
 
 def _shapes(engine: functional.Engine, x: tuple[Any, ...], N: Any) -> list[tuple[Any, ...]]:
-    """Of y, h_n and c_n, which is empty for cells without c."""
+    """The shapes of y, h_n and c_n; c_n is empty for cells without c."""
     states, width = engine.num_layers * engine.directions, engine.output_size
     c = (states, N, engine.hidden_size) if engine.has_cell else (0,)
     return [(*x[:-1], engine.directions * width), (states, N, width), c]
 
 
-def _repeat(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    masks: Tensor | None,
-    batch_sizes: Tensor | None,
-    parameters: list[Tensor],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    given = parameters, cell, num_layers, bidirectional
-    if masks is None and batch_sizes is None:
-        state = (_array(h0), _array(c0)) if cell == "lstm" else _array(h0)
-        results = _layer(*given).repeat(parameters, x.shape, batch_first).run(_array(x), state)
+def _infer(call: _Call) -> tuple[Tensor, ...]:
+    """y, h_n and c_n."""
+    if call.masks is None and call.batch_sizes is None:
+        cache = _cache(call)
+        h0 = _array(call.h0)
+        state = (h0, _array(call.c0)) if cache.engine.has_cell else h0
+        results = cache.prepared(call).run(_array(call.x), state)
         if results is not None:
             y, last = results
-            last = last if cell == "lstm" else (last, np.empty(0, last.dtype))
+            last = last if cache.engine.has_cell else (last, np.empty(0, last.dtype))
             return tuple(map(torch.from_numpy, (y, *last)))
-    return _run(False, x, h0, c0, masks, batch_sizes, *given, batch_first)
+    return _run(call)
 
 
-def _run(
-    keep: bool,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    masks: Tensor | None,
-    batch_sizes: Tensor | None,
-    parameters: list[Tensor],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    layer = _layer(parameters, cell, num_layers, bidirectional)
-    engine, order = layer.engine, _order(batch_sizes)
-    sequence = _time_first(_rows(x), batch_sizes, batch_first)
-    T, N, _ = sequence.shape
+def _inputs(call: _Call) -> functional.Inputs:
+    order = None if call.batch_sizes is None else functional.packed_order(call.batch_sizes.numpy())
+    return functional.Inputs(_sequence(call.x, call), *map(_contiguous, (call.h0, call.c0, call.masks)), order)
+
+
+def _run(call: _Call, keep_tape: bool = False) -> tuple[Tensor, ...]:
+    """y, h_n, c_n, and the tape if it is kept."""
+    cache, inputs = _cache(call), _inputs(call)
+    engine, (T, N, _), order = cache.engine, inputs.x.shape, inputs.order
     sizes = engine.sizes(T, N, order)
-    shapes = _shapes(engine, x.shape, N if order is None else order.sequences)
-    y, h_n, c_n = results = [layer.results.empty(shape, engine.dtype) for shape in shapes]
-    tape = layer.tapes.bytes(sizes.tape) if keep else None
-    workspace = layer.workspaces.take(sizes.forward_workspace)
-    functional.forward(
-        engine,
-        layer.form(parameters),
-        sequence,
-        _flat(h0),
-        _flat(c0),
-        _time_first(y, batch_sizes, batch_first),
-        h_n,
-        c_n if engine.has_cell else None,
-        tape,
-        _flat(masks),
-        workspace,
-        order,
-    )
-    layer.workspaces.give(workspace)
-    if keep:
-        results.append(tape)
-    return tuple(map(torch.from_numpy, results))
+    shapes = _shapes(engine, call.x.shape, N if order is None else order.sequences)
+    y, h_n, c_n = results = [cache.results.empty(shape, engine.dtype) for shape in shapes]
+    outputs = functional.Outputs(_time_first(y, call), h_n, c_n if engine.has_cell else None)
+    tape = cache.tapes.bytes(sizes.tape) if keep_tape else None
+    workspace = cache.workspaces.acquire(sizes.forward_workspace)
+    functional.forward(engine, cache.packed(call.parameters), inputs, outputs, workspace, tape)
+    cache.workspaces.release(workspace)
+    return tuple(map(torch.from_numpy, [*results, tape] if keep_tape else results))
 
 
-def _differentiate(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    masks: Tensor | None,
-    batch_sizes: Tensor | None,
-    parameters: list[Tensor],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    y: Tensor,
-    tape: Tensor,
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-) -> tuple[Any, ...]:
-    layer = _layer(parameters, cell, num_layers, bidirectional)
-    engine, order = layer.engine, _order(batch_sizes)
-    sequence = _time_first(_rows(x), batch_sizes, batch_first)
-    T, N, _ = sequence.shape
-    sizes = engine.sizes(T, N, order)
-    shapes = x.shape, *_shapes(engine, x.shape, N if order is None else order.sequences)[1:]
-    dx, dh0, dc0 = (layer.results.empty(shape, engine.dtype) for shape in shapes)
-    dparameters = [layer.results.zeros(shape, engine.dtype) for shape in layer.shapes.values()]
-    workspace = layer.workspaces.take(sizes.backward_workspace)
+def _differentiate(call: _Call, kept: _Kept) -> tuple[Any, ...]:
+    """The gradients of x, h0, c0, and a list of those of the parameters."""
+    cache, inputs = _cache(call), _inputs(call)
+    engine, (T, N, _), order = cache.engine, inputs.x.shape, inputs.order
+    shapes = call.x.shape, *_shapes(engine, call.x.shape, N if order is None else order.sequences)[1:]
+    dx, dh0, dc0 = (cache.results.empty(shape, engine.dtype) for shape in shapes)
+    dparameters = [cache.results.zeros(shape, engine.dtype) for shape in cache.shapes.values()]
+    dc_n, dc0_out = (_contiguous(kept.dc_n), dc0) if engine.has_cell else (None, None)
+    workspace = cache.workspaces.acquire(engine.sizes(T, N, order).backward_workspace)
     functional.backward(
         engine,
-        layer.form(parameters, back=True),
-        sequence,
-        _flat(h0),
-        _flat(c0),
-        _time_first(_rows(y), batch_sizes, batch_first),
-        _array(_at_line(tape)),
-        _flat(masks),
-        _time_first(_rows(dy), batch_sizes, batch_first),
-        _flat(dh_n),
-        _flat(dc_n) if engine.has_cell else None,
-        _time_first(dx, batch_sizes, batch_first),
-        dh0,
-        dc0 if engine.has_cell else None,
-        dparameters,
+        cache.packed(call.parameters, back=True),
+        inputs,
+        _sequence(kept.y, call),
+        _array(_aligned(kept.tape)),
+        functional.OutputGradients(_sequence(kept.dy, call), _contiguous(kept.dh_n), dc_n),
+        functional.InputGradients(_time_first(dx, call), dh0, dc0_out, dparameters),
         workspace,
-        order,
     )
-    layer.workspaces.give(workspace)
+    cache.workspaces.release(workspace)
     return *map(torch.from_numpy, (dx, dh0, dc0)), list(map(torch.from_numpy, dparameters))
 
 
-def _fake(keep: bool, x: Any, h0: Any, c0: Any, masks: Any, batch_sizes: Any, parameters: Any, *options: Any) -> Any:  # noqa: ARG001
-    """Results without numbers. What follows from batch_sizes, or is a whole number of lines, is any size."""
-    *stack, batch_first = options
-    engine = _engine(parameters, *stack)
+def _fake(call: _Call, keep_tape: bool = False) -> Any:
+    """Results of `_run` without data. Sizes that depend on batch_sizes, or on symbolic sizes, are left open."""
+    engine = _engine(call)
     context = torch.library.get_ctx()
-    if batch_sizes is None:
-        N, T = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
+    if call.batch_sizes is None:
+        T, N = call.x.shape[1::-1] if call.batch_first else call.x.shape[:2]
         known = isinstance(T, int) and isinstance(N, int)
     else:
-        N, known = context.new_dynamic_size() if h0 is None else h0.shape[1], False
-    results = [x.new_empty(shape) for shape in _shapes(engine, x.shape, N)]
-    if keep:
-        results.append(x.new_empty(engine.sizes(T, N).tape if known else context.new_dynamic_size(), dtype=torch.uint8))
+        N, known = context.new_dynamic_size() if call.h0 is None else call.h0.shape[1], False
+    results = [call.x.new_empty(shape) for shape in _shapes(engine, call.x.shape, N)]
+    if keep_tape:
+        size = engine.sizes(T, N).tape if known else context.new_dynamic_size()
+        results.append(call.x.new_empty(size, dtype=torch.uint8))
     return tuple(results)
 
 
-def _fake_gradients(x: Any, h0: Any, c0: Any, masks: Any, batch_sizes: Any, parameters: Any, *rest: Any) -> Any:
-    _, dh0, dc0 = _fake(False, x, h0, c0, masks, batch_sizes, parameters, *rest[:4])
-    return x.new_empty(x.shape), dh0, dc0, [one.new_empty(one.shape) for one in parameters]
+def _fake_gradients(call: _Call, kept: _Kept) -> Any:  # noqa: ARG001
+    _, dh0, dc0 = _fake(call)
+    return call.x.new_empty(call.x.shape), dh0, dc0, [one.new_empty(one.shape) for one in call.parameters]
+
+
+# ---------------------------------------------------------------------------------------- the operators and autograd
 
 
 class _Forward(torch.autograd.Function):
-    """What autograd knows of rnnfast::forward. `kernels`: what runs it, and its backward."""
+    """The derivative of rnnfast::forward. `kernels` are the functions that run forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: Any, options: Any, *tensors: Any) -> Any:
+    def forward(ctx: Any, kernels: Any, call: _Call, *tensors: Any) -> Any:
         run, ctx.differentiate = kernels
-        y, h_n, c_n, tape = run(*tensors[:5], tensors[5:], *options)
-        ctx.options = options
+        y, h_n, c_n, tape = run(call)
+        ctx.options = call[_OPTIONS]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(y, tape, *tensors)
         return y, h_n, c_n, tape
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any) -> Any:
-        y, tape, x, h0, c0, masks, batch_sizes, *parameters = ctx.saved_tensors
-        given = ctx.options, x, h0, c0, masks, batch_sizes, y, tape, dy, dh_n, dc_n, *parameters
-        gradients = (_Once.apply if torch.is_grad_enabled() else _gradients)(ctx.differentiate, *given)
-        dx, dh0, dc0, *dparameters = gradients
+        y, tape, *tensors = ctx.saved_tensors
+        run = _Once.apply if torch.is_grad_enabled() else _gradients
+        dx, dh0, dc0, *dparameters = run(ctx.differentiate, ctx.options, y, tape, dy, dh_n, dc_n, *tensors)
+        _, h0, c0, *_ = tensors
         return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, None, None, *dparameters
 
 
 def _gradients(differentiate: Any, options: Any, *tensors: Any) -> tuple[Tensor, ...]:
-    dx, dh0, dc0, dparameters = differentiate(*tensors[:5], tensors[10:], *options, *tensors[5:10])
+    dx, dh0, dc0, dparameters = differentiate(_call_of(options, tensors[5:]), _Kept(*tensors[:5]))
     return dx, dh0, dc0, *dparameters
 
 
 class _Once(torch.autograd.Function):
-    """A gradient that has no gradient."""
+    """A gradient that cannot be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Any:  # noqa: ARG004
@@ -394,73 +364,111 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:  # noqa: ARG004
         raise RuntimeError(
-            "rnnfast's layers have no gradients of gradients: for this model use torch.nn's own layers, "
-            "which take the same state_dict"
+            "rnnfast's layers do not support double backward (gradients of gradients): use torch.nn's own layers for "
+            "this model; they take the same state_dict"
         )
 
 
-def _below_autograd(*arguments: Any) -> Any:
+def _record(kernels: Any, call: _Call) -> Any:
+    """Run rnnfast::forward as a node of autograd's graph."""
+    return _Forward.apply(kernels, call, *_flat_tensors(call))
+
+
+def _below_autograd(call: _Call) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
-        return _forward(*arguments)
+        return _forward_operator(*call)
 
 
-def _recorded(kernels: Any, *arguments: Any) -> Any:
-    """rnnfast::forward where autograd looks on."""
-    return _Forward.apply(kernels, arguments[6:], *arguments[:5], *arguments[5])
+_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    list[Tensor]: "Tensor[]",
+    str: "str",
+    int: "int",
+    bool: "bool",
+}
 
 
-_keep = functools.partial(_run, True)
-_LIBRARY.impl("infer", _repeat, "CPU")
-_LIBRARY.impl("forward", _keep, "CPU")
-_LIBRARY.impl("backward", _differentiate, "CPU")
-_LIBRARY.impl("forward", functools.partial(_recorded, (_below_autograd, _backward)), "Autograd")
-register_fake("rnnfast::infer", functools.partial(_fake, False), lib=_LIBRARY)
-register_fake("rnnfast::forward", functools.partial(_fake, True), lib=_LIBRARY)
-register_fake("rnnfast::backward", _fake_gradients, lib=_LIBRARY)
+def _schema(*records: type[Any]) -> str:
+    """The fields of records as the arguments of an operator."""
+    fields = [field for record in records for field in get_type_hints(record).items()]
+    return ", ".join(f"{_TYPES[hint]} {name}" for name, hint in fields)
 
-# What runs a layer, by whether a gradient is wanted, and whether tensors are nothing but tensors, which takes no
-# operators: that saves a third of what a short inference adds to the kernels, and a fifth of what training does.
+
+def _on_call(kernel: Any, **options: Any) -> Any:
+    """A kernel of a call as a function of the arguments of rnnfast::infer or rnnfast::forward."""
+    return lambda *arguments: kernel(_Call(*arguments), **options)
+
+
+def _on_gradients(kernel: Any) -> Any:
+    """A kernel as a function of the arguments of rnnfast::backward."""
+    count = len(_Call._fields)
+    return lambda *arguments: kernel(_Call(*arguments[:count]), _Kept(*arguments[count:]))
+
+
+_LIBRARY = torch.library.Library("rnnfast", "FRAGMENT")
+_LIBRARY.define(f"infer({_schema(_Call)}) -> (Tensor y, Tensor h_n, Tensor c_n)")
+_LIBRARY.define(f"forward({_schema(_Call)}) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor tape)")
+_LIBRARY.define(f"backward({_schema(_Call, _Kept)}) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dparameters)")
+_infer_operator = torch.ops.rnnfast.infer.default
+_forward_operator = torch.ops.rnnfast.forward.default
+_backward_operator = torch.ops.rnnfast.backward.default
+
+_keep = functools.partial(_run, keep_tape=True)
+_operators = _below_autograd, lambda call, kept: _backward_operator(*call, *kept)
+_LIBRARY.impl("infer", _on_call(_infer), "CPU")
+_LIBRARY.impl("forward", _on_call(_keep), "CPU")
+_LIBRARY.impl("backward", _on_gradients(_differentiate), "CPU")
+_LIBRARY.impl("forward", _on_call(functools.partial(_record, _operators)), "Autograd")
+register_fake("rnnfast::infer", _on_call(_fake), lib=_LIBRARY)
+register_fake("rnnfast::forward", _on_call(_fake, keep_tape=True), lib=_LIBRARY)
+register_fake("rnnfast::backward", _on_gradients(_fake_gradients), lib=_LIBRARY)
+
+# The functions that run a call, by whether a gradient is wanted and whether anything traces operators. Going past the
+# operators saves a third of the overhead of a short inference call, and a fifth of that of a training step.
 _RUNS = {
-    (False, False): _infer,
-    (False, True): _repeat,
-    (True, False): _forward,
-    (True, True): functools.partial(_recorded, (_keep, _differentiate)),
+    (False, False): lambda call: _infer_operator(*call),
+    (False, True): _infer,
+    (True, False): lambda call: _forward_operator(*call),
+    (True, True): functools.partial(_record, (_keep, _differentiate)),
 }
 
 # ------------------------------------------------------------------------------------------------------- the layers
 
 
 @functools.cache
-def _say_once(what: str) -> None:
+def _warn_once(what: str) -> None:
     warnings.warn(
-        f"{what} go to torch's own forward: rnnfast runs float32 and float64 on the CPU", RuntimeWarning, stacklevel=4
+        f"{what} fall back to torch's own forward: rnnfast runs float32 and float64 tensors on the CPU",
+        RuntimeWarning,
+        stacklevel=4,
     )
 
 
 class _Recurrent:
-    """The forward of all three, in front of torch's class."""
+    """The forward method of all three layers. It precedes torch's class in the order of inheritance."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002
-        """As torch's own.
+        """Run the layer, with torch's arguments and results.
 
         Parameters
         ----------
         input : Tensor (T, N, I), with batch_first (N, T, I), or unbatched (T, I); or PackedSequence
-        hx : Tensor (L*D, N, H_out), unbatched (L*D, H_out); for LSTM the pair of it and (L*D, N, H), optional
-            The initial state; None is zeros.
+        hx : Tensor (L*D, N, H_out), unbatched (L*D, H_out); for LSTM a pair with (L*D, N, H), optional
+            The initial state; zeros by default.
 
         Returns
         -------
         output : Tensor (T, N, D*H_out), in the layout of `input`; or PackedSequence
         hx : Tensor, or for LSTM the pair of h and c
-            The last state, in the layout of the initial one.
+            The final state, in the layout of the initial state.
 
         Raises
         ------
         ValueError, RuntimeError
-            Where torch's own does.
+            Where torch's own forward raises them.
         """
-        own = self._parameters  # where nothing has taken their places, which is quicker to see than by getattr
+        own = self._parameters  # a look-up there is faster than getattr, which finds what may replace a parameter
         parameters = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
         pair, axis = self.mode == "LSTM", 0 if self.batch_first else 1
         states = () if hx is None else tuple(hx) if pair else (hx,)
@@ -473,10 +481,10 @@ class _Recurrent:
         elif x.dim() == 2:
             x, states = x.unsqueeze(axis), [state.unsqueeze(1) for state in states]
         h0, c0 = (*states, None, None)[:2]
-        masks = self._masks(x)
         needed = torch.is_grad_enabled() and any(one.requires_grad for one in (x, *states, *parameters))
         options = _CELLS[self.mode], self.num_layers, self.bidirectional, self.batch_first and not packed
-        y, *last = _RUNS[needed, _is_plain(x)](x, h0, c0, masks, batch_sizes, parameters, *options)
+        call = _Call(x, h0, c0, self._masks(x), batch_sizes, parameters, *options)
+        y, *last = _RUNS[needed, _is_plain(x)](call)
         last = last[: 1 + pair]
         if packed:
             y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
@@ -486,11 +494,11 @@ class _Recurrent:
         return y, tuple(last) if pair else last[0]
 
     def _takes(self, x: Any, batch_sizes: Any, states: Any, parameters: list[Any]) -> bool:
-        """Whether the engine runs this: what it does not, torch's forward does, or says what is wrong with it."""
+        """Whether rnnfast runs this call. If not, torch's forward runs it or raises the error."""
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return False
         if x.dtype not in _DTYPES or not x.is_cpu:
-            _say_once(f"{x.dtype} tensors on {x.device.type}")
+            _warn_once(f"{x.dtype} tensors on {x.device.type}")
             return False
         for one in (*states, *parameters):
             if not isinstance(one, Tensor) or one.dtype is not x.dtype or not one.is_cpu:
@@ -507,7 +515,7 @@ class _Recurrent:
         return not states or [state.shape for state in states] == [(L, *batch, width) for width in widths]
 
     def _masks(self, x: Tensor) -> Tensor | None:
-        """Factors for the outputs of all layers but the last, drawn layer by layer as torch draws them."""
+        """Dropout factors for the outputs of all layers but the last, drawn layer by layer as torch draws them."""
         if not (self.training and self.dropout and self.num_layers > 1):
             return None
         rows = x.shape[1::-1] if self.batch_first and x.dim() == 3 else x.shape[:-1]
@@ -518,26 +526,26 @@ class _Recurrent:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether nobody wants to see operators: no compiler, no tracer, no mode, no other kind of tensor."""
-    seen = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
-    return type(x) is Tensor and not seen
+    """Whether nothing needs to see operators: no compiler, tracer or dispatch mode, and no subclass of Tensor."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
+    return type(x) is Tensor and not traced
 
 
 def _permuted(state: Tensor, indices: Tensor | None) -> Tensor:
     return state if indices is None else state.index_select(1, indices)
 
 
-with contextlib.suppress(ImportError):  # torch.compiler.disable says the same, but loads all of the compiler
+with contextlib.suppress(ImportError):  # torch.compiler.disable would do the same, but imports the whole compiler
     from torch._C._dynamo import eval_frame
 
-    # Where torch.compile runs around a layer, it is not to look into these, nor into what they call.
+    # Where torch.compile breaks the graph at a layer, it must not compile these functions or their callees.
     _SKIP = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
-    for _function in (_Recurrent.forward, _repeat, _run, _recorded, _Forward.backward):
+    for _function in (_Recurrent.forward, _infer, _run, _record, _Forward.backward):
         eval_frame.set_code_exec_strategy(_function.__code__, _SKIP)
 
 
 class RNN(_Recurrent, torch.nn.RNN):
-    """torch.nn.RNN by rnnfast, with the same constructor.
+    """torch.nn.RNN run by rnnfast, with the same constructor.
 
     Examples
     --------
@@ -550,7 +558,7 @@ class RNN(_Recurrent, torch.nn.RNN):
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):
-    """torch.nn.LSTM by rnnfast, with the same constructor.
+    """torch.nn.LSTM run by rnnfast, with the same constructor.
 
     Examples
     --------
@@ -564,7 +572,7 @@ class LSTM(_Recurrent, torch.nn.LSTM):
 
 
 class GRU(_Recurrent, torch.nn.GRU):
-    """torch.nn.GRU by rnnfast, with the same constructor.
+    """torch.nn.GRU run by rnnfast, with the same constructor.
 
     Examples
     --------
@@ -587,8 +595,9 @@ def convert(model: Module) -> Module:
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place: each torch.nn.RNN, LSTM and GRU in it becomes the one of this module. The layers stay the same
-        objects, with their parameters, hooks and mode. Those of other classes that descend from them are left alone.
+        Changed in place: each torch.nn.RNN, LSTM and GRU in it becomes the class of the same name in this module. The
+        layers remain the same objects, with their parameters, hooks and mode. Subclasses of torch's layers are left
+        unchanged.
 
     Returns
     -------
@@ -598,7 +607,7 @@ def convert(model: Module) -> Module:
     Raises
     ------
     TypeError
-        When `model` is no Module.
+        If `model` is not a Module.
 
     Examples
     --------

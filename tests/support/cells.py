@@ -33,7 +33,7 @@ TORCH_CLASSES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "G
 
 # The layers of the cells: class and options.
 LAYERS = {
-    maker(1, 1, **options)._engine.cell: (maker, options)
+    maker(1, 1, **options).execution.engine.cell: (maker, options)
     for maker, options in OPTIONS
     if options.keys() <= inspect.signature(maker).parameters.keys()
 }

@@ -171,9 +171,9 @@ class Run:
         self.state = unpair(h_n, c_n)
         self.tape = guards.bytes(sizes.tape) if keep_tape else None
         self.workspaces = [guards.bytes(sizes.forward_workspace)]
-        self.forward = lambda: functional.forward(
-            engine, packed, self.x, self.h0, self.c0, self.y, h_n, c_n, self.tape, self.masks, self.workspaces[0]
-        )
+        self.inputs = functional.Inputs(self.x, self.h0, self.c0, self.masks)
+        outputs = functional.Outputs(self.y, h_n, c_n)
+        self.forward = lambda: functional.forward(engine, packed, self.inputs, outputs, self.workspaces[0], self.tape)
         self.forward()
         guards.check()
 
@@ -204,9 +204,11 @@ class Run:
         self.workspaces.append(workspace)
 
         def backward():
-            inputs = self.x, self.h0, self.c0, self.y, self.tape, self.masks, dy, dh_n, dc_n
-            outputs = dx, dh0, dc0, list(dparameters.values())
-            functional.backward(engine, self.packed_back, *inputs, *outputs, workspace)
+            output_gradients = functional.OutputGradients(dy, dh_n, dc_n)
+            input_gradients = functional.InputGradients(dx, dh0, dc0, list(dparameters.values()))
+            functional.backward(
+                engine, self.packed_back, self.inputs, self.y, self.tape, output_gradients, input_gradients, workspace
+            )
 
         return backward, named(self.y, self.state, dx, unpair(dh0, dc0), dparameters)
 

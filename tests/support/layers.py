@@ -42,7 +42,7 @@ def outputs(y, state):
 
 def reference_parameters(layer):
     """The parameters that the reference takes: those of the layer, and what it has as an option, such as a leak."""
-    engine = layer._engine
+    engine = layer.execution.engine
     fixed = {
         name: np.full(shape, getattr(layer, engine.extra), layer.dtype)
         for name, shape in functional.parameter_shapes(engine).items()

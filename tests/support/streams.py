@@ -18,9 +18,9 @@ def sequence(rng, T, N, dtype=np.float32, features=I):
 
 def random_state(layer, N, rng):
     """Values in the structure of a state."""
-    width = layer._engine.output_size
+    width = layer.engine.output_size
     h = rng.standard_normal((layer.num_layers, N, width)).astype(layer.dtype)
-    if not layer._engine.has_cell:
+    if not layer.engine.has_cell:
         return h
     return h, rng.standard_normal((layer.num_layers, N, layer.hidden_size)).astype(layer.dtype)
 

@@ -1,0 +1,298 @@
+"""Two layers over one sequence, one in each direction."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, cast
+
+import numpy as np
+
+from rnnfast import arguments
+
+from . import saving
+from .base import Gradients, Layer, Tape
+from .recurrent import Recurrent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike
+
+    from .base import Array
+    from .execution import Call
+
+__all__ = ["Bidirectional"]
+
+# Of a merge: what it makes of the outputs of both directions, and their gradients from that of what it made.
+_MERGES: dict[str | None, tuple[Any, Any]] = {
+    "concat": (
+        lambda f, b: np.concatenate((f, b), axis=-1),
+        lambda dy, f, _b: (dy[..., : f.shape[-1]], dy[..., f.shape[-1] :]),
+    ),
+    "sum": (np.add, lambda dy, _f, _b: (dy, dy)),
+    "mul": (np.multiply, lambda dy, f, b: (dy * b, dy * f)),
+    "mean": (lambda f, b: (f + b) / 2, lambda dy, _f, _b: (dy / 2, dy / 2)),
+    None: (lambda f, b: (f, b), None),
+}
+
+
+class Kept(NamedTuple):
+    """What the tape of a Bidirectional keeps."""
+
+    forward: Tape
+    backward: Tape
+    outputs: tuple[Array, Array]  # of both layers
+    shape: tuple[int, ...] | None  # of y; None with merge=None
+
+
+class Bidirectional(Layer):
+    """Two single-direction layers of any class over one sequence, in both directions.
+
+    ``y[t] = merge(forward_layer's y[t], backward_layer's y[t])``, where the backward layer walks from the last step to
+    the first. Stacks of several layers are merged at the end, not layer by layer as with ``bidirectional=True``.
+    Sources: M. Schuster and K. Paliwal, "Bidirectional recurrent neural networks", 1997; the form of
+    ``keras.layers.Bidirectional``.
+
+    Parameters
+    ----------
+    forward_layer : RNN, LSTM or GRU
+        Neither bidirectional nor reverse.
+    backward_layer : RNN, LSTM or GRU, optional
+        Not bidirectional, and like forward_layer in input_size, dtype and batch_first, for sum, mul and mean in the
+        width of y too. One built with reverse=True runs as it is; another is given time reversed, and what it returns
+        is turned back. None makes a layer of the same class and options, reverse=True, with fresh values by the init
+        and from the random generator of forward_layer.
+    merge : {"concat", "sum", "mul", "mean", None}
+        How the two outputs make one; with None, y is the pair of them, and so is the dy that backward takes.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``forward.<name>`` and ``backward.<name>``, the two layers' own arrays.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an argument is not as above.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.Bidirectional(rnnfast.LSTM(4, 8, rng=0), rnnfast.GRU(4, 6, rng=1))
+    >>> y, ((h, c), h_backward) = layer(np.ones((5, 2, 4)))
+    >>> y.shape, h.shape, h_backward.shape
+    ((5, 2, 14), (1, 2, 8), (1, 2, 6))
+    """
+
+    def __init__(
+        self,
+        forward_layer: Recurrent[Any],
+        backward_layer: Recurrent[Any] | None = None,
+        merge: Literal["concat", "sum", "mul", "mean"] | None = "concat",
+    ) -> None:
+        arguments.choice("merge", merge, tuple(_MERGES))
+        for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
+            if not (isinstance(layer, Recurrent) or layer is backward_layer is None):
+                raise TypeError(f"{name} must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+            if layer is not None and layer.bidirectional:
+                raise ValueError(f"{name} must run in one direction, got {saving.describe(layer)}")
+        if forward_layer.reverse:
+            raise ValueError(
+                f"forward_layer must run from the first step to the last, got {saving.describe(forward_layer)}"
+            )
+        if backward_layer is None:
+            options = {**saving.options(forward_layer), "reverse": True}
+            fresh = {"rng": forward_layer._rng, "init": forward_layer._init}
+            backward_layer = cast("Recurrent[Any]", saving.kind(forward_layer)(**options, **fresh))
+        for name in ("input_size", "dtype", "batch_first"):
+            ours, other = getattr(forward_layer, name), getattr(backward_layer, name)
+            if ours != other:
+                raise ValueError(f"backward_layer must have {name}={ours} as forward_layer has, got {other}")
+        widths = forward_layer.engine.output_size, backward_layer.engine.output_size
+        if merge in ("sum", "mul", "mean") and widths[0] != widths[1]:
+            raise ValueError(f"merge={merge!r} needs layers with outputs of one width, got {widths[0]} and {widths[1]}")
+        self.forward_layer = forward_layer
+        self.backward_layer = backward_layer
+        self.merge = merge
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        return types.MappingProxyType(_sides(self.forward_layer.parameters, self.backward_layer.parameters))
+
+    def freeze(self) -> None:
+        """Freeze both layers: see their ``freeze``."""
+        self.forward_layer.freeze()
+        self.backward_layer.freeze()
+
+    def unfreeze(self) -> None:
+        """Undo freeze() on both layers."""
+        self.forward_layer.unfreeze()
+        self.backward_layer.unfreeze()
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        state: Any = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        reset: ArrayLike | None = None,
+        zero_masked: bool = False,
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """Run over a sequence for its results alone.
+
+        Parameters
+        ----------
+        x, lengths, mask, reset, zero_masked
+            As for the two layers.
+        state : pair, optional
+            The initial states of the forward and the backward layer, each in that layer's own form or None.
+
+        Returns
+        -------
+        y : ndarray, (T, N, width) in the layout of `x`; with merge=None a pair of them
+            For concat the width is the sum of the two layers'.
+        state : pair
+            The forward layer's and the backward layer's state, each after the last step that it walked.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As the two layers.
+        """
+        forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
+        y, state = self.forward_layer._infer(forward)
+        y_backward, state_backward = self.backward_layer._infer(backward)
+        with np.errstate(all="ignore"):
+            return _MERGES[self.merge][0](y, self._turn(y_backward)), (state, state_backward)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        state: Any = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        reset: ArrayLike | None = None,
+        zero_masked: bool = False,
+        checkpoint: int | Literal["auto"] | None = None,
+    ) -> tuple[Any, tuple[Any, Any], Tape]:
+        """Run over a sequence and keep what the gradient needs; dropout acts.
+
+        Parameters
+        ----------
+        x, state, lengths, mask, reset, zero_masked
+            As for a call. The tape holds `x` by reference: leave it as it is until the last ``backward``.
+        checkpoint
+            As for the two layers.
+
+        Returns
+        -------
+        y, state
+            As from a call; with merge=None the two y are read-only, as the tape uses them too.
+        tape : Tape
+            For :meth:`backward`.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As the two layers.
+        """
+        forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
+        y, state, tape = self.forward_layer._train(forward, checkpoint)
+        y_backward, state_backward, tape_backward = self.backward_layer._train(backward, checkpoint)
+        outputs = y, self._turn(y_backward)
+        with np.errstate(all="ignore"):  # what is not finite is data
+            merged = _MERGES[self.merge][0](*outputs)
+        shape = None if self.merge is None else merged.shape
+        return merged, (state, state_backward), Tape(self, Kept(tape, tape_backward, outputs, shape))
+
+    def backward(self, tape: Tape, dy: Any, dstate: Any = None, *, per_step: bool = False) -> Gradients:
+        """The gradient of the ``forward`` that made `tape`.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's forward. It can be used again.
+        dy : array_like in the shape of y, or None
+            With merge=None a pair, either of which may be None. None is zeros.
+        dstate : pair, optional
+            Gradients with respect to the last states, each in that layer's own form or None.
+        per_step : bool, default False
+            Whether to return the derivatives with respect to h of every step as well.
+
+        Returns
+        -------
+        Gradients
+            ``x``, ``state`` (the pair of the two layers'), ``parameters``, and with `per_step` ``h`` (the pair).
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the two layers.
+        """
+        tape, tape_backward, outputs, shape = self._open(tape)
+        dtype = self.forward_layer.dtype
+        if self.merge is None:
+            both = _both("dy", dy)
+            dy, dy_backward = (arguments.shaped(f"dy[{k}]", both[k], dtype, outputs[k].shape) for k in range(2))
+        else:
+            dy = arguments.shaped("dy", dy, dtype, shape)
+            with np.errstate(all="ignore"):
+                dy, dy_backward = (None, None) if dy is None else _MERGES[self.merge][1](dy, *outputs)
+        dstate, dstate_backward = _both("dstate", dstate)
+        ours = self.forward_layer._differentiate(tape, dy, dstate, per_step, "[0]")
+        dy_backward = self._turn(dy_backward)
+        other = self.backward_layer._differentiate(tape_backward, dy_backward, dstate_backward, per_step, "[1]")
+        parameters = _sides(ours.parameters, other.parameters)
+        with np.errstate(all="ignore"):
+            dx = ours.x + self._turn(other.x)
+        gradients = Gradients(dx, (ours.state, other.state), parameters)
+        if per_step:
+            gradients.h = ours.h, self._turn_steps(other.h)
+        return gradients
+
+    def _cells(self, tape: Tape) -> tuple[Any, Any]:
+        forward, backward, _, _ = self._open(tape)
+        return self.forward_layer._cells(forward), self._turn_steps(self.backward_layer._cells(backward))
+
+    def stream(self, batch_size: int = 1) -> NoReturn:  # noqa: ARG002
+        """Not possible: the backward layer begins with the last step of a sequence, which has not come yet.
+
+        Raises
+        ------
+        ValueError
+        """
+        raise ValueError(
+            f"{saving.describe(self)} runs backwards too, from the last step of a sequence, which a stream has not "
+            "seen yet: stream its forward_layer"
+        )
+
+    def _read(self, x: Any, state: Any, *steps: Any) -> tuple[Call, Call]:
+        """The checked arguments of both layers."""
+        state, state_backward = _both("state", state)
+        forward = self.forward_layer.execution.read(x, state, *steps, member="[0]")
+        turned = not self.backward_layer.reverse
+        read = self.backward_layer.execution.read
+        return forward, read(self._turn(forward.inputs.x), state_backward, *steps, member="[1]", turned=turned)
+
+    def _turn_steps(self, array: Array) -> Array:
+        """An array (L, T, ...) of what the backward layer did, with its steps in the order of x: a view."""
+        return array if self.backward_layer.reverse else array[:, ::-1]
+
+    def _turn(self, array: Array | None) -> Array | None:
+        """A sequence in the order in which the backward layer takes it, and back: a view."""
+        if array is None or self.backward_layer.reverse:
+            return array
+        return array[:, ::-1] if self.backward_layer.batch_first and array.ndim == 3 else array[::-1]
+
+
+def _both(name: str, value: Any) -> tuple[Any, Any]:
+    """What belongs to the forward and to the backward layer; None is none for both."""
+    return (None, None) if value is None else arguments.pair(name, value, "of the forward and the backward layer's")
+
+
+def _sides(forward: Mapping[str, Any], backward: Mapping[str, Any]) -> dict[str, Any]:
+    """What two layers have under their names, under the names of Bidirectional."""
+    sides = {"forward": forward, "backward": backward}
+    return {f"{side}.{name}": value for side, values in sides.items() for name, value in values.items()}

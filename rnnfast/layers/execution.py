@@ -1,0 +1,318 @@
+"""How a recurrent layer runs the engine: the plan of a shape, buffers, and the forward and backward passes.
+
+A `Call` holds the checked arguments of one call as the caller's arrays; `Execution.run` and `Execution.differentiate`
+view them in the engine's layout, (T, N, features), and return arrays in the caller's layout again. Streams, diagnostics
+and the adapters reach the engine of a layer through ``layer.execution`` as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rnnfast import arguments, checkpoints, functional, ragged
+from rnnfast.buffers import LARGE, BufferPool, ResultPool
+from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = ["Call", "Execution", "Kept", "Plan", "Weights"]
+
+
+class Plan(NamedTuple):
+    """Everything that follows from the shape of x."""
+
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+    h: tuple[int, ...]
+    c: tuple[int, ...] | None  # None for a cell without c
+    T: int
+    N: int
+    time_major: bool  # whether the caller's arrays have the engine's layout
+    large: bool  # whether x or a result is
+    sizes: functional.Sizes | None  # of tape and workspaces; None with N = 0
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps and rows as arrays of all layers have them: (T, N), unbatched (T,)."""
+        return (self.T, self.N)[: len(self.h) - 1]
+
+
+class Call(NamedTuple):
+    """The arguments of a call, checked. The arrays of `inputs` have the caller's layout."""
+
+    inputs: Inputs
+    plan: Plan
+    ragged: ragged.Ragged | None  # None if every row has every step
+
+
+class Weights:
+    """Parameters in the engine's form, as they were at one time."""
+
+    __slots__ = ("packed", "packed_back", "prepared")
+
+    def __init__(self, packed: Array, packed_back: Array) -> None:
+        self.packed = packed
+        self.packed_back = packed_back
+        self.prepared: functional.PreparedCall | None = None  # of the last shape
+
+
+class Kept(NamedTuple):
+    """What the tape of a recurrent layer keeps."""
+
+    call: Call
+    y: Array
+    tape: Array | None  # None with checkpoints
+    weights: Weights
+    saved: checkpoints.Saved | None
+
+
+def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tuple[Any, Any, Any]:
+    """View a sequence and its states as the engine indexes them: time first, and with a batch axis."""
+    if plan.time_major:
+        return sequence, h, c
+    if len(plan.y) == 2:
+        sequence, h, c = (None if array is None else array[:, np.newaxis] for array in (sequence, h, c))
+        return sequence, h, c
+    return None if sequence is None else sequence.transpose(1, 0, 2), h, c
+
+
+class Execution:
+    """Runs one engine for a layer. Any number of threads may use it at once.
+
+    Attributes
+    ----------
+    engine : functional.Engine
+    frozen : Weights or None
+        The weights of the layer while it is frozen.
+    packs, tapes, workspaces, scratch, results : BufferPool
+        Buffers, which stay with the layer from call to call.
+    """
+
+    def __init__(self, engine: functional.Engine, batch_first: bool, owner: str) -> None:
+        self.engine = engine
+        self.frozen: Weights | None = None
+        self.packs = BufferPool(4)
+        self.tapes = BufferPool(4)
+        self.workspaces = BufferPool(4)
+        self.scratch = BufferPool(2)
+        self.results = ResultPool(4 + min(5 * engine.num_layers * engine.directions, 100))
+        self._batch_first = batch_first
+        self._owner = owner  # the name of the class, for messages
+        self._plans: dict[tuple[int, ...], Plan] = {}
+
+    # ---- arguments
+
+    def read(
+        self,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        mask: Any = None,
+        reset: Any = None,
+        zero_masked: Any = False,
+        *,
+        member: str = "",
+        turned: bool = False,
+    ) -> Call:
+        """Check the arguments of a call.
+
+        `member` follows the name of the state in messages. `turned`: x comes in the reverse order of the mask.
+        """
+        engine = self.engine
+        x = arguments.real("x", x, engine.dtype)
+        plan = self._plans.get(x.shape) or self.plan(x.shape)
+        h0, c0 = (None, None) if state is None else self.state("state" + member, state, plan)
+        if zero_masked is not False:
+            zero_masked = arguments.flag("zero_masked", zero_masked)
+        if lengths is None and mask is None and reset is None:
+            return Call(Inputs(x, h0, c0), plan, None)
+        rows = plan.N if len(plan.h) == 3 else None
+        pattern = ragged.read(plan.T, rows, self._batch_first, lengths, mask, reset)
+        if pattern is None or not plan.N:
+            return Call(Inputs(x, h0, c0), plan, None)
+        if turned:
+            pattern = pattern.turned()
+        return Call(Inputs(x, h0, c0), plan, ragged.Ragged(engine, pattern, repeats=not zero_masked))
+
+    def plan(self, shape: tuple[int, ...]) -> Plan:
+        """Check the shape of x and work out everything that follows from it."""
+        engine, name = self.engine, self._owner
+        layout = "(N, T, I)" if self._batch_first else "(T, N, I)"
+        if len(shape) not in (2, 3):
+            raise ValueError(f"x must have layout {layout}, or unbatched (T, I), for this {name}, got shape {shape}")
+        if shape[-1] != engine.input_size:
+            raise ValueError(
+                f"x has {shape[-1]} features in its last axis, but this {name} was built with "
+                f"input_size={engine.input_size}; the layout is {layout if len(shape) == 3 else '(T, I)'}, got {shape}"
+            )
+        swapped = self._batch_first and len(shape) == 3
+        T, *batch = shape[1::-1] if swapped else shape[:-1]
+        if T == 0:
+            raise ValueError(f"x has no time steps: layout {layout if batch else '(T, I)'} with T >= 1, got {shape}")
+        N = batch[0] if batch else 1
+        states = engine.num_layers * engine.directions
+        width = max(engine.input_size, engine.directions * engine.output_size)
+        plan = Plan(
+            x=shape,
+            y=(*shape[:-1], engine.directions * engine.output_size),
+            h=(states, *batch, engine.output_size),
+            c=(states, *batch, engine.hidden_size) if engine.info.has_c else None,
+            T=T,
+            N=N,
+            time_major=bool(batch) and not swapped,
+            large=max(T * N * width, states * N * engine.hidden_size) * engine.dtype.itemsize >= LARGE,
+            sizes=engine.sizes(T, N) if N else None,
+        )
+        if len(self._plans) >= 64:  # a caller may use any number of lengths
+            self._plans.clear()
+        self._plans[shape] = plan
+        return plan
+
+    def state(self, name: str, value: Any, plan: Plan) -> tuple[Array | None, Array | None]:
+        """Return h and c from the caller's form of the state."""
+        if value is None:
+            return None, None
+        if plan.c is None:
+            return self._member(name, value, plan.h, "hidden_size"), None
+        h, c = arguments.pair(name, value, f"(h, c) of shapes {plan.h} and {plan.c}")
+        width = "proj_size" if self.engine.proj_size else "hidden_size"
+        return self._member(f"{name}[0] (h)", h, plan.h, width), self._member(
+            f"{name}[1] (c)", c, plan.c, "hidden_size"
+        )
+
+    def _member(self, name: str, value: Any, shape: tuple[int, ...], width: str) -> Array | None:
+        layout = f"shape (num_layers * directions{', N' if len(shape) == 3 else ''}, {width})"
+        array = arguments.shaped(name, value, self.engine.dtype, shape, layout)
+        return None if array is None else np.ascontiguousarray(array)
+
+    # ---- weights
+
+    def pack(self, parameters: Iterable[Array]) -> Weights:
+        """Pack the parameters for forward and backward, into buffers of `packs`."""
+        weights = Weights(self.packs.acquire(self.engine.packed_size), self.packs.acquire(self.engine.packed_back_size))
+        functional.pack(self.engine, list(parameters), weights.packed, weights.packed_back)
+        return weights
+
+    def pack_forward(self, parameters: Iterable[Array]) -> Array:
+        """Pack the parameters for forward alone, into a buffer of `packs`."""
+        packed = self.packs.acquire(self.engine.packed_size)
+        functional.pack(self.engine, list(parameters), packed, None)
+        return packed
+
+    def snapshot(self, parameters: Iterable[Array]) -> Array:
+        """Return the packed weights of forward as they are now, in a buffer that is never reused."""
+        if self.frozen is not None:
+            return self.frozen.packed  # these cannot change
+        packed = functional.empty(self.engine.packed_size)
+        functional.pack(self.engine, list(parameters), packed, None)
+        return packed
+
+    def prepare(self, plan: Plan, weights: Weights) -> None:
+        """Prepare calls of one shape, as the next call is mostly of the same shape."""
+        weights.prepared = functional.PreparedCall(
+            self.engine,
+            weights.packed,
+            (plan.x, plan.y, plan.h, plan.c),
+            time_first=plan.time_major or len(plan.y) == 2,
+            pool=self.workspaces,
+            empty=self.results.empty if plan.large else np.empty,
+        )
+
+    # ---- passes
+
+    def _empty(self, plan: Plan, sequence: tuple[int, ...]) -> tuple[Array, Array, Array | None]:
+        """Arrays for a sequence and its states, in the caller's layout."""
+        empty, dtype = self.results.empty if plan.large else np.empty, self.engine.dtype
+        return empty(sequence, dtype), empty(plan.h, dtype), None if plan.c is None else empty(plan.c, dtype)
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[checkpoints.Scratch]:
+        """Lend the buffers of a checkpointed pass."""
+        try:
+            scratch = self.scratch.pop()
+        except IndexError:
+            scratch = checkpoints.Scratch(self.engine.dtype)
+        yield scratch
+        self.scratch.release(scratch)
+
+    def run(
+        self, call: Call, packed: Array, tape: Array | None = None, every: int | str | None = None
+    ) -> tuple[Outputs, checkpoints.Saved | None]:
+        """Run forward. `tape`: written, if given. `every`: keep checkpoints, and return them too."""
+        inputs, plan, rows = call
+        outputs = own = results = Outputs(*self._empty(plan, plan.y))
+        if not plan.N:
+            return results, None if every is None else checkpoints.Saved([], [], [])
+        sizes = plan.sizes
+        if not plan.time_major:
+            inputs = Inputs(*engine_view(plan, *inputs[:3]), inputs.masks)
+            outputs = own = Outputs(*engine_view(plan, *results))
+        if rows is not None:
+            sizes, inputs, own = rows.sizes, rows.inputs(inputs), rows.outputs(outputs)
+        saved = None
+        if every is None:
+            workspace = self.workspaces.acquire(sizes.forward_workspace)
+            functional.forward(self.engine, packed, inputs, own, workspace, tape)
+            self.workspaces.release(workspace)
+        else:
+            with self._scratch() as scratch:
+                saved = checkpoints.forward(self.engine, packed, inputs, own, every, scratch)
+        if rows is not None:
+            rows.finish_outputs(own, outputs)
+        return results, saved
+
+    def differentiate(
+        self, kept: Kept, gradients: OutputGradients, dparameters: dict[str, Array], per_step: bool
+    ) -> InputGradients:
+        """Run backward, from and to arrays in the caller's layout."""
+        inputs, plan, rows = kept.call
+        engine, weights, sizes = self.engine, kept.weights, plan.sizes
+        dx, dh0, dc0 = self._empty(plan, plan.x)
+        dh = np.empty((plan.h[0], *plan.steps, plan.h[-1]), engine.dtype) if per_step else None
+        results = InputGradients(dx, dh0, dc0, list(dparameters.values()), dh)
+        if not plan.N:
+            return results
+        y, outputs = kept.y, results
+        if not plan.time_major:
+            y, _, _ = engine_view(plan, y)
+            inputs = Inputs(*engine_view(plan, *inputs[:3]), inputs.masks)
+            gradients = OutputGradients(*engine_view(plan, *gradients))
+            whole = None if dh is None else dh.reshape(plan.h[0], plan.T, plan.N, plan.h[-1])
+            outputs = InputGradients(*engine_view(plan, dx, dh0, dc0), results.dparameters, whole)
+        own = outputs
+        if rows is not None:
+            sizes, inputs = rows.sizes, rows.inputs(inputs)
+            gradients, own = rows.output_gradients(gradients), rows.input_gradients(outputs)
+        if kept.saved is None:
+            workspace = self.workspaces.acquire(sizes.backward_workspace)
+            functional.backward(engine, weights.packed_back, inputs, y, kept.tape, gradients, own, workspace)
+            self.workspaces.release(workspace)
+        else:
+            with self._scratch() as scratch:
+                packs = weights.packed, weights.packed_back
+                checkpoints.backward(engine, packs, inputs, kept.saved, gradients, own, scratch)
+        if rows is not None:
+            rows.finish_gradients(own, outputs)
+        return results
+
+    def cells(self, kept: Kept) -> Array:
+        """Return c of every step, (L*D, T, N, H), unbatched (L*D, T, H)."""
+        inputs, plan, rows = kept.call
+        assert plan.c is not None
+        if kept.saved is not None:
+            raise ValueError("this tape keeps checkpoints alone, without cells: run forward with checkpoint=None")
+        cells = np.empty((plan.c[0], *plan.steps, plan.c[-1]), self.engine.dtype)
+        if plan.N:
+            whole = cells.reshape(plan.c[0], plan.T, plan.N, plan.c[-1])
+            functional.cells(self.engine, plan.T, plan.N, kept.tape, whole, rows.order if rows else None)
+            if rows:
+                rows.fill_cells(whole, engine_view(plan, None, None, inputs.c0)[2])
+        return cells

@@ -1,0 +1,94 @@
+"""The gated recurrent unit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnnfast import arguments
+
+from .recurrent import Recurrent, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import DTypeLike
+
+    from .base import Init, Seed
+
+__all__ = ["GRU"]
+
+
+class GRU(Recurrent["Array"]):
+    """The gated recurrent unit, of one layer or several, in both conventions of its reset gate.
+
+    For every step, the gates stacked in the order r, z, n in all parameters::
+
+        r, z = sigmoid(W_ih x + b_ih + W_hh h_before + b_hh)
+        n    = tanh(W_in x + b_in + r * (W_hn h_before + b_hn))      reset_after=True
+        n    = tanh(W_in x + b_in + W_hn (r * h_before) + b_hn)      reset_after=False
+        h    = (1 - z) * n + z * h_before
+
+    Sources: K. Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
+    translation", 2014 (reset before the product); the form of ``torch.nn.GRU`` and cuDNN (reset after it).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers
+        I, H and L as for :class:`RNN`.
+    reset_after : bool, default True
+        Whether the reset gate acts after the product with W_hn, as in torch, or before it, as in the paper.
+    activations : list of two, optional
+        The functions of the gates and of n, as for :class:`RNN`: sigmoid, tanh.
+    bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
+        As for :class:`RNN`.
+    init : str or tuple, default "torch"
+        "torch", "keras" and "orthogonal" as for :class:`RNN`. ("chrono", T_max) is torch's but with ``b_z = log(u)``, u
+        uniform in (1, T_max - 1) for each unit, in ``bias_ih``, and 0 in these rows of ``bias_hh``: z keeps the state,
+        so the layer begins with memories of 2 to T_max steps.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight_ih_l{k}`` (3*H, I or D*H), ``weight_hh_l{k}`` (3*H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3*H,),
+        and the same with ``_reverse`` when bidirectional.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the parameters do not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.GRU(4, 8, batch_first=True, bidirectional=True, rng=0)
+    >>> y, h = layer(np.ones((2, 5, 4)))
+    >>> y.shape, h.shape
+    ((2, 5, 16), (2, 2, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        activations: Sequence[Any] | None = None,
+        clip: float | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+        init: Init = "torch",
+    ) -> None:
+        self.reset_after = arguments.flag("reset_after", reset_after)
+        cell = "gru" if reset_after else "gru_reset_before"
+        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
+        super().__init__(cell, stack, dtype, rng, init, {"activations": activations, "clip": clip})

@@ -1,0 +1,275 @@
+"""Layers without time: the affine map and the table of vectors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnnfast import arguments, functional
+
+from .base import ArrayLayer, Gradients, Tape, lasting
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from .base import Array, Seed
+
+__all__ = ["Embedding", "Linear"]
+
+
+class Pointwise(ArrayLayer):
+    """What Linear and Embedding share: each position of x gives a vector of y on its own."""
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Map every position.
+
+        Parameters
+        ----------
+        x : array_like
+            For Linear real numbers (..., in_features), of any strides and byte order; other dtypes than the layer's
+            are converted. For Embedding integers of any shape, from 0 to num_embeddings - 1.
+
+        Returns
+        -------
+        ndarray, (..., out_features) or (..., embedding_dim)
+            The caller's.
+
+        Raises
+        ------
+        ValueError
+            When the last axis does not fit, or an id lies outside of the table.
+        TypeError
+            When `x` does not hold real numbers, for Embedding integers.
+        MemoryError
+            When the result does not fit into memory.
+        """
+        return self._map(self._input(x), *(self._frozen or self._current()))
+
+    def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
+        """Map every position and keep what the gradient needs.
+
+        Parameters
+        ----------
+        x
+            As for a call. The tape holds it by reference: leave it as it is until the last ``backward``.
+
+        Returns
+        -------
+        y : ndarray
+            As from a call; the caller's.
+        tape : Tape
+            For :meth:`backward`; it keeps the weights of this call.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As a call.
+        """
+        x = self._input(x)
+        weights = self._frozen or self._pack()
+        y = self._map(x, *weights)
+        return y, Tape(self, (y.shape, x, *weights))
+
+    def backward(self, tape: Tape, dy: ArrayLike | None) -> Gradients:
+        """The gradient of the ``forward`` that made `tape`, whatever happened to the parameters since.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's forward. It can be used again.
+        dy : array_like in the shape of y, or None
+            Gradient of a scalar with respect to y; None is zeros.
+
+        Returns
+        -------
+        Gradients
+            ``x`` (None for Embedding) and ``parameters``; ``state`` is None.
+
+        Raises
+        ------
+        ValueError
+            When the tape comes from another layer, or `dy` is not of the shape of y.
+        TypeError
+            When `tape` is none, or `dy` does not hold real numbers.
+        """
+        shape, *kept = self._open(tape)
+        dy = arguments.shaped("dy", dy, self.dtype, shape)
+        parameters = self._zeros()
+        dx = self._differentiate(np.zeros(shape, self.dtype) if dy is None else dy, parameters, *kept)
+        return Gradients(dx, None, parameters)
+
+    def _input(self, x: Any) -> Array:
+        raise NotImplementedError
+
+    def _current(self) -> tuple[Array, ...]:
+        """What _map needs of the parameters as they are."""
+        return tuple(self._parameters.values())
+
+    def _map(self, x: Array, *weights: Array) -> Array:
+        raise NotImplementedError
+
+    def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array | None:
+        """The gradient of x; those of the parameters are added to `parameters`."""
+        raise NotImplementedError
+
+
+def _rows(array: Array) -> Array:
+    """The vectors along the last axis, one below the other."""
+    return array.reshape(-1, array.shape[-1])
+
+
+class Linear(Pointwise):
+    """The affine map of the last axis, the readout of a recurrent layer: ``y = x W^T + b``.
+
+    Source: the form of ``torch.nn.Linear``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool, default True
+        Whether there is b.
+    dtype : {numpy.float32, numpy.float64}
+    rng : None, int or numpy.random.Generator
+        Gives the initial values, uniform in (-1/sqrt(in_features), 1/sqrt(in_features)) as in torch.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight`` (out_features, in_features) and ``bias`` (out_features,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the parameters do not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> readout = rnnfast.Linear(8, 3, rng=0)
+    >>> y, tape = readout.forward(np.ones((5, 2, 8), np.float32))
+    >>> y.shape
+    (5, 2, 3)
+    >>> grads = readout.backward(tape, np.ones_like(y))
+    >>> grads.x.shape, grads.parameters["bias"].tolist()
+    ((5, 2, 8), [10.0, 10.0, 10.0])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        super().__init__(dtype, rng)
+        self.in_features = arguments.size("in_features", in_features)
+        self.out_features = arguments.size("out_features", out_features)
+        self.bias = arguments.flag("bias", bias)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        if self.bias:
+            shapes["bias"] = (self.out_features,)
+        bound = 1 / math.sqrt(self.in_features)
+        self._draw(lambda _, shape: self._rng.uniform(-bound, bound, shape), shapes)
+
+    def _pack(self) -> tuple[Array, ...]:
+        return self._parameters["weight"].copy(), *self._current()
+
+    def _current(self) -> tuple[Array, ...]:
+        return (functional.linear_pack(self._parameters["weight"], self._parameters.get("bias")),)
+
+    def _input(self, x: Any) -> Array:
+        array = arguments.real("x", x, self.dtype)
+        if array.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"x must have layout (..., in_features) with in_features={self.in_features}, got shape {array.shape}"
+            )
+        return array
+
+    def _map(self, x: Array, *weights: Array) -> Array:
+        y = np.empty(arguments.countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
+        if y.size:
+            functional.linear_forward(_rows(x), weights[-1], _rows(y))
+        return y
+
+    def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
+        dx = np.empty(x.shape, self.dtype)
+        if dx.size:
+            dweight, dbias = parameters["weight"], parameters.get("bias")
+            functional.linear_backward(_rows(x), weights[0], _rows(dy), _rows(dx), dweight, dbias)
+        return dx
+
+
+class Embedding(Pointwise):
+    """A table of vectors, looked up by integer: ``y = weight[x]``.
+
+    Source: the form of ``torch.nn.Embedding``.
+
+    Parameters
+    ----------
+    num_embeddings : int
+        Rows of the table; ids run from 0 to num_embeddings - 1.
+    embedding_dim : int
+        Width of a row.
+    dtype : {numpy.float32, numpy.float64}
+    rng : None, int or numpy.random.Generator
+        Gives the initial values, standard normal as in torch.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight`` (num_embeddings, embedding_dim).
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the table does not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> embedding = rnnfast.Embedding(100, 8, rng=0)
+    >>> y, tape = embedding.forward([[3, 1, 4], [1, 5, 9]])
+    >>> y.shape
+    (2, 3, 8)
+    >>> embedding.backward(tape, np.ones_like(y)).parameters["weight"][:5, 0].tolist()
+    [0.0, 2.0, 0.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32, rng: Seed = None
+    ) -> None:
+        super().__init__(dtype, rng)
+        self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
+        self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
+        shape = arguments.countable("weight", (self.num_embeddings, self.embedding_dim))
+        self._parameters["weight"] = lasting(self._rng.standard_normal(shape).astype(self.dtype))
+
+    def _pack(self) -> tuple[Array, ...]:
+        return tuple(self._parameters.values())  # not copied: rows are looked up in the table as it is
+
+    def _input(self, x: Any) -> Array:
+        ids = arguments.array("x", x)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"x must hold integer ids, but its dtype is {ids.dtype}")
+        # A MemoryError now, not after a long look at the ids.
+        np.empty(arguments.countable("y", (*ids.shape, self.embedding_dim)), self.dtype)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.num_embeddings):
+            wrong = ids[(ids < 0) | (ids >= self.num_embeddings)][0]
+            raise ValueError(f"x must hold ids from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {wrong}")
+        return ids.astype(np.intp, copy=False)
+
+    def _map(self, x: Array, *weights: Array) -> Array:
+        return weights[0][x]
+
+    def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *_: Array) -> None:
+        # Summed in float64, column by column, over the rows that are used: exact enough for a million of one id.
+        used, place = np.unique(x.ravel(), return_inverse=True)
+        parameters["weight"][used] = np.transpose([np.bincount(place, column) for column in _rows(dy).T])

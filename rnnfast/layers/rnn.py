@@ -1,0 +1,118 @@
+"""Elman's recurrent network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rnnfast import arguments
+
+from .recurrent import Recurrent, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import DTypeLike
+
+    from .base import Init, Seed
+
+__all__ = ["RNN"]
+
+
+class RNN(Recurrent["Array"]):
+    """Elman's recurrent network, of one layer or several.
+
+    For every step, with f = tanh or relu::
+
+        h = f(W_ih x + b_ih + W_hh h_before + b_hh)
+
+    Source: J. Elman, "Finding structure in time", 1990; the form of ``torch.nn.RNN``.
+
+    Parameters
+    ----------
+    input_size : int
+        I, features of x at a step.
+    hidden_size : int
+        H, units of a layer.
+    num_layers : int, default 1
+        L, layers on top of each other; each takes the outputs of the one below.
+    nonlinearity : {"tanh", "relu"}
+        f above.
+    bias : bool, default True
+        Whether there are b_ih and b_hh.
+    batch_first : bool, default False
+        x and y are (N, T, ...) in place of (T, N, ...). States never are.
+    dropout : float from 0 to 1, default 0
+        Fraction of the outputs of all layers but the last that ``forward`` drops, scaling the others by
+        1 / (1 - dropout). A call of the layer drops nothing.
+    bidirectional : bool, default False
+        Each layer runs in both directions; y has the two side by side, forward first.
+    reverse : bool, default False
+        The layer runs from the last step to the first; y stays in the order of x.
+    activations : list, optional
+        In place of `nonlinearity` the function f, as a list of one name, bidirectional also of two, the second for the
+        reverse direction. A name is sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh,
+        hard_sigmoid, elu, softsign or softplus, as the ONNX standard defines them; where there are alpha and beta, a
+        tuple of the name and them.
+    clip : float, optional
+        Bounds the input of every activation to -clip .. clip.
+    dtype : {numpy.float32, numpy.float64}
+    rng : None, int or numpy.random.Generator
+        Gives the initial values, and then drives dropout.
+    init : str, default "torch"
+        What the initial values are; it acts now, and is no option that is saved.
+
+        - "torch": all uniform in (-1/sqrt(H), 1/sqrt(H)), as in torch.
+        - "keras": ``weight_ih`` (G*H, I) of G gates uniform in (-b, b), b = sqrt(6 / (I + G*H)); orthonormal columns
+          in ``weight_hh``; biases 0. As in Keras.
+        - "orthogonal": an orthogonal matrix in ``weight_hh``, one for each gate; else as torch's.
+        - "identity", for relu: the identity in ``weight_hh``, biases 0, ``weight_ih`` normal with a deviation of 0.001.
+          As in Le et al., 2015.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        ``weight_ih_l{k}`` (H, I or D*H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H,) of layer
+        k, and the same with ``_reverse`` of its other direction when bidirectional.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is not as above.
+    MemoryError
+        When the parameters do not fit into memory.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.RNN(4, 8, rng=0)
+    >>> layer
+    RNN(4, 8)  # 112 parameters
+    >>> y, h = layer(np.ones((5, 2, 4)))
+    >>> y.shape, h.shape
+    ((5, 2, 8), (1, 2, 8))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reverse: bool = False,
+        activations: Sequence[Any] | None = None,
+        clip: float | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: Seed = None,
+        init: Init = "torch",
+    ) -> None:
+        self.nonlinearity = arguments.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        cell = f"rnn_{nonlinearity}"
+        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
+        super().__init__(cell, stack, dtype, rng, init, {"activations": activations, "clip": clip})

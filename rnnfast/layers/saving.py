@@ -1,0 +1,138 @@
+"""The options of a layer as text and JSON, and the files that rebuild a layer.
+
+A file of :mod:`rnnfast.files` holds the parameters and a header ``{"format": 1, "layer": {"class": ..., options}}``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnnfast import files
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Path = str | bytes | os.PathLike[Any]
+
+__all__ = ["CLASSES", "describe", "from_json", "kind", "load", "options", "signature", "to_json"]
+
+CLASSES: dict[str, type[Any]] = {}  # the public classes by name, which a file can be rebuilt as
+
+FREE = ("batch_first", "dropout", "dtype")  # options that may differ between a file and the layer that loads it
+# Options that files of earlier versions do not have, with the value that those files mean.
+LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None}
+
+
+def kind(layer: Any) -> type[Any]:
+    """Return the public class that a layer is an instance of, directly or through a subclass."""
+    return next(one for one in type(layer).__mro__ if one in CLASSES.values())
+
+
+def signature(of: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the options of a class: its constructor's parameters but rng and init, which act only once."""
+    parameters = inspect.signature(of).parameters
+    return {name: value for name, value in parameters.items() if name not in ("rng", "init")}
+
+
+def options(layer: Any) -> dict[str, Any]:
+    """Return the constructor's arguments for a layer like this one, all but rng and init."""
+    return {name: getattr(layer, name) for name in signature(kind(layer))}
+
+
+def describe(layer: Any) -> str:
+    """Return the call that makes a layer like this one, without the options that have their default."""
+    given = []
+    for name, parameter in signature(kind(layer)).items():
+        value = getattr(layer, name)
+        if value != parameter.default:
+            text = describe(value) if isinstance(value, tuple(CLASSES.values())) else repr(_plain(value))
+            given.append(text if parameter.default is parameter.empty else f"{name}={text}")
+    return f"{type(layer).__name__}({', '.join(given)})"
+
+
+def to_json(layer: Any) -> dict[str, Any]:
+    """Return class and options in the types of JSON."""
+    return {"class": kind(layer).__name__, **{name: _plain(value) for name, value in options(layer).items()}}
+
+
+def from_json(description: dict[str, Any]) -> Any:
+    """Make a layer from `to_json`'s description, with fresh parameters."""
+    given = {name: from_json(value) if isinstance(value, dict) else value for name, value in description.items()}
+    return CLASSES[given.pop("class")](**given)
+
+
+def _plain(option: Any) -> Any:
+    """An option in the types of JSON."""
+    if isinstance(option, tuple):
+        return [_plain(one) for one in option]
+    if isinstance(option, np.dtype):
+        return option.name
+    return to_json(option) if isinstance(option, tuple(CLASSES.values())) else option
+
+
+def fits(description: Any, own: Any) -> bool:
+    """Whether a layer with the description `own` computes the same as one with `description`, given its parameters."""
+    return bool(_essence(description) == _essence(own))
+
+
+def _essence(description: Any) -> Any:
+    """The part of a description on which results depend."""
+    if not isinstance(description, dict):
+        return description
+    essence = {name: _essence(value) for name, value in description.items() if name not in FREE}
+    return {name: value for name, value in essence.items() if name not in LATER or value != LATER[name]}
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return description and parameters from the file of a layer."""
+    header, arrays = files.read(path)
+    if not {"format", "layer"} <= header.keys():
+        raise ValueError(f"{path!r} is not a file of a layer of rnnfast")
+    version, description = header["format"], header["layer"]
+    if version != 1:
+        raise ValueError(f"{path!r} has format {version!r}, but this rnnfast reads format 1: use a newer one")
+    return description, arrays
+
+
+def load(path: Path) -> Any:
+    """Rebuild a layer from the file that its ``save`` wrote, which carries class and options.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A file that ``layer.save(path)`` wrote.
+
+    Returns
+    -------
+    RNN, LSTM, GRU, Bidirectional, Linear or Embedding
+        Not frozen, and with a fresh random generator for dropout.
+
+    Raises
+    ------
+    ValueError
+        If the file was not saved by a layer of rnnfast, or is damaged.
+    OSError
+        If it cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile, rnnfast
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model")
+    ...     rnnfast.GRU(4, 8, rng=0).save(path)
+    ...     rnnfast.load(path)
+    GRU(4, 8)  # 336 parameters
+    """
+    description, arrays = read(path)
+    try:
+        layer = from_json(description)
+        layer.load_state_dict(arrays)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path!r} does not describe a layer of rnnfast: {error}") from error
+    return layer
