@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def columns_for(names: list[str], available: float) -> dict[str, int]:
-    """Return the columns and their widths, without those for which the terminal has no room."""
+    """Return the columns and their widths, without those that do not fit the terminal."""
     columns = {"cell": 4, "mode": 6, "T": 5, "N": 4, "I": 5, "H": 5, "stack": 6, "rnnfast": 9}
     columns |= {name: max(7, len(name) + 1) for name in names if name != "rnnfast"} | {"limit": 6, "GFLOP/s": 8}
     for name in ("GFLOP/s", "limit", "reference", "stack"):
