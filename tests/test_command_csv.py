@@ -93,7 +93,6 @@ def test_columns_of_a_file(sheet, quarters):
         (b"sold\n1_000\n", [], "row 1 has '1_000'"),
         (b"sold;a\n1,5;2\n", ["--delimiter", ";"], "not a finite number; use a decimal point"),
         (b"\xff\xfes\0", [], "the byte at offset 0, in line 1, cannot be decoded; convert"),
-        (b"sold\n1\n", ["--seed", "99999999999999999999"], "--seed must be an integer from 0 to 4294967295"),
         (b"sold\n1\nx\n", ["--delimiter", r"\t"], "has 'x' in column"),
         (b"sold,day\n1,4\n", ["--time-column", "date"], "has no column 'date'"),
         (b"sold\n1\n", ["--delimiter", ", "], "--delimiter must be a single character, not ', '"),

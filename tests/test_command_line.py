@@ -63,6 +63,10 @@ def test_version(capsys):
         (["bench", "--H", "1_000"], "must be an integer of at least 1, not '1_000'"),
         (["bench", "--cell", "elman"], "invalid choice: 'elman'"),
         (["train", "text", "x", "-o", "y", "--lr", "nan"], "must be a number greater than 0, not 'nan'"),
+        (
+            ["train", "csv", "x", "--column", "y", "-o", "z", "--seed", "9999999999"],
+            "--seed: must be an integer from 0 to 4,294,967,295, not '9999999999'",
+        ),
         (["sample", "x", "--seed", "-1"], "must be an integer of at least 0, not '-1'"),
     ],
 )

@@ -6,6 +6,7 @@ import argparse
 import calendar
 import contextlib
 import csv
+import functools
 import importlib.util
 import io
 import itertools
@@ -71,10 +72,6 @@ def _months(first: str, end: bool = False) -> tuple[Any, Any]:
     return read_one, write_one
 
 
-def _month_ends(first: str) -> tuple[Any, Any]:
-    return _months(first, end=True)
-
-
 def _moments(first: str) -> tuple[Any, Any]:
     def write_one(value: datetime) -> str:
         return value.date().isoformat() if len(first) == 10 else value.isoformat(first[10])
@@ -85,7 +82,7 @@ def _moments(first: str) -> tuple[Any, Any]:
 CLOCKS: dict[str, Callable[[str], tuple[Any, Any]]] = {
     "numbers": _numbers,
     "months": _months,
-    "ends of months": _month_ends,
+    "ends of months": functools.partial(_months, end=True),
     "moments": _moments,
 }
 
@@ -151,9 +148,8 @@ class Times:
 
 def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]:
     """Read columns of a CSV file, whose first line names them, as text."""
-    rows = csv.reader(
-        io.StringIO(program.read_text(path, "utf-8-sig", newline=""), newline=""), delimiter=delimiter, strict=True
-    )
+    text = io.StringIO(program.read_text(path, "utf-8-sig", newline=""), newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
         for name in names:
@@ -266,7 +262,7 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     option(group, "--epochs", count, 100, "maximum number of epochs")
     option(group, "--lr", program.positive, 0.01, "learning rate")
-    option(group, "--seed", program.whole(0), 0, "random seed")
+    option(group, "--seed", program.whole(0, 2**32 - 1), 0, "random seed")
     option(group, "--threads", count, None, "number of threads (default: see info)")
     parser.set_defaults(run=train)
 
@@ -279,8 +275,6 @@ def train(arguments: argparse.Namespace) -> int:
     delimiter = "\t" if arguments.delimiter == r"\t" else arguments.delimiter
     if len(delimiter) != 1 or delimiter in '\r\n"':
         raise CannotRun(f"--delimiter must be a single character, not {arguments.delimiter!r}")
-    if arguments.seed >= 1 << 32:
-        raise CannotRun(f"--seed must be an integer from 0 to {(1 << 32) - 1}, not {arguments.seed}")
     texts, *clock = read_columns(path, [name, *filter(None, [arguments.time_column])], delimiter)
     series = numbers(path, name, texts)
     times = Times.of(clock[0]) if clock else None
