@@ -97,7 +97,8 @@ def with_rnnfast(case: Case, threads: int) -> Engine:
 
 
 def with_reference(case: Case, threads: int, dtype: Any = None) -> Engine:  # noqa: ARG001 (BLAS sets its own)
-    cell, options = CELLS[case.cell][1], {"num_layers": case.layers, "bidirectional": case.bidirectional}
+    cell = CELLS[case.cell][1]
+    options: dict[str, Any] = {"num_layers": case.layers, "bidirectional": case.bidirectional}
     dtype = dtype or case.dtype
     parameters = {name: array.astype(dtype) for name, array in case.layer().parameters.items()}
     x, dy = (array.astype(dtype) for array in case.values())
