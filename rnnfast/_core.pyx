@@ -224,7 +224,10 @@ cdef void give_back(Memory *memory) noexcept:
 
 
 cdef class Pointers:
-    """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction."""
+    """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction.
+
+    None stands for an array that is not there: the gradient of a parameter that is not trained.
+    """
     cdef void **at
     cdef Py_buffer *views
     cdef int count
@@ -236,9 +239,11 @@ cdef class Pointers:
         if self.at == NULL or self.views == NULL:
             raise MemoryError()
         for i, array in enumerate(arrays):
-            PyObject_GetBuffer(array, &self.views[i], flags)
-            self.count = i + 1
-            self.at[RNNFAST_KINDS * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[i].buf
+            if array is None:
+                continue
+            PyObject_GetBuffer(array, &self.views[self.count], flags)
+            self.at[RNNFAST_KINDS * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[self.count].buf
+            self.count += 1
 
     def __dealloc__(self):
         for i in range(self.count):
