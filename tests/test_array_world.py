@@ -178,7 +178,7 @@ def test_other_dtypes_are_converted(foreign, dtype):
 # ---- without a copy
 
 
-def test_no_copy_of_what_serves_as_it_is(foreign):
+def test_suitable_arrays_are_not_copied(foreign):
     made = foreign(X)
     result = arguments.real("x", made, FLOAT32)
     own = np.asarray(made) if foreign is jax_array else X  # jax may have copied what it was given
@@ -189,7 +189,7 @@ def test_no_copy_of_what_serves_as_it_is(foreign):
 
 
 @pytest.mark.parametrize("foreign", [OnlyDLPack, OnlyArray, OnlyInterface, memoryview, torch_tensor])
-def test_no_copy_of_what_is_strided(foreign):
+def test_strided_arrays_are_not_copied(foreign):
     turned = X.transpose(1, 0, 2)[:, ::2]
     result = arguments.real("x", foreign(turned), FLOAT32)
     assert np.shares_memory(result, X)
@@ -204,7 +204,7 @@ def test_read_only_memory():
         assert not arguments.real("x", x, FLOAT32).flags.writeable
 
 
-# ---- refused
+# ---- rejected
 
 
 @pytest.mark.parametrize(("device", "name"), [(2, "cuda:0"), (8, "metal:0"), (77, "number 77 of DLPack:0")])

@@ -315,7 +315,7 @@ def what_fits(name):
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize(("arguments", "results", "call", "message"), REFUSED)
-def test_what_the_handlers_refuse(name, arguments, results, call, message):
+def test_handlers_reject_invalid_arguments(name, arguments, results, call, message):
     given, wanted, attribute = what_fits(name)
     for own, others in ((given, arguments), (wanted, results), (attribute, call or {})):
         for place, other in others.items():
@@ -327,7 +327,7 @@ def test_what_the_handlers_refuse(name, arguments, results, call, message):
 
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_what_the_handlers_miss(name):
+def test_handlers_report_missing_arguments(name):
     given, wanted, attribute = what_fits(name)
     handle(name, given, wanted, call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: argument {len(given) - 1} is missing"):
@@ -345,7 +345,7 @@ def test_what_the_handlers_miss(name):
 
 
 @direct
-def test_the_layouts_are_those_of_the_header(tmp_path):
+def test_layouts_agree_with_the_header_of_xla(tmp_path):
     """Compare with XLA's header; test other versions and unaligned tapes on frames that the test builds."""
     c, cxx = shutil.which("cc"), shutil.which("c++")
     if not (c and cxx):
@@ -362,7 +362,9 @@ def test_the_layouts_are_those_of_the_header(tmp_path):
     subprocess.run([cxx, "-pthread", *header, *check, "-lm", "-o", "check"], cwd=tmp_path, check=True)
     printed = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True).stdout.splitlines()
     assert printed[:3] == ["0 buffers beside a line", "gradient same", "answers 0.0 -1 -1"]
-    assert re.fullmatch(r"error rnnfast was built for version 0 of XLA's interface, but this is 1\.\d or .*", printed[3])
+    assert re.fullmatch(
+        r"error rnnfast was built for version 0 of XLA's interface, but this is 1\.\d or .*", printed[3]
+    )
     assert re.fullmatch(r"error rnnfast was built for version 0 .* or has another layout", printed[4])
 
 
@@ -451,7 +453,7 @@ def test_gradient_of_vmap(calls):
 
 
 def test_vmap_of_gradient():
-    """Compute the gradients of each row separately."""
+    """vmap of a gradient gives the gradients of each row."""
     layer, function, x, _ = case_of(rnnfast.GRU)
     dy, _ = weights(layer, x)
     loss = lambda parameters, x, dy: jnp.sum(function(x, parameters)[0] * dy)  # noqa: E731

@@ -179,7 +179,7 @@ def test_dropout_is_declined_in_training_alone(name, option):
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")
-def test_what_keras_stretches_or_refuses_is_left_to_it():
+def test_arguments_that_keras_broadcasts_or_rejects_are_left_to_it():
     layer, x = keras.layers.GRU(4), np.random.default_rng(2).standard_normal((3, 5, 2)).astype("float32")
     for arguments in [{"initial_state": [np.ones((1, 4), "float32")]}, {"mask": np.ones((3, 5, 1), bool)}]:
         expected, got, calls = both(lambda arguments=arguments: layer(x, **arguments))
@@ -335,7 +335,7 @@ CONVERTED = {
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("make", "options"), CONVERTED.values(), ids=CONVERTED)
-def test_there_and_back(make, options, dtype, backwards):
+def test_round_trip(make, options, dtype, backwards):
     options = {**options, "return_sequences": True, "return_state": True, "go_backwards": backwards, "dtype": dtype}
     layer = make(5, **options)
     layer.build((None, None, 3))
@@ -365,7 +365,7 @@ def test_there_and_back(make, options, dtype, backwards):
 
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
 @pytest.mark.parametrize("name", LAYERS)
-def test_bidirectional_there_and_back(name, merge):
+def test_bidirectional_round_trip(name, merge):
     backward = keras.layers.GRU(4, go_backwards=True, return_sequences=True)
     forward = LAYERS[name](4, return_sequences=True)
     layer = keras.layers.Bidirectional(forward, merge_mode=merge, backward_layer=backward)
@@ -406,7 +406,7 @@ def test_from_ours(make, two):
         assert bits([single.parameters["bias_hh_l0"]]) == bits([ours.parameters["bias_hh_l0"]])
 
 
-def test_a_bias_of_minus_zero_comes_back():
+def test_bias_of_minus_zero_survives():
     layer = keras.layers.LSTM(2)
     layer.build((None, None, 1))
     layer.cell.bias.assign(np.full(8, -0.0, np.float32))

@@ -245,7 +245,7 @@ def test_standard(node_tests, name):
 
 
 def test_standard_has_no_other_tests(node_tests):
-    """The backend supports recurrent nodes on the CPU only."""
+    """STANDARD lists every test of the standard for recurrent nodes on the CPU."""
     there = {name for name in dir(node_tests) if re.match(r"test_(simple_)?(rnn|lstm|gru)_.*_cpu$", name)}
     assert len(there & set(STANDARD)) >= 12
     assert not there - set(STANDARD)
@@ -294,7 +294,7 @@ def test_onnx_runtime(first):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("first", [1000, 2000, 3000])
 def test_equations(first, dtype, opset):
-    """Require that the random nodes include both layouts, every function with and without alpha and beta, and float64."""
+    """The random nodes include both layouts, every function with and without alpha and beta, and float64."""
     if opset > NEWEST:
         pytest.skip(f"onnx {onnx.__version__} has no opset {opset}")
     for seed in range(first, first + BATCH):
@@ -305,7 +305,7 @@ def test_equations(first, dtype, opset):
 
 
 def test_draws_are_of_all_kinds():
-    """Require that the tests above cover every case."""
+    """The random problems above cover every input, attribute and activation."""
     problems = [drawn(seed, layouts=2) for seed in range(300)]
     there = {key for problem in problems for key in (*problem.feeds, *problem.attributes, problem.op_type)}
     attributes = {name for op_type in GATES for name in onnx.defs.get_schema(op_type, NEWEST).attributes}
@@ -344,7 +344,7 @@ def test_names_of_functions_in_any_case(names):
     assert layer_from_onnx(model_of(lstm(), constants=WEIGHTS)).engine.options == layer.engine.options
 
 
-# ---- how models are run
+# ---- ways to run a model
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -407,7 +407,7 @@ def test_missing_inputs_behind_missing_outputs_of_others():
     assert_close(run(model, problem.feeds), by_numpy(problem), TOLERANCE[np.float32])
 
 
-def test_results_are_the_callers():
+def test_results_belong_to_the_caller():
     problem = lstm()
     prepared = Backend.prepare(model_of(problem, constants=WEIGHTS))
     first = prepared.run([problem.feeds["X"]])
@@ -541,7 +541,7 @@ def test_models_of_layers_run_by_onnx_runtime(name, stack):
 
 
 def test_layers_of_nodes():
-    """Read the options and weights of one node by any of its names."""
+    """A layer takes its options and weights from one node, found by any of its names."""
     for seed in range(60):
         problem = drawn(seed, layouts=2)
         constants = [name for name in WEIGHTS if name in problem.feeds]
@@ -562,7 +562,7 @@ def test_layers_of_nodes():
 
 
 def test_weights_from_constants():
-    """The evaluator's nodes Constant and Identity are supported."""
+    """Weights may come through Constant and Identity nodes."""
     problem = lstm()
     model = model_of(problem, constants=["R", "B", "P"])
     want = layer_from_onnx(model_of(problem, constants=WEIGHTS)).parameters
@@ -575,7 +575,7 @@ def test_weights_from_constants():
     assert all((got[key] == want[key]).all() for key in want)
 
 
-def test_repr_of_what_comes_back():
+def test_repr_of_converted_layers():
     for layer in (
         rnnfast.LSTM(4, 6, clip=1.5, peepholes=True),
         rnnfast.GRU(4, 6, num_layers=2, bidirectional=True, activations=["softsign", "tanh"]),
@@ -585,7 +585,7 @@ def test_repr_of_what_comes_back():
         assert repr(layer_from_onnx(to_onnx(layer), nodes)) == repr(layer)
 
 
-# ---- what is declined
+# ---- layers that stay with the host
 
 
 def changed(**arrays):
@@ -632,7 +632,7 @@ def test_layer_from_onnx_declines(model, node, error, text):
         layer_from_onnx(model, node)
 
 
-def test_layer_from_onnx_declines_what_a_layer_cannot_hold():
+def test_layer_from_onnx_rejects_unsupported_nodes():
     problem = lstm()
     problem.feeds["initial_h"] = np.zeros((2, 3, 6), np.float32)
     layer_from_onnx(model_of(problem, constants=(*WEIGHTS, "initial_h")))
@@ -695,11 +695,11 @@ def test_running_declines():
         run(model, {**problem.feeds, "X": problem.feeds["X"][:0]})
 
 
-# ---- the time it takes
+# ---- time
 
 
 def test_faster_than_the_reference_evaluator(threads):
-    """The bound is on CPU time and far above the value of an idle machine, because this one may be busy."""
+    """The bound is on CPU time and much weaker than what an idle machine reaches, because this one may be busy."""
     threads(1)
     model = to_onnx(rnnfast.GRU(32, 64, rng=0))
     feeds = {"x": np.ones((100, 8, 32), np.float32)}

@@ -181,7 +181,7 @@ def test_layer_from_thinc(depth, bi):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3, "bidirectional": True}])
-def test_weights_come_back(dtype, options):
+def test_weights_round_trip(dtype, options):
     layer = rnnfast.LSTM(I, O, dtype=dtype, rng=0, **options)
     flat = backend.to_flat(layer)
     back = backend.from_flat(flat, I, O, layer.num_layers, layer.bidirectional)

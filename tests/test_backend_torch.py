@@ -138,7 +138,7 @@ def test_results_and_gradients_are_torchs(cell, name, dtype, kind, given):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_packed_sequence_comes_back_as_one(cell):
+def test_packed_sequence_in_packed_sequence_out(cell):
     theirs, ours = pair(cell)
     packed = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 4) for n in (2, 6, 3)], enforce_sorted=False)
     expected, actual = theirs(packed)[0], ours(packed)[0]
@@ -531,7 +531,7 @@ def test_a_tape_goes_with_its_graph():
     assert len(tapes) == 1
 
 
-def test_what_is_kept_goes_with_the_layer():
+def test_caches_are_freed_with_the_layer():
     _, ours = pair("GRU")
     gc.collect()
     before = len(fast._CACHES)
@@ -576,7 +576,7 @@ def test_weights_are_packed_when_they_change(packs):
     expect("forward", "back")
 
 
-def test_a_changed_weight_is_not_missed_where_memory_is_used_again():
+def test_changed_weights_in_reused_memory_are_noticed():
     _, ours = pair("GRU")
     x = torch.randn(5, 3, 4)
     ours.requires_grad_(False)

@@ -118,7 +118,7 @@ def test_the_example_in_the_header_runs(compiler, tmp_path):
 
 
 @pytest.mark.usefixtures("extensions")
-def test_the_headers_are_those_of_cxx_too(tmp_path):
+def test_the_headers_compile_as_cxx(tmp_path):
     compiler = shutil.which("c++") or pytest.skip("there is no C++ compiler: the headers are not compiled as C++")
     (tmp_path / "guard.cpp").write_text(GUARD.replace("NAME", "guard"), encoding="utf-8")
     folders = [f"-I{folder}" for folder in (INCLUDE, sysconfig.get_paths()["include"])]
@@ -154,7 +154,7 @@ def test_the_example_in_cython_has_the_bits_of_the_layer(scores, T, N, I, H):
 
 
 @pytest.mark.full
-def test_the_example_in_cython_refuses_what_does_not_fit(scores):
+def test_the_example_in_cython_rejects_invalid_arguments(scores):
     layer = rnnfast.LSTM(3, 4)
     parameters = list(layer.parameters.values())
     with pytest.raises(ValueError, match="weight_ih, weight_hh, bias_ih and bias_hh must be"):

@@ -70,7 +70,7 @@ def test_version(capsys):
         (["sample", "x", "--seed", "-1"], "must be an integer of at least 0, not '-1'"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_refuses(error, words, change):
         predict(**given)
 
 
-def test_what_does_not_fit_is_refused_when_it_is_computed():
+def test_invalid_data_is_rejected_at_compute_time():
     y, _ = predict(rnnfast.LSTM(I, 4, rng=0), da.zeros((T, N, I), chunks=(T, 6, I)), [T + 1] * N)
     with pytest.raises(ValueError, match="lengths"):
         y.compute()

@@ -62,7 +62,7 @@ def parted(vector, state):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_singular_values_are_those_of_differences(variant, reverse):
+def test_singular_values_agree_with_differences(variant, reverse):
     layer, x, state = layer_of(variant, reverse=reverse), 2 * values(T, N, I), initial(variant)
     flow = gradient_flow(layer, x, state)
     before = states_before(layer, x, state, reverse)
@@ -83,7 +83,7 @@ def test_singular_values_are_those_of_differences(variant, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_norms_are_those_of_differences(variant, reverse):
+def test_norms_agree_with_differences(variant, reverse):
     layer, x, state = layer_of(variant, reverse=reverse), values(T, N, I), initial(variant)
     flow = gradient_flow(layer, x, state)
     walked = list(steps_walked(reverse))
@@ -230,7 +230,7 @@ def test_long_batches_are_taken_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["layer", "pair"])
-def test_dropout_rests_and_the_layer_stays_as_it_is(kind):
+def test_dropout_is_off_and_the_layer_is_unchanged(kind):
     def build(dropout):
         layer = rnnfast.GRU(I, H, 2, dropout=dropout, rng=0, dtype=np.float64)
         return (layer, rnnfast.Bidirectional(layer)) if kind == "pair" else (layer, layer)
@@ -310,7 +310,7 @@ def test_repr_is_a_table():
         (rnnfast.LSTM(4, 5), values(T, N, I) * np.nan, ValueError, "x must be finite"),
     ],
 )
-def test_what_cannot_be_measured(layer, x, error, message):
+def test_gradient_flow_rejects_what_it_cannot_measure(layer, x, error, message):
     with pytest.raises(error, match=message):
         gradient_flow(layer, x)
 
@@ -351,7 +351,7 @@ def test_plot_of_one_flow(pyplot):
     assert axes.figure.number in pyplot.get_fignums()
 
 
-def test_plot_of_named_flows_where_it_is_told(pyplot):
+def test_plot_of_named_flows_on_given_axes(pyplot):
     _, given = pyplot.subplots()
     x = values(T, N, I)
     flows = {"RNN": gradient_flow(layer_of("rnn_tanh"), x), "stack": gradient_flow(layer_of("gru", num_layers=2), x)}
@@ -359,7 +359,7 @@ def test_plot_of_named_flows_where_it_is_told(pyplot):
     assert [line.get_label() for line in given.lines] == ["RNN", "stack l0", "stack l1"]
 
 
-def test_plot_ends_where_the_gradient_is_gone(pyplot):
+def test_plot_ends_where_the_gradient_vanishes(pyplot):
     layer = rnnfast.RNN(I, H, bias=False, rng=0)
     layer.parameters["weight_hh_l0"][...] = 0
     axes = plot_gradient_flow(gradient_flow(layer, values(T, N, I)))

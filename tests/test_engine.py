@@ -17,7 +17,7 @@ from support.problems import EDGES, TOLERANCE, problem, run_reference, solved, v
 
 from rnnfast import functional
 
-# --- the right numbers
+# --- results
 
 
 @pytest.mark.cover(2, together=["variant", "dtype", "isa"])
@@ -112,7 +112,7 @@ def test_gradients_are_sums_of_a_million_rows(T, N, isa):
         assert results[f"d{name}_l0"].item() == pytest.approx(values.sum(dtype=np.float64), rel=1e-5), name
 
 
-# --- arguments that may be left out, and what is added to
+# --- optional arguments and accumulation
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -148,7 +148,7 @@ def test_gradients_of_parameters_are_added(variant, dtype, isa):
     assert_close(added, plain, TOLERANCE[p.dtype])
 
 
-def test_packed_weights_may_be_made_one_by_one(variant, isa):
+def test_weights_can_be_packed_separately(variant, isa):
     p = variant_problem(variant, 1, 1, 5, 6, num_layers=2, bidirectional=True, dtype=np.float32)
     engine = make_engine(p, isa)
     guards = Guards(p.dtype)
@@ -169,7 +169,7 @@ def test_packed_weights_may_be_made_one_by_one(variant, isa):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_engine_knows_its_shapes(variant, direction, num_layers, bias):
+def test_engine_shapes(variant, direction, num_layers, bias):
     p = variant_problem(variant, 1, 1, 5, 6, num_layers=num_layers, bias=bias, **DIRECTIONS[direction])
     engine = make_engine(p)
     options = {"num_layers": num_layers, "bias": bias, "bidirectional": direction == "bidirectional"}
@@ -204,7 +204,7 @@ def test_empty_is_aligned(count):
     buffer.fill(1)
 
 
-def test_empty_refuses_what_memory_cannot_hold():
+def test_empty_rejects_sizes_beyond_memory():
     with pytest.raises(MemoryError):
         functional.empty(2**60)
 
@@ -217,7 +217,7 @@ def test_use_isa_chooses_and_forgets():
         assert make_engine(problem("gru", 1, 1, 1, 1)).isa == chosen
 
 
-def test_use_isa_refuses_what_does_not_run_here():
+def test_use_isa_rejects_unavailable_instruction_sets():
     with pytest.raises(ValueError, match=f"isa is 'mmx', .* choose one of {', '.join(functional.isas())}"):
         functional.use_isa("mmx").__enter__()
 

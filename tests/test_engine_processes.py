@@ -92,7 +92,7 @@ def test_threads_without_processors_cost_little(shape):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_goes_on():
+def test_forked_child_can_run_the_engine():
     """A child can be forked while other threads run the engine."""
     script = """
     import os, threading

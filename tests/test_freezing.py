@@ -77,7 +77,7 @@ def test_frozen_calls_repeated(variant, layout, dtype, rng):
                 got.fill(np.nan)
 
 
-def test_frozen_calls_refuse_what_does_not_fit(variant):
+def test_frozen_calls_reject_invalid_arguments(variant):
     """A frozen layer rejects what any layer rejects, and the next call works."""
     layer = make(variant)
     layer.freeze()

@@ -260,7 +260,7 @@ def test_bidirectional_makes_its_second_layer_alike():
         (rnnfast.LSTM, {}, ("torch", 1), ValueError, "init='torch' takes no number, got"),
     ],
 )
-def test_what_makes_no_sense(kind, options, init, error, message):
+def test_invalid_inits(kind, options, init, error, message):
     with pytest.raises(error, match=message):
         kind(3, 5, init=init, rng=0, **options)
 

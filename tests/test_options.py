@@ -207,7 +207,7 @@ def rows(values, which):
     return tuple(v[:, which] for v in values) if isinstance(values, tuple) else values[:, which]
 
 
-# ---- what is computed
+# ---- results
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -236,8 +236,8 @@ def test_forward_of_uneven_rows_is_that_of_numpy(case, stack, uneven):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * max(1, np.abs(expected).max()))
 
 
-def test_both_sides_of_a_clip_are_met():
-    """Require that the tests here exercise it."""
+def test_values_lie_on_both_sides_of_the_clip():
+    """The values of these tests lie on both sides of the clip."""
     layer = make("lstm clip", dtype=np.float64)
     x, state, _, _ = values(layer)
     a = np.abs(x @ layer.parameters["weight_ih_l0"].T)
@@ -406,7 +406,7 @@ def test_limits():
     np.testing.assert_array_equal(y.ravel(), np.array([0, 0, np.inf, np.nan], np.float32))
 
 
-# ---- what is plain, and what is kept
+# ---- plain cells and saved options
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -420,7 +420,7 @@ def test_limits():
         (rnnfast.RNN, ["relu"], {"nonlinearity": "relu"}),
     ],
 )
-def test_what_is_plain_runs_the_plain_cell(kind, names, given, bidirectional):
+def test_default_options_run_the_plain_cell(kind, names, given, bidirectional):
     plain = kind(I, H, bidirectional=bidirectional, rng=0, **given)
     x = np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)
     for chosen in (names, [(name,) for name in names], names * (1 + bidirectional)):
@@ -440,7 +440,7 @@ def test_activations_stand_in_place_of_the_nonlinearity():
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_alpha_and_beta_are_numbers_of_the_dtype(name):
-    """Round float64 values to float32, as a file in float32 does."""
+    """alpha and beta are rounded to float32, as a file stores them."""
     x = (np.random.default_rng(0).standard_normal((T, N, I)) - 1).astype(np.float32)
     numbers = [0.1, 0.3][: len(options.FUNCTIONS[name])]
     ours, rounded = (
@@ -524,7 +524,7 @@ def test_bidirectional_of_two_layers(backward):
     np.testing.assert_array_equal(both(x)[0][..., H:], both.backward_layer(x)[0])
 
 
-# ---- what is refused
+# ---- rejected models
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def wheel(sources, tmp_path_factory):
     return build("wheel", sources, tmp_path_factory.mktemp("wheel") / "dist")
 
 
-def test_sdist_holds_what_building_and_testing_take_and_nothing_generated(sdist, sources):
+def test_sdist_holds_all_sources_and_nothing_generated(sdist, sources):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     folders = ["csrc", "rnnfast", "tests", "benchmarks", "examples", "docs"]
@@ -158,7 +158,7 @@ def test_rnnfast_isa_chooses_the_instruction_set(isa):
     assert result.stdout.strip() == "(2, 1, 4)", result.stderr
 
 
-def test_rnnfast_isa_with_an_unusable_name_says_what_can_be_used():
+def test_rnnfast_isa_with_an_invalid_name_lists_the_valid_ones():
     result = run_python("import rnnfast", RNNFAST_ISA="no-such-set")
     assert result.returncode != 0
     message = result.stderr.splitlines()[-1]

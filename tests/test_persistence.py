@@ -127,10 +127,10 @@ def test_permissions(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "model").st_mode) == 0o640
 
 
-# ---- options that may differ, and those that may not
+# ---- options that may differ, and those that must not
 
 
-def test_load_takes_what_fits(tmp_path):
+def test_load_into_a_layer_of_another_dtype(tmp_path):
     layer = rnnfast.LSTM(3, 4, 2, dropout=0.5, batch_first=True, rng=1)
     layer.save(tmp_path / "model")
     other = rnnfast.LSTM(3, 4, 2, dtype=np.float64)
@@ -168,7 +168,7 @@ def test_load_refuses_another_kind(saved, other, tmp_path):
         np.testing.assert_array_equal(array, before[name])
 
 
-# ---- files that are not ours
+# ---- other files
 
 
 def _npz(path, **arrays):
@@ -348,7 +348,7 @@ def test_copies(kind, frozen, way, dtype):
     assert all(array.any() for array in layer.parameters.values())
 
 
-def test_copies_go_on_drawing_as_the_layer_does():
+def test_copies_draw_the_same_dropout_as_the_layer():
     layer = rnnfast.LSTM(3, 4, 2, dropout=0.5, rng=1)
     copies = [COPIES[way](layer) for way in ("pickle", "deepcopy")]
     x = np.ones((5, 2, 3), np.float32)
@@ -384,7 +384,7 @@ def test_tape_does_not_pickle(kind):
             way(tape)
 
 
-def test_save_refuses_what_is_no_regular_file(tmp_path):
+def test_save_rejects_special_files(tmp_path):
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
     path = tmp_path / "pipe"

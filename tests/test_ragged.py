@@ -28,7 +28,7 @@ from support.ragged import (
 
 import rnnfast
 
-# --- the right numbers
+# --- results
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -65,7 +65,7 @@ def test_plain_steps_from_inside(variant, direction, dtype):
     assert_close(run(layer_of(p), p), expected, TOLERANCE[p.dtype])
 
 
-# --- layouts, and what may be given
+# --- layouts and forms of arguments
 
 
 @pytest.mark.parametrize("checkpoint", [None, 2])
@@ -165,7 +165,7 @@ def test_none_is_zeros(variant, kind, absent):
                 assert_same_bits(run(layer, none, checkpoint), run(layer, zeros, checkpoint))
 
 
-# --- nothing at all
+# --- no rows and no steps
 
 
 def test_cells_and_steps_of_shapes():

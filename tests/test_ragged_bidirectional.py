@@ -156,7 +156,7 @@ def test_bidirectional_is_a_layer_of_both_directions(variant, kind, turned):
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("merge", ["concat", "sum", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bidirectional_what_stands_at_gaps_reaches_nothing(kind, merge, turned):
+def test_bidirectional_masked_out_steps_affect_nothing(kind, merge, turned):
     p, _ = two_layers(kind)
     layer = rnnfast.Bidirectional(
         make_layer("gru", 3, 4, dtype="f8"), make_layer("lstm", 3, 4, reverse=not turned, dtype="f8"), merge

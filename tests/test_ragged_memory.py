@@ -9,7 +9,7 @@ from support.ragged import KINDS, cast, cells_of, layer_of, run, run_backward, u
 
 import rnnfast
 
-# --- who owns what
+# --- ownership
 
 
 @pytest.mark.parametrize("checkpoint", [None, 1])
@@ -72,7 +72,7 @@ def test_cells_are_copies():
 
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", KINDS)
-def test_large_results_are_the_callers(variant, kind):
+def test_memory_of_large_results_is_not_reused_while_in_use(variant, kind):
     """Memory of large results is reused, never while an array of it is alive, and old values affect nothing."""
     p = uneven_problem(kind, variant, 60, 32, 8, 200, dtype=np.float32)
     layer = layer_of(p)

@@ -9,14 +9,14 @@ from support.compare import assert_close, assert_same_bits, members
 from support.layers import outputs
 from support.ragged import KINDS, is_real, layer_of, of_rows, run, shown, swapped, uneven, uneven_problem, without_cells
 
-# --- what is not read reaches nothing
+# --- padding affects nothing
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("checkpoint", [None, 1])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_at_gaps_reaches_nothing(variant, kind, direction, checkpoint, value):
+def test_masked_out_steps_affect_nothing(variant, kind, direction, checkpoint, value):
     p = uneven_problem(
         kind, variant, 20, 30, 4, 9, num_layers=2, dropout=True, dtype=np.float32, **DIRECTIONS[direction]
     )
@@ -117,7 +117,7 @@ def test_nan_stays_in_its_row(variant, kind):
             assert any(np.isnan(value).any() for value in got.values())
 
 
-# --- nothing at all
+# --- no rows and no steps
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -260,7 +260,7 @@ def test_sequences_are_runs_of_their_parts(variant, direction, kind, N):
 @pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_nan_at_steps_that_are_not_real_reaches_nothing(cell, direction, kind):
+def test_nan_at_masked_out_steps_affects_nothing(cell, direction, kind):
     p = sequences(kind, cell, direction=direction)
     expected = run_all(p)
     real = is_real(p)

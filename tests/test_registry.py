@@ -57,9 +57,7 @@ def test_dropout_masks_need_no_tape(layers, bidirectional):
     T, N, H = 9, 3, 4
     engine = functional.Engine("lstm", FLOAT, H, H, num_layers=layers, bidirectional=bidirectional)
     rng = np.random.default_rng(0)
-    parameters = [
-        rng.uniform(-1, 1, shape).astype(FLOAT) for shape in functional.parameter_shapes(engine).values()
-    ]
+    parameters = [rng.uniform(-1, 1, shape).astype(FLOAT) for shape in functional.parameter_shapes(engine).values()]
     packed, sizes = functional.empty(engine.packed_size), engine.sizes(T, N)
     functional.pack(engine, parameters, packed, None)
     masks = rng.uniform(0, 2, (layers - 1, T, N, engine.directions * H)).astype(FLOAT)

@@ -94,7 +94,7 @@ def test_checks_of_scikit_learn_on_the_fit_of_a_forecaster(name):
     getattr(estimator_checks, name)("SequenceForecaster", SequenceForecaster(**SMALL))
 
 
-# --- in company
+# --- in scikit-learn's tools
 
 
 @pytest.mark.parametrize("kind", ALL)

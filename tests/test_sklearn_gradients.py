@@ -108,7 +108,7 @@ def test_each_batch_has_each_row_once_and_lengths_that_are_alike():
     assert {tuple(sorted(rows)) for rows in batches} != {tuple(sorted(rows)) for rows in again}
 
 
-def test_dropout_acts_on_what_is_read_off_in_training_alone():
+def test_dropout_before_the_readout_acts_in_training_only():
     X = np.random.default_rng(0).normal(size=(20, 4, 1))
     y = np.arange(20) % 2
     plain = SequenceClassifier(**SMALL, max_epochs=1).fit(X, y)

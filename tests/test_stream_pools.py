@@ -52,7 +52,7 @@ class Model:
 
 
 @given(st.sampled_from(list(VARIANTS)), isas, st.integers(1, 3), st.integers(1, 9), seeds)
-def test_a_pool_is_streams_of_their_own(variant, isa, num_layers, capacity, seed):
+def test_pool_agrees_with_single_streams(variant, isa, num_layers, capacity, seed):
     rng = np.random.default_rng(seed)
     with functional.use_isa(isa):
         layer = make_layer(
@@ -190,7 +190,7 @@ def test_ids_are_never_used_again():
     assert pool.join() not in seen
 
 
-def test_a_full_pool_goes_on(rng):
+def test_full_pool_still_works(rng):
     layer = make_layer("lstm", I, H)
     pool = rnnfast.StreamPool(layer, 2)
     ids = [pool.join(), pool.join()]

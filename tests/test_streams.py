@@ -267,7 +267,7 @@ def test_reset(variant, rows, which, rng):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("N", [1, 3])
-def test_weights_are_those_of_the_beginning(variant, N, frozen, rng):
+def test_streams_keep_their_initial_weights(variant, N, frozen, rng):
     layer = make_layer(variant, I, H, num_layers=2, dropout=0.5)
     x = sequence(rng, 8, N)
     expected, _ = layer(x)

@@ -269,7 +269,7 @@ def test_optimizers_give_the_same_bits_in_any_layout(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_restored_run_goes_on_along_the_same_curve(name):
+def test_resumed_run_has_the_same_losses(name):
     rng = np.random.default_rng(9)
     parameters = arrays(rng, np.float32)
     steps = [arrays(rng, np.float32) for _ in range(8)]
@@ -312,7 +312,7 @@ def test_state_dict_is_a_copy_under_torchs_names():
 
 
 def test_the_state_of_a_fresh_optimizer_can_be_loaded():
-    """Restoring a state discards the later steps."""
+    """A fresh state can be restored after steps, which it forgets."""
     parameters = {"a": np.ones(2)}
     adam = training.Adam(parameters)
     fresh = adam.state_dict()
@@ -531,7 +531,7 @@ def test_windows_tile_the_sequence(window):
 @pytest.mark.parametrize("window", [1, 4, 11, 20])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_windows_give_what_one_run_gives(kind, layout, window, given):
+def test_windows_agree_with_one_run(kind, layout, window, given):
     layer, x, axis, state = sequence(kind, layout)
     state = state if given else None
     y, last, _ = layer.forward(x, state)
@@ -544,7 +544,7 @@ def test_windows_give_what_one_run_gives(kind, layout, window, given):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_gradients_of_a_window_are_those_of_its_steps_alone(kind, layout):
+def test_gradients_of_a_window_come_from_its_steps_only(kind, layout):
     layer, x, axis, state = sequence(kind, layout)
     rng = np.random.default_rng(14)
     for each in training.truncated_bptt(layer, x, 4, state):
@@ -581,7 +581,7 @@ def test_new_parameters_act_from_the_next_window_on(kind):
             parameter *= -1.5
 
 
-def test_what_is_written_into_a_state_acts_on_the_next_window():
+def test_a_modified_state_acts_on_the_next_window():
     layer, x, _, state = sequence("LSTM", "time first")
     given = [array.copy() for array in state]
     windows = training.truncated_bptt(layer, x, 4, state)
@@ -595,7 +595,7 @@ def test_what_is_written_into_a_state_acts_on_the_next_window():
 
 
 class Model:
-    """A layer that returns the running sum of its input, with a tape whose lifetime can be observed."""
+    """A layer that returns the running sum of its input, with a tape that shows whether it is still alive."""
 
     class Tape:
         pass
@@ -643,7 +643,7 @@ def test_windows_are_run_when_they_are_asked_for():
     assert len(model.calls) == 3
 
 
-def test_what_the_loop_lets_go_is_gone_when_the_next_window_is_run():
+def test_a_released_window_is_freed_before_the_next_one():
     tapes, alive = [], []
 
     class Watched(Model):
@@ -661,7 +661,7 @@ def test_what_the_loop_lets_go_is_gone_when_the_next_window_is_run():
     assert tapes[0]() is kept.tape
 
 
-def test_a_run_goes_on_from_the_state_of_another():
+def test_run_continues_from_the_state_of_another():
     layer, x, _, _ = sequence("LSTM", "time first")
     whole = list(training.truncated_bptt(layer, x, 3))
     rest = list(training.truncated_bptt(layer, x[6:], 3, whole[1].state))
@@ -704,7 +704,7 @@ def test_windows_are_refused_when_they_are_called_for(error, words, change):
         training.truncated_bptt(**{"layer": rnnfast.GRU(3, 4), "x": np.zeros((5, 2, 3)), "window": 2, **change})
 
 
-def test_what_does_not_fit_the_layer_it_refuses_itself():
+def test_the_layer_rejects_invalid_arguments():
     layer = rnnfast.GRU(3, 4)
     with pytest.raises(ValueError, match="input_size=3"):
         next(training.truncated_bptt(layer, np.zeros((5, 2, 7)), 2))
