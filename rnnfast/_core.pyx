@@ -440,13 +440,20 @@ def pack(Engine engine, parameters, packed, packed_back):
         give_back(&memory)
 
 
+cdef tuple record(value, Py_ssize_t members):
+    """A named tuple of functional.py as a plain one, whose members are read without an iterator."""
+    if not isinstance(value, tuple) or len(<tuple>value) != members:
+        raise TypeError(f"expected a record of {members} members from rnnfast.functional, got {type(value).__name__}")
+    return <tuple>value
+
+
 def forward(Engine engine, packed, inputs, outputs, workspace, tape=None):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = inputs
-    y, h_n, c_n = outputs
+    x, h0, c0, masks, order = record(inputs, 5)
+    y, h_n, c_n = record(outputs, 3)
     describe(&p, engine, &watch)
     p.order = order_of(order)
     memory.count = 0
@@ -473,9 +480,9 @@ def backward(Engine engine, packed_back, inputs, y, tape, output_gradients, inpu
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = inputs
-    dy, dh_n, dc_n = output_gradients
-    dx, dh0, dc0, dparameters, dh = input_gradients
+    x, h0, c0, masks, order = record(inputs, 5)
+    dy, dh_n, dc_n = record(output_gradients, 3)
+    dx, dh0, dc0, dparameters, dh = record(input_gradients, 5)
     cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
     describe(&p, engine, &watch)
     p.order = order_of(order)

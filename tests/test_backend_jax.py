@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.test_util import check_grads
 
 import rnnfast
+from rnnfast import _core
 from rnnfast.backends import jax as backend
 
 T, N, I, H = 6, 4, 3, 5
@@ -288,7 +289,7 @@ REFUSED = [  # arguments, results or bytes of the attribute in place of those th
     ({2: ((H, H), FLOAT)}, {}, {}, "argument 2 has 25 numbers .* where 100 of"),
     ({}, {1: ((1, 1), FLOAT)}, {}, "result 1 has 1 numbers"),
     ({}, {2: ((20, H), np.int32)}, {}, "result 2 has 100 numbers of XLA's type 4"),
-    ({}, {}, {0: 77}, "compiled with version 77 of rnnfast's interface, this is 1"),
+    ({}, {}, {0: 77}, f"compiled with version 77 of rnnfast's interface, this is {_core.ABI}"),
     ({}, {}, {4: ord("q")}, "compiled for q.*, which does not run here"),
     ({}, {}, None, "the attribute of a call must be an array of [0-9]+ bytes"),
 ]
@@ -375,9 +376,9 @@ def calls(monkeypatch, through_python):  # noqa: ARG001
     prepare = backend._prepare
 
     def counting(call, arrays):
-        layer, given = prepare(call, arrays)
-        seen.append(given["x"].shape)
-        return layer, given
+        checked, parameters = prepare(call, arrays)
+        seen.append(checked.inputs.x.shape)
+        return checked, parameters
 
     monkeypatch.setattr(backend, "_prepare", counting)
     return seen
@@ -502,23 +503,27 @@ X = np.zeros((T, N, I), np.float32)
         (
             {"parameters": {}},
             ValueError,
-            "must hold a matrix weight_ih_l0, as torch names them, got only an empty dict",
+            "must contain a matrix weight_ih_l0 .torch.s names., got only an empty dict",
         ),
-        ({"parameters": {**FINE, "weight_hh_l0": X}}, ValueError, r"a matrix weight_hh_l0, .* got shape \(6, 4, 3\)"),
+        ({"parameters": {**FINE, "weight_hh_l0": X}}, ValueError, r"a matrix weight_hh_l0 .* got shape \(6, 4, 3\)"),
         (
             {"num_layers": 2},
             ValueError,
             r"do not fit LSTM\(3, 5, num_layers=2\): weight_ih_l1 is missing; .*bias_hh_l1",
         ),
-        ({"parameters": {**FINE, "kernel": X}}, ValueError, r"do not fit LSTM\(3, 5\): kernel is no parameter of it"),
+        (
+            {"parameters": {**FINE, "kernel": X}},
+            ValueError,
+            r"do not fit LSTM\(3, 5\): kernel is not one of its parameters",
+        ),
         ({"parameters": {**FINE, "bias_hh_l0": X}}, ValueError, r"bias_hh_l0 must have shape \(20,\), got \(6, 4, 3\)"),
         (
             {"parameters": jax.tree.map(jnp.float16, FINE)},
             ValueError,
-            "must be of dtype float32 or float64, got float16",
+            "must have dtype float32 or float64, got float16",
         ),
-        ({"dropout": 0.5}, TypeError, "dropout is no option of lstm: the options are num_layers, .*coupled"),
-        ({"hidden_size": 5}, TypeError, "hidden_size is no option of lstm: the parameters tell it"),
+        ({"dropout": 0.5}, TypeError, "dropout is not an option of lstm: the options are num_layers, .*coupled"),
+        ({"hidden_size": 5}, TypeError, "hidden_size is not an option of lstm: the parameters determine it"),
         ({"bidirectional": True, "reverse": True}, ValueError, "mutually exclusive"),
     ],
 )

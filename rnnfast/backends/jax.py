@@ -1,4 +1,4 @@
-"""JAX: the recurrent layers as functions that jit, grad and vmap take.
+"""JAX: the recurrent layers as functions that support jit, grad and vmap.
 
 >>> import jax, jax.numpy as jnp, rnnfast
 >>> from rnnfast.backends.jax import lstm
@@ -10,21 +10,20 @@
 >>> gradients["weight_hh_l0"].shape
 (32, 8)
 
-Parameters are a dict under torch's names. What they tell is no argument: the hidden size, whether there are biases, a
-projection or peepholes, and the dtype, which is float32, or with ``jax_enable_x64`` float64. Results are the bits of
-the layers of rnnfast.
+Parameters are a dict under torch's names. They determine the sizes, whether there are biases, a projection or
+peepholes, and the dtype, which is float32, or float64 with ``jax_enable_x64``; none of these is an argument. Results
+have the same bits as those of rnnfast's layers.
 
-vmap over x, states, lengths, masks and resets makes one call of a larger batch, and so does ``grad`` of ``vmap``. vmap
-over parameters, and ``vmap`` of ``grad``, make a call for each member.
+vmap over x, states, lengths, masks and resets becomes one call with a larger batch, and so does ``grad`` of ``vmap``.
+vmap over parameters, and ``vmap`` of ``grad``, run one call per member.
 
-On the CPU XLA calls the kernels itself, by its foreign-function interface (``jax.ffi``, JAX from 0.5 on), and keeps the
-tape between forward and backward. With lengths, masks or resets, on other devices and with older versions it calls back
-to Python (``jax.pure_callback``), which takes some 0.1 ms more for a forward or a backward pass, and backward computes
-forward again: to hand the tape on was measured there, and takes longer. Arrays of a device that is not the CPU go to
-the host and back.
+On the CPU, XLA calls the kernels directly through its foreign-function interface (``jax.ffi``, JAX 0.5 or newer) and
+keeps the tape from forward to backward. With lengths, masks or resets, on other devices and with older versions, it
+calls back into Python (``jax.pure_callback``). A callback adds about 0.1 ms to each pass, and backward runs forward
+again, because handing over the tape was measured to be slower. Arrays on other devices are copied to the host and back.
 
-Supported: JAX from 0.4.36 on. Declined: derivatives in forward mode (jvp), second derivatives, and dropout (drop
-between calls for single layers).
+Supported: JAX 0.4.36 or newer. Not supported: forward-mode derivatives (jvp), second derivatives, and dropout between
+the layers of a stack (apply dropout between calls of single layers instead).
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rnnfast import arguments, functional, layers
+from rnnfast.layers import saving
+from rnnfast.layers.execution import Kept
 
 try:
     import jax
@@ -42,80 +43,105 @@ try:
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
 except ImportError as error:
-    raise ImportError("rnnfast.backends.jax needs JAX from 0.4.36 on: pip install jax") from error
+    raise ImportError("rnnfast.backends.jax needs JAX 0.4.36 or newer: pip install jax") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from rnnfast.layers.execution import Call, Execution
+
 __all__ = ["gru", "lstm", "rnn"]
 
-GATES = {layers.LSTM: 4, layers.GRU: 3, layers.RNN: 1}
 STATES = ("h", "c")
-UNEVEN = ("lengths", "mask", "reset")
+RAGGED = ("lengths", "mask", "reset")
 
 
-class _Call(NamedTuple):
-    """What of a call is no array; hashable, for JAX."""
+class _Stack(NamedTuple):
+    """A layer without its parameters."""
 
-    kind: type[Any]
-    options: tuple[tuple[str, Any], ...]
-    zero_masked: bool
-    names: tuple[str, ...]  # of the arrays: x, the parameters, then those of h, c, lengths, mask, reset that there are
-    direct: bool  # XLA calls the kernels itself, without Python
-    taped: bool = False  # and the tape is a result too
+    execution: Execution
+    shapes: dict[str, tuple[int, ...]]  # of the parameters
+    batch_first: bool
+    description: str
 
     @property
-    def layer(self) -> Any:
-        return _layer(self.kind, self.options)
+    def engine(self) -> functional.Engine:
+        return self.execution.engine
 
     @property
-    def members(self) -> int:
-        """Of the state: h, or h and c."""
-        return 2 if self.kind is layers.LSTM else 1
-
-    def state(self, members: Sequence[Any]) -> Any:
-        return tuple(members) if self.members == 2 else members[0]
-
-    def arguments(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """What the layer is called with."""
-        state = self.state([named.get(name) for name in STATES])
-        uneven = {name: named.get(name) for name in UNEVEN}
-        return {"x": named["x"], "state": state, "zero_masked": self.zero_masked, **uneven}
+    def states(self) -> tuple[str, ...]:
+        return STATES[: 1 + self.engine.info.has_c]
 
 
 @functools.lru_cache
-def _layer(kind: type[Any], options: tuple[tuple[str, Any], ...]) -> Any:
+def _stack(kind: Any, options: tuple[tuple[str, Any], ...]) -> _Stack:
     layer = kind(**dict(options), rng=0)
-    # Of its parameters only the shapes are used.
-    zero = layer.dtype.type(0)
-    shapes = {name: np.broadcast_to(zero, array.shape) for name, array in layer.parameters.items()}
-    return layers.base.with_parameters(layer, shapes)
+    shapes = functional.parameter_shapes(layer.engine)
+    return _Stack(layer.execution, shapes, layer.batch_first, saving.describe(layer))
+
+
+class _Call(NamedTuple):
+    """Everything about a call but its arrays. Hashable, so JAX can use it as a static parameter."""
+
+    kind: Any  # the class of the layer
+    options: tuple[tuple[str, Any], ...]
+    zero_masked: bool
+    names: tuple[str, ...]  # the order of the arrays: x, the parameters, then those of STATES and RAGGED that are given
+    direct: bool  # whether XLA calls the kernels directly
+    taped: bool = False  # whether the tape is a result too
+
+    @property
+    def stack(self) -> _Stack:
+        return _stack(self.kind, self.options)
+
+    def state(self, members: Sequence[Any]) -> Any:
+        """The state as a layer has it: h, or the pair (h, c)."""
+        return tuple(members) if len(members) == 2 else members[0]
+
+    def read(self, named: Mapping[str, Any]) -> Call:
+        """Check the arrays of the call."""
+        state = self.state([named.get(name) for name in self.stack.states])
+        ragged: dict[str, Any] = {name: named.get(name) for name in RAGGED}
+        return self.stack.execution.read(named["x"], state, **ragged, zero_masked=self.zero_masked)
 
 
 # ---------------------------------------------------------------------------------------------------- on the host
-# Functions that XLA calls in its own threads, and waits for: they must not call JAX.
+# XLA calls these functions in its own threads and waits for them, so they must not call JAX.
 
 
-def _prepare(call: _Call, arrays: Iterable[Any]) -> tuple[Any, dict[str, Any]]:
-    """The layer with these parameters and what it is to be called with."""
+def _prepare(call: _Call, arrays: Iterable[Any]) -> tuple[Call, list[Any]]:
+    """Check the arrays of a call, and separate the parameters."""
     named = dict(zip(call.names, map(np.asarray, arrays), strict=True))
-    layer = layers.base.with_parameters(call.layer, {name: named[name] for name in call.layer.parameters})
-    return layer, call.arguments(named)
+    return call.read(named), [named[name] for name in call.stack.shapes]
 
 
 def _forward(call: _Call, *arrays: Any) -> list[Any]:
-    layer, given = _prepare(call, arrays)
-    y, state = layer(**given)
-    return [y, *(state if call.members == 2 else [state])]
+    run = call.stack.execution
+    checked, parameters = _prepare(call, arrays)
+    packed = run.pack_forward(parameters)
+    outputs, _ = run.run(checked, packed)
+    run.packs.release(packed)
+    return [array for array in outputs if array is not None]
 
 
 def _backward(call: _Call, *arrays: Any) -> list[Any]:
-    arrays, (dy, *dstate) = arrays[: len(call.names)], map(np.asarray, arrays[len(call.names) :])
-    layer, given = _prepare(call, arrays)
-    _, _, tape = layer.forward(**given)
-    gradients = layer.backward(tape, dy, call.state(dstate))
-    states = gradients.state if call.members == 2 else [gradients.state]
-    return [gradients.x, *gradients.parameters.values(), *states]
+    run, count = call.stack.execution, len(call.names)
+    checked, parameters = _prepare(call, arrays[:count])
+    dy, *dlast = map(np.asarray, arrays[count:])
+    plan, sizes = checked.plan, checked.plan.sizes if checked.ragged is None else checked.ragged.sizes
+    weights = run.pack(parameters)
+    tape = None if sizes is None else run.tapes.acquire(sizes.tape)
+    outputs, _ = run.run(checked, weights.packed, tape)
+    given = functional.OutputGradients(
+        arguments.shaped("dy", dy, run.engine.dtype, plan.y), *run.state("dstate", call.state(dlast), plan)
+    )
+    zeros = {name: np.zeros(shape, run.engine.dtype) for name, shape in call.stack.shapes.items()}
+    found = run.differentiate(Kept(checked, outputs.y, tape, weights, None), given, zeros, per_step=False)
+    for buffer in (weights.packed, weights.packed_back):
+        run.packs.release(buffer)
+    if tape is not None:
+        run.tapes.release(tape)
+    return [found.dx, *found.dparameters, *(array for array in (found.dh0, found.dc0) if array is not None)]
 
 
 HOST = {"forward": _forward, "backward": _backward}
@@ -123,7 +149,7 @@ HOST = {"forward": _forward, "backward": _backward}
 
 @functools.lru_cache
 def _on_host(name: str, call: _Call) -> Any:
-    """One and the same for one call, so that JAX finds what it has compiled."""
+    """The same function object for equal calls, so that JAX finds what it has compiled."""
     return functools.partial(HOST[name], call)
 
 
@@ -132,47 +158,50 @@ def _on_host(name: str, call: _Call) -> Any:
 
 @functools.cache
 def _has_kernels() -> bool:
-    """Hand the kernels to XLA, for it to call them itself; whether it takes them."""
+    """Register the kernels with XLA. Returns whether this version of JAX supports them."""
     try:
         from jax import ffi
 
         for name, handler in functional.xla.items():
             ffi.register_ffi_target(f"rnnfast_{name}", handler, platform="cpu")
-    except (ImportError, RuntimeError):  # a JAX before 0.5, or one whose interface is of another version
+    except (ImportError, RuntimeError):  # JAX before 0.5, or an incompatible version of the interface
         return False
     return True
 
 
 def _is_direct(named: Mapping[str, Any]) -> bool:
-    """Whether XLA can call the kernels itself: on the CPU, where all rows have all steps, and there are rows."""
-    plain = named["x"].size > 0 and not any(name in UNEVEN for name in named)
-    # In this order: XLA looks at what is handed over once it has a back end, and with none would refuse to make one.
+    """Whether XLA can call the kernels directly: on the CPU, with at least one row, and with every step valid."""
+    plain = named["x"].size > 0 and not any(name in RAGGED for name in named)
+    # default_backend() comes first: registering a handler before XLA has a back end would make XLA refuse to create it.
     return plain and jax.default_backend() == "cpu" and _has_kernels()
 
 
 def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> Any:
-    """ "forward" or "backward", by XLA itself or through Python."""
+    """Run "forward" or "backward", directly from XLA or through Python."""
     if not call.direct:
         return jax.pure_callback(_on_host(name, call), results, *arrays, vmap_method="sequential")
     has_states = (state in call.names for state in STATES)
-    description = call.layer.engine.xla_call(not call.layer.batch_first, *has_states)
+    description = call.stack.engine.xla_call(not call.stack.batch_first, *has_states)
     run = jax.ffi.ffi_call(f"rnnfast_{name}", results, vmap_method="sequential")
     return run(*arrays, call=np.frombuffer(description, np.uint8))
 
 
 # --------------------------------------------------------------------------------------------------------- in JAX
 
-# A primitive, as jax.custom_batching.custom_vmap has no derivative in reverse mode. Batching makes a call of it again,
-# so that the derivative of a vmap is that of one large call.
+# A primitive, because jax.custom_batching.custom_vmap has no reverse-mode derivative. Batching binds the primitive
+# again, so the derivative of a vmap is that of one large call.
 recurrent = Primitive("rnnfast")
 recurrent.multiple_results = True
 
 
 def _results(call: _Call, x: Any) -> list[Any]:
-    plan = call.layer.execution.plan(x.shape)
-    shapes = (plan.y, plan.h, plan.c)[: 1 + call.members]
-    results = [jax.ShapeDtypeStruct(shape, call.layer.dtype) for shape in shapes]
-    return [*results, jax.ShapeDtypeStruct((plan.sizes.tape,), np.uint8)] if call.taped else results
+    run = call.stack.execution
+    plan = run.plan(x.shape)
+    shapes = [shape for shape in (plan.y, plan.h, plan.c) if shape is not None]
+    results = [jax.ShapeDtypeStruct(shape, run.engine.dtype) for shape in shapes]
+    if call.taped and plan.sizes is not None:
+        results.append(jax.ShapeDtypeStruct((plan.sizes.tape,), np.uint8))
+    return results
 
 
 def _run(*arrays: Any, call: _Call) -> Any:
@@ -190,7 +219,7 @@ mlir.register_lowering(recurrent, mlir.lower_fun(_run, multiple_results=True))
 
 @functools.lru_cache
 def _differentiable(call: _Call) -> Any:
-    """The call with its derivative."""
+    """The call as a function with a reverse-mode derivative."""
 
     def forward(*arrays: Any) -> Any:
         if not call.direct:
@@ -199,13 +228,13 @@ def _differentiable(call: _Call) -> Any:
         return results, (arrays, (results[0], tape))
 
     def backward(kept: Any, cotangents: Any) -> Any:
-        arrays, more = kept
-        x, parameters = arrays[0], arrays[1 : 1 + len(call.layer.parameters)]
-        plan = call.layer.execution.plan(x.shape)
-        shapes = x.shape, *(a.shape for a in parameters), *(plan.h, plan.c)[: call.members]
-        results = [jax.ShapeDtypeStruct(shape, call.layer.dtype) for shape in shapes]
-        gradients = _kernels("backward", call, results, *arrays, *more, *cotangents)
-        found = dict(zip(("x", *call.layer.parameters, *STATES), gradients, strict=False))
+        (x, *_), more = kept
+        stack = call.stack
+        _, *states = _results(call, x)
+        shapes = x.shape, *stack.shapes.values(), *(state.shape for state in states)
+        results = [jax.ShapeDtypeStruct(shape, stack.engine.dtype) for shape in shapes]
+        gradients = _kernels("backward", call, results, *kept[0], *more, *cotangents)
+        found = dict(zip(("x", *stack.shapes, *stack.states), gradients, strict=True))
         return tuple(found.get(name) for name in call.names)
 
     run = jax.custom_vjp(lambda *arrays: recurrent.bind(*arrays, call=call))
@@ -215,10 +244,10 @@ def _differentiable(call: _Call) -> Any:
 
 def _derive(primals: Any, tangents: Any, *, call: _Call) -> Any:
     if call.taped:
-        raise ValueError("the gradients of rnnfast's layers do not support JVP: there are no second derivatives")
+        raise ValueError("the gradients of rnnfast's layers do not support JVP: second derivatives are not available")
 
     def whole(name: str, primal: Any, tangent: Any) -> Any:
-        return np.zeros(primal.shape, jax.dtypes.float0) if name in UNEVEN else ad.instantiate_zeros(tangent)
+        return np.zeros(primal.shape, jax.dtypes.float0) if name in RAGGED else ad.instantiate_zeros(tangent)
 
     return jax.jvp(_differentiable(call), primals, tuple(map(whole, call.names, primals, tangents)))
 
@@ -230,20 +259,20 @@ def _batch(arrays: Any, axes: Any, *, call: _Call) -> Any:
     size = next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
     arrays = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
     batched = dict(zip(call.names, (axis is not None for axis in axes), strict=True))
-    if call.taped or any(batched[name] for name in call.layer.parameters):
+    if call.taped or any(batched[name] for name in call.stack.shapes):
         results = _one_by_one(call, arrays, list(batched.values()))
     else:
-        row = 0 if call.layer.batch_first else 1
-        places = {"x": row, "mask": row, "reset": row, "lengths": 0, "h": 1, "c": 1}
+        row = 0 if call.stack.batch_first else 1
+        row_axes = {"x": row, "mask": row, "reset": row, "lengths": 0, "h": 1, "c": 1}
         has_rows = arrays[0].ndim == 3 + batched["x"]
         folded = []
         for name, array in zip(call.names, arrays, strict=True):
-            if name in places:
+            if name in row_axes:
                 if not batched[name]:
                     array = jnp.broadcast_to(array, (size, *array.shape))
-                array = jnp.moveaxis(array, 0, places[name])
+                array = jnp.moveaxis(array, 0, row_axes[name])
                 if has_rows:
-                    array = jax.lax.collapse(array, places[name], places[name] + 2)
+                    array = jax.lax.collapse(array, row_axes[name], row_axes[name] + 2)
             folded.append(array)
         results = []
         for result, axis in zip(recurrent.bind(*folded, call=call), (row, 1, 1), strict=False):
@@ -287,15 +316,16 @@ def lstm(
     x : array_like, (T, N, I), with batch_first (N, T, I), or unbatched (T, I)
         Converted to the dtype of the parameters.
     parameters : mapping of str to array_like
-        As ``rnnfast.LSTM(...).parameters`` has them. Biases, ``weight_hr_l{k}`` and ``peephole_l{k}`` may be absent.
+        Named and shaped as in ``rnnfast.LSTM(...).parameters``. Biases, ``weight_hr_l{k}`` and ``peephole_l{k}`` are
+        optional.
     state : pair of array_like (L*D, N, H_out) and (L*D, N, H), unbatched without N, optional
-        Either may be None, for zeros.
+        The initial state. Either member may be None, for zeros.
     lengths, mask, reset : array_like, optional
         As for a call of the layer.
     zero_masked : bool, default False
-        As for a call of the layer; static under jit, as the options are.
+        As for a call of the layer. Static under jit, like the options.
     **options
-        num_layers, bidirectional, reverse, batch_first, activations, clip and coupled, as of the class.
+        num_layers, bidirectional, reverse, batch_first, activations, clip and coupled, as in the constructor.
 
     Returns
     -------
@@ -305,8 +335,8 @@ def lstm(
     Raises
     ------
     ValueError, TypeError
-        When options, parameters, or shapes do not fit, also while jit traces. Lengths that are traced are looked at
-        when the call runs: JAX then raises an error of its own with the text.
+        If options, parameters or shapes do not fit, also while jit traces. Traced lengths are checked when the call
+        runs; JAX then raises its own error with the message.
 
     Examples
     --------
@@ -339,7 +369,7 @@ def gru(
         As for :func:`lstm`.
     state : array_like (L*D, N, H), unbatched without N, optional
     **options
-        reset_after, num_layers, bidirectional, reverse, batch_first, activations and clip, as of the class.
+        reset_after, num_layers, bidirectional, reverse, batch_first, activations and clip, as in the constructor.
 
     Returns
     -------
@@ -348,7 +378,7 @@ def gru(
     Raises
     ------
     ValueError, TypeError
-        As :func:`lstm`.
+        As for :func:`lstm`.
 
     Examples
     --------
@@ -378,7 +408,7 @@ def rnn(
     x, parameters, state, lengths, mask, reset, zero_masked
         As for :func:`gru`.
     **options
-        nonlinearity, num_layers, bidirectional, reverse, batch_first, activations and clip, as of the class.
+        nonlinearity, num_layers, bidirectional, reverse, batch_first, activations and clip, as in the constructor.
 
     Returns
     -------
@@ -387,7 +417,7 @@ def rnn(
     Raises
     ------
     ValueError, TypeError
-        As :func:`lstm`.
+        As for :func:`lstm`.
 
     Examples
     --------
@@ -399,77 +429,76 @@ def rnn(
     return _apply(layers.RNN, x, parameters, state, options, zero_masked, (lengths, mask, reset))
 
 
-READ = ("input_size", "hidden_size", "bias", "proj_size", "peepholes", "dtype")  # off the parameters
-
-
 def _apply(
-    kind: type[Any], x: Any, parameters: Any, state: Any, options: Any, zero_masked: Any, uneven: Sequence[Any]
+    kind: Any, x: Any, parameters: Any, state: Any, options: Any, zero_masked: Any, ragged: Sequence[Any]
 ) -> tuple[Any, Any]:
     if not hasattr(parameters, "keys"):
         raise TypeError(f"parameters must be a dict of arrays under torch's names, got {type(parameters).__name__}")
     arrays = {name: jnp.asarray(parameters[name]) for name in parameters}
     layer_options = _options(kind, arrays, options)
-    layer = _layer(kind, layer_options)
-    faults = [f"{name} is no parameter of it" for name in arrays if name not in layer.parameters]
-    for name, own in layer.parameters.items():
+    stack = _stack(kind, layer_options)
+    faults = [f"{name} is not one of its parameters" for name in arrays if name not in stack.shapes]
+    for name, shape in stack.shapes.items():
         if name not in arrays:
             faults.append(f"{name} is missing")
-        elif arrays[name].shape != own.shape:
-            faults.append(f"{name} must have shape {own.shape}, got {arrays[name].shape}")
+        elif arrays[name].shape != shape:
+            faults.append(f"{name} must have shape {shape}, got {arrays[name].shape}")
     if faults:
-        raise ValueError(f"parameters do not fit {layers.saving.describe(layer)}: {'; '.join(faults)}")
-    members = ()
+        raise ValueError(f"parameters do not fit {stack.description}: {'; '.join(faults)}")
+    members: tuple[Any, ...] = ()
     if state is not None:
-        members = arguments.pair("state", state, "(h, c)") if kind is layers.LSTM else (state,)
-    ordered = {name: arrays[name] for name in layer.parameters}  # jit sorts the names of a dict
-    given = {"x": x, **ordered, **dict(zip(STATES, members, strict=False)), **dict(zip(UNEVEN, uneven, strict=True))}
+        members = arguments.pair("state", state, "(h, c)") if len(stack.states) == 2 else (state,)
+    ordered = {name: arrays[name] for name in stack.shapes}  # jit sorts the names of a dict
+    given = {"x": x, **ordered, **dict(zip(STATES, members, strict=False)), **dict(zip(RAGGED, ragged, strict=True))}
     named = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
     zero_masked = arguments.flag("zero_masked", zero_masked)
     call = _Call(kind, layer_options, zero_masked, tuple(named), _is_direct(named))
-    layer.execution.read(**call.arguments(_likenesses(named, layer.dtype)))
-    cast = [array if name in UNEVEN else array.astype(layer.dtype) for name, array in named.items()]
-    y, *members = recurrent.bind(*cast, call=call)
-    return y, call.state(members)
+    dtype = stack.engine.dtype
+    call.read(_stand_ins(named, dtype))
+    cast = [array if name in RAGGED else array.astype(dtype) for name, array in named.items()]
+    y, *last = recurrent.bind(*cast, call=call)
+    return y, call.state(last)
 
 
 def _options(kind: type[Any], arrays: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Those of the layer: the ones that are given, and those that the parameters tell."""
-    allowed = [name for name in layers.saving.signature(kind) if name not in (*READ, "dropout")]
-    for name in options:
-        if name not in allowed:
-            why = "the parameters tell it" if name in READ else f"the options are {', '.join(allowed)}"
-            raise TypeError(f"{name} is no option of {kind.__name__.lower()}: {why}")
-    for name in ("weight_ih_l0", "weight_hh_l0"):
+    """The options of the layer: those that the parameters determine, and those that are given."""
+    projection = "weight_hr_l0" if "weight_hr_l0" in arrays else None
+    for name in ("weight_ih_l0", "weight_hh_l0", *([projection] if projection else [])):
         if name not in arrays or arrays[name].ndim != 2:
             got = f"shape {arrays[name].shape}" if name in arrays else f"only {', '.join(arrays) or 'an empty dict'}"
-            raise ValueError(f"parameters must hold a matrix {name}, as torch names them, got {got}")
+            raise ValueError(f"parameters must contain a matrix {name} (torch's names), got {got}")
     weight = arrays["weight_hh_l0"]
     if weight.dtype not in arguments.DTYPES:
-        raise ValueError(f"parameters must be of dtype float32 or float64, got {weight.dtype}")
+        raise ValueError(f"parameters must have dtype float32 or float64, got {weight.dtype}")
     read = {
         "input_size": arrays["weight_ih_l0"].shape[1],
-        "hidden_size": weight.shape[0] // GATES[kind],
+        "hidden_size": arrays[projection or "weight_hh_l0"].shape[1],
+        "proj_size": arrays[projection].shape[0] if projection else 0,
         "bias": "bias_ih_l0" in arrays,
+        "peepholes": "peephole_l0" in arrays,
         "dtype": weight.dtype,
     }
-    if kind is layers.LSTM:
-        read["proj_size"] = arrays["weight_hr_l0"].shape[0] if "weight_hr_l0" in arrays else 0
-        read["peepholes"] = "peephole_l0" in arrays
-    return tuple((name, _hashable(value)) for name, value in {**read, **options}.items())
+    known = saving.signature(kind)
+    allowed = [name for name in known if name not in (*read, "dropout")]
+    for name in options:
+        if name not in allowed:
+            why = "the parameters determine it" if name in read else f"the options are {', '.join(allowed)}"
+            raise TypeError(f"{name} is not an option of {kind.__name__.lower()}: {why}")
+    return tuple((name, _hashable(value)) for name, value in {**read, **options}.items() if name in known)
 
 
 def _hashable(option: Any) -> Any:
     return tuple(map(_hashable, option)) if isinstance(option, (list, tuple)) else option
 
 
-def _likenesses(named: Mapping[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
-    """Arrays on which the layer can check a call that is traced: for their shapes, and for lengths that are known."""
-    likenesses: dict[str, Any] = {}
+def _stand_ins(named: Mapping[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Arrays that let a layer check a call during tracing: its shapes, and its lengths if they are known."""
+    stand_ins: dict[str, Any] = {}
     for name, array in named.items():
         if name == "lengths" and not isinstance(array, jax.core.Tracer):
-            likenesses[name] = np.asarray(array)
-        elif name in UNEVEN:
-            likenesses[name] = np.zeros(array.shape, array.dtype)
+            stand_ins[name] = np.asarray(array)
+        elif name in RAGGED:
+            stand_ins[name] = np.zeros(array.shape, array.dtype)
         else:
-            likenesses[name] = np.empty(array.shape, array.dtype if jnp.iscomplexobj(array) else dtype)
-    return likenesses
+            stand_ins[name] = np.empty(array.shape, array.dtype if jnp.iscomplexobj(array) else dtype)
+    return stand_ins

@@ -54,6 +54,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rnnfast import arguments, layers, options
+from rnnfast.backends._gates import positions, reorder
+from rnnfast.layers import saving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,7 +112,7 @@ _KINDS = (
         keras.layers.SimpleRNNCell,
         keras.layers.SimpleRNN,
         layers.RNN,
-        [0],
+        positions("rnn_tanh", "h"),
         ("activation",),
         {("tanh",): {}, ("relu",): {"nonlinearity": "relu"}},
     ),
@@ -118,7 +120,7 @@ _KINDS = (
         keras.layers.LSTMCell,
         keras.layers.LSTM,
         layers.LSTM,
-        [0, 1, 2, 3],
+        positions("lstm", "ifgo"),
         ("recurrent_activation", "activation", "activation"),
         {("sigmoid", "tanh", "tanh"): {}},
     ),
@@ -126,7 +128,7 @@ _KINDS = (
         keras.layers.GRUCell,
         keras.layers.GRU,
         layers.GRU,
-        [1, 0, 2],
+        positions("gru", "zrn"),
         ("recurrent_activation", "activation"),
         {("sigmoid", "tanh"): {}},
         ("reset_after",),
@@ -399,8 +401,8 @@ def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = No
             listed = ", ".join(f"{names[place]!r} at {place!r}" for place in places) or "none"
             raise ValueError(
                 f"{path!r} contains {len(found)} recurrent layers {'' if name is None else f'named {name!r} '}for "
-                f"{layers.saving.describe(layer)}, but exactly one is needed: set name to the name or path of one of "
-                f"these: {listed}"
+                f"{saving.describe(layer)}, but exactly one is needed: set name to the name or path of one of these: "
+                f"{listed}"
             )
         values: dict[str, Array] = {}
         for side, group in zip(sides, groups, strict=True):
@@ -415,8 +417,8 @@ def _options(cell: Any) -> tuple[_Kind, tuple[Any, ...]]:
     """The kind of a Keras cell, and the options of the corresponding rnnfast layer as pairs."""
     kind = next((kind for kind in _KINDS if type(cell) is kind.cell), None)
     if kind is None:
-        names = ", ".join(kind.cell.__name__ for kind in _KINDS)
-        raise _Unsupported(f"the cell of layer must be one of {names}, got {type(cell).__name__}")
+        classes = ", ".join(kind.cell.__name__ for kind in _KINDS)
+        raise _Unsupported(f"the cell of layer must be one of {classes}, got {type(cell).__name__}")
     functions = [getattr(cell, name) for name in kind.functions]
     names = tuple(_FUNCTIONS.get(id(function)) for function in functions)
     if None in names:
@@ -496,24 +498,19 @@ def _full(function: Any) -> tuple[Any, ...]:
     return (name, *given, *options.FUNCTIONS[name][len(given) :])
 
 
-def _regate(array: Array, gates: list[int]) -> Array:
-    """Reorder the rows of an array gate by gate."""
-    return array.reshape(len(gates), -1, *array.shape[1:])[gates].reshape(array.shape)
-
-
 def _to_parameters(kind: _Kind, weights: Sequence[Array], names: str) -> dict[str, Array]:
     """The parameters of one direction from Keras's kernel, recurrent_kernel and optional bias."""
     kernel, recurrent_kernel, *biases = weights
     arrays = {"weight_ih": kernel.T, "weight_hh": recurrent_kernel.T}
     for bias in biases:
         arrays["bias_ih"], arrays["bias_hh"] = bias if bias.ndim == 2 else (bias, np.full_like(bias, -0.0))
-    return {names.format(name): _regate(array, kind.gates) for name, array in arrays.items()}
+    return {names.format(name): reorder(array, kind.gates) for name, array in arrays.items()}
 
 
 def _to_weights(side: _Side, parameters: Any) -> list[Array]:
     """Keras's kernel, recurrent_kernel and optional bias from the parameters of one direction."""
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if side.layer.bias else [])]
-    arrays = [_regate(parameters[side.names.format(name)], side.kind.gates) for name in names]
+    arrays = [reorder(parameters[side.names.format(name)], side.kind.gates) for name in names]
     kernel, recurrent_kernel, *biases = arrays
     if biases:
         biases = [np.stack(biases) if getattr(side.layer, "reset_after", False) else biases[0] + biases[1]]
@@ -527,9 +524,9 @@ def _check(side: _Side, arrays: list[Array], where: str) -> None:
     shapes = [(I, G * H), (H, G * H), *([bias] if side.layer.bias else [])]
     if [array.shape for array in arrays] != shapes:
         raise ValueError(
-            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but "
-            f"{layers.saving.describe(side.layer)} needs {shapes}: use a layer of matching sizes and options (a GRU's "
-            "bias of shape (2, ...) needs reset_after=True)"
+            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but {saving.describe(side.layer)} "
+            f"needs {shapes}: use a layer of matching sizes and options (a GRU's bias of shape (2, ...) needs "
+            "reset_after=True)"
         )
 
 

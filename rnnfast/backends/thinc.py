@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnfast import arguments, buffers, functional, layers
+from rnnfast.backends._gates import positions
 
 try:
     from thinc.api import LSTM, Model, NumpyOps, registry
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RnnfastOps", "from_flat", "layer_from_thinc", "layer_to_thinc", "to_flat"]
 
-# Positions of torch's gates i, f, g, o among thinc's f, i, o, c. The permutation is its own inverse.
-GATES = [1, 0, 3, 2]
+GATES = positions("lstm", "fiog")  # thinc calls the last one c; the permutation is its own inverse
 
 
 @registry.ops("RnnfastOps")
@@ -73,7 +73,7 @@ class RnnfastOps(NumpyOps):
 
     def backprop_lstm(self, dY: Any, lengths: Any, params: Any, fwd_state: tuple[Any]) -> tuple[Array, Array]:  # noqa: ARG002
         """Compute the gradients of X and params."""
-        (call,) = fwd_state
+        call: _Call = fwd_state[0]
         return call.backward(dY)
 
 
@@ -104,14 +104,14 @@ class _Call:
 
     def _states(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
         """An initial state for each sequence; thinc has one that all sequences share."""
-        state = arguments.shaped(name, value, self.engine.dtype, shape, "the shape of H0, (depth, dirs, nO)")
+        state: Any = arguments.shaped(name, value, self.engine.dtype, shape, "the shape of H0, (depth, dirs, nO)")
         return np.repeat(state.reshape(-1, 1, shape[-1]), self.order.sequences, axis=1)
 
     def forward(self, training: bool) -> Array:
         engine, sizes = self.engine, self.sizes
         packed = _memory.bytes(engine.packed_size)
-        self.packed_back = _memory.bytes(engine.packed_back_size) if training else None
-        self.tape = _memory.bytes(sizes.tape) if training else None
+        self.packed_back: Any = _memory.bytes(engine.packed_back_size) if training else None
+        self.tape: Any = _memory.bytes(sizes.tape) if training else None
         self.y = _memory.empty((*self.x.shape[:2], engine.directions * engine.output_size), engine.dtype)
         last = np.empty_like(self.h0), np.empty_like(self.c0)
         workspace = _memory.bytes(sizes.forward_workspace)
@@ -122,7 +122,7 @@ class _Call:
 
     def backward(self, dY: Any) -> tuple[Array, Array]:
         engine = self.engine
-        dy = arguments.shaped("dY", dY, engine.dtype, self.y[:, 0].shape, "the shape of Y")
+        dy: Any = arguments.shaped("dY", dY, engine.dtype, self.y[:, 0].shape, "the shape of Y")
         dx = _memory.empty(self.x.shape, engine.dtype)
         dstart = np.empty_like(self.h0), np.empty_like(self.c0)
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
@@ -169,7 +169,7 @@ def _parts(engine: functional.Engine, flat: Array) -> dict[str, Array]:
         weight_ih, weight_hh, bias_ih, bias_hh = names[first : first + 4]
         for name in (weight_ih, bias_ih, weight_hh, bias_hh):
             stop = start + int(np.prod(shapes[name]))
-            parts[name] = flat[start:stop].reshape(4, -1, *shapes[name][1:])
+            parts[name] = flat[start:stop].reshape(len(GATES), -1, *shapes[name][1:])
             start = stop
     return parts
 
