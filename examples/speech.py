@@ -146,7 +146,7 @@ def draw(curves, example, confusion, lines, path):
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 1.1, 1])
     frames = np.arange(1, curves.shape[1] + 1)
-    left.plot(frames, curves.mean(axis=0), color="C0", label="GRU on a stream, mean of the seeds")
+    left.plot(frames, curves.mean(axis=0), color="C0", label=f"GRU on a stream, mean of {len(curves)} seeds")
     left.fill_between(frames, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, label="range of the seeds")
     for (name, value), style in zip(lines.items(), ("--", ":"), strict=True):
         left.axhline(value, color="black", linewidth=1, linestyle=style, label=f"whole utterance: {name}")
