@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c
+from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c, is_trained
 from support.compare import assert_close, central_differences, gradient_by_differences, members, named
 from support.problems import problem, run_reference
 
@@ -191,7 +191,8 @@ def run_alone(p):
     cells = np.zeros((layers, T, N, p.hidden_size))
     state = [member.copy() for member in members(p.state)]
     dstate = [np.zeros_like(member) for member in state]
-    dparameters = {name: np.zeros_like(value) for name, value in p.parameters.items()}
+    trained = {name: value for name, value in p.parameters.items() if is_trained(p.cell, name)}
+    dparameters = {name: np.zeros_like(value) for name, value in trained.items()}
     for n in range(N):
         one = slice(n, n + 1)
         start = [member[:, one] for member in members(p.state)]
