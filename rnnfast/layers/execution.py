@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     N: int
     time_major: bool  # whether the caller's arrays have the engine's layout
     large: bool  # whether x or a result is
-    sizes: Any  # Sizes of tape and workspaces; None with N = 0
+    sizes: Any  # functional.Sizes of tape and workspaces; None with N = 0
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class Kept(NamedTuple):
 
     call: Call
     y: Array
-    tape: Any  # an array, or None with checkpoints
+    tape: Any  # an array; None with checkpoints
     weights: Weights
     saved: checkpoints.Saved | None
 
