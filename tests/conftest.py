@@ -2,6 +2,7 @@
 
 from importlib import metadata
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -9,16 +10,37 @@ pytest.register_assert_rewrite("support")
 
 from support.cells import VARIANTS  # noqa: E402
 from support.command_line import SMALL, TEXT, main  # noqa: E402
+from support.selection import select  # noqa: E402
 
 from rnnfast import functional  # noqa: E402
 
 
-def pytest_report_header():
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the whole matrix of cases, as CI does, and what is slow")
+
+
+def pytest_configure(config):
+    hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+    hypothesis.settings.register_profile("full", max_examples=200, deadline=None)
+    hypothesis.settings.load_profile("full" if config.getoption("--full") else "quick")
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config, items):
+    if any("::" in str(argument) for argument in config.args):
+        return  # a test that is named runs in all its cases
+    items[:], left_out = select(items, config.getoption("--full"))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_report_header(config):
     try:
         torch = f"torch {metadata.version('torch')}: results are compared with its own"
     except metadata.PackageNotFoundError:
         torch = "torch is NOT installed: the comparisons with it are skipped"
-    return [torch, f"instruction sets: {', '.join(functional.isas())}"]
+    suite = "the full matrix" if config.getoption("--full") else "a selection of cases; --full runs the whole matrix"
+    return [suite, torch, f"instruction sets: {', '.join(functional.isas())}"]
 
 
 @pytest.fixture(scope="session")

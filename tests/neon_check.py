@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from support.cells import DIRECTIONS, GATES, VARIANTS
+from support.cells import DIRECTIONS, VARIANTS, gates_of
 from support.guards import pair
 from support.problems import EDGES, TOLERANCE, solved
 
@@ -70,9 +70,9 @@ def golden():
             for N in (1, (5, 6, 7, 12, 13)[k % 5]):
                 yield case(variant, 1 + k % 3, N, EDGES[-1 - k], H, list(DIRECTIONS)[k % 3])
         # Just enough work for a second thread: by rows; by units, whose gates begin at whole vectors, or do not.
-        yield case(variant, 6, 96 // GATES[cell], 60, 64, "bidirectional", 4)
-        yield case(variant, 48 // GATES[cell], 3, 32, 160, "forward", 4)
-        yield case(variant, 48 // GATES[cell], 3, 32, 163, "reverse", 4)
+        yield case(variant, 6, 96 // gates_of(cell), 60, 64, "bidirectional", 4)
+        yield case(variant, 48 // gates_of(cell), 3, 32, 160, "forward", 4)
+        yield case(variant, 48 // gates_of(cell), 3, 32, 163, "reverse", 4)
 
 
 def write_golden(path):

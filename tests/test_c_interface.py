@@ -98,6 +98,7 @@ def test_the_example_in_c_has_the_loss_and_the_gradient_of_the_layer(compiler, t
     assert float(printed["difference"]) == pytest.approx(gradient, rel=1e-8)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("kernels")
 def test_the_example_in_the_header_runs(compiler, tmp_path):
     head = HEADER.read_text(encoding="utf-8").partition("An example")[2].partition("*/")[0]
@@ -136,6 +137,7 @@ def scores(extensions, kernels, tmp_path_factory):  # noqa: ARG001
     return load(folder, "scores")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("T", "N", "I", "H"), [(1, 1, 1, 1), (9, 3, 5, 37), (40, 17, 8, 64)])
 def test_the_example_in_cython_has_the_bits_of_the_layer(scores, T, N, I, H):
     layer = rnnfast.LSTM(I, H, rng=T)
@@ -151,6 +153,7 @@ def test_the_example_in_cython_has_the_bits_of_the_layer(scores, T, N, I, H):
         np.testing.assert_array_equal(c[k], c_n[0])
 
 
+@pytest.mark.full
 def test_the_example_in_cython_refuses_what_does_not_fit(scores):
     layer = rnnfast.LSTM(3, 4)
     parameters = list(layer.parameters.values())
@@ -204,6 +207,7 @@ def guards(extensions, tmp_path_factory):  # noqa: ARG001
     return folder
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", EDITS)
 def test_a_module_compiled_with_another_header(guards, name):
     refused = EDITS[name][2]
@@ -216,5 +220,5 @@ def test_a_module_compiled_with_another_header(guards, name):
 
 def test_a_module_compiled_for_a_library_without_the_interface(guards, monkeypatch):
     monkeypatch.delattr(rnnfast._core, "api")
-    with pytest.raises(ImportError, match="rnnfast that is installed has no C interface: install a newer one"):
+    with pytest.raises(ImportError, match="installed rnnfast has no C interface: install a newer version"):
         load(guards, "guard_same")

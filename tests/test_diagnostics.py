@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from support.cells import VARIANTS, make_layer
+from support.cells import VARIANTS, has_c, make_layer
 from support.compare import central_differences
 
 import rnnfast
@@ -43,7 +43,7 @@ def states_before(layer, x, state, reverse):
 
 
 def initial(variant, seed=1):
-    widths = {"lstm": [H, H], "lstm_projected": [H, H + 1]}.get(variant, [H])
+    widths = [H, H + VARIANTS[variant][1]] if has_c(variant) else [H]
     members = tuple(values(1, N, width, seed=seed + i) for i, width in enumerate(widths))
     return members if len(members) > 1 else members[0]
 
@@ -128,7 +128,7 @@ def test_identity_keeps_the_gradient_whole():
     np.testing.assert_allclose(flow.norms["l0"], np.sqrt(H), rtol=1e-12)
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if "lstm" not in variant])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not has_c(variant)])
 def test_no_step_lengthens_the_gradient_by_more_than_its_singular_value(variant):
     """Of a single row, where h is all of the state."""
     flow = gradient_flow(layer_of(variant), 2 * values(30, 1, I))
@@ -182,7 +182,7 @@ def test_two_layers_of_a_bidirectional(variant, reverse):
     flow = gradient_flow(rnnfast.Bidirectional(forward, backward), x, states)
     assert_same_flow(flow, "forward.l0", gradient_flow(forward, x, states[0]))
     assert_same_flow(flow, "backward.l0", gradient_flow(backward, x if reverse else x[::-1], states[1]))
-    assert set(flow.state_singular_values) == ({"forward.l0"} if "lstm" in variant else set())
+    assert set(flow.state_singular_values) == ({"forward.l0"} if has_c(variant) else set())
 
 
 def test_merges_that_share_the_output_have_the_same_default():

@@ -8,9 +8,9 @@ from copy import copy
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support.cells import DIRECTIONS, VARIANTS, parameter_shapes
+from support.cells import DIRECTIONS, VARIANTS, has_c, parameter_shapes
 from support.compare import assert_close, assert_same_bits, gradient_by_differences, members
 from support.guards import LAYOUTS, Guards, Run, make_engine, run_engine
 from support.problems import EDGES, TOLERANCE, problem, run_reference, solved, variant_problem
@@ -20,6 +20,7 @@ from rnnfast import functional
 # --- the right numbers
 
 
+@pytest.mark.cover(2, together=["variant", "dtype", "isa"])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_agrees_with_the_reference(variant, direction, num_layers, dtype, isa):
@@ -48,12 +49,12 @@ def test_large_sizes(variant, T, N, I, H, dtype, isa):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_gradients_are_central_differences(variant, direction):
+def test_gradients_are_central_differences(variant, direction, isa):
     p = variant_problem(variant, 3, 2, 2, 3, num_layers=2, dropout=True, **DIRECTIONS[direction])
-    results = run_engine(p)
+    results = run_engine(p, isa)
 
     def run_forward(p):
-        run = Run(p, keep_tape=False)
+        run = Run(p, isa, keep_tape=False)
         return run.y, run.state
 
     expected = gradient_by_differences(p, run_forward)
@@ -80,7 +81,6 @@ def problems(draw):
     )
 
 
-@settings(max_examples=150, deadline=None)
 @given(problems(), st.sampled_from(functional.isas()), st.sampled_from(list(LAYOUTS)))
 def test_any_shape_and_layout(p, isa, layout):
     assert_close(run_engine(p, isa, layout=layout), run_reference(p, np.float64), TOLERANCE[p.dtype])
@@ -133,7 +133,7 @@ def test_none_means_zeros(variant, direction, isa):
 
     check(dy=None)
     check(state={0, 1}, dstate={0, 1})
-    if p.cell == "lstm":
+    if has_c(p.cell):
         check(state={0}, dstate={1})
         check(state={1}, dstate={0})
 
@@ -177,7 +177,7 @@ def test_engine_knows_its_shapes(variant, direction, num_layers, bias):
     assert list(functional.parameter_shapes(engine).items()) == list(expected.items())
     assert engine.directions == 1 + (direction == "bidirectional")
     assert engine.output_size == 6
-    assert engine.has_cell == (p.cell == "lstm")
+    assert engine.has_cell == has_c(p.cell)
 
 
 @pytest.mark.parametrize("sizes", [(2**40, 2**40), (2**62, 8), (8, 2**62), (2**70, 8), (8, 2**70)])

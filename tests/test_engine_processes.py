@@ -18,6 +18,7 @@ from rnnfast import functional
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fences are made with Linux's mprotect")
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("side", ["before", "behind"])
 def test_nothing_is_read_outside_of_a_buffer(isa, side):
     """Not even where what is read does not matter: there may be no memory."""
@@ -150,10 +151,11 @@ def long_call(call):
 LONG_CALLS = [f"{name}, {shape}" for name in ("forward", "backward") for shape in LONG_RUNS]
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("call", [*LONG_CALLS, "linear_forward", "linear_backward"])
 def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
-    """And what comes after it is right. The best of three, as the machine may have other work to do."""
+    """And what comes after it is right. Up to three attempts, as the machine may have other work to do."""
     threads(count)
     call = long_call(call)
     sent = []
@@ -173,6 +175,8 @@ def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
         with pytest.raises(KeyboardInterrupt):
             call_until_interrupted()
         delays.append(time.perf_counter() - sent[-1])
+        if delays[-1] < 0.2:
+            break
     assert min(delays) < 0.2, delays
     p, expected = solved("lstm", 7, 5, 9, 12, np.float32)
     assert_close(run_engine(p), expected, TOLERANCE[p.dtype])

@@ -6,24 +6,18 @@ import math
 
 import numpy as np
 import pytest
-from support.cells import GATES, LAYERS, make_layer, parameter_shapes
+from support.cells import LAYERS, gates_of, make_layer, parameter_shapes
 from support.compare import assert_same_bits
 
 import rnnfast
+from rnnfast.functional import CELLS
 from rnnfast.layers import saving
 
-NAMES = {
-    "lstm": ["i", "f", "g", "o"],
-    "gru": ["r", "z", "n"],
-    "gru_reset_before": ["r", "z", "n"],
-    "rnn_tanh": ["h"],
-    "rnn_relu": ["h"],
-}
 STACK = {"num_layers": 2, "bidirectional": True}
 ENDS = ["_l0", "_l0_reverse", "_l1", "_l1_reverse"]
 # Each init with the cells that take it.
 FITTING = [
-    *itertools.product(["torch", "keras", "orthogonal"], GATES),
+    *itertools.product(["torch", "keras", "orthogonal"], CELLS),
     *itertools.product([("chrono", 100)], ["lstm", "gru", "gru_reset_before"]),
     *itertools.product(["forget", ("forget", 2.5)], ["lstm"]),
     ("identity", "rnn_relu"),
@@ -37,7 +31,7 @@ def make(cell, I, H, *args, **options):
 
 def gates(cell, array):
     """The rows of every gate, by its name."""
-    return dict(zip(NAMES[cell], np.split(array, GATES[cell]), strict=True))
+    return dict(zip(CELLS[cell].gates, np.split(array, gates_of(cell)), strict=True))
 
 
 def assert_uniform(values, low, high):
@@ -51,7 +45,7 @@ def assert_uniform(values, low, high):
 
 
 @pytest.mark.parametrize("options", [{}, {"init": "torch"}])
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_default_bits_are_drawn_one_array_after_the_other(cell, options, dtype):
     layer = make(cell, 3, 5, dtype=dtype, rng=7, **STACK, **options)
     rng = np.random.default_rng(7)
@@ -106,7 +100,7 @@ def test_options_do_not_know_of_it(init, cell, tmp_path):
             assert same.parameters[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_keras_closed_forms(cell):
     I, H = 300, 40
     layer = make(cell, I, H, init="keras", **STACK)
@@ -114,7 +108,7 @@ def test_keras_closed_forms(cell):
         kernel = layer.parameters["weight_ih" + end]
         recurrent = layer.parameters["weight_hh" + end]
         # Of keras's kernel (inputs, gates * units): limit = sqrt(6 / (fan_in + fan_out)).
-        limit = math.sqrt(6 / (kernel.shape[1] + GATES[cell] * H))
+        limit = math.sqrt(6 / (kernel.shape[1] + gates_of(cell) * H))
         assert_uniform(kernel, -limit, limit)
         np.testing.assert_allclose(recurrent.T @ recurrent, np.eye(H), rtol=0, atol=1e-13)
         assert not layer.parameters["bias_hh" + end].any()
@@ -133,7 +127,7 @@ def test_keras_values_where_keras_has_nothing():
     assert list(without.parameters) == ["weight_ih_l0", "weight_hh_l0"]
 
 
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_orthogonal_matrix_of_each_gate(cell):
     layer = make(cell, 8, 30, init="orthogonal", **STACK)
     seen = []
@@ -190,7 +184,7 @@ def test_chrono_gates(cell):
     for end in ENDS:
         drawn = gates(cell, layer.parameters["bias_ih" + end])
         cleared = gates(cell, layer.parameters["bias_hh" + end])
-        for gate in NAMES[cell]:
+        for gate in CELLS[cell].gates:
             if gate in signs:
                 assert not cleared[gate].any()
                 assert_uniform(np.exp(signs[gate] * drawn[gate]), 1, 49)

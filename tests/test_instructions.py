@@ -18,6 +18,7 @@ def instructions():
     return module
 
 
+@pytest.mark.full
 def test_as_many_instructions_as_recorded(instructions):
     try:
         compiler, valgrind, name = instructions.find_tools()

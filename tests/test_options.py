@@ -340,6 +340,7 @@ def test_checkpoints(case, stack, checkpoint):
         assert_same(results(layer, *given, checkpoint=checkpoint, **uneven), results(layer, *given, **uneven))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("shape", [(4, 2, I), (7, 40, I), (300, 3, I)])
 def test_any_number_of_threads(threads, case, shape):
     layer = make(case, "deep both", sizes=(I, 40))

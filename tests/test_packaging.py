@@ -71,7 +71,7 @@ def test_sdist_holds_what_building_and_testing_take_and_nothing_generated(sdist,
     assert "rnnfast/_core.c" not in names
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel, sources):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -84,13 +84,13 @@ def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel
     assert names == package | {extension, "rnnfast/py.typed", *headers} | notes
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_serves_every_cpython_from_3_11_on(wheel):
     serves = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
     assert ("-cp311-abi3-" in wheel.name) == serves
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_is_small_and_without_debug_information(wheel):
     assert wheel.stat().st_size < 1_000_000
     with zipfile.ZipFile(wheel) as archive:
@@ -98,7 +98,7 @@ def test_wheel_is_small_and_without_debug_information(wheel):
         assert b".debug_info" not in archive.read(extension)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_wheel_from_the_sdist_has_the_same_bytes(wheel, sdist, tmp_path):
     with tarfile.open(sdist) as archive:
         for member in filter(tarfile.TarInfo.isfile, archive):

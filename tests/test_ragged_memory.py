@@ -70,6 +70,7 @@ def test_cells_are_copies():
 # --- the same bits
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_results_are_the_callers(variant, kind):
     """Their memory is used again, but not while any array of it is left; what was there before reaches nothing."""

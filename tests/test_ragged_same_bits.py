@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cells import DIRECTIONS, VARIANTS
+from support.cells import DIRECTIONS, VARIANTS, has_c
 from support.compare import assert_same_bits, members, named
 from support.layers import outputs
 from support.problems import SHAPES_FOR_THREADS
@@ -19,7 +19,6 @@ from support.ragged import (
     is_real,
     isas,
     layer_of,
-    many,
     of_rows,
     problems,
     rows,
@@ -32,7 +31,6 @@ from support.ragged import (
 )
 
 
-@many()
 @given(problems(), isas, seeds)
 def test_a_row_alone_or_in_any_batch(p, isa, seed):
     batch = run(layer_of(p, isa), p)
@@ -64,7 +62,6 @@ def parts_of(p, n):
     return [[t for t in range(first, stop) if real[t]] for first, stop in pairwise(cuts)]
 
 
-@many()
 @given(problems(["lengths", "zero_masked", "reset", "zero_masked and reset", "lengths and reset"], large=False), isas)
 def test_a_sequence_alone_in_a_plain_call(p, isa):
     """The real steps between two cuts, as a whole row without lengths, mask or reset."""
@@ -84,7 +81,7 @@ def test_a_sequence_alone_in_a_plain_call(p, isa):
             q.options = {name: value for name, value in p.options.items() if name not in UNEVEN}
             last = np.where(backwards, number == 0, number == len(parts) - 1)[:, None, None]
             q.dstate = tuple(np.where(last, member, np.zeros_like(member)) for member in members(one.dstate))
-            q.dstate = q.dstate if p.cell == "lstm" else q.dstate[0]
+            q.dstate = q.dstate if has_c(p.cell) else q.dstate[0]
             alone = run(layer, q)
             for name in ("y", "dx"):
                 assert alone[name][:, 0].tobytes() == batch[name][steps, n].tobytes(), name
@@ -97,7 +94,6 @@ def test_a_sequence_alone_in_a_plain_call(p, isa):
                     assert alone[f"dstate {i}"][:, 0].tobytes() == batch[f"dstate {i}"][:, n].tobytes()
 
 
-@many()
 @given(problems([None]), isas, st.sampled_from([None, 1]), seeds)
 def test_whole_rows_are_plain(p, isa, checkpoint, seed):
     T, N, _ = p.x.shape
@@ -120,7 +116,6 @@ def test_whole_rows_are_plain(p, isa, checkpoint, seed):
         assert_same_bits(run(layer, p, checkpoint), expected)
 
 
-@many()
 @given(problems(["reset"]), isas)
 def test_whole_rows_with_resets_are_resets_alone(p, isa):
     T, N, _ = p.x.shape
@@ -132,7 +127,6 @@ def test_whole_rows_with_resets_are_resets_alone(p, isa):
         assert_same_bits(run(layer, p), expected)
 
 
-@many()
 @given(problems([kind for kind in KINDS if kind != "reset"]), isas, st.integers(1, 300), seeds)
 def test_padded_further(p, isa, more, seed):
     """Of the steps behind the last one none is real; where y repeats there, dy is 0."""
@@ -166,7 +160,6 @@ def test_padded_further(p, isa, more, seed):
     assert_same_bits(got, expected)
 
 
-@many()
 @given(problems(["lengths", "lengths and reset"]), isas, st.sampled_from([None, 1, "auto"]))
 def test_lengths_are_a_mask(p, isa, checkpoint):
     T = len(p.x)
@@ -183,7 +176,6 @@ def test_lengths_are_a_mask(p, isa, checkpoint):
     assert_same_bits(got, expected)
 
 
-@many()
 @given(problems(), isas)
 def test_frozen_or_not_called_or_trained(p, isa):
     p.options["masks"] = None
@@ -206,7 +198,6 @@ def test_frozen_or_not_called_or_trained(p, isa):
     assert_same_bits(call(), expected)
 
 
-@many()
 @given(problems(), isas, st.sampled_from([None, 1, "auto"]))
 def test_backward_on_every_repeat(p, isa, checkpoint):
     layer = layer_of(p, isa)
@@ -226,6 +217,7 @@ def test_backward_on_every_repeat(p, isa, checkpoint):
     assert_same_bits(named(y, state, *plain), expected)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", ["lengths", "mask", "zero_masked and reset"])
 @pytest.mark.parametrize("at", range(len(SHAPES_FOR_THREADS)))
 def test_any_number_of_threads(threads, at, kind):

@@ -10,13 +10,12 @@ import warnings
 
 import numpy as np
 import pytest
-from support.cells import DIRECTIONS, GATES, VARIANTS
+from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c
 from support.compare import assert_close, central_differences, gradient_by_differences, members, named
 from support.problems import problem, run_reference
 
 from rnnfast import reference
-
-TORCH_CLASSES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
+from rnnfast.functional import CELLS
 
 
 def rows(*texts):
@@ -116,7 +115,7 @@ def test_agrees_with_torch(torch, variant, bidirectional, num_layers, bias, leng
     start = [torch.from_numpy(member).requires_grad_() for member in members(p.state)]
     pack, pad = torch.nn.utils.rnn.pack_padded_sequence, torch.nn.utils.rnn.pad_packed_sequence
     given = x if lengths is None else pack(x, torch.tensor(lengths), enforce_sorted=False)
-    y, end = layer(given, tuple(start) if cell == "lstm" else start[0])
+    y, end = layer(given, tuple(start) if has_c(cell) else start[0])
     y = y if lengths is None else pad(y, total_length=T)[0]
     outputs = [y, *members(end)]
     torch.autograd.backward(outputs, [torch.from_numpy(d) for d in [p.dy, *members(p.dstate)]])
@@ -127,6 +126,7 @@ def test_agrees_with_torch(torch, variant, bidirectional, num_layers, bias, leng
     assert_close(run_reference(p), {name: value.detach().numpy() for name, value in expected.items()}, 1e-10)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -138,6 +138,7 @@ def test_sequence_gradients_are_central_differences(variant, direction, kind):
     assert_close({name: results[name] for name in expected}, expected, 1e-8)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", [None, *SEQUENCES])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -184,7 +185,7 @@ def run_alone(p):
     real = is_real(p)
 
     def whole(parts):
-        return tuple(parts) if p.cell == "lstm" else parts[0]
+        return tuple(parts) if has_c(p.cell) else parts[0]
 
     y, dx, dh = np.zeros_like(p.dy), np.zeros_like(p.x), np.zeros((layers, T, N, width))
     cells = np.zeros((layers, T, N, p.hidden_size))
@@ -207,7 +208,7 @@ def run_alone(p):
                     walked = [s for s in steps if (s >= t if back else s <= t)]
                     if walked:
                         sources[k, t] = walked[0] if back else walked[-1]
-            if p.cell == "lstm":
+            if has_c(p.cell):
                 cells[:, first:stop, n] = start[1]
             if not steps:
                 for total, member in zip(dstate, ending, strict=True):
@@ -223,7 +224,7 @@ def run_alone(p):
                 if t == source or not p.options.get("zero_masked"):
                     y[t, n, columns] = part_y[i, 0, columns]
                     part_dy[i, 0, columns] += p.dy[t, n, columns]
-                if p.cell == "lstm":
+                if has_c(p.cell):
                     cells[k::D, t, n] = tape.cells[k::D, i, 0]
             part_dx, part_dstate, part_dparameters, part_dh = reference.backward(
                 tape, part_dy, whole(ending), per_step=True
@@ -236,14 +237,14 @@ def run_alone(p):
             for name, value in part_dparameters.items():
                 dparameters[name] += value
     results = named(y, whole(state), dx, whole(dstate), dparameters)
-    return {**results, "dh": dh, **({"cells": cells} if p.cell == "lstm" else {})}
+    return {**results, "dh": dh, **({"cells": cells} if has_c(p.cell) else {})}
 
 
 def run_all(p):
     """All results by name, with the gradient of every h and, for lstm, every c."""
     y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
     *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
-    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if p.cell == "lstm" else {})}
+    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if has_c(p.cell) else {})}
 
 
 @pytest.mark.parametrize("N", [4, 30])
@@ -258,7 +259,7 @@ def test_sequences_are_runs_of_their_parts(variant, direction, kind, N):
 
 @pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_nan_at_steps_that_are_not_real_reaches_nothing(cell, direction, kind):
     p = sequences(kind, cell, direction=direction)
     expected = run_all(p)
@@ -274,7 +275,7 @@ def test_nan_at_steps_that_are_not_real_reaches_nothing(cell, direction, kind):
 
 
 @pytest.mark.parametrize("kind", ["lengths", "mask"])
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_nan_in_the_state_of_a_row_without_real_steps(cell, kind):
     p = sequences(kind, cell, direction="bidirectional")
     expected = run_all(p)
@@ -318,7 +319,7 @@ def test_cells_are_states_of_shorter_runs(projected, direction):
 
 
 @pytest.mark.parametrize("kind", SEQUENCES)
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sequences_in_the_dtype_given(cell, dtype, kind):
     p = sequences(kind, cell, direction="bidirectional", dtype=dtype)
@@ -347,7 +348,7 @@ def test_gru_reset_before_number_by_number():
         np.testing.assert_allclose(state[0, row], h, rtol=1e-13)
 
 
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_reverse_is_forward_on_flipped_time(cell):
     p = problem(cell, 5, 3, 2, 4)
     q = problem(cell, 5, 3, 2, 4, reverse=True)
@@ -357,24 +358,24 @@ def test_reverse_is_forward_on_flipped_time(cell):
     assert_close(run_reference(q), expected, 1e-13)
 
 
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_computes_in_the_dtype_given(cell, dtype):
     p = problem(cell, 3, 2, 4, 5, dtype=dtype, num_layers=2, dropout=True)
     assert {value.dtype for value in run_reference(p).values()} == {np.dtype(dtype)}
 
 
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_none_means_zeros(cell):
     p = problem(cell, 3, 2, 4, 5, num_layers=2)
     zeros = [np.zeros_like(member) for member in members(p.state)]
-    state = tuple(zeros) if cell == "lstm" else zeros[0]
+    state = tuple(zeros) if has_c(cell) else zeros[0]
     y, end, tape = reference.forward(cell, p.parameters, p.x, state, **p.options)
     bare_y, bare_end, bare_tape = reference.forward(cell, p.parameters, p.x, **p.options)
     assert_close({"y": bare_y}, {"y": y}, 0)
     assert_close(dict(enumerate(members(bare_end))), dict(enumerate(members(end))), 0)
     pairs = [((np.zeros_like(y), p.dstate), (None, p.dstate)), ((p.dy, state), (p.dy, None))]
-    if cell == "lstm":
+    if has_c(cell):
         pairs.append(((p.dy, (p.dstate[0], zeros[1])), (p.dy, (p.dstate[0], None))))
         pairs.append(((p.dy, (zeros[0], p.dstate[1])), (p.dy, (None, p.dstate[1]))))
     for given, bare in pairs:
@@ -384,7 +385,7 @@ def test_none_means_zeros(cell):
         assert_close(dict(enumerate(members(bare_dstart))), dict(enumerate(members(dstart))), 0)
 
 
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_empty_batch(cell):
     results = run_reference(problem(cell, 3, 0, 4, 5, bidirectional=True, num_layers=2))
     assert results["y"].shape == (3, 0, 10)
@@ -393,7 +394,7 @@ def test_empty_batch(cell):
 
 
 @pytest.mark.parametrize("kind", SEQUENCES)
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_empty_batch_of_sequences(cell, kind):
     results = run_all(sequences(kind, cell, N=0, direction="bidirectional"))
     assert results["y"].shape == (4, 0, 6)

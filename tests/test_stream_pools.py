@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.cells import VARIANTS, make_layer
 from support.compare import members
@@ -51,7 +51,6 @@ class Model:
         assert not any(id in self.pool for id in self.left)  # noqa: A001
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(list(VARIANTS)), isas, st.integers(1, 3), st.integers(1, 9), seeds)
 def test_a_pool_is_streams_of_their_own(variant, isa, num_layers, capacity, seed):
     rng = np.random.default_rng(seed)

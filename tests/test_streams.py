@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.arrays import FORMS
 from support.cells import VARIANTS, make_layer
@@ -51,7 +51,6 @@ def test_sizes(variant, N, features, size, bias, threads, rng):
             assert_same_bits(outputs(y, stream.state), expected)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(list(VARIANTS)), isas, st.booleans(), st.integers(1, 4), seeds)
 def test_any_chunks(variant, isa, batch_first, num_layers, seed):
     """Steps and chunks in any order, with resets and states put back."""

@@ -1,28 +1,65 @@
-"""The cells under test: their facts, their layers, and the names and shapes of their parameters."""
+"""The cells under test, taken from the registry; their layers; names and shapes of their parameters.
+
+A cell that is added to the registry in C and to rnnfast.reference is tested without a change here. Only its layer, or
+the option of a layer that selects it, must be added to OPTIONS.
+"""
+
+import inspect
+
+import pytest
 
 import rnnfast
+from rnnfast.functional import CELLS
 
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
-
-# The cells, and the LSTM with its projection: the name of a cell, and whether to project.
-VARIANTS = {**{cell: (cell, False) for cell in GATES}, "lstm_projected": ("lstm", True)}
+# Every cell, and every cell that supports a projection once more with one: the cell's name, and whether to project.
+VARIANTS = {cell: (cell, False) for cell in CELLS}
+VARIANTS |= {f"{cell}_projected": (cell, True) for cell, info in CELLS.items() if info.projects}
 
 # The ways in which a stack may run, as keyword arguments of the reference and of the engine.
 DIRECTIONS = {"forward": {}, "reverse": {"reverse": True}, "bidirectional": {"bidirectional": True}}
 
+# The options of layers that select a cell.
+OPTIONS = [
+    (rnnfast.RNN, {}),
+    (rnnfast.RNN, {"nonlinearity": "relu"}),
+    (rnnfast.RNN, {"leak": 0.3}),
+    (rnnfast.RNN, {"nonlinearity": "relu", "leak": 0.6}),
+    (rnnfast.LSTM, {}),
+    (rnnfast.GRU, {}),
+    (rnnfast.GRU, {"reset_after": False}),
+]
+# torch's class for the cells that it has.
+TORCH_CLASSES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
+
 # The layers of the cells: class and options.
 LAYERS = {
-    "rnn_tanh": (rnnfast.RNN, {}),
-    "rnn_relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
-    "lstm": (rnnfast.LSTM, {}),
-    "gru": (rnnfast.GRU, {}),
-    "gru_reset_before": (rnnfast.GRU, {"reset_after": False}),
+    maker(1, 1, **options).execution.engine.cell: (maker, options)
+    for maker, options in OPTIONS
+    if options.keys() <= inspect.signature(maker).parameters.keys()
 }
+
+
+def gates_of(cell):
+    """The number of gates of a cell."""
+    return len(CELLS[cell].gates)
+
+
+def is_trained(cell, name):
+    """Whether backward gives a gradient of a parameter."""
+    info = CELLS[cell]
+    return not info.extra or info.extra_trained or not name.startswith(f"{info.extra}_l")
+
+
+def has_c(variant):
+    """Whether the state of a cell or variant is h and c."""
+    return CELLS[VARIANTS[variant][0]].has_c
 
 
 def make_layer(variant, I, H, **options):
     """A layer of one of VARIANTS, with H outputs; a projected LSTM, which needs P < H, has one unit more."""
     cell, projected = VARIANTS[variant]
+    if cell not in LAYERS:
+        pytest.skip(f"support.cells.OPTIONS has no layer of the cell {cell}")
     maker, own = LAYERS[cell]
     if projected:
         own = {"proj_size": H}
@@ -30,8 +67,9 @@ def make_layer(variant, I, H, **options):
 
 
 def parameter_shapes(cell, I, H, *, proj_size=0, num_layers=1, bidirectional=False, bias=True):
-    """The names and shapes of torch's parameters, in torch's order."""
-    shapes, rows, width = {}, GATES[cell] * H, proj_size or H
+    """The names and shapes of torch's parameters, in torch's order, and of what torch does not have, such as a leak."""
+    shapes, info, width = {}, CELLS[cell], proj_size or H
+    rows = len(info.gates) * H
     suffixes = ("", "_reverse") if bidirectional else ("",)
     for layer in range(num_layers):
         for suffix in suffixes:
@@ -42,4 +80,6 @@ def parameter_shapes(cell, I, H, *, proj_size=0, num_layers=1, bidirectional=Fal
                 shapes["bias_ih" + end] = shapes["bias_hh" + end] = (rows,)
             if proj_size:
                 shapes["weight_hr" + end] = (width, H)
+            if info.extra:
+                shapes[info.extra + end] = (info.extra_rows, H)
     return shapes

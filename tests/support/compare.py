@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from support.cells import is_trained
+
 
 def members(state):
     """The parts of a state as a list: h, or h and c."""
@@ -13,7 +15,7 @@ def named(y, state, dx, dstate, dparameters):
     results = {"y": y, "dx": dx}
     results.update({f"state {i}": member for i, member in enumerate(members(state))})
     results.update({f"dstate {i}": member for i, member in enumerate(members(dstate))})
-    results.update({f"d{name}": gradient for name, gradient in dparameters.items()})
+    results.update({f"d{name}": gradient for name, gradient in dparameters.items() if gradient is not None})
     return results
 
 
@@ -65,5 +67,6 @@ def gradient_by_differences(p, run_forward):
 
     results = {"dx": central_differences(loss, p.x)}
     results.update({f"dstate {i}": central_differences(loss, member) for i, member in enumerate(members(p.state))})
-    results.update({f"d{name}": central_differences(loss, value) for name, value in p.parameters.items()})
+    trained = {name: value for name, value in p.parameters.items() if is_trained(p.cell, name)}
+    results.update({f"d{name}": central_differences(loss, value) for name, value in trained.items()})
     return results

@@ -7,6 +7,7 @@ import mmap
 import numpy as np
 
 from rnnfast import functional
+from support.cells import is_trained
 from support.compare import members, named
 
 # Bytes on either side of a buffer: a multiple of 64, so that a buffer is aligned like the memory in which it lies.
@@ -192,9 +193,13 @@ class Run:
         dh_n, dc_n = map(guards.constant, pair(p.dstate))
         dx = guards.sequence(p.x.shape, self.layout)
         dh0, dc0 = self._states()
-        dparameters = {name: guards.array(value.shape) for name, value in p.parameters.items()}
+        dparameters = {
+            name: guards.array(value.shape) if is_trained(p.cell, name) else None
+            for name, value in p.parameters.items()
+        }
         for gradient in dparameters.values():
-            gradient.fill(start)
+            if gradient is not None:
+                gradient.fill(start)
         workspace = guards.bytes(self.sizes.backward_workspace)
         self.workspaces.append(workspace)
 

@@ -1,8 +1,10 @@
 """Small layers of every kind, calls of them, and what a refused call must leave as it is."""
 
+import numpy as np
 import pytest
 
 import rnnfast
+from rnnfast import functional
 from support.cells import make_layer
 from support.compare import members, named
 
@@ -36,6 +38,17 @@ def results(layer, x, state=None, dy=None, dstate=None):
 def outputs(y, state):
     """The results of a call by name."""
     return {"y": y, **{f"state {i}": member for i, member in enumerate(members(state))}}
+
+
+def reference_parameters(layer):
+    """The parameters that the reference takes: those of the layer, and what it has as an option, such as a leak."""
+    engine = layer.execution.engine
+    fixed = {
+        name: np.full(shape, getattr(layer, engine.extra), layer.dtype)
+        for name, shape in functional.parameter_shapes(engine).items()
+        if name not in layer.parameters
+    }
+    return {**layer.state_dict(), **fixed}
 
 
 def problem(layer, rng, shape=(T, N, I)):

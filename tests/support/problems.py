@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from rnnfast import reference
-from support.cells import DIRECTIONS, VARIANTS, parameter_shapes
+from rnnfast.functional import CELLS
+from support.cells import DIRECTIONS, VARIANTS, is_trained, parameter_shapes
 from support.compare import members, named
 
 # Errors against the reference in float64 are rounding: a few hundred units in the last place of the largest value.
@@ -39,14 +40,14 @@ def problem(
     """A random instance: parameters, x, state, masks; dy and dstate; options as the reference takes them."""
     rng = np.random.default_rng(seed)
     directions = 1 + bidirectional
-    width = proj_size or H
+    width, info = proj_size or H, CELLS[cell]
 
     def values(*shape, scale=1.0):
         return (scale * rng.uniform(-1, 1, shape)).astype(dtype)
 
     def states():
         h = values(num_layers * directions, N, width)
-        return (h, values(num_layers * directions, N, H)) if cell == "lstm" else h
+        return (h, values(num_layers * directions, N, H)) if info.has_c else h
 
     shapes = parameter_shapes(
         cell, I, H, proj_size=proj_size, num_layers=num_layers, bidirectional=bidirectional, bias=bias
@@ -59,7 +60,13 @@ def problem(
         hidden_size=H,
         proj_size=proj_size,
         bias=bias,
-        parameters={name: values(*shape, scale=(shape[-1] ** -0.5)) for name, shape in shapes.items()},
+        parameters={
+            # Per-unit extras, such as a leak, are positive and below 1.
+            name: values(*shape, scale=shape[-1] ** -0.5)
+            if not info.extra or not name.startswith(info.extra)
+            else rng.uniform(0.1, 0.9, shape).astype(dtype)
+            for name, shape in shapes.items()
+        },
         x=values(T, N, I),
         state=states(),
         dy=values(T, N, directions * width),
@@ -88,7 +95,8 @@ def run_reference(p, dtype=None):
         options["masks"] = cast(options["masks"])
     parameters = {name: cast(value) for name, value in p.parameters.items()}
     y, end, tape = reference.forward(p.cell, parameters, cast(p.x), state, **options)
-    return named(y, end, *reference.backward(tape, cast(p.dy), dstate))
+    dx, dstart, dparameters = reference.backward(tape, cast(p.dy), dstate)
+    return named(y, end, dx, dstart, {name: d for name, d in dparameters.items() if is_trained(p.cell, name)})
 
 
 @cache

@@ -5,12 +5,11 @@ from copy import copy
 from functools import cache
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from rnnfast import functional, reference
 from support import problems as plain
-from support.cells import DIRECTIONS, VARIANTS, make_layer
+from support.cells import DIRECTIONS, VARIANTS, has_c, make_layer
 from support.compare import named
 from support.problems import variant_problem
 
@@ -53,6 +52,13 @@ def uneven(p):
     return {name: p.options[name] for name in UNEVEN if name in p.options}
 
 
+def extras_of(p):
+    """The option of a layer that stands for what the cell has per unit, such as a leak."""
+    extra = functional.CELLS[p.cell].extra
+    values = [value for name, value in p.parameters.items() if name.startswith(f"{extra}_l")]
+    return {extra: np.concatenate(values)} if extra else {}
+
+
 def layer_of(p, isa=None, **options):
     """A layer with the parameters of a problem, and with its dropout."""
     masks = p.options["masks"]
@@ -67,9 +73,10 @@ def layer_of(p, isa=None, **options):
             bias=p.bias,
             dtype=p.dtype,
             **({} if masks is None else {"dropout": 0.25}),
+            **extras_of(p),
             **options,
         )
-    layer.load_state_dict(p.parameters)
+    layer.load_state_dict({name: value for name, value in p.parameters.items() if name in layer.parameters})
     if masks is not None:
         layer._masks = lambda _: masks
     return layer
@@ -97,7 +104,7 @@ def run_backward(layer, p, y, state, tape):
 
 
 def cells_of(p, tape, checkpoint=None):
-    return {"cells": tape.cells} if p.cell == "lstm" and checkpoint is None else {}
+    return {"cells": tape.cells} if has_c(p.cell) and checkpoint is None else {}
 
 
 def without_cells(results):
@@ -128,7 +135,7 @@ def run_all(p):
     """All results by name, with the gradient of every h and, for lstm, every c."""
     y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
     *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
-    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if p.cell == "lstm" else {})}
+    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if has_c(p.cell) else {})}
 
 
 @cache
@@ -189,10 +196,6 @@ def problems(draw, kinds=tuple(KINDS), directions=tuple(DIRECTIONS), large=True)
 
 isas = st.sampled_from(functional.isas())
 seeds = st.integers(0, 1 << 30)
-
-
-def many(examples=200):
-    return settings(max_examples=examples, deadline=None)
 
 
 def swapped(p):
