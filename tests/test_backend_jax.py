@@ -282,13 +282,13 @@ def test_threads():
 
 FLOAT, BYTE = np.float32, np.uint8
 REFUSED = [  # arguments, results or bytes of the attribute in place of those that fit
-    ({0: ((T, N, I), np.int32)}, {}, {}, "argument 0 has 72 numbers of XLA's type 4, where 72 of type 11 belong"),
-    ({0: ((I,), FLOAT)}, {}, {}, "argument 0 must be x, of two or three axes"),
+    ({0: ((T, N, I), np.int32)}, {}, {}, "argument 0 has 72 elements of XLA's type 4; expected 72 of type 11"),
+    ({0: ((I,), FLOAT)}, {}, {}, "argument 0 must be x, with two or three axes"),
     ({0: ((T, 0, I), FLOAT)}, {}, {}, "x has 6 steps and 0 rows"),
-    ({0: ((T, N, I + 1), FLOAT)}, {}, {}, "argument 0 has 96 numbers .* where 72 of"),
-    ({2: ((H, H), FLOAT)}, {}, {}, "argument 2 has 25 numbers .* where 100 of"),
-    ({}, {1: ((1, 1), FLOAT)}, {}, "result 1 has 1 numbers"),
-    ({}, {2: ((20, H), np.int32)}, {}, "result 2 has 100 numbers of XLA's type 4"),
+    ({0: ((T, N, I + 1), FLOAT)}, {}, {}, "argument 0 has 96 elements .*; expected 72 of"),
+    ({2: ((H, H), FLOAT)}, {}, {}, "argument 2 has 25 elements .*; expected 100 of"),
+    ({}, {1: ((1, 1), FLOAT)}, {}, "result 1 has 1 elements"),
+    ({}, {2: ((20, H), np.int32)}, {}, "result 2 has 100 elements of XLA's type 4"),
     ({}, {}, {0: 77}, f"compiled with version 77 of rnnfast's interface, this is {_core.ABI}"),
     ({}, {}, {4: ord("q")}, "compiled for q.*, which does not run here"),
     ({}, {}, None, "the attribute of a call must be an array of [0-9]+ bytes"),
@@ -334,13 +334,13 @@ def test_what_the_handlers_miss(name):
         handle(name, given[:-1], wanted, call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: result \d is missing"):
         handle(name, given, wanted[:2], call=attribute)
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: 1 arguments and 1 results are too many"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: 1 arguments and 1 results too many"):
         handle(name, [*given, ((1,), FLOAT)], [*wanted, ((1,), FLOAT)], call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match="rnnfast: the attribute of a call must be"):
         handle(name, given, wanted)
     place = 3 if name == "forward" else 6
     (wanted if name == "forward" else given)[place] = (5,), BYTE
-    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: (argument|result) {place} has 5 numbers"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: (argument|result) {place} has 5 elements"):
         handle(name, given, wanted, call=attribute)
 
 
@@ -362,8 +362,10 @@ def test_the_layouts_are_those_of_the_header(tmp_path):
     subprocess.run([cxx, "-pthread", *header, *check, "-lm", "-o", "check"], cwd=tmp_path, check=True)
     printed = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True).stdout.splitlines()
     assert printed[:3] == ["0 buffers beside a line", "gradient same", "answers 0.0 -1 -1"]
-    assert re.fullmatch(r"error rnnfast was made for version 0 of XLA's interface, this is 1\.\d or .*", printed[3])
-    assert re.fullmatch(r"error rnnfast was made for version 0 .* or laid out differently", printed[4])
+    assert re.fullmatch(
+        r"error rnnfast was built for version 0 of XLA's interface, but this is 1\.\d or .*", printed[3]
+    )
+    assert re.fullmatch(r"error rnnfast was built for version 0 .* or has another layout", printed[4])
 
 
 # ------------------------------------------------------------------------------------------------------------ vmap

@@ -220,5 +220,5 @@ def test_a_module_compiled_with_another_header(guards, name):
 
 def test_a_module_compiled_for_a_library_without_the_interface(guards, monkeypatch):
     monkeypatch.delattr(rnnfast._core, "api")
-    with pytest.raises(ImportError, match="rnnfast that is installed has no C interface: install a newer one"):
+    with pytest.raises(ImportError, match="installed rnnfast has no C interface: install a newer version"):
         load(guards, "guard_same")

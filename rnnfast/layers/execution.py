@@ -17,11 +17,13 @@ from rnnfast.buffers import LARGE, BufferPool, ResultPool
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+
+_record = tuple.__new__  # makes a named tuple in less than half the time; for what every call makes
 
 __all__ = ["Call", "Execution", "Kept", "Plan", "Weights"]
 
@@ -92,12 +94,19 @@ class Execution:
     engine : functional.Engine
     frozen : Weights or None
         The weights of the layer while it is frozen.
+    extras : dict of str to ndarray
+        The engine's parameters that are options of the layer, such as a leak.
     packs, tapes, workspaces, scratch, results : BufferPool
         Buffers, which stay with the layer from call to call.
     """
 
-    def __init__(self, engine: functional.Engine, batch_first: bool, owner: str) -> None:
+    def __init__(self, engine: functional.Engine, batch_first: bool, owner: str, extras: Array | None = None) -> None:
         self.engine = engine
+        self._names = list(functional.parameter_shapes(engine))
+        names = [name for name in self._names if extras is not None and name.startswith(f"{engine.extra}_l")]
+        self.extras = {
+            name: np.array(row)[np.newaxis] for name, row in zip(names, [] if extras is None else extras, strict=True)
+        }
         self.frozen: Weights | None = None
         self.packs = BufferPool(4)
         self.tapes = BufferPool(4)
@@ -133,7 +142,7 @@ class Execution:
         if zero_masked is not False:
             zero_masked = arguments.flag("zero_masked", zero_masked)
         if lengths is None and mask is None and reset is None:
-            return Call(Inputs(x, h0, c0), plan, None)
+            return _record(Call, (_record(Inputs, (x, h0, c0, None, None)), plan, None))
         rows = plan.N if len(plan.h) == 3 else None
         pattern = ragged.read(plan.T, rows, self._batch_first, lengths, mask, reset)
         if pattern is None or not plan.N:
@@ -195,24 +204,31 @@ class Execution:
 
     # ---- weights
 
-    def pack(self, parameters: Iterable[Array]) -> Weights:
+    def _ordered(self, parameters: Mapping[str, Array]) -> list[Any]:
+        """The arrays of the engine's parameters, with the extras."""
+        if not self.extras:
+            return list(parameters.values())
+        every = {**self.extras, **parameters}
+        return [every[name] for name in self._names]
+
+    def pack(self, parameters: Mapping[str, Array]) -> Weights:
         """Pack the parameters for forward and backward, into buffers of `packs`."""
         weights = Weights(self.packs.acquire(self.engine.packed_size), self.packs.acquire(self.engine.packed_back_size))
-        functional.pack(self.engine, list(parameters), weights.packed, weights.packed_back)
+        functional.pack(self.engine, self._ordered(parameters), weights.packed, weights.packed_back)
         return weights
 
-    def pack_forward(self, parameters: Iterable[Array]) -> Array:
+    def pack_forward(self, parameters: Mapping[str, Array]) -> Array:
         """Pack the parameters for forward alone, into a buffer of `packs`."""
         packed = self.packs.acquire(self.engine.packed_size)
-        functional.pack(self.engine, list(parameters), packed, None)
+        functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 
-    def snapshot(self, parameters: Iterable[Array]) -> Array:
+    def snapshot(self, parameters: Mapping[str, Array]) -> Array:
         """Return the packed weights of forward as they are now, in a buffer that is never reused."""
         if self.frozen is not None:
             return self.frozen.packed  # these cannot change
         packed = functional.empty(self.engine.packed_size)
-        functional.pack(self.engine, list(parameters), packed, None)
+        functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 
     def prepare(self, plan: Plan, weights: Weights) -> None:
@@ -248,7 +264,7 @@ class Execution:
     ) -> tuple[Outputs, checkpoints.Saved | None]:
         """Run forward. `tape`: written, if given. `every`: keep checkpoints, and return them too."""
         inputs, plan, rows = call
-        outputs = own = results = Outputs(*self._empty(plan, plan.y))
+        outputs = own = results = _record(Outputs, self._empty(plan, plan.y))
         if not plan.N:
             return results, None if every is None else checkpoints.Saved([], [], [])
         sizes = plan.sizes
@@ -277,7 +293,9 @@ class Execution:
         engine, weights, sizes = self.engine, kept.weights, plan.sizes
         dx, dh0, dc0 = self._empty(plan, plan.x)
         dh = np.empty((plan.h[0], *plan.steps, plan.h[-1]), engine.dtype) if per_step else None
-        results = InputGradients(dx, dh0, dc0, list(dparameters.values()), dh)
+        # Extras are not trained: they have no gradient.
+        trained = [dparameters.get(name) for name in self._names] if self.extras else list(dparameters.values())
+        results = InputGradients(dx, dh0, dc0, trained, dh)
         if not plan.N:
             return results
         y, outputs = kept.y, results
