@@ -5,6 +5,7 @@
  *   rnn                    a
  *   lstm                   i f g o    Hochreiter & Schmidhuber 1997, Gers et al. 2000
  *   gru                    n r z q    q = W_hn h + b_hn, n = tanh(... + r * q): reset after the product, as torch defines it
+ *   leaky rnn              f(a)       leaky_cells.h
  *   gru, reset before      r z n      n = tanh(... + W_hn (r * h)): Cho et al. 2014, with a second product in the middle of the step
  *
  * Aliasing and error: cell.h and activations.h.
@@ -13,6 +14,7 @@
 #define RNNFAST_CELLS_H
 
 #include "generic_cells.h"
+#include "leaky_cells.h"
 
 /* ---- RNN: h = f(a); the slope comes from h itself, so gates are not kept ---- */
 
@@ -199,6 +201,16 @@ static const cell cells[RNNFAST_CELLS] = {
         .stage = {{.count = 2, .keeps_dh = 1, .forward = generic_gru_before_reset_forward, .backward = generic_gru_before_reset_backward},
                   {.from_aux = 1, .first = 2, .count = 1, .forward = generic_gru_before_mix_forward,
                    .backward = generic_gru_before_mix_backward}}},
+    [RNNFAST_RNN_TANH_LEAKY] = {
+        .info = {.name = "rnn_tanh_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
+                 .extra = "leak", .extra_rows = 1},
+        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_tanh_leaky_forward, .backward = rnn_tanh_leaky_backward}}},
+    [RNNFAST_RNN_RELU_LEAKY] = {
+        .info = {.name = "rnn_relu_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
+                 .extra = "leak", .extra_rows = 1},
+        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_relu_leaky_forward, .backward = rnn_relu_leaky_backward}}},
 };
 /* clang-format on */
 

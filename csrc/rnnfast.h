@@ -11,7 +11,7 @@
  *
  * parameters: six pointers for each layer and direction, NULL for those that do not exist, in torch's gate order (i,f,g,o; r,z,n):
  *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], extra [rows, H]
- * extra holds values per unit that rnnfast_cell_info names: of a generic LSTM the peepholes of i, f and o.
+ * extra holds values per unit that rnnfast_cell_info names: of a generic LSTM the peepholes of i, f and o, of a leaky RNN its leak.
  *
  * How to call it:
  * - Get a table from rnnfast_get_table(), or, without linking, from another library's rnnfast_api (below).
@@ -91,6 +91,8 @@ typedef enum {
     RNNFAST_GENERIC_LSTM,
     RNNFAST_GENERIC_GRU,
     RNNFAST_GENERIC_GRU_RESET_BEFORE,
+    RNNFAST_RNN_TANH_LEAKY, /* h = (1 - leak) h_before + leak tanh(W x + b + R h_before + b'), leak fixed, from 0 to 1 */
+    RNNFAST_RNN_RELU_LEAKY,
     RNNFAST_CELLS
 } rnnfast_cell;
 

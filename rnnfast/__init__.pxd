@@ -21,6 +21,8 @@ cdef extern from "rnnfast.h":
         RNNFAST_GENERIC_LSTM
         RNNFAST_GENERIC_GRU
         RNNFAST_GENERIC_GRU_RESET_BEFORE
+        RNNFAST_RNN_TANH_LEAKY
+        RNNFAST_RNN_RELU_LEAKY
         RNNFAST_CELLS
 
     ctypedef struct rnnfast_cell_info:

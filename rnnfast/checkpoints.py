@@ -124,10 +124,10 @@ class _Window:
         if order is not None:
             # Its entries, put one below the other, take no more room than they need.
             part = functional.window(order, first, last)
-            self._where = tuple(part.places[int(engine.reverse)].T)
+            self._where = tuple(part.positions[int(engine.reverse)].T)
             self.T, self.N, self.sequences = len(self._where[0]), 1, part.sequences
             place = np.stack([np.arange(self.T), np.zeros(self.T, np.intp)], axis=1)
-            self.order = functional.Order(part.sequences, part.begin, (place, place), part.edges, part.gaps)
+            self.order = functional.Order(part.sequences, part.begin, (place, place), part.edges, part.masked_steps)
         self.sizes = engine.sizes(self.T, self.N, self.order)
 
     def take(self, array: Array | None, layers: bool = False) -> Any:

@@ -11,7 +11,8 @@ Sources: J. Elman, "Finding structure in time", 1990 (RNN). S. Hochreiter and J.
 A. Senior and F. Beaufays, "Long short-term memory recurrent neural network architectures for large scale acoustic
 modeling", 2014 (its projection). K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
 statistical machine translation", 2014 (GRU, reset before the product). Reset after the product, names, layouts and the
-two biases: the documentation of torch.nn.RNN, LSTM and GRU.
+two biases: the documentation of torch.nn.RNN, LSTM and GRU. H. Jaeger et al., "Optimization and applications of echo
+state networks with leaky-integrator neurons", 2007 (leaky RNN).
 """
 
 from types import SimpleNamespace
@@ -64,6 +65,21 @@ def _rnn_gradient(p, d, kept, dh):
     d.weight_hh += da.T @ h
     d.bias_hh += da.sum(0)
     return da, (da @ p.weight_hh,)
+
+
+def _rnn_tanh_leaky_step(p, a, h):
+    (after,), kept = _rnn_tanh_step(p, a, h)
+    return ((1 - p.leak) * h + p.leak * after,), kept
+
+
+def _rnn_relu_leaky_step(p, a, h):
+    (after,), kept = _rnn_relu_step(p, a, h)
+    return ((1 - p.leak) * h + p.leak * after,), kept
+
+
+def _rnn_leaky_gradient(p, d, kept, dh):
+    da, (dh_before,) = _rnn_gradient(p, d, kept, p.leak * dh)
+    return da, ((1 - p.leak) * dh + dh_before,)
 
 
 def _lstm_step(p, a, h, c):
@@ -139,12 +155,14 @@ def _gru_reset_before_gradient(p, d, kept, dh):
 _CELLS = {
     "rnn_tanh": (_rnn_tanh_step, _rnn_gradient),
     "rnn_relu": (_rnn_relu_step, _rnn_gradient),
+    "rnn_tanh_leaky": (_rnn_tanh_leaky_step, _rnn_leaky_gradient),
+    "rnn_relu_leaky": (_rnn_relu_leaky_step, _rnn_leaky_gradient),
     "lstm": (_lstm_step, _lstm_gradient),
     "gru": (_gru_step, _gru_gradient),
     "gru_reset_before": (_gru_reset_before_step, _gru_reset_before_gradient),
 }
 
-_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "leak")
 
 
 def _run(step, p, x, state):
@@ -302,6 +320,8 @@ def forward(
     vectors, * goes element by element and sigma is `sigmoid`:
 
     - rnn_tanh: h' = tanh(W_ih x + b_ih + W_hh h + b_hh); rnn_relu has max(0, .) in place of tanh.
+    - rnn_tanh_leaky: h' = (1 - leak) * h + leak * tanh(W_ih x + b_ih + W_hh h + b_hh), for a fixed leak; rnn_relu_leaky
+      has max(0, .) in place of tanh.
     - lstm: i, f, o = sigma(W_ih x + b_ih + W_hh h + b_hh), g = tanh(the same); c' = f * c + i * g;
       h' = o * tanh(c'), with a projection h' = W_hr (o * tanh(c')).
     - gru: r, z = sigma(W_ih x + b_ih + W_hh h + b_hh); n = tanh(W_in x + b_in + r * (W_hn h + b_hn));
@@ -313,11 +333,11 @@ def forward(
 
     Parameters
     ----------
-    cell : {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"}
+    cell : {"rnn_tanh", "rnn_relu", "rnn_tanh_leaky", "rnn_relu_leaky", "lstm", "gru", "gru_reset_before"}
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (gates * H, I_k), ``weight_hh_l{k}`` (gates * H, H or P) and, where present,
-        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,) and, for a projected LSTM, ``weight_hr_l{k}`` (P, H) of every
-        layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for k > 0, I_k is the directions times
+        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,) and, for a projected LSTM, ``weight_hr_l{k}`` (P, H), for a leaky RNN
+        ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for k > 0, I_k is the directions times
         H (or P).
     x : ndarray, (T, N, I), T >= 1
     state : ndarray, (layers * directions, N, H or P), or for lstm a pair with c (..., H), optional
@@ -395,7 +415,7 @@ def forward(
         layers.append(runs)
         y = np.concatenate(outputs, axis=2)
     state = _stack(cell, ends)
-    names = list(parameters)
+    names = [name for name in parameters if not name.startswith("leak")]
     return y, state, _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, y=y, state=state)
 
 
@@ -420,7 +440,7 @@ def backward(tape, dy, dstate=None, *, per_step=False):
     dstate : the structure of state
         The gradient of the initial state.
     dparameters : dict of str to ndarray
-        Under the names of the parameters.
+        Under the names of the parameters; a leak is fixed and has none.
     dh : ndarray, (layers * directions, T, N, H or P), only with `per_step`
         The gradient of h after every step, by all ways from it: as an output, and repeated as one, and as a state. In
         the order of x; 0 at the steps that are not real.

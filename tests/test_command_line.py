@@ -1,4 +1,4 @@
-"""The command line as a whole: help, options and the output."""
+"""The command line as a whole: help, options and version."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ from rnnfast import __main__
 
 
 def commands_of(parser, words=()):
-    """The words of all commands, found as a reader of --help finds them."""
+    """The words of every command, as --help lists them."""
     for action in parser._actions:
         if hasattr(action, "_name_parser_map"):
             for name, below in action._name_parser_map.items():
@@ -70,7 +70,7 @@ def test_version(capsys):
         (["sample", "x", "--seed", "-1"], "must be an integer of at least 0, not '-1'"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Arguments of the estimators that are rejected."""
+"""Invalid arguments of the estimators are rejected."""
 
 import pickle
 
@@ -103,7 +103,7 @@ def test_targets_that_do_not_fit_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-def test_a_loss_that_is_not_finite_is_an_error():
+def test_nonfinite_loss_is_an_error():
     regressor = SequenceRegressor(**SMALL, standardize=False, clip=None, learning_rate=1e30)
     with pytest.raises(ValueError, match=r"epoch \d: the loss is (inf|nan). Give a smaller learning_rate"):
         regressor.fit(np.random.default_rng(0).normal(size=(300, 3)), np.arange(300.0))
@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_is_an_error():
 
 
 def everything(estimator):
-    """All that later calls depend on, as bytes."""
+    """All state that later calls depend on, as bytes."""
     return pickle.dumps((vars(estimator), estimator._rng.bit_generator.state))
 
 
@@ -185,7 +185,7 @@ def test_numbers_beyond_the_dtype_are_refused_by_name(factor):
 @pytest.mark.parametrize(
     "X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0)), [np.ones((2, 0))] * 3]
 )
-def test_what_is_no_sequence_is_refused_by_name(X):
+def test_invalid_sequences_are_rejected_by_name(X):
     with pytest.raises(ValueError, match=r"X must be \(N, T, F\)|X has 0 features"):
         SequenceRegressor().fit(X, [1.0, 2.0, 3.0])
 

@@ -1,4 +1,4 @@
-"""What the estimators learn, and what a fit promises."""
+"""What the estimators learn, and the guarantees of fit and partial_fit."""
 
 import pickle
 
@@ -16,7 +16,7 @@ from rnnfast.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegr
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_tagger_learns_to_copy_what_came_three_steps_before(cell):
+def test_tagger_learns_a_delay_of_three_steps(cell):
     X = np.random.default_rng(0).integers(0, 2, (200, 12))
     y = np.roll(X, 3, axis=1)
     y[:, :3] = 0
@@ -90,7 +90,7 @@ def test_a_random_state_object_is_drawn_from():
     assert first.loss_curve_ != second.loss_curve_
 
 
-# --- going on
+# --- partial fits
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -112,7 +112,7 @@ def test_partial_fits_are_epochs_of_a_fit(kind):
     assert parts.loss_curve_ == pytest.approx(whole.loss_curve_, rel=1e-9)
 
 
-def test_partial_fit_knows_classes_that_come_later():
+def test_partial_fit_accepts_classes_that_appear_later():
     X, y = np.eye(3)[[0, 1, 2]], np.array(["a", "b", "c"])
     classifier = SequenceClassifier(**SMALL).partial_fit(X[:2], y[:2], classes=y)
     for _ in range(100):
@@ -209,7 +209,7 @@ def test_the_scale_of_inputs_and_targets_does_not_matter():
     assert raw.scale_.tolist() == [1, 1]
 
 
-# --- what is refused
+# --- rejected arguments
 
 
 @pytest.mark.parametrize("factor", [1e300, 1e39, 1e-200])
