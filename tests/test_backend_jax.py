@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import CSRC
 
 pytest.importorskip("jax", reason="jax is not installed: pip install jax")
 
@@ -204,7 +205,6 @@ def test_training_under_jit():
 
 HAS_KERNELS = jax.default_backend() == "cpu" and backend._has_kernels()
 direct = pytest.mark.skipif(not HAS_KERNELS, reason="this jax has no jax.ffi: XLA calls Python, not the kernels")
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
 def operations(function, *given):
