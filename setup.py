@@ -38,7 +38,7 @@ if IS_X86_64:
         "avx512": [*x86, *avx2, *avx512],
         "avx2": [*x86, "-mno-avx512f", *avx2],
         "base": [*x86, "-mno-avx"],
-        "scalar": [*x86, "-mno-avx"],
+        "scalar": [*x86, "-mno-avx", "-O2"],
     }
 
 
@@ -62,7 +62,7 @@ class BuildKernels(build_ext):
             else:  # cl has no vector types
                 isa_flags, flags, macros = {"scalar": []}, ["/std:c11"], [("RNNFAST_SCALAR_ONLY", "1")]
 
-        units = {"csrc/rnnfast.c": flags, "csrc/pool.c": flags, "csrc/order.c": flags, "csrc/xla_ffi.c": flags}
+        units = {"csrc/dispatch.c": flags, "csrc/threads.c": flags, "csrc/order.c": flags, "csrc/xla_ffi.c": flags}
         for isa, own in isa_flags.items():
             units |= {f"csrc/f{bits}_{isa}.c": flags + own for bits in (32, 64)}
 

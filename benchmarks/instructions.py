@@ -83,7 +83,7 @@ def build(compiler, directory):
     # Python's own flags, which come before those of setup.py, leave out the assertions.
     common, csrc = [*compiler, "-DNDEBUG", *setup["FLAGS"]], ROOT / "csrc"
     units = [csrc / "f32_avx2.c", csrc / "f64_avx2.c"]
-    rest = [DRIVER, csrc / "pool.c", *(f"{unit.stem}.o" for unit in units)]
+    rest = [DRIVER, csrc / "threads.c", *(f"{unit.stem}.o" for unit in units)]
     subprocess.run([*common, *setup["ISA_FLAGS"]["avx2"], "-c", *units], cwd=directory, check=True)
     subprocess.run([*common, f"-I{csrc}", *rest, "-lm", "-o", "instructions"], cwd=directory, check=True)
 

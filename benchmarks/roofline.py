@@ -20,7 +20,13 @@ from rnnfast.commands.engines import Case
 from rnnfast.commands.program import CannotRun, run_program, save_figure
 from rnnfast.commands.timing import MARKS, duration, ratio
 
-ENGINES = ("rnnfast", "torch", "onnxruntime", "openvino", "jax")
+ENGINES = {
+    "rnnfast": MARKS["rnnfast"],
+    "torch": MARKS["torch"],
+    "onnxruntime": MARKS["onnxruntime"],
+    "openvino": ("#7570b3", "^", 8),
+    "jax": ("#e7298a", "v", 8),
+}
 LEAST = 2e-3  # GFLOP; in smaller cases the overhead of a call dominates
 
 
@@ -85,8 +91,7 @@ def draw(report, path, peak, bandwidths):
         gflop, nbytes = counts(case)
         if gflop > LEAST:
             intensities.setdefault(rows_of(case), []).append(gflop / nbytes)
-    for shift, name in enumerate(ENGINES, start=-2):
-        color, marker, size = MARKS[name]
+    for shift, (name, (color, marker, size)) in enumerate(ENGINES.items(), start=-2):
         rates = {}
         for case, engines in report["cases"].items():
             row, gflop = engines.get(name, {}), counts(case)[0]

@@ -23,11 +23,11 @@ BATCHES = [
     (32, 16, 128, 128, 2, True),
 ]
 CASES = [
-    *(Case(cell, *shape) for cell in ("rnn", "lstm", "gru") for shape in STREAMS + BATCHES),
-    Case("linear", 1, 1, 256, 1000),
-    Case("linear", 64, 16, 256, 1000),
+    Case(cell, *shape)._replace(mode=mode)
+    for cell in ("rnn", "lstm", "gru")
+    for shape in STREAMS + BATCHES
+    for mode in MODES[: 1 if shape in STREAMS else 2]
 ]
-CASES = [case._replace(mode=mode) for case in CASES for mode in MODES[: min(case.N, 2)]]
 
 
 def label(engine, isa):

@@ -1,15 +1,15 @@
-/* sigmoid and tanh of every lane, and their slopes from their outputs.
+/* sigmoid and tanh of every lane, and their slopes computed from their outputs.
  *
- * Both rest on e^y = 2^n e^h with n whole and h small, and on the even function R = (h/2) coth(h/2), a short series in h^2, because
- * e^h = (R + h/2) / (R - h/2). With S = 2^n one division does:
+ * Both use e^y = 2^n e^h with integer n and small h, and the even function R = (h/2) coth(h/2), a short series in h^2, because
+ * e^h = (R + h/2) / (R - h/2). With S = 2^n one division is enough:
  *
  *     sigmoid(x) = 1 / (1 + e^y)      = a / (a + S b)    y = -x       a = R - h/2, b = a + h
  *     tanh |x| = (e^y - 1)/(e^y + 1)  = u / (u + 2 b)    y = 2 |x|    b = R - h/2, u = S h + (S - 1) b
  *
- * What R is wrong by nearly cancels in these quotients. For small x tanh has S = 1, hence u = h: nothing cancels.
+ * The error of R nearly cancels in these quotients. For small x tanh has S = 1, hence u = h, without cancellation.
  *
- * Error, largest over all float32 inputs: sigmoid 2.03 ulp where its result is normal (where not, it may be 0), tanh 2.00 ulp;
- * float64, largest of a sample: 1.9 and 2.3 ulp. docs/accuracy.md has the figures. Exact: sigmoid(-inf) = 0, sigmoid(0) = 1/2,
+ * Error, largest over all float32 inputs: sigmoid 2.03 ulp where its result is normal (a subnormal result may be 0), tanh 2.00 ulp;
+ * float64, largest of a sample: 1.9 and 2.3 ulp. docs/accuracy.md has the measurements. Exact: sigmoid(-inf) = 0, sigmoid(0) = 1/2,
  * sigmoid(inf) = 1, tanh(+-inf) = +-1, tanh(+-0) = +-0; tanh is odd to the bit. NaN gives NaN.
  * Cost, besides one division: 13 operations (sigmoid) and 16 (tanh) for float32, 16 and 19 for float64. No table, branch or libm.
  * Source: Cody and Waite, Software Manual for the Elementary Functions (1980), for n and h. The series is minimax in the relative
@@ -23,12 +23,12 @@
 #if REAL_BITS == 32
 #define FRACTION_BITS 23
 #define EXPONENT_BIAS 127
-#define LN2_HIGH 0x1.62e4p-1 /* few enough bits that n times it is exact */
+#define LN2_HIGH 0x1.62e4p-1 /* few enough bits that n * LN2_HIGH is exact */
 #define LN2_LOW 0x1.7f7d1cp-20
 #define SIGMOID_LOWEST -88.5 /* here S is infinite: sigmoid is 0 */
 #define SIGMOID_HIGHEST 88.0 /* here S is zero: sigmoid is 1 */
-#define TANH_HIGHEST 10.0    /* tanh is 1 from less than this on */
-#define TANH_STEPS 2.72      /* less than 2 log2 e: n steps from 1 to 2 only where tanh > 1/2 and its ulp is larger */
+#define TANH_HIGHEST 10.0    /* tanh rounds to 1 below this already */
+#define TANH_STEPS 2.72      /* less than 2 log2 e, so n goes from 1 to 2 only where tanh > 1/2 and its ulp is larger */
 static const REAL coth_series[] = {0x1.555514p-2, -0x1.6a8b9ep-6};
 #else
 #define FRACTION_BITS 52
@@ -46,7 +46,7 @@ static const REAL coth_series[] = {0x1.555555555552dp-2, -0x1.6c16c16bda28bp-6, 
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2 0x1.62e42fefa39efp-1
 
-/* Adding this number rounds to a whole one; the last bits of the sum are the exponent field of 2 to its power. */
+/* Adding this constant rounds to an integer n; the last bits of the sum are the exponent field of 2^n. */
 #define ROUNDER ((REAL)(1.5 * (double)((int64_t)1 << FRACTION_BITS) + EXPONENT_BIAS))
 
 INLINE vec power_of_two(vec rounded)
@@ -58,7 +58,7 @@ INLINE vec power_of_two(vec rounded)
 #endif
 }
 
-/* factor (scale r) coth(scale r). The scale, 1 or 1/2, goes into the coefficients without rounding. */
+/* factor (scale r) coth(scale r). The scale, 1 or 1/2, is folded into the coefficients without rounding. */
 INLINE vec times_coth(vec r, REAL scale, REAL factor)
 {
     REAL coefficients[COTH_TERMS], power = factor;
@@ -70,10 +70,10 @@ INLINE vec times_coth(vec r, REAL scale, REAL factor)
 
 INLINE vec sigmoid(vec x)
 {
-    /* With this factor a and b stay between 0.7 and 1, where one ulp serves all: smaller errors, and a monotone tail. */
+    /* With this factor a and b stay between 0.7 and 1, in one binade: smaller errors, and a monotone tail. */
     const REAL factor = (REAL)0.84;
     const vec lowest = broadcast((REAL)SIGMOID_LOWEST), highest = broadcast((REAL)SIGMOID_HIGHEST);
-    x = lesser(highest, greater(lowest, x)); /* in this order NaN passes */
+    x = lesser(highest, greater(lowest, x)); /* NaN passes in this order of operands */
     vec rounded = muladd(x, broadcast((REAL)-LOG2E), broadcast(ROUNDER));
     vec n = rounded - broadcast(ROUNDER);
     vec r = muladd(n, broadcast((REAL)LN2_LOW), muladd(n, broadcast((REAL)LN2_HIGH), x)); /* -h */
@@ -90,7 +90,7 @@ INLINE vec hyperbolic_tangent(vec x)
     x = lesser(highest, x);
     vec rounded = muladd(x, broadcast((REAL)TANH_STEPS), broadcast(ROUNDER));
     vec n = rounded - broadcast(ROUNDER);
-    vec r = muladd(n, broadcast((REAL)(-LN2 / 2)), x); /* h / 2; the larger n, the less does its error matter: one product will do */
+    vec r = muladd(n, broadcast((REAL)(-LN2 / 2)), x); /* h / 2; its error matters less the larger n is, so one product is enough */
     vec S = power_of_two(rounded);
     vec b = times_coth(r, 1, 1) - r;
     vec u = muladd(S - broadcast(1), b, S * (r + r));

@@ -1,79 +1,91 @@
-/* What a cell is: its gates, the stages of its step, and what the pointwise parts of a stage see.
+/* What a cell is: the facts that rnnfast.h exports, the stages of its step, and what the pointwise parts of a stage see.
  *
- * A step begins with the gates buffer holding bias + W_ih x. Each stage adds a product to some of its columns and then runs a pointwise
- * part over the units. The gates buffer of a row holds `width` columns of H numbers. ih[b] and hh[b] name the gate, in torch's order, of
- * weight_ih and weight_hh that feeds column b (-1: none), so nothing else needs to know a cell's order of gates.
+ * A step begins with the gates buffer holding bias + W_ih x. Each stage adds a product to some columns of the buffer and then runs a
+ * pointwise part over the units. The gates buffer of a row holds `columns` columns of H elements. ih[b] and hh[b] name the gate, in
+ * torch's order, of weight_ih and weight_hh that feeds column b (-1: none), so no other file knows a cell's order of gates.
  *
- * Forward leaves in the gates buffer what backward wants to see; backward writes the gradient of a pre-activation into the same column
- * of dgates. With a projection (Sak et al. 2014) the cell's output goes to aux, and one more stage, a product without a pointwise part,
- * makes h of it.
+ * Forward leaves in the gates buffer what backward needs; backward writes the gradient of a pre-activation into the same column of
+ * dgates. With a projection (Sak et al. 2014) the cell's output goes to aux, and a last stage, a product without a pointwise part,
+ * computes h from it. The entry of a cell that supports a projection has that stage after its own `stages`.
  *
- * Backward: dh comes in as the gradient of the cell's output; a cell that keeps a share of h_before in h leaves that share of
- * the gradient in dh and the product then adds to it (keeps_dh), else the product overwrites. dc comes in and goes out. Parts read and
- * write only their own row; c and c_before may be the same. Rounding: one per operation written, activations as in activations.h.
+ * Backward: dh comes in as the gradient of the cell's output. If a cell passes a share of h_before on to h, its pointwise part leaves
+ * that share of the gradient in dh and the product adds to it (keeps_dh); otherwise the product overwrites dh. dc comes in and goes out.
+ * Aliasing: parts read and write their own row only; c and c_before may be the same row.
+ * Error: one rounding for each operation written, activations as in activations.h.
  */
 #ifndef RNNFAST_CELL_H
 #define RNNFAST_CELL_H
 
 #include "activations.h"
-#include "gemm.h"
+#include "range.h"
+#include "rnnfast.h"
 
-/* What cells named ANY are to do. */
+/* What a stack sets for its cell. */
 typedef struct {
     const rnnfast_activation *functions; /* f, g, h */
     REAL clip;
     int coupled;
-    const REAL *peephole; /* [3, H] */
-} variant;
+    const REAL *extra; /* [extra_rows, H]; NULL if the stack has none */
+} cell_options;
 
-/* A row at a step. aux is r * h_before (gru before), or the output before its projection. */
+/* A row at a step. aux is r * h_before (GRU, reset before the product) or the output before its projection. */
 typedef struct {
     ptrdiff_t H;
     REAL *gates;
     const REAL *c_before, *h_before;
     REAL *c, *h, *aux;
     REAL *dgates, *dh, *dc, *daux; /* backward only */
-    const variant *any;
+    const cell_options *options;
 } point;
 
 typedef void pointwise(const point *, range units);
 
 typedef struct {
-    int from_aux;     /* the product's source: aux, or h of the step before */
-    int first, count; /* the columns it adds to; count 0: it makes h */
+    int from_aux;     /* the product reads aux; otherwise h of the step before */
+    int first, count; /* the columns that the product adds to; count 0: it computes h */
     int keeps_dh;
     pointwise *forward, *backward; /* run after the product (backward: before it); may be NULL */
 } stage;
 
+enum { MOST_STAGES = 2 };
+
 typedef struct {
     rnnfast_cell_info info;
-    int gates, width; /* from info, in shape_of() */
     signed char ih[4], hh[4];
-    int keeps_gates, has_c, has_aux;
     int stages;
-    stage stage[2];
+    stage stage[MOST_STAGES];
+    /* Adds to the gradient of the extras, [extra_rows, H], the sum over R rows of their terms; NULL if extras are not trained. */
+    void (*add_extra_gradient)(const point *rows, ptrdiff_t R, range units, REAL *gradient);
 } cell;
 
-INLINE vec get(const REAL *p, ptrdiff_t n)
+/* Loops over a range of units, a vector at a time: j is the first unit, lanes how many there are. The outer loop is unrolled, so that
+ * whole vectors, for which lanes is the constant LANES, and the remainder each get code of their own. */
+#define FOR_UNITS(j, lanes, units)                                                                                                         \
+    _Pragma("GCC unroll 2") for (int rest = 0; rest < (LANES > 1 ? 2 : 1); rest++) for (ptrdiff_t j = vectors_of(units, rest).begin,       \
+                                                                                        end = vectors_of(units, rest).end,                 \
+                                                                                        lanes = rest ? end - j : LANES;                    \
+                                                                                        j < end; j = rest ? end : j + LANES)
+
+/* The whole vectors of some units, or the remainder. */
+INLINE range vectors_of(range units, int rest)
 {
-    return n == LANES ? load(p) : load_part(p, n);
+    ptrdiff_t edge = units.begin + (units.end - units.begin) / LANES * LANES;
+    range r = {rest ? edge : units.begin, rest ? units.end : edge};
+    return r;
 }
 
-INLINE void put(REAL *p, vec v, ptrdiff_t n)
+INLINE vec get(const REAL *p, ptrdiff_t lanes)
 {
-    if (n == LANES) store(p, v);
-    else store_part(p, v, n);
+    return lanes == LANES ? load(p) : load_part(p, lanes);
 }
 
-/* The body for each vector of units; the last one may be short. */
-INLINE void for_units(const point *p, range units, void (*body)(const point *, ptrdiff_t j, ptrdiff_t n))
+INLINE void put(REAL *p, vec v, ptrdiff_t lanes)
 {
-    ptrdiff_t j = units.begin;
-    for (; j + LANES <= units.end; j += LANES) body(p, j, LANES);
-    if (j < units.end) body(p, j, units.end - j);
+    if (lanes == LANES) store(p, v);
+    else store_part(p, v, lanes);
 }
 
-/* h of all kinds of gru: (1 - z) n + z h_before */
+/* h of every GRU: (1 - z) n + z h_before. */
 INLINE vec gru_mix(vec z, vec n, vec h_before)
 {
     return muladd(z, h_before - n, n);

@@ -1,197 +1,160 @@
-/* The cells: for each its pointwise parts, forward next to backward.
+/* The cells: the pointwise parts of each, forward next to backward, and the registry.
  *
- *   rnn         h                                                       (slope from h itself, so gates are not kept)
- *   lstm        i f g o                                                 Hochreiter & Schmidhuber 1997, Gers et al. 2000
- *   gru         n r z q     q = W_hn h + b_hn, n = tanh(... + r * q)    Cho et al. 2014, as torch has it (reset after the product)
- *   gru before  r z n       n = tanh(... + W_hn (r * h))                Cho et al. 2014 (a second product in the middle of the step)
+ * Layout, columns of the gates buffer (a is a pre-activation, bias + W_ih x + W_hh h_before; forward replaces it by its activation):
  *
- * In a column a pre-activation is replaced by its activation.
+ *   rnn                    a
+ *   lstm                   i f g o    Hochreiter & Schmidhuber 1997, Gers et al. 2000
+ *   gru                    n r z q    q = W_hn h + b_hn, n = tanh(... + r * q): reset after the product, as torch defines it
+ *   leaky rnn              f(a)       leaky_cells.h
+ *   gru, reset before      r z n      n = tanh(... + W_hn (r * h)): Cho et al. 2014, with a second product in the middle of the step
+ *
+ * Aliasing and error: cell.h and activations.h.
  */
 #ifndef RNNFAST_CELLS_H
 #define RNNFAST_CELLS_H
 
-#include "any_cells.h"
+#include "generic_cells.h"
+#include "leaky_cells.h"
 
-/* ---- rnn ---- */
-
-INLINE void rnn_tanh_forward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
-{
-    put(p->h + j, hyperbolic_tangent(get(p->gates + j, n)), n);
-}
-
-INLINE void rnn_tanh_backward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
-{
-    put(p->dgates + j, get(p->dh + j, n) * tanh_slope(get(p->h + j, n)), n);
-}
-
-INLINE void rnn_relu_forward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
-{
-    put(p->h + j, greater(broadcast(0), get(p->gates + j, n)), n); /* in this order NaN passes */
-}
-
-INLINE void rnn_relu_backward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
-{
-    vec zero = broadcast(0);
-    put(p->dgates + j, select(less_equal(get(p->h + j, n), zero), zero, get(p->dh + j, n)), n);
-}
+/* ---- RNN: h = f(a); the slope comes from h itself, so gates are not kept ---- */
 
 static void rnn_tanh_forward(const point *p, range units)
 {
-    for_units(p, units, rnn_tanh_forward_at);
+    FOR_UNITS (j, lanes, units) put(p->h + j, hyperbolic_tangent(get(p->gates + j, lanes)), lanes);
 }
 
 static void rnn_tanh_backward(const point *p, range units)
 {
-    for_units(p, units, rnn_tanh_backward_at);
+    FOR_UNITS (j, lanes, units) put(p->dgates + j, get(p->dh + j, lanes) * tanh_slope(get(p->h + j, lanes)), lanes);
 }
 
 static void rnn_relu_forward(const point *p, range units)
 {
-    for_units(p, units, rnn_relu_forward_at);
+    FOR_UNITS (j, lanes, units)
+        put(p->h + j, greater(broadcast(0), get(p->gates + j, lanes)), lanes); /* NaN passes in this order of operands */
 }
 
 static void rnn_relu_backward(const point *p, range units)
 {
-    for_units(p, units, rnn_relu_backward_at);
+    FOR_UNITS (j, lanes, units) {
+        vec zero = broadcast(0);
+        put(p->dgates + j, select(less_equal(get(p->h + j, lanes), zero), zero, get(p->dh + j, lanes)), lanes);
+    }
 }
 
-/* ---- lstm: c = f c_before + i g, h = o tanh(c) ---- */
-
-INLINE void lstm_forward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
-{
-    REAL *gates = p->gates + j;
-    ptrdiff_t H = p->H;
-    vec i = sigmoid(get(gates, n)), f = sigmoid(get(gates + H, n)), g = hyperbolic_tangent(get(gates + 2 * H, n));
-    vec o = sigmoid(get(gates + 3 * H, n)), c = muladd(f, get(p->c_before + j, n), i * g);
-    put(gates, i, n);
-    put(gates + H, f, n);
-    put(gates + 2 * H, g, n);
-    put(gates + 3 * H, o, n);
-    put(p->c + j, c, n);
-    put(p->h + j, o * hyperbolic_tangent(c), n);
-}
-
-INLINE void lstm_backward_at(const point *p, ptrdiff_t j, ptrdiff_t n)
-{
-    const REAL *gates = p->gates + j;
-    REAL *dgates = p->dgates + j;
-    ptrdiff_t H = p->H;
-    vec i = get(gates, n), f = get(gates + H, n), g = get(gates + 2 * H, n), o = get(gates + 3 * H, n);
-    vec dh = get(p->dh + j, n), tanh_c = hyperbolic_tangent(get(p->c + j, n));
-    vec dc = muladd(dh * o, tanh_slope(tanh_c), get(p->dc + j, n));
-    put(dgates, dc * g * sigmoid_slope(i), n);
-    put(dgates + H, dc * get(p->c_before + j, n) * sigmoid_slope(f), n);
-    put(dgates + 2 * H, dc * i * tanh_slope(g), n);
-    put(dgates + 3 * H, dh * tanh_c * sigmoid_slope(o), n);
-    put(p->dc + j, dc * f, n);
-}
+/* ---- LSTM: c = f c_before + i g, h = o tanh(c) ---- */
 
 static void lstm_forward(const point *p, range units)
 {
-    for_units(p, units, lstm_forward_at);
+    ptrdiff_t H = p->H;
+    FOR_UNITS (j, lanes, units) {
+        REAL *gates = p->gates + j;
+        vec i = sigmoid(get(gates, lanes)), f = sigmoid(get(gates + H, lanes)), g = hyperbolic_tangent(get(gates + 2 * H, lanes));
+        vec o = sigmoid(get(gates + 3 * H, lanes)), c = muladd(f, get(p->c_before + j, lanes), i * g);
+        put(gates, i, lanes);
+        put(gates + H, f, lanes);
+        put(gates + 2 * H, g, lanes);
+        put(gates + 3 * H, o, lanes);
+        put(p->c + j, c, lanes);
+        put(p->h + j, o * hyperbolic_tangent(c), lanes);
+    }
 }
 
 static void lstm_backward(const point *p, range units)
 {
-    for_units(p, units, lstm_backward_at);
-}
-
-/* ---- gru: h = (1 - z) n + z h_before ---- */
-
-INLINE void gru_forward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
-{
-    REAL *gates = p->gates + j;
     ptrdiff_t H = p->H;
-    vec r = sigmoid(get(gates + H, some)), z = sigmoid(get(gates + 2 * H, some));
-    vec n = hyperbolic_tangent(muladd(r, get(gates + 3 * H, some), get(gates, some)));
-    put(gates, n, some);
-    put(gates + H, r, some);
-    put(gates + 2 * H, z, some);
-    put(p->h + j, gru_mix(z, n, get(p->h_before + j, some)), some);
+    FOR_UNITS (j, lanes, units) {
+        const REAL *gates = p->gates + j;
+        REAL *dgates = p->dgates + j;
+        vec i = get(gates, lanes), f = get(gates + H, lanes), g = get(gates + 2 * H, lanes), o = get(gates + 3 * H, lanes);
+        vec dh = get(p->dh + j, lanes), tanh_c = hyperbolic_tangent(get(p->c + j, lanes));
+        vec dc = muladd(dh * o, tanh_slope(tanh_c), get(p->dc + j, lanes));
+        put(dgates, dc * g * sigmoid_slope(i), lanes);
+        put(dgates + H, dc * get(p->c_before + j, lanes) * sigmoid_slope(f), lanes);
+        put(dgates + 2 * H, dc * i * tanh_slope(g), lanes);
+        put(dgates + 3 * H, dh * tanh_c * sigmoid_slope(o), lanes);
+        put(p->dc + j, dc * f, lanes);
+    }
 }
 
-INLINE void gru_backward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
-{
-    const REAL *gates = p->gates + j;
-    REAL *dgates = p->dgates + j;
-    ptrdiff_t H = p->H;
-    vec n = get(gates, some), r = get(gates + H, some), z = get(gates + 2 * H, some), q = get(gates + 3 * H, some);
-    vec dh = get(p->dh + j, some), dn = dh * (broadcast(1) - z) * tanh_slope(n);
-    put(dgates, dn, some);
-    put(dgates + H, dn * q * sigmoid_slope(r), some);
-    put(dgates + 2 * H, dh * (get(p->h_before + j, some) - n) * sigmoid_slope(z), some);
-    put(dgates + 3 * H, dn * r, some);
-    put(p->dh + j, dh * z, some);
-}
+/* ---- GRU: h = (1 - z) n + z h_before ---- */
 
 static void gru_forward(const point *p, range units)
 {
-    for_units(p, units, gru_forward_at);
+    ptrdiff_t H = p->H;
+    FOR_UNITS (j, lanes, units) {
+        REAL *gates = p->gates + j;
+        vec r = sigmoid(get(gates + H, lanes)), z = sigmoid(get(gates + 2 * H, lanes));
+        vec n = hyperbolic_tangent(muladd(r, get(gates + 3 * H, lanes), get(gates, lanes)));
+        put(gates, n, lanes);
+        put(gates + H, r, lanes);
+        put(gates + 2 * H, z, lanes);
+        put(p->h + j, gru_mix(z, n, get(p->h_before + j, lanes)), lanes);
+    }
 }
 
 static void gru_backward(const point *p, range units)
 {
-    for_units(p, units, gru_backward_at);
+    ptrdiff_t H = p->H;
+    FOR_UNITS (j, lanes, units) {
+        const REAL *gates = p->gates + j;
+        REAL *dgates = p->dgates + j;
+        vec n = get(gates, lanes), r = get(gates + H, lanes), z = get(gates + 2 * H, lanes), q = get(gates + 3 * H, lanes);
+        vec dh = get(p->dh + j, lanes), dn = dh * (broadcast(1) - z) * tanh_slope(n);
+        put(dgates, dn, lanes);
+        put(dgates + H, dn * q * sigmoid_slope(r), lanes);
+        put(dgates + 2 * H, dh * (get(p->h_before + j, lanes) - n) * sigmoid_slope(z), lanes);
+        put(dgates + 3 * H, dn * r, lanes);
+        put(p->dh + j, dh * z, lanes);
+    }
 }
 
-/* ---- gru with reset before the product: r and z, then n ---- */
-
-INLINE void gru_before_reset_forward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
-{
-    REAL *gates = p->gates + j;
-    vec r = sigmoid(get(gates, some));
-    put(gates, r, some);
-    put(gates + p->H, sigmoid(get(gates + p->H, some)), some);
-    put(p->aux + j, r * get(p->h_before + j, some), some);
-}
-
-INLINE void gru_before_reset_backward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
-{
-    vec r = get(p->gates + j, some), daux = get(p->daux + j, some);
-    put(p->dgates + j, daux * get(p->h_before + j, some) * sigmoid_slope(r), some);
-    put(p->dh + j, muladd(daux, r, get(p->dh + j, some)), some);
-}
-
-INLINE void gru_before_mix_forward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
-{
-    REAL *gates = p->gates + j;
-    vec z = get(gates + p->H, some), n = hyperbolic_tangent(get(gates + 2 * p->H, some));
-    put(gates + 2 * p->H, n, some);
-    put(p->h + j, gru_mix(z, n, get(p->h_before + j, some)), some);
-}
-
-INLINE void gru_before_mix_backward_at(const point *p, ptrdiff_t j, ptrdiff_t some)
-{
-    const REAL *gates = p->gates + j;
-    vec z = get(gates + p->H, some), n = get(gates + 2 * p->H, some), dh = get(p->dh + j, some);
-    put(p->dgates + p->H + j, dh * (get(p->h_before + j, some) - n) * sigmoid_slope(z), some);
-    put(p->dgates + 2 * p->H + j, dh * (broadcast(1) - z) * tanh_slope(n), some);
-    put(p->dh + j, dh * z, some);
-}
+/* ---- GRU, reset before the product: first r and z, then n ---- */
 
 static void gru_before_reset_forward(const point *p, range units)
 {
-    for_units(p, units, gru_before_reset_forward_at);
+    FOR_UNITS (j, lanes, units) {
+        REAL *gates = p->gates + j;
+        vec r = sigmoid(get(gates, lanes));
+        put(gates, r, lanes);
+        put(gates + p->H, sigmoid(get(gates + p->H, lanes)), lanes);
+        put(p->aux + j, r * get(p->h_before + j, lanes), lanes);
+    }
 }
 
 static void gru_before_reset_backward(const point *p, range units)
 {
-    for_units(p, units, gru_before_reset_backward_at);
+    FOR_UNITS (j, lanes, units) {
+        vec r = get(p->gates + j, lanes), daux = get(p->daux + j, lanes);
+        put(p->dgates + j, daux * get(p->h_before + j, lanes) * sigmoid_slope(r), lanes);
+        put(p->dh + j, muladd(daux, r, get(p->dh + j, lanes)), lanes);
+    }
 }
 
 static void gru_before_mix_forward(const point *p, range units)
 {
-    for_units(p, units, gru_before_mix_forward_at);
+    FOR_UNITS (j, lanes, units) {
+        REAL *gates = p->gates + j;
+        vec z = get(gates + p->H, lanes), n = hyperbolic_tangent(get(gates + 2 * p->H, lanes));
+        put(gates + 2 * p->H, n, lanes);
+        put(p->h + j, gru_mix(z, n, get(p->h_before + j, lanes)), lanes);
+    }
 }
 
 static void gru_before_mix_backward(const point *p, range units)
 {
-    for_units(p, units, gru_before_mix_backward_at);
+    FOR_UNITS (j, lanes, units) {
+        const REAL *gates = p->gates + j;
+        vec z = get(gates + p->H, lanes), n = get(gates + 2 * p->H, lanes), dh = get(p->dh + j, lanes);
+        put(p->dgates + p->H + j, dh * (get(p->h_before + j, lanes) - n) * sigmoid_slope(z), lanes);
+        put(p->dgates + 2 * p->H + j, dh * (broadcast(1) - z) * tanh_slope(n), lanes);
+        put(p->dh + j, dh * z, lanes);
+    }
 }
 
-/* ---- the registry ---- */
+/* ---- the registry: a cell's facts stand here and nowhere else ---- */
 
-/* The parts of a cell side by side, which clang-format would put one below the other. */
+/* clang-format would put the parts of an entry one below the other. */
 /* clang-format off */
 static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_RNN_TANH] = {
@@ -220,45 +183,40 @@ static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_GENERIC_RNN] = {
         .info = {.name = "generic_rnn", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_GENERIC_RNN},
         .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
-        .stage = {{.count = 1, .forward = any_rnn_forward, .backward = any_rnn_backward}}},
+        .stage = {{.count = 1, .forward = generic_rnn_forward, .backward = generic_rnn_backward}}},
     [RNNFAST_GENERIC_LSTM] = {
         .info = {.name = "generic_lstm", .gates = "ifgo", .columns = 4, .keeps_gates = 1, .has_c = 1, .supports_projection = 1,
                  .generic = RNNFAST_GENERIC_LSTM, .extra = "peephole", .extra_rows = 3, .extra_is_optional = 1, .extra_is_trained = 1},
         .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .stages = 1,
-        .stage = {{.count = 4, .forward = any_lstm_forward, .backward = any_lstm_backward}, {.from_aux = 1}}},
+        .stage = {{.count = 4, .forward = generic_lstm_forward, .backward = generic_lstm_backward}, {.from_aux = 1}},
+        .add_extra_gradient = generic_lstm_peephole_gradient},
     [RNNFAST_GENERIC_GRU] = {
         .info = {.name = "generic_gru", .gates = "rzn", .columns = 4, .keeps_gates = 1, .generic = RNNFAST_GENERIC_GRU},
         .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .stages = 1,
-        .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = any_gru_forward, .backward = any_gru_backward}}},
+        .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = generic_gru_forward, .backward = generic_gru_backward}}},
     [RNNFAST_GENERIC_GRU_RESET_BEFORE] = {
         .info = {.name = "generic_gru_reset_before", .gates = "rzn", .columns = 3, .keeps_gates = 1, .keeps_aux = 1,
                  .generic = RNNFAST_GENERIC_GRU_RESET_BEFORE},
         .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .stages = 2,
-        .stage = {{.count = 2, .keeps_dh = 1, .forward = any_gru_before_reset_forward, .backward = any_gru_before_reset_backward},
-                  {.from_aux = 1, .first = 2, .count = 1, .forward = any_gru_before_mix_forward,
-                   .backward = any_gru_before_mix_backward}}},
+        .stage = {{.count = 2, .keeps_dh = 1, .forward = generic_gru_before_reset_forward, .backward = generic_gru_before_reset_backward},
+                  {.from_aux = 1, .first = 2, .count = 1, .forward = generic_gru_before_mix_forward,
+                   .backward = generic_gru_before_mix_backward}}},
+    [RNNFAST_RNN_TANH_LEAKY] = {
+        .info = {.name = "rnn_tanh_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
+                 .extra = "leak", .extra_rows = 1},
+        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_tanh_leaky_forward, .backward = rnn_tanh_leaky_backward}}},
+    [RNNFAST_RNN_RELU_LEAKY] = {
+        .info = {.name = "rnn_relu_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
+                 .extra = "leak", .extra_rows = 1},
+        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_relu_leaky_forward, .backward = rnn_relu_leaky_backward}}},
 };
 /* clang-format on */
 
 static const rnnfast_cell_info *cell_info(rnnfast_cell which)
 {
     return (unsigned)which < RNNFAST_CELLS ? &cells[which].info : NULL;
-}
-
-/* The cell of a stack; with a projection its output goes to aux, and a last stage makes h of that. */
-static cell cell_of(const rnnfast_stack *s)
-{
-    cell c = cells[s->cell];
-    c.gates = (int)strlen(c.info.gates);
-    c.width = c.info.columns;
-    c.keeps_gates = c.info.keeps_gates;
-    c.has_c = c.info.has_c;
-    c.has_aux = c.info.keeps_aux;
-    if (s->P != s->H) {
-        c.has_aux = 1;
-        c.stages++;
-    }
-    return c;
 }
 
 #endif

@@ -3,4 +3,4 @@
 #define TILE_VECS 4
 #define ISA "avx512"
 #define TABLE rnnfast_f32_avx512
-#include "sequence.h"
+#include "engine.h"

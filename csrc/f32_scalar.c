@@ -3,4 +3,4 @@
 #define TILE_VECS 2
 #define ISA "scalar"
 #define TABLE rnnfast_f32_scalar
-#include "sequence.h"
+#include "engine.h"

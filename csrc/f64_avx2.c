@@ -3,4 +3,4 @@
 #define TILE_VECS 2
 #define ISA "avx2"
 #define TABLE rnnfast_f64_avx2
-#include "sequence.h"
+#include "engine.h"

@@ -3,4 +3,4 @@
 #define TILE_VECS 2
 #define ISA "base"
 #define TABLE rnnfast_f64_base
-#include "sequence.h"
+#include "engine.h"

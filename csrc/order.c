@@ -1,17 +1,18 @@
-/* The order in which the sequences of a batch take their steps (rnnfast.h says what it is): worked out from lengths, masks and resets.
+/* The order in which the sequences of a ragged batch take their steps (rnnfast_order), from lengths, masks and resets.
  *
- * A row is one sequence after another, cut at its resets; a step that is masked is in no sequence, so that the sequence goes on with
- * the next one that is there. Cost: two visits of each step of each row; what is made takes some 40 bytes for each. */
+ * A row is a series of sequences, cut at its resets. A masked step is in no sequence; the sequence continues at the next step that is.
+ * Cost: two visits of each step of each row, and about 40 bytes of result for each step. Nothing here depends on the element type.
+ */
 #include "rnnfast.h"
 
 #include <string.h>
 
-static int is_there(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n)
+static int is_valid(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n)
 {
     return !p->mask || p->mask[t * p->mask_step + n * p->mask_row];
 }
 
-static int begins(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n)
+static int is_reset(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n)
 {
     return p->reset && p->reset[t * p->reset_step + n * p->reset_row];
 }
@@ -21,7 +22,7 @@ static ptrdiff_t length_of(const rnnfast_pattern *p, ptrdiff_t n)
     return p->lengths ? p->lengths[n] : p->T;
 }
 
-/* Where the sequence ends that begins at step t of row n; how many steps it has. */
+/* The end of the sequence that begins at step t of row n, and the number of its steps. */
 static ptrdiff_t end_of(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n, ptrdiff_t *steps)
 {
     ptrdiff_t length = length_of(p, n);
@@ -31,8 +32,8 @@ static ptrdiff_t end_of(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n, ptrd
     }
     *steps = 0;
     do {
-        if (t < length) *steps += is_there(p, t, n), t++;
-    } while (t < length && !begins(p, t, n));
+        if (t < length) *steps += is_valid(p, t, n), t++;
+    } while (t < length && !is_reset(p, t, n));
     return t;
 }
 
@@ -49,41 +50,42 @@ ptrdiff_t rnnfast_count(const rnnfast_pattern *p, rnnfast_order *o)
             if (steps > o->steps) o->steps = steps;
         } while (t < length_of(p, n));
     }
-    o->gap_count = p->T * p->N - entries;
+    o->masked_count = p->T * p->N - entries;
     return entries;
 }
 
-/* Steps t0 .. t1-1 of row n as sequence k: its places in both orders, and its gaps; the next gap of step t is to be gaps[next[t]]. */
-static void lay_out(const rnnfast_pattern *p, const rnnfast_order *o, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t n, ptrdiff_t steps, ptrdiff_t k,
-                    ptrdiff_t *next)
+/* Enters steps t0 .. t1-1 of row n as sequence k: its positions in both directions, and its masked steps. The next masked step at time t
+ * becomes masked[next[t]]. */
+static void enter_sequence(const rnnfast_pattern *p, const rnnfast_order *o, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t n, ptrdiff_t steps,
+                           ptrdiff_t k, ptrdiff_t *next)
 {
-    rnnfast_place *forward = (rnnfast_place *)o->places[0], *reverse = (rnnfast_place *)o->places[1];
-    rnnfast_gap *gaps = (rnnfast_gap *)o->gaps;
+    rnnfast_position *forward = (rnnfast_position *)o->positions[0], *reverse = (rnnfast_position *)o->positions[1];
+    rnnfast_masked_step *masked = (rnnfast_masked_step *)o->masked;
     ptrdiff_t before = -1, after = -1, s = 0;
     for (ptrdiff_t t = t0; t < t1; t++) {
-        rnnfast_place place = {t, n};
-        if (is_there(p, t, n)) {
-            forward[o->begin[s] + k] = reverse[o->begin[steps - 1 - s] + k] = place;
+        rnnfast_position position = {t, n};
+        if (is_valid(p, t, n)) {
+            forward[o->begin[s] + k] = reverse[o->begin[steps - 1 - s] + k] = position;
             s++;
             before = t;
         } else {
-            rnnfast_gap here = {place, before, -1};
-            gaps[next[t]++] = here;
+            rnnfast_masked_step here = {position, before, -1};
+            masked[next[t]++] = here;
         }
     }
     for (ptrdiff_t t = t1 - 1; p->mask && t >= t0; t--) {
-        if (is_there(p, t, n)) after = t;
-        else gaps[next[t] - 1].after = after;
+        if (is_valid(p, t, n)) after = t;
+        else masked[next[t] - 1].after = after;
     }
 }
 
-/* Gaps go step by step, as memory mostly does: to write them in turn takes a fifth of the time. */
-static void count_gaps(const rnnfast_pattern *p, ptrdiff_t *next)
+/* Masked steps are listed in order of time, as memory mostly is: writing them takes a fifth of the time. */
+static void count_masked(const rnnfast_pattern *p, ptrdiff_t *next)
 {
     ptrdiff_t count = 0;
     for (ptrdiff_t t = 0; t < p->T; t++) {
         next[t] = count;
-        for (ptrdiff_t n = 0; n < p->N; n++) count += t >= length_of(p, n) || !is_there(p, t, n);
+        for (ptrdiff_t n = 0; n < p->N; n++) count += t >= length_of(p, n) || !is_valid(p, t, n);
     }
 }
 
@@ -101,7 +103,7 @@ void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequ
         } while (t < length_of(p, n));
     }
     rows[p->N] = q;
-    /* From how many have just so many steps to how many have more: where those begin that have just so many. */
+    /* longer[s] goes from the number of sequences of s steps to that of longer ones, which is the first number of those of s steps. */
     for (ptrdiff_t s = o->steps, more = 0; s >= 0; s--) {
         ptrdiff_t same = longer[s];
         longer[s] = more;
@@ -119,27 +121,27 @@ void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequ
     for (ptrdiff_t i = 0; i < q; i++) sequences_of[i] = longer[steps_of[i]]++;
 
     ptrdiff_t *next = steps_of + q;
-    count_gaps(p, next);
+    count_masked(p, next);
     for (ptrdiff_t n = 0; n < p->N; n++) {
         ptrdiff_t t = 0, steps;
         for (ptrdiff_t i = rows[n]; i < rows[n + 1]; i++) {
             ptrdiff_t end = end_of(p, t, n, &steps);
-            lay_out(p, o, t, end, n, steps, sequences_of[i], next);
+            enter_sequence(p, o, t, end, n, steps, sequences_of[i], next);
             t = end;
         }
         for (; t < p->T; t++) {
-            rnnfast_gap here = {{t, n}, -1, -1};
-            ((rnnfast_gap *)o->gaps)[next[t]++] = here;
+            rnnfast_masked_step here = {{t, n}, -1, -1};
+            ((rnnfast_masked_step *)o->masked)[next[t]++] = here;
         }
     }
 }
 
 void rnnfast_fill(const rnnfast_order *o, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row)
 {
-    for (ptrdiff_t i = 0; i < o->gap_count; i++) {
-        const rnnfast_gap *gap = &o->gaps[i];
-        char *of_row = (char *)array + gap->place.row * row, *to = of_row + gap->place.step * step;
-        ptrdiff_t source = from < 0 ? gap->before : from > 0 ? gap->after : -1;
+    for (ptrdiff_t i = 0; i < o->masked_count; i++) {
+        const rnnfast_masked_step *m = &o->masked[i];
+        char *of_row = (char *)array + m->position.row * row, *to = of_row + m->position.step * step;
+        ptrdiff_t source = from < 0 ? m->before : from > 0 ? m->after : -1;
         if (source < 0) memset(to, 0, bytes);
         else memcpy(to, of_row + source * step, bytes);
     }

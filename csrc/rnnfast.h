@@ -1,35 +1,37 @@
-/* rnnfast: RNN, LSTM and GRU layers, forward and back-propagation through time, on a CPU. The C interface.
+/* rnnfast: RNN, LSTM and GRU layers, forward and back-propagation through time, on CPUs. The C interface.
  *
- * Letters: T steps of time, N rows of a batch, I features of x, H units, P size of the output h (P < H with a projection, else
- * P = H), L layers, D directions (1 or 2), G gates (4 LSTM, 3 GRU, 1 RNN). All numbers are of the table's type, float or double;
- * all matrices are row-major; strides count numbers, not bytes, and may be negative.
+ * Shapes: T steps, N rows of a batch, I features of x, H units, P elements of the output h (P < H with a projection, otherwise P = H),
+ * L layers, D directions (1 or 2), G gates (4 LSTM, 3 GRU, 1 RNN). Elements are float or double, as the table says. Matrices are
+ * row-major. Strides count elements, not bytes, and may be negative.
  *
- *   x, dx                [T, N, I]      any stride between steps and between rows, features side by side
- *   y, dy                [T, N, D*P]    the same; the forward direction's P first
- *   h0, h_n, dh_n, dh0   [L*D, N, P]    contiguous; c likewise with H; layer 0 forward, layer 0 reverse, layer 1 forward ...
- *   masks                [L-1, T, N, D*P] contiguous: what the output of each layer but the last is multiplied by (dropout)
+ *   x, dx                [T, N, I]        any stride between steps and between rows; the features of a row are contiguous
+ *   y, dy                [T, N, D*P]      the same; the forward direction's P elements first
+ *   h0, h_n, dh_n, dh0   [L*D, N, P]      contiguous; c likewise with H; layer 0 forward, layer 0 reverse, layer 1 forward ...
+ *   masks                [L-1, T, N, D*P] contiguous; factors for the output of each layer but the last (dropout)
  *
- * parameters: six pointers for each layer and direction, NULL where there is none, in torch's gate order (i,f,g,o; r,z,n):
- *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], peephole [3, H] (i, f, o)
+ * parameters: six pointers for each layer and direction, NULL for those that do not exist, in torch's gate order (i,f,g,o; r,z,n):
+ *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], extra [rows, H]
+ * extra holds values per unit that rnnfast_cell_info names: of a generic LSTM the peepholes of i, f and o, of a leaky RNN its leak.
  *
- * What a caller does:
- * - Take a table by rnnfast_get_table(), or out of the functions that another library hands over: rnnfast_api, below.
- * - Begin each struct as zeros, and set what it needs: what is zero or NULL asks for nothing. T, N, I, H, P, layers, directions and
- *   threads are 1 or more.
- * - Ask sizes(), the only thing that can fail, and hand in memory of at least so many bytes for packed, packed_back, tape and
- *   workspace, each beginning at a multiple of RNNFAST_ALIGNMENT bytes. All else need only be aligned as its numbers are.
- * - pack() the parameters again whenever they have changed. What is packed may serve any number of calls, also at once.
- * - For a gradient: call forward with a tape, then backward with the same tape, x, y, h0, c0 and masks, all as forward left them,
- *   and with packed_back of the same parameters.
+ * How to call it:
+ * - Get a table from rnnfast_get_table(), or, without linking, from another library's rnnfast_api (below).
+ * - Zero-initialise each struct, then set the fields you need; fields left at 0 or NULL are unused. T, N, I, H, P, layers, directions and
+ *   threads are at least 1.
+ * - Call sizes(), the only function that can fail. Allocate packed, packed_back, tape and workspace of at least those sizes, each at a
+ *   multiple of RNNFAST_ALIGNMENT bytes. Other arrays need only the alignment of their elements.
+ * - pack() the parameters whenever they have changed. A packed buffer can be shared by any number of concurrent calls.
+ * - For gradients, call forward with a tape. Then call backward with packed_back of the same parameters and with the same tape, x, y, h0,
+ *   c0 and masks, unchanged since forward.
  *
- * Nothing here allocates memory, and nothing but sizes() fails: arguments are trusted. Buffers may not overlap, unless it is said.
- * The functions may be called from any number of threads at once, each call with its own outputs, tape and workspace.
+ * Nothing here allocates memory, and nothing but sizes() fails: arguments are trusted. Buffers must not overlap unless stated otherwise.
+ * All functions may be called from any number of threads at once, if each call has its own outputs, tape and workspace. The contents of
+ * packed buffers, tapes and workspaces are private.
  *
- * The same bits: within one table, y, states, dx and the gradients of states of a row do not depend on the other rows of the
- * batch, on how the steps are divided into calls, on the number of threads, or on whether a tape is kept; the gradients of
- * parameters do not depend on the number of threads.
+ * Same bits: within one table, the y, states, dx and gradients of states of a row do not depend on the other rows of the batch, on how
+ * the steps are divided into calls, on the number of threads, or on whether a tape is kept. The gradients of parameters do not depend on
+ * the number of threads.
  *
- * An example; examples/c/ has a gradient too, how to compile the sources, and a compiled package that needs none of them:
+ * An example. examples/c/ has another one with a gradient, the command to compile the sources, and a compiled package that links none:
  *
  *     #include "rnnfast.h"
  *     #include <stdio.h>
@@ -72,9 +74,9 @@
 extern "C" {
 #endif
 
-/* The version of this interface: what was compiled against one works with no other. It is raised when a struct, a function or a
- * meaning is changed, and left where entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
- * ends of their enums: then what was compiled before still works. rnnfast_api tells whether the library has what a header has. */
+/* The version of this interface. Code compiled against one version works with no other. It is raised when a struct, a function or a
+ * meaning changes. It stays when entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the ends of
+ * their enums: existing code then still works, and rnnfast_api tells whether a library has all that a header declares. */
 #define RNNFAST_ABI 2
 
 enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
@@ -89,6 +91,8 @@ typedef enum {
     RNNFAST_GENERIC_LSTM,
     RNNFAST_GENERIC_GRU,
     RNNFAST_GENERIC_GRU_RESET_BEFORE,
+    RNNFAST_RNN_TANH_LEAKY, /* h = (1 - leak) h_before + leak tanh(W x + b + R h_before + b'), leak fixed, from 0 to 1 */
+    RNNFAST_RNN_RELU_LEAKY,
     RNNFAST_CELLS
 } rnnfast_cell;
 
@@ -99,19 +103,19 @@ typedef struct {
     int columns;             /* of H elements in the gates buffer: one per gate, one more for a GRU that resets after the product */
     int keeps_gates;         /* the tape holds the gates buffer of every step */
     int has_c;               /* the state is h and c */
-    int keeps_aux;           /* the tape holds a second product's input of every step */
+    int keeps_aux;           /* the tape holds the input of a second product of every step */
     int supports_projection; /* P may be less than H */
     rnnfast_cell generic;    /* the cell that computes the same equations with other activations; RNNFAST_CELLS if there is none */
-    const char *extra;       /* name of parameter 5, "peephole"; NULL: the cell has none */
-    int extra_rows;          /* parameter 5 is [extra_rows, H] */
-    int extra_is_optional;   /* parameter 5 is there only if the stack has peepholes */
-    int extra_is_trained;    /* backward adds to the gradient of parameter 5 */
+    const char *extra;       /* name of the per-unit extras, "peephole"; NULL if the cell has none */
+    int extra_rows;          /* the extras are [extra_rows, H] */
+    int extra_is_optional;   /* there are extras only if the stack has peepholes */
+    int extra_is_trained;    /* backward adds to the gradient of the extras */
 } rnnfast_cell_info;
 
-/* Of x, with alpha and beta. */
+/* Activations, functions of x with the constants alpha and beta. */
 typedef enum {
     RNNFAST_SIGMOID,          /* 1 / (1 + e^-x) */
-    RNNFAST_TANH,             /* */
+    RNNFAST_TANH,             /* tanh x */
     RNNFAST_RELU,             /* max(0, x) */
     RNNFAST_AFFINE,           /* alpha x + beta */
     RNNFAST_LEAKY_RELU,       /* x where x >= 0, else alpha x */
@@ -134,12 +138,12 @@ typedef struct {
     int directions;
     int reverse; /* with one direction: run it from the last step to the first */
     ptrdiff_t layers, I, H;
-    ptrdiff_t P; /* equal to H where there is no projection */
+    ptrdiff_t P; /* H, or less with a projection, which the cell must support */
     /* generic cells only */
-    rnnfast_activation activations[2][3]; /* of each direction: of the gates, of the candidate, of c on its way to h */
-    double clip;                          /* the inputs of all activations are kept from -clip to clip; 0: as they are */
-    int peepholes;                        /* of an LSTM: i and f see c before, o sees c */
-    int coupled;                          /* of an LSTM: f = 1 - i */
+    rnnfast_activation activations[2][3]; /* of each direction: of the gates, of the candidate, of c in h */
+    double clip;                          /* arguments of activations are clipped to -clip .. clip; 0: no clipping */
+    int peepholes;                        /* LSTM: i and f see c of the step before, o sees c */
+    int coupled;                          /* LSTM: f = 1 - i */
 } rnnfast_stack;
 
 typedef struct {        /* bytes */
@@ -150,44 +154,46 @@ typedef struct {        /* bytes */
     size_t backward_workspace;
 } rnnfast_sizes;
 
-/* Called now and then on the calling thread during a long call; not 0 asks to stop: the call then returns soon, its outputs rubbish. */
+/* Called from time to time on the calling thread during a long call. If it returns not 0, the call returns soon and its outputs are
+ * undefined. */
 typedef struct {
     int (*stop)(void *context);
     void *context;
 } rnnfast_poll;
 
-enum { RNNFAST_KINDS = 6 }; /* of parameters of a layer and direction */
+enum { RNNFAST_KINDS = 6 }; /* parameters of a layer and direction */
 
-enum { RNNFAST_SUM_ROWS = 256 }; /* in one chain of a weight's gradient: a longer chain would lose accuracy */
+enum { RNNFAST_SUM_ROWS = 256 }; /* rows in one chain of a weight's gradient; longer chains would lose accuracy */
 
 typedef struct { /* a step and a row of x and y */
     ptrdiff_t step, row;
-} rnnfast_place;
+} rnnfast_position;
 
-typedef struct { /* a place that is in no sequence, and the steps of the same row that come next to it in its sequence; -1: none */
-    rnnfast_place place;
-    ptrdiff_t before, after;
-} rnnfast_gap;
-
-/* Batches whose rows are not of one length: made of sequences, each of some steps of one row in their order, which go through time side
- * by side. Sequences are numbered from the longest to the shortest, so those that take a step are always the first ones. Nothing but
- * the places of their entries is read or written of x, dy and y, dx. States are those of sequences: [L*D, sequences, P or H]. */
+/* A step in no sequence, and the nearest steps of its row and sequence before and after it in time; -1: none. */
 typedef struct {
-    ptrdiff_t steps, sequences;     /* steps of the longest; sequences may have none */
-    const ptrdiff_t *begin;         /* [steps + 1]: those that take step s have the entries begin[s] .. begin[s + 1] - 1 */
-    const rnnfast_place *places[2]; /* of the entries from begin[0] on, as the forward and as the reverse direction goes */
+    rnnfast_position position;
+    ptrdiff_t before, after;
+} rnnfast_masked_step;
+
+/* A ragged batch: sequences of different lengths, each of some steps of one row in order of time, which are computed side by side. They
+ * are numbered from the longest to the shortest, so those that take a step are always the first ones. x, dy, y and dx are read and
+ * written at the positions of the entries only. States are those of sequences: [L*D, sequences, P or H]. */
+typedef struct {
+    ptrdiff_t steps, sequences;           /* steps of the longest; a sequence may have none */
+    const ptrdiff_t *begin;               /* [steps + 1]: step s has the entries begin[s] .. begin[s + 1] - 1 */
+    const rnnfast_position *positions[2]; /* of the entries from begin[0] on, in the order of the forward and of the reverse direction */
     ptrdiff_t blocks;
-    const ptrdiff_t *edges; /* [blocks + 1]: steps at which sums for the gradients of weights begin: 0 ... steps */
-    ptrdiff_t gap_count;
-    const rnnfast_gap *gaps;
+    const ptrdiff_t *edges; /* [blocks + 1]: the steps at which sums for gradients of weights begin: 0 ... steps */
+    ptrdiff_t masked_count;
+    const rnnfast_masked_step *masked;
 } rnnfast_order;
 
 typedef struct {
     rnnfast_stack stack;
     ptrdiff_t T, N;
     const rnnfast_order *order; /* NULL: N rows of T steps */
-    int threads;                /* at most so many */
-    rnnfast_poll poll;          /* stop may be NULL */
+    int threads;                /* at most */
+    rnnfast_poll poll;          /* optional: stop may be NULL */
     void *workspace;
 
     const void *x;
@@ -195,19 +201,19 @@ typedef struct {
     const void *h0, *c0; /* NULL: zeros */
     void *y;             /* written by forward, read by backward */
     ptrdiff_t y_step, y_row;
-    void *tape;        /* written by forward, read by backward; NULL: forward keeps nothing */
-    const void *masks; /* NULL: none */
+    void *tape;        /* written by forward, read by backward; NULL in forward: no gradients will be wanted */
+    const void *masks; /* optional */
 
-    const void *packed; /* forward only */
+    const void *packed; /* forward only, with h_n and c_n */
     void *h_n, *c_n;
 
-    const void *packed_back; /* the rest: backward only */
+    const void *packed_back; /* from here on backward only */
     const void *dy;          /* NULL: zeros */
     ptrdiff_t dy_step, dy_row;
     const void *dh_n, *dc_n; /* NULL: zeros */
     void *dx;
     ptrdiff_t dx_step, dx_row;
-    void *dh; /* [L*D, T, N, P]: the whole derivative by h of each step; NULL: is not wanted */
+    void *dh; /* optional: [L*D, T, N, P], the total derivative by h of each step */
     ptrdiff_t dh_state, dh_step, dh_row;
     void *dh0, *dc0;
     void *const *dparameters; /* in the order of parameters, contiguous; gradients are added to them */
@@ -219,40 +225,41 @@ typedef struct { /* y = x W' + b over M rows */
     rnnfast_poll poll;
     void *packed;       /* W and b: written by linear_pack, read by linear_forward */
     const void *weight; /* [O, I]; read by linear_pack and linear_backward */
-    const void *bias;   /* [O], or NULL; linear_pack */
-    const void *x;      /* [M, I], rows x_row apart; so for y, dy, dx */
+    const void *bias;   /* [O]; optional; read by linear_pack */
+    const void *x;      /* [M, I], rows x_row apart; y, dy and dx likewise */
     ptrdiff_t x_row;
     void *y;
     ptrdiff_t y_row;
-    void *workspace; /* this and the rest: linear_backward */
+    void *workspace; /* from here on linear_backward only */
     const void *dy;
     ptrdiff_t dy_row;
     void *dx;
     ptrdiff_t dx_row;
-    void *dweight, *dbias; /* gradients are added to them; dbias may be NULL */
+    void *dweight, *dbias; /* gradients are added to them; dbias is optional */
 } rnnfast_linear;
 
-typedef struct { /* one for each number type and instruction set */
+typedef struct { /* the functions of an element type and instruction set */
     const char *isa;
-    size_t item; /* bytes of a number */
-    /* not 0: a product of sizes overflows; the order may be NULL */
+    size_t item;                                         /* bytes of an element */
+    const rnnfast_cell_info *(*cell_info)(rnnfast_cell); /* NULL if there is no such cell */
+    /* Returns not 0 if a size overflows or the cell does not support P < H. The order is optional. */
     int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *, rnnfast_sizes *);
+    /* packed and packed_back are optional. */
     void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll);
     void (*forward)(const rnnfast_problem *);
     void (*backward)(const rnnfast_problem *);
-    void (*cells)(const rnnfast_problem *, void *c); /* [L*D, T, N, H]: c of each step, from the tape of a cell that has it */
-    void (*fold)(const rnnfast_problem *, void *dy); /* adds dy at the gaps to the dy whose outputs they repeat; as strided as dy */
-    int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace); /* as sizes */
+    void (*cells)(const rnnfast_problem *, void *c); /* writes c of each step, [L*D, T, N, H], from the tape of a cell with c */
+    void (*fold)(const rnnfast_problem *, void *dy); /* adds dy at masked steps to the dy whose output they repeat; strides of dy */
+    int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace); /* not 0: a size overflows */
     void (*linear_pack)(const rnnfast_linear *);
     void (*linear_forward)(const rnnfast_linear *);
     void (*linear_backward)(const rnnfast_linear *);
-    void (*sigmoid)(const void *a, void *out, size_t count);
+    void (*sigmoid)(const void *a, void *out, size_t count); /* out may be a */
     void (*tanh)(const void *a, void *out, size_t count);
-    const rnnfast_cell_info *(*cell_info)(rnnfast_cell); /* NULL if there is no such cell */
 } rnnfast_table;
 
-/* Which steps of a batch there are: step t of row n is if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n begins.
- * Each may be NULL: all are, none begins. Strides count bytes; what is not 0 is true. */
+/* The valid steps of a ragged batch: step t of row n is valid if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n
+ * begins. Each is optional; without any, all steps are valid and no row is cut. Strides count bytes; any value but 0 is true. */
 typedef struct {
     ptrdiff_t T, N;
     const ptrdiff_t *lengths; /* [N] */
@@ -262,26 +269,27 @@ typedef struct {
     ptrdiff_t reset_step, reset_row;
 } rnnfast_pattern;
 
-/* The sizes of its order: steps, sequences, gap_count, and the entries, which are returned. */
+/* Sets steps, sequences and masked_count of the pattern's order; returns the number of its entries. */
 ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *);
 
-/* The order, into begin [steps + 1], edges [steps + 1], places [2][entries] and gaps; blocks is set. A row's own sequences, in order of
- * time, are those at sequences_of[rows[n]] .. sequences_of[rows[n + 1] - 1], which has room for all sequences, and rows for N + 1.
- * scratch: steps + 2 + sequences + T numbers. */
+/* Writes the order to begin [steps + 1], edges [steps + 1], positions [2][entries] and masked, and sets blocks. The sequences of row n, in
+ * order of time, are sequences_of[rows[n]] .. sequences_of[rows[n + 1] - 1]: sequences_of has `sequences` elements, rows N + 1.
+ * scratch: steps + 2 + sequences + T elements. */
 void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
 
-/* Of an array [T, N, bytes] the bytes at all gaps, of strides in bytes: zeros, or where `from` is -1 or 1 what is at the step before or
- * after, and zeros where there is none. */
+/* Writes `bytes` bytes at all masked steps of an array [T, N, bytes], whose strides count bytes: zeros, or, if `from` is -1 or 1, what is
+ * at the step before or after, and zeros if there is none. */
 void rnnfast_fill(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row);
 
-/* The instruction sets that run here, best first, as a NULL-terminated array. */
+/* The instruction sets that run here, best first, as a constant NULL-terminated array. */
 const char *const *rnnfast_isas(void);
 
-/* The table of a number type (4 or 8 bytes) and an instruction set; NULL if it does not run here. */
+/* The table of an element type (4 or 8 bytes) and an instruction set; NULL if it does not run here. */
 const rnnfast_table *rnnfast_get_table(const char *isa, size_t item);
 
-/* The functions above, for a caller that is not linked with them. Before it uses any, it compares the numbers with its own header's:
- * abi must be RNNFAST_ABI, or nothing else may be read; the next four at least its own; the sizes of structs that it fills the same. */
+/* The functions above, for a caller that is not linked with them. Before using any, compare with your own header: abi must equal
+ * RNNFAST_ABI, or nothing else may be read; the next four must be at least your own; the sizes of structs that you fill must equal yours.
+ * rnnfast_python.h does so. */
 typedef struct {
     size_t abi;
     size_t api, table;       /* bytes of the structs that the library fills */

@@ -1,10 +1,10 @@
-/* How a compiled Python package comes by rnnfast without being linked with it: in C
+/* How a compiled Python package uses rnnfast without linking it. In C:
  *
  *     static const rnnfast_api *api;
  *     ... in the module's PyInit function or exec slot: if (!(api = rnnfast_import())) return NULL;
  *
- * and in Cython `from rnnfast cimport rnnfast_import`. rnnfast.get_include() is the folder of this file. rnnfast.h says all else; this
- * is kept apart from it, as it takes Python.h.
+ * In Cython: `from rnnfast cimport rnnfast_import`. rnnfast.get_include() is the folder of this file. rnnfast.h documents the functions; this
+ * header is separate because it needs Python.h.
  */
 #ifndef RNNFAST_PYTHON_H
 #define RNNFAST_PYTHON_H
@@ -17,21 +17,21 @@
 
 #define RNNFAST_CAPSULE "rnnfast._core.api"
 
-/* The functions of the rnnfast that is installed, for as long as the process lasts. NULL with an ImportError where there is none, or
- * one that this module was not compiled for. */
+/* Returns the functions of the installed rnnfast, valid as long as the process. Returns NULL with an ImportError if there is none, or if
+ * this module was compiled against an incompatible version. */
 static inline const rnnfast_api *rnnfast_import(void)
 {
-    const char *mend = "compile the module against it, or install another rnnfast";
+    const char *fix = "compile the module against it, or install another version of rnnfast";
     const rnnfast_api *api = (const rnnfast_api *)PyCapsule_Import(RNNFAST_CAPSULE, 0);
     if (!api) {
         if (!PyErr_ExceptionMatches(PyExc_ImportError))
-            PyErr_SetString(PyExc_ImportError, "the rnnfast that is installed has no C interface: install a newer one");
+            PyErr_SetString(PyExc_ImportError, "the installed rnnfast has no C interface: install a newer version");
         return NULL;
     }
     if (api->abi != RNNFAST_ABI) {
         PyErr_Format(PyExc_ImportError,
-                     "this module was compiled for version %d of rnnfast's C interface, but what is installed has %zu: %s", RNNFAST_ABI,
-                     api->abi, mend);
+                     "this module was compiled for version %d of rnnfast's C interface, but the installed rnnfast has version %zu: %s",
+                     RNNFAST_ABI, api->abi, fix);
         return NULL;
     }
     const struct {
@@ -51,8 +51,9 @@ static inline const rnnfast_api *rnnfast_import(void)
     };
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (checks[i].found < checks[i].least || checks[i].found > checks[i].most) {
-            PyErr_Format(PyExc_ImportError, "%s has size %zu where this module was compiled, but %zu in the rnnfast that is installed: %s",
-                         checks[i].name, checks[i].least, checks[i].found, mend);
+            PyErr_Format(PyExc_ImportError,
+                         "%s has size %zu in the rnnfast that this module was compiled against, but %zu in the installed one: %s",
+                         checks[i].name, checks[i].least, checks[i].found, fix);
             return NULL;
         }
     return api;

@@ -1,11 +1,11 @@
-/* The vector type of one instruction set, and the few things that the kernels do with it.
+/* The vector type of one instruction set, and the operations that the kernels use.
  *
- * The stub that includes this has defined REAL_BITS (32 or 64) and LANES (numbers in a vector). With LANES 1 a vector is a plain
- * number and any C11 compiler will do; otherwise the compiler must know GNU vector types (gcc, clang, clang-cl).
+ * The stub that includes this defines REAL_BITS (32 or 64) and LANES (elements of a vector). With LANES 1 a vector is a scalar and any
+ * C11 compiler will do; otherwise the compiler must have GNU vector types (gcc, clang, clang-cl).
  *
- * muladd() is the only place where a product and a sum may be fused: the stubs are compiled with -ffp-contract=off, so that the
- * same expression rounds alike wherever it is inlined. A tail is the same code on a vector of which only the first n lanes count:
- * load_part() fills the others with zeros, store_part() leaves their memory alone; neither touches memory beyond the n.
+ * Error: each operation rounds once. muladd() is the only place where a product and a sum may be fused: stubs are compiled with
+ * -ffp-contract=off, so the same expression rounds alike wherever it is inlined. A remainder runs the same code on a vector of which only
+ * the first n lanes count: load_part() sets the others to zero, store_part() does not write them, and neither touches memory past the n.
  */
 #ifndef RNNFAST_SIMD_H
 #define RNNFAST_SIMD_H
@@ -54,7 +54,7 @@ INLINE void store(REAL *p, vec v)
     memcpy(p, &v, sizeof v);
 }
 
-/* Bring what is at p into the second-level cache to be read; into the first-level cache to be written. p may be anything. */
+/* Prefetch p: into the second-level cache to be read, into the first-level cache to be written. p may be any address. */
 INLINE void fetch_ahead(const REAL *p)
 {
 #if defined(__GNUC__)
@@ -105,7 +105,7 @@ INLINE ivec broadcast_bits(BITS a)
 #endif
 }
 
-/* a * b + c: one rounding where the instruction set has the fused instruction, two where not. */
+/* a * b + c: one rounding if the instruction set has the fused instruction, otherwise two. */
 INLINE vec muladd(vec a, vec b, vec c)
 {
 #if LANES == 1
@@ -147,7 +147,7 @@ INLINE vec select(ivec mask, vec a, vec b)
 #endif
 }
 
-/* The lesser, the greater of a and b; b where either is NaN. gcc makes one instruction of no other form. */
+/* The smaller and the larger of a and b; b where either is NaN. Only this form makes gcc emit a single instruction. */
 INLINE vec lesser(vec a, vec b)
 {
 #if LANES == 1
@@ -223,7 +223,7 @@ INLINE void store_part(REAL *p, vec v, ptrdiff_t n)
 #endif
 }
 
-/* Rows become columns: LANES vectors, of which each round interleaves those of the first half with those of the second. */
+/* Transposes LANES vectors: each round interleaves those of the first half with those of the second. */
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector) && LANES > 1
 #define HAS_TRANSPOSE 1

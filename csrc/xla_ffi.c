@@ -1,6 +1,6 @@
-/* The handlers for XLA's foreign-function interface: xla_ffi.h says what they take.
+/* The handlers for XLA's foreign-function interface, documented in xla_ffi.h.
  *
- * Packed weights and workspace are memory of the handlers' own, for as long as a call takes; all else is XLA's. */
+ * Ownership: packed weights and workspace are allocated for the length of a call; all other memory belongs to XLA. */
 #include "xla_ffi.h"
 
 #include <stdarg.h>
@@ -15,14 +15,14 @@ typedef struct {
     const rnnfast_table *table;
     rnnfast_sizes sizes;
     rnnfast_problem p;
-    ptrdiff_t x, y, h, c;       /* numbers of each; c: 0 where there is none */
-    int64_t arguments, results; /* that are taken */
+    ptrdiff_t x, y, h, c;       /* elements of each; c: 0 if the cell has none */
+    int64_t arguments, results; /* taken so far */
     void **parameters, **dparameters;
     void *memory[4];
     int memories;
 } run;
 
-/* The first is the one that is told. */
+/* Records an error; the first one is reported. */
 static void fail(run *r, int code, const char *format, ...)
 {
     char message[200];
@@ -35,37 +35,37 @@ static void fail(run *r, int code, const char *format, ...)
     r->error = r->frame->api->create_error(&request);
 }
 
-/* The next of the arguments or results, if it has such numbers and so many of them. */
+/* Takes the next argument or result, which must have `count` elements of a type. */
 static void *take(run *r, int of_results, int dtype, ptrdiff_t count)
 {
     const xla_list *list = of_results ? &r->frame->results : &r->frame->arguments;
-    int64_t place = of_results ? r->results++ : r->arguments++, found = 1;
+    int64_t index = of_results ? r->results++ : r->arguments++, found = 1;
     const char *name = of_results ? "result" : "argument";
     const xla_buffer *b;
     if (r->error) return NULL;
-    if (place >= list->size) {
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is missing", name, (int)place);
+    if (index >= list->size) {
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is missing", name, (int)index);
         return NULL;
     }
-    b = list->values[place];
-    if (list->types[place] != XLA_BUFFER || b->struct_size < sizeof *b) {
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is no buffer", name, (int)place);
+    b = list->values[index];
+    if (list->types[index] != XLA_BUFFER || b->struct_size < sizeof *b) {
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is not a buffer", name, (int)index);
         return NULL;
     }
     for (int64_t axis = 0; axis < b->rank; axis++) found *= b->dims[axis];
     if (b->dtype != dtype || found != count)
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d has %lld numbers of XLA's type %d, where %lld of type %d belong", name, (int)place,
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d has %lld elements of XLA's type %d; expected %lld of type %d", name, (int)index,
              (long long)found, b->dtype, (long long)count, dtype);
     return b->data;
 }
 
-/* The next, of the numbers of the call. */
-static void *numbers(run *r, int of_results, ptrdiff_t count)
+/* Takes the next array of the call's element type. */
+static void *elements(run *r, int of_results, ptrdiff_t count)
 {
     return take(r, of_results, r->call.item == 8 ? XLA_F64 : XLA_F32, count);
 }
 
-/* Whether what XLA hands over is laid out as xla_ffi.h has it. Structs within structs must be so to the last byte. */
+/* Whether XLA's structs have the layout that xla_ffi.h declares. Structs within structs must match to the last byte. */
 static int is_known(const xla_frame *frame)
 {
     const xla_api *api = frame->api;
@@ -74,9 +74,9 @@ static int is_known(const xla_frame *frame)
            frame->results.struct_size == sizeof(xla_list) && frame->attributes.struct_size == sizeof(xla_attributes);
 }
 
-/* Whether this is no call, but XLA's question which version the handler was made for: any minor version. Until 0.1 it does not say
- * which it is itself, so that only a call can show whether it is known. */
-static int is_question(const xla_frame *frame)
+/* Whether XLA asks which version the handler was made for, rather than calling it. Any minor version will do. Up to version 0.1 XLA does
+ * not state its own version, so only a call can show whether it is known. */
+static int is_version_query(const xla_frame *frame)
 {
     const xla_extension *e = frame->extensions;
     xla_version *version;
@@ -104,7 +104,7 @@ static void read_call(run *r)
         fail(r, XLA_INVALID_ARGUMENT, "rnnfast: the program was compiled for %s, which does not run here", r->call.isa);
 }
 
-/* T and N, as x has them. */
+/* Reads T and N from x. */
 static void read_shape(run *r)
 {
     rnnfast_problem *p = &r->p;
@@ -113,18 +113,19 @@ static void read_shape(run *r)
     int time = !r->call.time_first;
     if (r->error) return;
     if (!x || x->struct_size < sizeof *x || x->rank < 2 || x->rank > 3) {
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: argument 0 must be x, of two or three axes");
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: argument 0 must be x, with two or three axes");
         return;
     }
     if (x->rank == 2) time = 0;
     p->T = x->dims[time];
     p->N = x->rank == 2 ? 1 : x->dims[1 - time];
     if (p->T < 1 || p->N < 1 || r->table->sizes(&p->stack, p->T, p->N, NULL, &r->sizes))
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: x has %lld steps and %lld rows: none, or more than can be counted", (long long)p->T,
+        fail(r, XLA_INVALID_ARGUMENT,
+             "rnnfast: x has %lld steps and %lld rows: expected at least one of each, and sizes that do not overflow", (long long)p->T,
              (long long)p->N);
 }
 
-static ptrdiff_t size_of_parameter(const run *r, int kind, ptrdiff_t layer)
+static ptrdiff_t parameter_size(const run *r, int kind, ptrdiff_t layer)
 {
     const rnnfast_stack *s = &r->p.stack;
     ptrdiff_t features = layer ? s->directions * s->P : s->I;
@@ -134,14 +135,14 @@ static ptrdiff_t size_of_parameter(const run *r, int kind, ptrdiff_t layer)
     return sizes[kind];
 }
 
-/* Those of the arguments, or of the results as zeros, to which gradients are added. */
+/* Takes the parameters from the arguments, or their gradients from the results, which are set to zero because gradients accumulate. */
 static void take_parameters(run *r, int of_results, void **parameters)
 {
     const rnnfast_stack *s = &r->p.stack;
     for (ptrdiff_t k = 0; k < RNNFAST_KINDS * s->layers * s->directions; k++) {
         int kind = (int)(k % RNNFAST_KINDS);
-        ptrdiff_t size = size_of_parameter(r, kind, k / RNNFAST_KINDS / s->directions);
-        parameters[k] = r->call.kinds >> kind & 1 ? numbers(r, of_results, size) : NULL;
+        ptrdiff_t size = parameter_size(r, kind, k / RNNFAST_KINDS / s->directions);
+        parameters[k] = r->call.kinds >> kind & 1 ? elements(r, of_results, size) : NULL;
         if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(size * r->call.item));
     }
 }
@@ -150,28 +151,28 @@ static void take_no_more(run *r)
 {
     int64_t arguments = r->frame->arguments.size - r->arguments, results = r->frame->results.size - r->results;
     if (arguments > 0 || results > 0)
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %d arguments and %d results are too many", (int)arguments, (int)results);
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %d arguments and %d results too many", (int)arguments, (int)results);
 }
 
-/* Memory that begins at a cache line, until the call ends. NULL after an error. */
+/* Allocates memory at a cache line, until the call ends. Returns NULL after an error. */
 static void *memory(run *r, size_t bytes)
 {
     void *whole = r->error ? NULL : malloc(bytes + RNNFAST_ALIGNMENT);
     if (!whole) {
-        fail(r, XLA_RESOURCE_EXHAUSTED, "rnnfast: there is no memory of %.0f bytes", (double)bytes);
+        fail(r, XLA_RESOURCE_EXHAUSTED, "rnnfast: cannot allocate %.0f bytes", (double)bytes);
         return NULL;
     }
     r->memory[r->memories++] = whole;
     return (char *)whole + (RNNFAST_ALIGNMENT - (uintptr_t)whole % RNNFAST_ALIGNMENT);
 }
 
-/* XLA's own buffers begin at cache lines, as a tape has to. One that came from outside may not: it is used through a copy. */
-static void *at_line(run *r, void *tape)
+/* XLA's own buffers begin at cache lines, as a tape must. A buffer from outside may not, and is used through a copy. */
+static void *aligned(run *r, void *tape)
 {
     return (uintptr_t)tape % RNNFAST_ALIGNMENT ? memory(r, r->sizes.tape) : tape;
 }
 
-/* All that forward and backward begin with. */
+/* What forward and backward have in common: reads the call, x, parameters and initial states. */
 static void begin(run *r, const xla_frame *frame, int threads)
 {
     rnnfast_problem *p = &r->p;
@@ -180,7 +181,7 @@ static void begin(run *r, const xla_frame *frame, int threads)
     memset(r, 0, sizeof *r);
     r->frame = frame;
     if (!is_known(frame)) {
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast was made for version %d of XLA's interface, this is %d.%d or laid out differently",
+        fail(r, XLA_INVALID_ARGUMENT, "rnnfast was built for version %d of XLA's interface, but this is %d.%d or has another layout",
              XLA_MAJOR, frame->api->version.major, frame->api->version.minor);
         return;
     }
@@ -199,13 +200,13 @@ static void begin(run *r, const xla_frame *frame, int threads)
     p->x_row = p->dx_row = (r->call.time_first ? 1 : p->T) * features;
     p->y_step = p->dy_step = (r->call.time_first ? p->N : 1) * outputs;
     p->y_row = p->dy_row = (r->call.time_first ? 1 : p->T) * outputs;
-    p->x = numbers(r, 0, r->x);
+    p->x = elements(r, 0, r->x);
     r->parameters = memory(r, (size_t)(2 * RNNFAST_KINDS * states) * sizeof(void *));
     if (r->error) return;
     r->dparameters = r->parameters + RNNFAST_KINDS * states;
     take_parameters(r, 0, r->parameters);
-    if (r->call.has_h0) p->h0 = numbers(r, 0, r->h);
-    if (r->call.has_c0) p->c0 = numbers(r, 0, r->c);
+    if (r->call.has_h0) p->h0 = elements(r, 0, r->h);
+    if (r->call.has_c0) p->c0 = elements(r, 0, r->c);
 }
 
 static xla_error *end(run *r)
@@ -219,14 +220,14 @@ xla_error *rnnfast_xla_forward(const xla_frame *frame, int threads)
     run r;
     rnnfast_problem *p = &r.p;
     void *tape = NULL, *packed;
-    if (is_question(frame)) return NULL;
+    if (is_version_query(frame)) return NULL;
     begin(&r, frame, threads);
-    p->y = numbers(&r, 1, r.y);
-    p->h_n = numbers(&r, 1, r.h);
-    if (r.c) p->c_n = numbers(&r, 1, r.c);
+    p->y = elements(&r, 1, r.y);
+    p->h_n = elements(&r, 1, r.h);
+    if (r.c) p->c_n = elements(&r, 1, r.c);
     if (r.results < frame->results.size) tape = take(&r, 1, XLA_U8, (ptrdiff_t)r.sizes.tape);
     take_no_more(&r);
-    p->tape = at_line(&r, tape);
+    p->tape = aligned(&r, tape);
     p->packed = packed = memory(&r, r.sizes.packed);
     p->workspace = memory(&r, r.sizes.forward_workspace);
     if (r.error) return end(&r);
@@ -241,20 +242,20 @@ xla_error *rnnfast_xla_backward(const xla_frame *frame, int threads)
     run r;
     rnnfast_problem *p = &r.p;
     void *tape, *packed;
-    if (is_question(frame)) return NULL;
+    if (is_version_query(frame)) return NULL;
     begin(&r, frame, threads);
-    p->y = numbers(&r, 0, r.y);
+    p->y = elements(&r, 0, r.y);
     tape = take(&r, 0, XLA_U8, (ptrdiff_t)r.sizes.tape);
-    p->dy = numbers(&r, 0, r.y);
-    p->dh_n = numbers(&r, 0, r.h);
-    if (r.c) p->dc_n = numbers(&r, 0, r.c);
-    p->dx = numbers(&r, 1, r.x);
+    p->dy = elements(&r, 0, r.y);
+    p->dh_n = elements(&r, 0, r.h);
+    if (r.c) p->dc_n = elements(&r, 0, r.c);
+    p->dx = elements(&r, 1, r.x);
     if (r.dparameters) take_parameters(&r, 1, r.dparameters);
-    p->dh0 = numbers(&r, 1, r.h);
-    if (r.c) p->dc0 = numbers(&r, 1, r.c);
+    p->dh0 = elements(&r, 1, r.h);
+    if (r.c) p->dc0 = elements(&r, 1, r.c);
     p->dparameters = r.dparameters;
     take_no_more(&r);
-    p->tape = at_line(&r, tape);
+    p->tape = aligned(&r, tape);
     p->packed_back = packed = memory(&r, r.sizes.packed_back);
     p->workspace = memory(&r, r.sizes.backward_workspace);
     if (r.error) return end(&r);

@@ -1,9 +1,9 @@
-/* How XLA calls the kernels: two handlers for its foreign-function interface, and what of that interface they touch.
+/* How XLA calls the kernels: two handlers for its foreign-function interface, and the part of that interface that they use.
  *
- * The interface is a plain C ABI of structs that carry their sizes, declared by openxla's xla/ffi/api/c_api.h, which JAX brings along.
- * It is declared here once more, so that building rnnfast takes nothing of JAX: only what the handlers read and write, and of structs
- * that are handed over by pointer only the beginning. This is major version 0, minor versions 1 to 3; what a newer minor version adds
- * comes after what is here, which the handlers check before they read: tests/test_backend_jax.py compares with the original.
+ * The interface is a C ABI of structs that carry their sizes, declared in openxla's xla/ffi/api/c_api.h, which JAX ships. It is declared
+ * here again so that building rnnfast does not need JAX: only the members that the handlers access, and of structs passed by pointer
+ * only the first ones. This is major version 0, minor versions 1 to 3. A newer minor version adds members at the end; the handlers check
+ * struct sizes before they read. tests/test_backend_jax.py compares these declarations with the original.
  */
 #ifndef RNNFAST_XLA_FFI_H
 #define RNNFAST_XLA_FFI_H
@@ -27,14 +27,14 @@ typedef struct {
     int major, minor;
 } xla_version;
 
-enum { XLA_VERSION_SIZE = offsetof(xla_version, minor) + sizeof(int) }; /* struct_size of one: without what aligns it */
+enum { XLA_VERSION_SIZE = offsetof(xla_version, minor) + sizeof(int) }; /* its struct_size, without padding */
 
-typedef struct xla_error xla_error; /* XLA's own */
+typedef struct xla_error xla_error; /* opaque, owned by XLA */
 
 typedef struct {
     size_t struct_size;
     xla_extension *extensions;
-    const char *message; /* is copied */
+    const char *message; /* copied by XLA */
     int code;
 } xla_error_request;
 
@@ -98,23 +98,23 @@ typedef struct {
     xla_metadata *metadata;
 } xla_metadata_extension;
 
-/* What of a call is no array, and so stands in a compiled program: the bytes of its one attribute, "call". */
+/* The part of a call that is not an array, stored in a compiled program: the bytes of its only attribute, "call". */
 typedef struct {
     int abi; /* RNNFAST_ABI */
     char isa[16];
     int item;
-    int kinds; /* of parameters that there are: a bit for each of RNNFAST_KINDS */
+    int kinds; /* the parameters that exist: a bit for each of RNNFAST_KINDS */
     int time_first, has_h0, has_c0;
     rnnfast_stack stack;
 } rnnfast_xla_call;
 
-/* Arrays are contiguous: x (T, N, I), or (N, T, I) where time is not first, or (T, I); so y. What has_h0 or has_c0 denies is left out,
- * and c of a cell that has none.
+/* Arrays are contiguous. x is (T, N, I), or (N, T, I) if time is not first, or (T, I); y likewise. h0 and c0 are left out if has_h0 or
+ * has_c0 is 0, and every c is left out for a cell without c.
  *
- * forward:   x, parameters, h0, c0                             to  y, h_n, c_n, and a tape of sizes.tape bytes if it is asked for
+ * forward:   x, parameters, h0, c0                             to  y, h_n, c_n, and optionally a tape of sizes.tape bytes
  * backward:  x, parameters, h0, c0, y, tape, dy, dh_n, dc_n    to  dx, dparameters, dh0, dc0
  *
- * All that does not fit comes back as an error; NULL: none. */
+ * Returns NULL, or an error if the arrays do not fit the call. */
 xla_error *rnnfast_xla_forward(const xla_frame *, int threads);
 xla_error *rnnfast_xla_backward(const xla_frame *, int threads);
 

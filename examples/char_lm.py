@@ -164,7 +164,7 @@ def ngram_bits_per_character(codes, start, size):
             totals, (counts + kinds * probabilities) / np.maximum(totals + kinds, 1), probabilities
         )
         bits.append(-np.log2(probabilities).mean())
-        contexts = np.concatenate([[len(first)], grams[:-1]])  # the first position has a context of its own
+        contexts = np.concatenate([[len(first)], grams[:-1]])  # the first position has its own context
     return bits
 
 

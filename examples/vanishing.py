@@ -57,13 +57,13 @@ class Model(NamedTuple):
 MODELS = {
     "RNN": Model(rnnfast.RNN, "torch", {}, 0.002, "C3", "-", "o"),
     "RNN, orthogonal": Model(rnnfast.RNN, "orthogonal", {}, 0.002, "C3", "--", "s"),
-    "RNN of relu, identity": Model(rnnfast.RNN, "identity", {"nonlinearity": "relu"}, 0.002, "C1", ":", "D"),
+    "RNN with relu, identity": Model(rnnfast.RNN, "identity", {"nonlinearity": "relu"}, 0.002, "C1", ":", "D"),
     "LSTM": Model(rnnfast.LSTM, "torch", {}, 0.01, "C0", "-", "o"),
     "LSTM, forget bias 1": Model(rnnfast.LSTM, "forget", {}, 0.01, "C0", "--", "s"),
     "LSTM, chrono": Model(rnnfast.LSTM, "chrono", {}, 0.01, "C0", ":", "D"),
     "GRU": Model(rnnfast.GRU, "torch", {}, 0.01, "C2", "-", "o"),
 }
-CLIPPED = ["RNN, orthogonal", "RNN of relu, identity", "GRU"]  # models that are also trained without clipping
+CLIPPED = ["RNN, orthogonal", "RNN with relu, identity", "GRU"]  # models that are also trained without clipping
 
 
 class Adding:

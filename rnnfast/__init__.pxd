@@ -1,5 +1,5 @@
-# The C interface for Cython; csrc/rnnfast.h says what all of it means. A package that is compiled with
-# include_dirs=[rnnfast.get_include()] takes its functions from rnnfast_import(), at the head of its module, and links nothing:
+# The C interface for Cython, documented in csrc/rnnfast.h. A package compiled with include_dirs=[rnnfast.get_include()] gets the
+# functions from rnnfast_import(), at the top of its module, and links nothing:
 #
 #     from rnnfast cimport rnnfast_api, rnnfast_import
 #     cdef const rnnfast_api *api = rnnfast_import()
@@ -21,6 +21,8 @@ cdef extern from "rnnfast.h":
         RNNFAST_GENERIC_LSTM
         RNNFAST_GENERIC_GRU
         RNNFAST_GENERIC_GRU_RESET_BEFORE
+        RNNFAST_RNN_TANH_LEAKY
+        RNNFAST_RNN_RELU_LEAKY
         RNNFAST_CELLS
 
     ctypedef struct rnnfast_cell_info:
@@ -64,21 +66,21 @@ cdef extern from "rnnfast.h":
         int (*stop)(void *context) noexcept nogil
         void *context
 
-    ctypedef struct rnnfast_place:
+    ctypedef struct rnnfast_position:
         ptrdiff_t step, row
 
-    ctypedef struct rnnfast_gap:
-        rnnfast_place place
+    ctypedef struct rnnfast_masked_step:
+        rnnfast_position position
         ptrdiff_t before, after
 
     ctypedef struct rnnfast_order:
         ptrdiff_t steps, sequences
         const ptrdiff_t *begin
-        const rnnfast_place *places[2]
+        const rnnfast_position *positions[2]
         ptrdiff_t blocks
         const ptrdiff_t *edges
-        ptrdiff_t gap_count
-        const rnnfast_gap *gaps
+        ptrdiff_t masked_count
+        const rnnfast_masked_step *masked
 
     ctypedef struct rnnfast_problem:
         rnnfast_stack stack
@@ -133,6 +135,7 @@ cdef extern from "rnnfast.h":
     ctypedef struct rnnfast_table:
         const char *isa
         size_t item
+        const rnnfast_cell_info *(*cell_info)(rnnfast_cell) noexcept nogil
         int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *, rnnfast_sizes *) noexcept nogil
         void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, int threads,
                      rnnfast_poll) noexcept nogil
@@ -146,7 +149,6 @@ cdef extern from "rnnfast.h":
         void (*linear_backward)(const rnnfast_linear *) noexcept nogil
         void (*sigmoid)(const void *a, void *out, size_t count) noexcept nogil
         void (*tanh)(const void *a, void *out, size_t count) noexcept nogil
-        const rnnfast_cell_info *(*cell_info)(rnnfast_cell) noexcept nogil
 
     ctypedef struct rnnfast_pattern:
         ptrdiff_t T, N
@@ -165,7 +167,7 @@ cdef extern from "rnnfast.h":
                         ptrdiff_t *scratch) noexcept nogil
         void (*fill)(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row) noexcept nogil
 
-    # Only for what is linked with the sources; all others find these in rnnfast_api.
+    # Only for modules linked with the sources; all others find these in rnnfast_api.
     const char *const *rnnfast_isas() noexcept nogil
     const rnnfast_table *rnnfast_get_table(const char *isa, size_t item) noexcept nogil
     ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *) noexcept nogil

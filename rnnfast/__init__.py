@@ -7,12 +7,31 @@
 (5, 2, 8)
 """
 
-import os
+from __future__ import annotations
 
-from . import training
-from .functional import get_num_threads, isas, set_num_threads
-from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
-from .streams import Stream, StreamPool
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+try:
+    from . import training
+    from .functional import get_num_threads, isas, set_num_threads
+    from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
+    from .streams import Stream, StreamPool
+except (ImportError, ValueError) as error:  # not built, or RNNFAST_ISA names no instruction set that runs here
+    from ._startup import import_error
+
+    raise import_error(error) from None
+
+if TYPE_CHECKING:
+    from . import backends as backends
+    from . import dask as dask
+    from . import diagnostics as diagnostics
+    from . import functional as functional
+    from . import layers as layers
+    from . import reference as reference
+    from . import sklearn as sklearn
+    from . import threads as threads
 
 __version__ = "0.1.0"
 
@@ -37,10 +56,24 @@ __all__ = [
 ]
 
 
-def get_include() -> str:
-    """The folder of ``rnnfast.h`` and ``rnnfast_python.h``, for packages that call the kernels from C or Cython.
+# Imported at their first use. Those that need an extra say so when it is missing.
+_LAZY = ("backends", "dask", "diagnostics", "reference", "sklearn", "threads")
 
-    Their ``setup.py`` gives it as ``include_dirs=[rnnfast.get_include()]``; to ``cimport rnnfast`` takes no more.
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def get_include() -> str:
+    """Return the folder of ``rnnfast.h`` and ``rnnfast_python.h``, for packages that call the kernels from C or Cython.
+
+    Pass it to the extension in ``setup.py``: ``include_dirs=[rnnfast.get_include()]``. ``cimport rnnfast`` then works.
 
     Examples
     --------

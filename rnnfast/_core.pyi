@@ -73,18 +73,18 @@ class Engine:
 @disjoint_base
 class Order:
     begin: NDArray[np.intp]
-    places: tuple[NDArray[np.intp], NDArray[np.intp]]
+    positions: tuple[NDArray[np.intp], NDArray[np.intp]]
     edges: NDArray[np.intp]
-    gaps: NDArray[np.intp]
+    masked_steps: NDArray[np.intp]
     steps: int
     sequences: int
     def __init__(
         self,
         sequences: int,
         begin: NDArray[np.intp],
-        places: tuple[NDArray[np.intp], ...],
+        positions: tuple[NDArray[np.intp], ...],
         edges: NDArray[np.intp],
-        gaps: NDArray[np.intp],
+        masked_steps: NDArray[np.intp],
     ) -> None: ...
     def fill(self, source: int, array: NDArray[Any]) -> None: ...
 
@@ -101,7 +101,7 @@ def arrange(
     forward: NDArray[np.intp],
     reverse: NDArray[np.intp],
     edges: NDArray[np.intp],
-    gaps: NDArray[np.intp],
+    masked_steps: NDArray[np.intp],
     sequences_of: NDArray[np.intp],
     rows: NDArray[np.intp],
     scratch: NDArray[np.intp],

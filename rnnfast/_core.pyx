@@ -1,8 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
 # cython: freethreading_compatible=True
-"""The gate to the kernels: chooses a table, takes pointers out of buffers, drops the GIL and calls. It checks nothing.
+"""The binding to the kernels: select a table, take pointers from buffers, release the GIL and call.
 
-What the arguments must be is said in rnnfast/functional.py, what happens to them in csrc/rnnfast.h.
+rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. Arguments are trusted, with these
+exceptions: `Engine` and `sizes` raise ValueError for an unknown cell or instruction set, a projection that the cell does not support, and
+sizes that overflow; `PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
 """
 from collections import namedtuple
 
@@ -50,8 +52,8 @@ cdef extern from "xla_ffi.h":
 
 
 FUNCTIONS = ("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu", "softsign",
-             "softplus")                # the order of rnnfast_function
-SUM_ROWS = RNNFAST_SUM_ROWS             # the rows whose gradients of weights make one sum
+             "softplus")                # in the order of rnnfast_function
+SUM_ROWS = RNNFAST_SUM_ROWS             # rows in one chain of a weight's gradient
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
 cdef enum:
@@ -59,7 +61,7 @@ cdef enum:
 
 cdef bytes default_isa
 
-# What the library shows by name to all who look it up, as threadpoolctl does: see rnnfast/threads.py.
+# Symbols that threadpoolctl looks up by name: see rnnfast/threads.py.
 cdef extern from *:
     """
     #if defined(_WIN32)
@@ -102,7 +104,7 @@ COMPILER = (<bytes>RNNFAST_COMPILER).decode().strip()
 
 
 def isas():
-    """The names of the instruction sets that run here, best first. The first is used, unless RNNFAST_ISA names another."""
+    """Return the names of the instruction sets that run here, best first. The first is the default, unless RNNFAST_ISA names another."""
     cdef const char *const *names = rnnfast_isas()
     found = []
     while names[len(found)] != NULL:
@@ -123,7 +125,7 @@ set_default_isa(isas()[0])
 
 
 def get_num_threads():
-    """The number of threads that a call may use."""
+    """Return the number of threads that a call may use."""
     return threads
 
 
@@ -135,17 +137,20 @@ cdef const rnnfast_table *table_of(size_t item, isa=None) except NULL:
     cdef bytes name = default_isa if isa is None else isa.encode()
     cdef const rnnfast_table *table = rnnfast_get_table(name, item)
     if table == NULL:
-        raise ValueError(f"isa is {name.decode()!r}; what runs here is {', '.join(isas())}")
+        raise ValueError(f"isa is {name.decode()!r}, which does not run here; choose one of {', '.join(isas())}")
     return table
 
 
-# ---- the cells, as the registry in C declares them ----
+# ---- facts about cells, from the registry in csrc/cells.h ----
 
 CellInfo = namedtuple("CellInfo", "name id gates has_c projects generic extra extra_rows extra_trained")
 
 
 def _cell_info(int cell):
-    """CellInfo of a cell of rnnfast_cell: `generic` is the id of the cell that takes options, or None; `extra` is "" for none."""
+    """Return the CellInfo of a member of rnnfast_cell.
+
+    `generic` is the id of the cell that options select, or None. `extra` names the per-unit extras, "" if there are none.
+    """
     cdef const rnnfast_cell_info *info = table_of(4).cell_info(<rnnfast_cell>cell)
     generic = None if info.generic == RNNFAST_CELLS else <int>info.generic
     extra = "" if info.extra == NULL else (<bytes>info.extra).decode()
@@ -153,18 +158,18 @@ def _cell_info(int cell):
                     generic, extra, info.extra_rows, bool(info.extra_is_trained))
 
 
-# Those that a caller names, in the order of rnnfast_cell. An options record selects the generic cell of one.
+# The cells that a caller can name, in the order of rnnfast_cell. Options select the generic cell of one.
 CELLS = {info.name: info for info in map(_cell_info, range(RNNFAST_CELLS)) if info.generic != info.id}
 
 
-# ---- Ctrl-C: asked for by the kernels every few milliseconds, looked for some 30 times a second ----
+# ---- Ctrl-C: the kernels poll every few milliseconds; signals are checked about 30 times a second ----
 
 cdef struct Watch:
     clock_t last
     int raised
 
 
-cdef int look_for_signals(void *context) noexcept nogil:
+cdef int check_signals(void *context) noexcept nogil:
     cdef Watch *watch = <Watch *>context
     cdef clock_t now = clock()
     if not watch.last or 0 <= now - watch.last < CLOCKS_PER_SEC // 30:
@@ -179,16 +184,16 @@ cdef int look_for_signals(void *context) noexcept nogil:
 cdef rnnfast_poll start(Watch *watch) noexcept nogil:
     cdef rnnfast_poll poll
     watch.last = watch.raised = 0
-    poll.stop = look_for_signals
+    poll.stop = check_signals
     poll.context = watch
     return poll
 
 
 cdef int finish(Watch *watch) except -1:
-    return -1 if watch.raised else 0    # with the exception that PyErr_CheckSignals has set
+    return -1 if watch.raised else 0    # PyErr_CheckSignals has set the exception
 
 
-# ---- buffers: the memory of some objects, for as long as a call takes ----
+# ---- buffers that a call holds ----
 
 cdef struct Memory:
     int count
@@ -205,7 +210,7 @@ cdef void *take(Memory *memory, obj, int flags) except? NULL:
 
 
 cdef ptrdiff_t stride(Memory *memory, int axis, size_t item) noexcept:
-    """Of the object taken last, in numbers."""
+    """Return a stride of the buffer taken last, in elements."""
     return memory.taken[memory.count - 1].strides[axis] // <ptrdiff_t>item
 
 
@@ -219,21 +224,26 @@ cdef void give_back(Memory *memory) noexcept:
 
 
 cdef class Pointers:
-    """Pointers to a list of arrays, each with the place that it has among those of a layer and direction."""
+    """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction.
+
+    None stands for an array that is not there: the gradient of a parameter that is not trained.
+    """
     cdef void **at
     cdef Py_buffer *views
     cdef int count
 
     def __cinit__(self, Engine engine, arrays, int flags):
-        cdef ptrdiff_t places = RNNFAST_KINDS * engine.stack.layers * engine.stack.directions
-        self.at = <void **>PyMem_Calloc(places, sizeof(void *))
-        self.views = <Py_buffer *>PyMem_Calloc(places, sizeof(Py_buffer))
+        cdef ptrdiff_t count = RNNFAST_KINDS * engine.stack.layers * engine.stack.directions
+        self.at = <void **>PyMem_Calloc(count, sizeof(void *))
+        self.views = <Py_buffer *>PyMem_Calloc(count, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
             raise MemoryError()
         for i, array in enumerate(arrays):
-            PyObject_GetBuffer(array, &self.views[i], flags)
-            self.count = i + 1
-            self.at[RNNFAST_KINDS * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[i].buf
+            if array is None:
+                continue
+            PyObject_GetBuffer(array, &self.views[self.count], flags)
+            self.at[RNNFAST_KINDS * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[self.count].buf
+            self.count += 1
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -255,23 +265,23 @@ cdef void describe_pattern(rnnfast_pattern *p, Memory *memory, Py_ssize_t T, Py_
 
 
 cdef class Order:
-    """The sequences of a batch: rnnfast_order on arrays of intp, which csrc/rnnfast.h describes."""
+    """The sequences of a ragged batch: rnnfast_order on arrays of intp, as csrc/rnnfast.h documents."""
     cdef rnnfast_order order
     cdef Memory memory
-    cdef readonly object begin, places, edges, gaps
+    cdef readonly object begin, positions, edges, masked_steps
 
-    def __init__(self, Py_ssize_t sequences, begin, tuple places, edges, gaps):
+    def __init__(self, Py_ssize_t sequences, begin, tuple positions, edges, masked_steps):
         cdef rnnfast_order *o = &self.order
-        self.begin, self.places, self.edges, self.gaps = begin, places, edges, gaps
+        self.begin, self.positions, self.edges, self.masked_steps = begin, positions, edges, masked_steps
         o.sequences = sequences
         o.begin = <const ptrdiff_t *>take(&self.memory, begin, PyBUF_STRIDES)
         o.steps = length(&self.memory, 0) - 1
         for way in range(2):
-            o.places[way] = <const rnnfast_place *>take(&self.memory, places[way], PyBUF_STRIDES)
+            o.positions[way] = <const rnnfast_position *>take(&self.memory, positions[way], PyBUF_STRIDES)
         o.edges = <const ptrdiff_t *>take(&self.memory, edges, PyBUF_STRIDES)
         o.blocks = length(&self.memory, 0) - 1
-        o.gaps = <const rnnfast_gap *>take(&self.memory, gaps, PyBUF_STRIDES)
-        o.gap_count = length(&self.memory, 0)
+        o.masked = <const rnnfast_masked_step *>take(&self.memory, masked_steps, PyBUF_STRIDES)
+        o.masked_count = length(&self.memory, 0)
 
     def __dealloc__(self):
         give_back(&self.memory)
@@ -285,7 +295,7 @@ cdef class Order:
         return self.order.sequences
 
     def fill(self, int source, array):
-        """At all gaps of an array (T, N, features), of unit stride in its last axis: rnnfast_fill."""
+        """Write all masked steps of an array (T, N, features) whose last axis has unit stride: rnnfast_fill."""
         cdef Memory memory
         cdef char *at
         memory.count = 0
@@ -303,7 +313,7 @@ cdef const rnnfast_order *order_of(Order order) noexcept:
 
 
 def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
-    """(steps, sequences, entries, gaps) of the order of a pattern."""
+    """Return the numbers of steps, sequences, entries and masked steps of a pattern's order."""
     cdef rnnfast_pattern p
     cdef rnnfast_order o
     cdef Memory memory
@@ -315,11 +325,12 @@ def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
             entries = rnnfast_count(&p, &o)
     finally:
         give_back(&memory)
-    return o.steps, o.sequences, entries, o.gap_count
+    return o.steps, o.sequences, entries, o.masked_count
 
 
-def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, gaps, sequences_of, rows, scratch):
-    """Write the order of a pattern, whose sizes `count` tells; returns the number of blocks."""
+def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, masked_steps, sequences_of, rows,
+            scratch):
+    """Write the order of a pattern to arrays of the sizes that `count` returns; return the number of blocks."""
     cdef rnnfast_pattern p
     cdef rnnfast_order o
     cdef Memory memory
@@ -332,10 +343,10 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, re
         memset(&o, 0, sizeof(o))
         o.begin = <const ptrdiff_t *>take(&memory, begin, PyBUF_WRITABLE)
         o.steps = memory.taken[memory.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
-        o.places[0] = <const rnnfast_place *>take(&memory, forward, PyBUF_WRITABLE)
-        o.places[1] = <const rnnfast_place *>take(&memory, reverse, PyBUF_WRITABLE)
+        o.positions[0] = <const rnnfast_position *>take(&memory, forward, PyBUF_WRITABLE)
+        o.positions[1] = <const rnnfast_position *>take(&memory, reverse, PyBUF_WRITABLE)
         o.edges = <const ptrdiff_t *>take(&memory, edges, PyBUF_WRITABLE)
-        o.gaps = <const rnnfast_gap *>take(&memory, gaps, PyBUF_WRITABLE)
+        o.masked = <const rnnfast_masked_step *>take(&memory, masked_steps, PyBUF_WRITABLE)
         of_sequences, of_rows = <ptrdiff_t *>take(&memory, sequences_of, PyBUF_WRITABLE), <ptrdiff_t *>take(&memory, rows, PyBUF_WRITABLE)
         scratches = <ptrdiff_t *>take(&memory, scratch, PyBUF_WRITABLE)
         with nogil:
@@ -346,7 +357,7 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, re
 
 
 cdef class Engine:
-    """A stack of recurrent layers without its weights: a cell, sizes, a number type and an instruction set."""
+    """A stack of recurrent layers without its weights: a cell, sizes, an element type and an instruction set."""
     cdef rnnfast_stack stack
     cdef const rnnfast_table *table
     cdef readonly str cell, isa
@@ -354,11 +365,11 @@ cdef class Engine:
     cdef readonly Py_ssize_t input_size, hidden_size, proj_size, num_layers, output_size
     cdef readonly bint bidirectional, reverse, bias, has_cell
     cdef readonly int directions, gates
-    cdef readonly object info           # CellInfo of the cell that runs, which is generic where there are options
-    cdef readonly str extra             # name of the per-unit extras (info.extra_rows, hidden_size); "": none
+    cdef readonly object info           # CellInfo of the cell that runs: generic if there are options
+    cdef readonly str extra             # name of the per-unit extras (info.extra_rows, hidden_size); "" if there are none
     cdef readonly size_t packed_size, packed_back_size
-    cdef readonly object options        # of the cell, as given; None: it has none
-    cdef tuple kinds                    # of parameters that there are, by their place among RNNFAST_KINDS
+    cdef readonly object options        # as given
+    cdef tuple kinds                    # indices of its parameters among RNNFAST_KINDS
 
     def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
                  reverse=False, bias=True, isa=None, options=None):
@@ -366,7 +377,13 @@ cdef class Engine:
         self.table = table_of(dtype.itemsize, isa)
         self.isa = (<bytes>self.table.isa).decode()
         self.cell, self.dtype, self.bias, self.reverse, self.bidirectional = cell, dtype, bias, reverse, bidirectional
-        self.info = CELLS[cell] if options is None else _cell_info(CELLS[cell].generic)
+        if cell not in CELLS:
+            raise ValueError(f"cell is {cell!r}; expected one of {', '.join(CELLS)}")
+        self.info = CELLS[cell]
+        if options is not None:
+            if self.info.generic is None:
+                raise ValueError(f"cell {cell!r} takes no options; use a cell with a generic form, or options=None")
+            self.info = _cell_info(self.info.generic)
         self.has_cell, self.gates = self.info.has_c, len(self.info.gates)
         self.directions = 2 if bidirectional else 1
         try:
@@ -374,6 +391,11 @@ cdef class Engine:
         except OverflowError:
             raise ValueError(self._too_large()) from None
         self.output_size = self.proj_size or self.hidden_size
+        if self.proj_size and not self.info.projects:
+            cells = ", ".join(name for name, info in CELLS.items() if info.projects)
+            raise ValueError(f"proj_size is {proj_size}, but cell {cell!r} supports no projection; use 0, or a cell that does: {cells}")
+        if self.proj_size and self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size is {proj_size}, but must be less than hidden_size={hidden_size}; use 0 for no projection")
         memset(&self.stack, 0, sizeof(self.stack))
         self.stack.cell, self.stack.directions, self.stack.reverse = self.info.id, self.directions, reverse
         self.stack.layers, self.stack.I, self.stack.H, self.stack.P = num_layers, input_size, hidden_size, self.output_size
@@ -393,7 +415,7 @@ cdef class Engine:
                 "an address can count")
 
     def sizes(self, T, N, Order order=None):
-        """Sizes(tape, forward_workspace, backward_workspace) in bytes, for T steps and N rows, or those of an order."""
+        """Return the bytes of a tape and of workspaces for T steps and N rows, or for an order."""
         cdef rnnfast_sizes sizes
         cdef ptrdiff_t steps, rows
         try:
@@ -405,7 +427,7 @@ cdef class Engine:
         return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
 
     def xla_call(self, bint time_first, bint has_h0, bint has_c0):
-        """The bytes of rnnfast_xla_call, for the handlers of `xla`; csrc/xla_ffi.h describes them."""
+        """Return the bytes of rnnfast_xla_call, the attribute of the handlers in `xla`; csrc/xla_ffi.h documents them."""
         cdef rnnfast_xla_call call
         memset(&call, 0, sizeof(call))
         call.abi, call.item, call.stack = RNNFAST_ABI, self.table.item, self.stack
@@ -440,13 +462,20 @@ def pack(Engine engine, parameters, packed, packed_back):
         give_back(&memory)
 
 
+cdef tuple record(value, Py_ssize_t members):
+    """A named tuple of functional.py as a plain one, whose members are read without an iterator."""
+    if not isinstance(value, tuple) or len(<tuple>value) != members:
+        raise TypeError(f"expected a record of {members} members from rnnfast.functional, got {type(value).__name__}")
+    return <tuple>value
+
+
 def forward(Engine engine, packed, inputs, outputs, workspace, tape=None):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = inputs
-    y, h_n, c_n = outputs
+    x, h0, c0, masks, order = record(inputs, 5)
+    y, h_n, c_n = record(outputs, 3)
     describe(&p, engine, &watch)
     p.order = order_of(order)
     memory.count = 0
@@ -473,9 +502,9 @@ def backward(Engine engine, packed_back, inputs, y, tape, output_gradients, inpu
     cdef Watch watch
     cdef Memory memory
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = inputs
-    dy, dh_n, dc_n = output_gradients
-    dx, dh0, dc0, dparameters, dh = input_gradients
+    x, h0, c0, masks, order = record(inputs, 5)
+    dy, dh_n, dc_n = record(output_gradients, 3)
+    dx, dh0, dc0, dparameters, dh = record(input_gradients, 5)
     cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
     describe(&p, engine, &watch)
     p.order = order_of(order)
@@ -847,7 +876,7 @@ def activation(str name, a, out, isa=None):
         give_back(&memory)
 
 
-# ---- the kernels for other compiled packages: rnnfast_python.h takes them from here ----
+# ---- the interface for other compiled packages: rnnfast_python.h imports this capsule ----
 
 cdef rnnfast_api functions = rnnfast_api(
     abi=RNNFAST_ABI, api=sizeof(rnnfast_api), table=sizeof(rnnfast_table), cells=RNNFAST_CELLS, functions=RNNFAST_ACTIVATIONS,
@@ -858,7 +887,7 @@ cdef rnnfast_api functions = rnnfast_api(
 api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
 
 
-# ---- the kernels for XLA, which calls them without Python ----
+# ---- handlers for XLA, which calls them without Python ----
 
 cdef xla_error *xla_forward(const xla_frame *frame) noexcept nogil:
     return rnnfast_xla_forward(frame, threads)

@@ -124,10 +124,10 @@ class _Window:
         if order is not None:
             # Its entries, put one below the other, take no more room than they need.
             part = functional.window(order, first, last)
-            self._where = tuple(part.places[int(engine.reverse)].T)
+            self._where = tuple(part.positions[int(engine.reverse)].T)
             self.T, self.N, self.sequences = len(self._where[0]), 1, part.sequences
             place = np.stack([np.arange(self.T), np.zeros(self.T, np.intp)], axis=1)
-            self.order = functional.Order(part.sequences, part.begin, (place, place), part.edges, part.gaps)
+            self.order = functional.Order(part.sequences, part.begin, (place, place), part.edges, part.masked_steps)
         self.sizes = engine.sizes(self.T, self.N, self.order)
 
     def take(self, array: Array | None, layers: bool = False) -> Any:
@@ -178,7 +178,7 @@ def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
 def _inputs(part: Part, window: _Window, source: Array, start: list[Any], masks: Array | None) -> Inputs:
     """The inputs of a window of a part, whose x is in `source`."""
     own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
-    return Inputs(window.take(source), *start, own_masks, window.order)
+    return Inputs(window.take(source), start[0], start[1], own_masks, window.order)
 
 
 def forward(
@@ -237,9 +237,11 @@ def backward(
                 tape = scratch.bytes("tape", window.sizes.tape)
                 y = _run(part, window, packs[0], own, scratch, tape).y
                 dstates = _of_part(states, part, window)
+                dh0, dc0 = scratch.like("dstart", dstates)
                 gradients = InputGradients(
                     scratch.array("dx", own.x.shape),
-                    *scratch.like("dstart", dstates),
+                    dh0,
+                    dc0,
                     input_gradients.dparameters[part.parameters],
                     None if dh is None else scratch.array("dh", (len(dh[part.states]), *own.x.shape[:2], dh.shape[-1])),
                 )

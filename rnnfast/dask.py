@@ -102,7 +102,7 @@ def predict(model: Callable[..., Any], x: DaskArray, lengths: Any = None, *, bat
         raise TypeError(f"model must be a layer or another callable, got {type(model).__name__}")
     if not isinstance(x, da.Array):
         raise TypeError(f"x must be a dask array, got {type(x).__name__}: use dask.array.from_array(x)")
-    # Bidirectional has no batch_first of its own, but its layers have.
+    # Bidirectional itself has no batch_first, but its layers do.
     batch_first = bool(getattr(getattr(model, "forward_layer", model), "batch_first", False))
     if isinstance(model, (RNN, LSTM, GRU, Bidirectional)) and x.ndim != 3:
         layout = "(N, T, I)" if batch_first else "(T, N, I)"
@@ -122,7 +122,7 @@ def predict(model: Callable[..., Any], x: DaskArray, lengths: Any = None, *, bat
     axes = tuple(range(x.ndim))
     pairs = [pair for name, array in given.items() for pair in (array, (batch,))]
     meta: Array = np.empty((0,) * x.ndim, object)
-    # As a key of its own, the model is sent to a worker once and not with every task.
+    # As a separate key of the graph, the model is sent to each worker once and not with every task.
     once = delayed(model, traverse=False)
     results = da.blockwise(_run, axes, x, axes, *pairs, model=once, dtype=object, meta=meta, align_arrays=False)
 

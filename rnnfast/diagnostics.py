@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import arguments, reference
+from . import arguments, functional, reference
 from .layers import Bidirectional, Recurrent, execution, saving
 
 if TYPE_CHECKING:
@@ -42,14 +42,7 @@ __all__ = ["GradientFlow", "Saturation", "gradient_flow", "plot_gradient_flow"]
 CLOSED, OPEN = 0.05, 0.95
 _MOST = 1 << 23  # numbers in the Jacobians that are held at a time
 
-# Where the gates lie among the values that the reference keeps of a step.
-_GATES = {
-    "rnn_tanh": {},
-    "rnn_relu": {},
-    "lstm": {"i": 2, "f": 3, "o": 5},
-    "gru": {"r": 1, "z": 2},
-    "gru_reset_before": {"r": 1, "z": 2},
-}
+CANDIDATES = "hgn"  # letters of what is no gate: the state of an RNN, the candidates of LSTM and GRU
 
 
 class Saturation(NamedTuple):
@@ -234,10 +227,10 @@ def _measure(
     if not plan.N:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
     x, h0, c0 = (None if a is None else a.astype(np.float64) for a in execution.engine_view(plan, x, h0, c0))
-    cell, directions = layer.engine.cell, layer.engine.directions
+    cell, info, directions = layer.engine.cell, layer.engine.info, layer.engine.directions
     parameters = {name: array.astype(np.float64) for name, array in layer.parameters.items()}
     stack = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "reverse": reverse}
-    _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if cell == "lstm" else h0, **stack)
+    _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if info.has_c else h0, **stack)
     dh = dh.reshape(layer.num_layers * directions, plan.T, plan.N, -1).astype(np.float64)
     runs = [run for runs in tape.layers for run in runs]
     for run, gradient in zip(runs, dh, strict=True):
@@ -247,19 +240,21 @@ def _measure(
         kept = [np.stack(values) for values in zip(*run.kept, strict=True)]
         flow.saturation[name] = {
             gate: Saturation(float((kept[place] < CLOSED).mean()), float((kept[place] > OPEN).mean()))
-            for gate, place in _GATES[cell].items()
+            # The reference keeps the state before the step, then the gates in their order.
+            for place, gate in enumerate(info.gates, 1 + info.has_c)
+            if gate not in CANDIDATES
         }
         if jacobians:
             values = _singular_values(cell, run.p, kept, dh.shape[-1])
             flow.singular_values[name] = values[0, ::-1].copy()
-            if cell == "lstm":
+            if info.has_c:
                 flow.state_singular_values[name] = values[1, ::-1].copy()
 
 
 def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Array:
     """The largest ones, means over the batch, at each step as walked: of the map of h, and of that of the state."""
     T, N, _ = kept[0].shape
-    widths = (outputs, kept[1].shape[2]) if cell == "lstm" else (outputs,)
+    widths = (outputs, kept[1].shape[2]) if functional.CELLS[cell].has_c else (outputs,)
     rows = [values.reshape(T * N, -1) for values in kept]
     chunk = max(1, _MOST // sum(widths) ** 2)
     found = []
@@ -267,7 +262,8 @@ def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Arra
         jacobians = _jacobians(cell, p, [values[first : first + chunk] for values in rows], widths)
         maps = (jacobians[:, :outputs, :outputs], jacobians)[: len(widths)]
         found.append([np.linalg.svd(one, compute_uv=False)[:, 0] for one in maps])
-    return np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+    means: Array = np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+    return means
 
 
 def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) -> Array:

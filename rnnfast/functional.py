@@ -23,8 +23,8 @@ backward(engine, packed_back, inputs, y, tape, output_gradients, input_gradients
 PreparedCall(engine, packed, shapes, ...)
     A call of `forward` whose set-up is done once: `run(x, state)`, or `step(x, out)`, which keeps the state.
 order.fill(source, array), fold(engine, dy, order)
-    Writes the gaps of an array (T, N, features): zeros for 0, what is at the step before or after for -1 and 1. Adds,
-    of an array like y, what is at the gaps to what they repeat.
+    Writes the masked steps of an array (T, N, features): zeros for 0, the values of the step before or after for -1 and
+    1. Adds, in an array like dy, the masked steps to the steps that they repeat.
 cells(engine, T, N, tape, out, order=None)
     Writes c of all steps, (num_layers * directions, T, N, hidden_size).
 xla["forward"], xla["backward"]
@@ -235,13 +235,15 @@ def arrange(
     >>> order.steps, order.sequences, order.begin.tolist(), sequences.tolist()
     (5, 3, [0, 2, 4, 5, 6, 7], [1, 2, 0])
     """
-    steps, count, entries, gaps = _core.count(T, N, lengths, mask, reset)
-    arrays = [np.empty(size, np.intp) for size in (steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * gaps)]
+    steps, count, entries, masked = _core.count(T, N, lengths, mask, reset)
+    sizes = (steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * masked)
+    begin, forward, reverse, edges, masked_list = (np.empty(size, np.intp) for size in sizes)
     sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count + T))
-    blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
-    begin, forward, reverse, edges, gap_list = arrays
+    blocks = _core.arrange(
+        T, N, lengths, mask, reset, begin, forward, reverse, edges, masked_list, sequences, rows, scratch
+    )
     places = forward.reshape(-1, 2), reverse.reshape(-1, 2)
-    return Order(count, begin, places, edges[: blocks + 1], gap_list.reshape(-1, 4)), sequences, rows
+    return Order(count, begin, places, edges[: blocks + 1], masked_list.reshape(-1, 4)), sequences, rows
 
 
 def packed_order(batch_sizes: Array) -> Order:
@@ -255,23 +257,23 @@ def packed_order(batch_sizes: Array) -> Order:
     Examples
     --------
     >>> order = packed_order(np.array([3, 2, 2]))
-    >>> order.sequences, order.places[0][:, 0].tolist(), order.places[1][:, 0].tolist()
+    >>> order.sequences, order.positions[0][:, 0].tolist(), order.positions[1][:, 0].tolist()
     (3, [0, 1, 2, 3, 4, 5, 6], [5, 6, 2, 3, 4, 0, 1])
     """
     T, N = len(batch_sizes), int(batch_sizes[0])
     lengths = (T - np.searchsorted(batch_sizes[::-1], np.arange(N), side="right")).astype(np.intp, copy=False)
     order, _, _ = arrange(T, N, lengths)
-    entries = [order.begin[places[:, 0]] + places[:, 1] for places in order.places]
+    entries = [order.begin[places[:, 0]] + places[:, 1] for places in order.positions]
     places = tuple(np.stack([entry, np.zeros_like(entry)], axis=1) for entry in entries)
-    return Order(N, order.begin, places, order.edges, order.gaps[:0])
+    return Order(N, order.begin, places, order.edges, order.masked_steps[:0])
 
 
 def window(order: Order, first: int, last: int) -> Order:
     """Blocks first .. last-1 of an order as an order of its own, of those sequences that have come to the first."""
     edges = order.edges[first : last + 1]
     begin = order.begin[edges[0] : edges[-1] + 1]
-    places = tuple(places[begin[0] : begin[-1]] for places in order.places)
-    return Order(int(begin[1] - begin[0]), begin, places, edges - edges[0], order.gaps[:0])
+    places = tuple(places[begin[0] : begin[-1]] for places in order.positions)
+    return Order(int(begin[1] - begin[0]), begin, places, edges - edges[0], order.masked_steps[:0])
 
 
 def linear_pack(weight: Array, bias: Array | None) -> Array:
@@ -289,7 +291,8 @@ def linear_forward(x: Array, packed: Array, y: Array) -> None:
 
 def linear_backward(x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None) -> None:
     """Write dx, and add the gradients of weight and bias (None: there is none) to dweight and dbias."""
-    _, size = _core.linear_sizes(*x.shape, dy.shape[1], x.itemsize)
+    rows, columns = x.shape
+    _, size = _core.linear_sizes(rows, columns, dy.shape[1], x.itemsize)
     _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size))
 
 

@@ -1,4 +1,4 @@
-"""Initial values of recurrent layers: one table of what may be asked for, and of what it puts where.
+"""Initial values of recurrent layers: a table of schemes, and what each of them puts into which parameter.
 
 Sources: the uniform values of torch.nn. X. Glorot and Y. Bengio, "Understanding the difficulty of training deep
 feedforward neural networks", 2010, and the defaults of keras.layers. A. Saxe et al., "Exact solutions to the nonlinear
@@ -7,8 +7,8 @@ R. Jozefowicz et al., "An empirical exploration of recurrent network architectur
 open). C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", 2018 (chrono). Q. Le et al., "A simple way
 to initialize recurrent networks of rectified linear units", 2015 (identity).
 
-The engine adds two biases, as torch's layers do. Where a scheme gives a gate a value, that value stands in bias_ih, and
-the rows of bias_hh are 0, so that the gate begins with it and no more.
+The engine adds two biases, as torch's layers do. Where a scheme gives a gate a value, bias_ih has that value and the
+rows of bias_hh are 0, so that their sum is the value.
 """
 
 from __future__ import annotations
@@ -28,45 +28,43 @@ if TYPE_CHECKING:
 
 __all__ = ["Initializer", "read"]
 
-GATES = {"rnn_tanh": "h", "rnn_relu": "h", "lstm": "ifgo", "gru": "rzn", "gru_reset_before": "rzn"}  # in their order
-
 
 class _Place(NamedTuple):
-    """What a parameter is drawn for."""
+    """The parameter that is drawn, and its layer."""
 
     rng: np.random.Generator
     shape: tuple[int, ...]
     gates: str
     hidden_size: int
-    value: float | None  # the number that came with the name of the scheme
+    value: float | None  # the number that was given with the name of the scheme
 
     def rows(self, gate: str) -> slice:
-        """Those of a gate in the parameters."""
+        """Return the rows of a gate in the parameters."""
         first = self.gates.index(gate) * self.hidden_size
         return slice(first, first + self.hidden_size)
 
 
 def _uniform(place: _Place) -> Array:
-    """torch's for all parameters, weights and biases."""
+    """Uniform values, as in torch for all parameters."""
     bound = 1 / math.sqrt(place.hidden_size)
     return place.rng.uniform(-bound, bound, place.shape)
 
 
 def _glorot(place: _Place) -> Array:
-    """Uniform, with the fans of the whole matrix: its gates count as outputs."""
+    """Glorot's uniform values, with the fans of the whole matrix: the rows of all gates count as outputs."""
     bound = math.sqrt(6 / sum(place.shape))
     return place.rng.uniform(-bound, bound, place.shape)
 
 
 def _orthogonal(place: _Place) -> Array:
-    """Orthonormal columns in a matrix that has at least as many rows, all such matrices being equally likely."""
+    """A matrix with orthonormal columns and at least as many rows, drawn uniformly from all such matrices."""
     q, r = np.linalg.qr(place.rng.standard_normal(place.shape))
-    # Without the signs the result would depend on those that the factorisation happens to choose (Mezzadri 2007).
+    # The signs of R make the result independent of those that the factorisation chooses (Mezzadri 2007).
     return q * np.where(np.diag(r) < 0, -1, 1)
 
 
 def _orthogonal_gates(place: _Place) -> Array:
-    """As above for the matrix of each gate."""
+    """A matrix that is orthogonal for each gate."""
     gate = place._replace(shape=(place.hidden_size, place.shape[1]))
     return np.concatenate([_orthogonal(gate) for _ in place.gates])
 
@@ -76,7 +74,7 @@ def _zeros(place: _Place) -> Array:
 
 
 def _identity(place: _Place) -> Array:
-    return np.eye(*place.shape)
+    return np.eye(place.shape[0], place.shape[1])
 
 
 def _small_normal(place: _Place) -> Array:
@@ -84,7 +82,7 @@ def _small_normal(place: _Place) -> Array:
 
 
 def _zeros_but_forget(place: _Place) -> Array:
-    """1 for a forget gate, where there is one."""
+    """Zeros, and ones for a forget gate."""
     bias = np.zeros(place.shape)
     if "f" in place.gates:
         bias[place.rows("f")] = 1
@@ -103,22 +101,23 @@ def _forget_cleared(place: _Place) -> Array:
     return bias
 
 
-# The gates that chrono sets, each with its sign: the one that keeps the state, and the one that lets into it.
-_CHRONO = {"ifgo": {"f": 1, "i": -1}, "rzn": {"z": 1}}
+# The gates that chrono sets, with their signs: those that keep the state, and the one that lets input into it.
+_CHRONO = {"f": 1, "i": -1, "z": 1}
 
 
 def _chrono(place: _Place) -> Array:
-    """Gates that keep a state for a time that is uniform between 1 and T_max - 1 steps."""
+    """Gates that keep the state for a time that is uniform between 1 and T_max - 1 steps."""
     bias = _uniform(place)
+    assert place.value is not None
     keeps = np.log(place.rng.uniform(1, place.value - 1, place.hidden_size))
-    for gate, sign in _CHRONO[place.gates].items():
-        bias[place.rows(gate)] = sign * keeps
+    for gate in filter(_CHRONO.get, place.gates):
+        bias[place.rows(gate)] = _CHRONO[gate] * keeps
     return bias
 
 
 def _chrono_cleared(place: _Place) -> Array:
     bias = _uniform(place)
-    for gate in _CHRONO[place.gates]:
+    for gate in filter(_CHRONO.get, place.gates):
         bias[place.rows(gate)] = 0
     return bias
 
@@ -127,10 +126,12 @@ class _Scheme(NamedTuple):
     """What a name stands for."""
 
     draws: Mapping[str, Callable[[_Place], Array]]  # by the kind of the parameter; torch's values in all others
-    cells: tuple[str, ...] = tuple(GATES)
+    layer: str = ""  # the layers that it is for, in words; "" for all
+    gates: str = ""  # a cell needs one of these gates; "" for no such condition
+    relu: bool = False  # whether it is for RNNs of relu alone
     needs_bias: bool = False
-    takes: str = ""  # the number that may or must come with the name, in words
-    least: float = -math.inf  # of that number
+    takes: str = ""  # the number that may or must be given with the name, in words
+    least: float = -math.inf  # the least value of that number
     needs_value: bool = False
 
 
@@ -149,57 +150,64 @@ SCHEMES = {
     "orthogonal": _Scheme({"weight_hh": _orthogonal_gates}),
     "chrono": _Scheme(
         {"bias_ih": _chrono, "bias_hh": _chrono_cleared},
-        cells=("lstm", "gru", "gru_reset_before"),
+        layer="an LSTM or a GRU",
+        gates="fz",
         needs_bias=True,
         takes="T_max, the longest lag in steps",
         least=2,
         needs_value=True,
     ),
     "forget": _Scheme(
-        {"bias_ih": _forget, "bias_hh": _forget_cleared}, cells=("lstm",), needs_bias=True, takes="the bias"
+        {"bias_ih": _forget, "bias_hh": _forget_cleared},
+        layer="an LSTM",
+        gates="f",
+        needs_bias=True,
+        takes="the bias",
     ),
     "identity": _Scheme(
-        {"weight_ih": _small_normal, "weight_hh": _identity, "bias_ih": _zeros, "bias_hh": _zeros}, cells=("rnn_relu",)
+        {"weight_ih": _small_normal, "weight_hh": _identity, "bias_ih": _zeros, "bias_hh": _zeros},
+        layer="an RNN of relu",
+        relu=True,
     ),
 }
 
-_LAYERS = {"lstm": "an LSTM", "gru": "a GRU", "gru_reset_before": "a GRU", "rnn_relu": "an RNN of relu"}
-
 
 class Initializer(NamedTuple):
-    """A scheme and its number, checked, for one kind of cell."""
+    """A scheme and its number, checked for one cell."""
 
     scheme: _Scheme
     value: float | None
     gates: str
 
     def draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...], hidden_size: int) -> Array:
-        """The initial values of a parameter, in float64."""
+        """Return the initial values of a parameter, in float64."""
         draw = self.scheme.draws.get(name.partition("_l")[0], _uniform)
         return draw(_Place(rng, shape, self.gates, hidden_size, self.value))
 
 
-def read(init: Any, cell: str, bias: bool, coupled: bool) -> Initializer:
-    """The init option of a layer.
+def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initializer:
+    """Check the init option of a layer.
 
     Parameters
     ----------
     init : str or tuple of str and number
-    cell : str
-        The engine's name of the cell, with rnn_relu for any RNN whose function is relu.
+    gates : str
+        The letters of the cell's gates, in the order of the parameters.
+    relu : bool
+        Whether the layer is an RNN whose activation is relu.
     bias, coupled : bool
         The layer's options.
 
     Raises
     ------
     ValueError
-        When there is no such scheme, its number is missing, superfluous or out of range, or it does not fit the layer.
+        If the scheme is unknown or does not fit the layer, or its number is missing, out of range, or not expected.
     TypeError
-        When what comes with the name is no number.
+        If the value given with the name is not a number.
 
     Examples
     --------
-    >>> initializer = read(("forget", 2), "lstm", bias=True, coupled=False)
+    >>> initializer = read(("forget", 2), "ifgo", relu=False, bias=True, coupled=False)
     >>> initializer.draw(np.random.default_rng(0), "bias_ih_l0", (4,), hidden_size=1).round(2)
     array([ 0.27,  2.  , -0.92, -0.97])
     """
@@ -207,18 +215,17 @@ def read(init: Any, cell: str, bias: bool, coupled: bool) -> Initializer:
     if not isinstance(name, str) or name not in SCHEMES:
         raise ValueError(f"init must be one of {', '.join(map(repr, SCHEMES))}, got {init!r}")
     scheme = SCHEMES[name]
-    if cell not in scheme.cells:
-        fitting = " or ".join(dict.fromkeys(_LAYERS[one] for one in scheme.cells))
-        raise ValueError(f"init={init!r} is for {fitting}: choose another for this layer")
+    if (scheme.gates and not set(scheme.gates) & set(gates)) or (scheme.relu and not relu):
+        raise ValueError(f"init={init!r} is for {scheme.layer}: choose another for this layer")
     if scheme.needs_bias and not bias:
         raise ValueError(f"init={init!r} sets biases, but this layer has none: build it with bias=True")
     if name == "forget" and coupled:
         raise ValueError(f"init={init!r} sets the bias of the forget gate, which coupled=True replaces by 1 - i")
-    return Initializer(scheme, _number(init, name, scheme, numbers_given), GATES[cell])
+    return Initializer(scheme, _number(init, name, scheme, numbers_given), gates)
 
 
 def _number(init: Any, name: str, scheme: _Scheme, given: list[Any]) -> float | None:
-    """The number that came with the name."""
+    """Check the number that was given with the name of a scheme."""
     if len(given) > bool(scheme.takes):
         takes = f"one number, {scheme.takes}" if scheme.takes else "no number"
         raise ValueError(f"init={name!r} takes {takes}, got {init!r}")
@@ -229,7 +236,7 @@ def _number(init: Any, name: str, scheme: _Scheme, given: list[Any]) -> float | 
     [value] = given
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"init={name!r} takes a number, {scheme.takes}, got {init!r}")
-    if not (math.isfinite(value) and value >= scheme.least):
+    if not (math.isfinite(value) and float(value) >= scheme.least):
         least = f" of at least {scheme.least:g}" if math.isfinite(scheme.least) else ""
         raise ValueError(f"init={name!r} takes a finite number{least}, {scheme.takes}, got {init!r}")
     return float(value)

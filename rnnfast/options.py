@@ -35,13 +35,6 @@ DEFAULTS = {
 }
 
 
-def initial_cell(cell: str, functions: tuple[Any, ...] | None) -> str:
-    """Return the cell that an initializer sees: for an RNN, rnn_relu if every function is relu, else rnn_tanh."""
-    if len(DEFAULTS[cell]) > 1:
-        return cell
-    return "rnn_relu" if set(functions or DEFAULTS[cell]) == {"relu"} else "rnn_tanh"
-
-
 class Options(NamedTuple):
     """What the engine is told. activations: (function, alpha, beta), three for each direction."""
 
@@ -89,7 +82,7 @@ def clip(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"clip must be a number or None, got {value!r}")
-    if not CLIP_LEAST <= value < math.inf:
+    if not CLIP_LEAST <= float(value) < math.inf:
         raise ValueError(f"clip must be above 0, 2**-126 at least, and finite, or None, got {value!r}")
     return float(value)
 

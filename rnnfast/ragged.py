@@ -152,7 +152,7 @@ class Ragged:
 
     def fill_cells(self, cells: Array, c0: Array | None) -> None:
         """Fill the gaps of cells (layers * directions, T, N, H): the value held at masked steps, else zeros."""
-        gaps = self.order.gaps
+        gaps = self.order.masked_steps
         for state, turned in enumerate(self._turned):
             self.order.fill(self._source(state, self._held), cells[state])
             if self._held and c0 is not None:

@@ -199,7 +199,8 @@ class Stream:
             for own, last in zip((h, c), outputs[1:], strict=True):
                 if own is not None:
                     own[...] = last.reshape(own.shape)
-        return outputs.y
+        y: Array = outputs.y
+        return y
 
     @property
     def state(self) -> Any:
@@ -338,7 +339,7 @@ class StreamPool:
         with contextlib.suppress(TypeError):
             if id in self._slots:
                 return None
-        has_left = isinstance(id, numbers.Integral) and 0 < id <= self._next
+        has_left = isinstance(id, numbers.Integral) and 0 < int(id) <= self._next
         return KeyError(f"{id!r} {'has left this pool' if has_left else 'is no id of this pool'}")
 
     def leave(self, id: int) -> Any:  # noqa: A002
@@ -408,10 +409,10 @@ class StreamPool:
         result = y if plain else np.empty(y.shape, layer.dtype)
         before = [own.take(slots, axis=1) for own in self._states]
         after = [np.empty_like(own) for own in before]
-        pairs = [(*states, None)[:2] for states in (before, after)]
+        (h, c), (h_n, c_n) = ((*states, None)[:2] for states in (before, after))
         workspaces = layer.execution.workspaces
         workspace = workspaces.acquire(engine.sizes(1, count).forward_workspace)
-        inputs, outputs = Inputs(x[np.newaxis], *pairs[0]), Outputs(result[np.newaxis], *pairs[1])
+        inputs, outputs = Inputs(x[np.newaxis], h, c), Outputs(result[np.newaxis], h_n, c_n)
         functional.forward(engine, self._packed, inputs, outputs, workspace)
         workspaces.release(workspace)
         for own, new in zip(self._states, after, strict=True):

@@ -131,7 +131,7 @@ static void read_golden(FILE *file, golden *g)
 
 static int invited_runs, shared_runs; /* to which a second thread was invited, and in which it took part */
 
-/* The linker puts these two between the kernels and the team (--wrap): nothing else tells whether a second thread came. It is given time
+/* The linker puts these two between the kernels and the thread group (--wrap): nothing else tells whether a second thread came. It is given time
  * to come, as most calls here are a single run, which begins without those who are late. */
 typedef struct {
     void (*work)(void *, int, int);
@@ -145,18 +145,18 @@ static void count_shared(void *argument, int k, int n)
     s->work(s->argument, k, n);
 }
 
-void __real_rnnfast_run(int team, void (*work)(void *, int, int), void *argument);
-void __wrap_rnnfast_run(int team, void (*work)(void *, int, int), void *argument);
+void __real_rnnfast_threads_run(int group, void (*work)(void *, int, int), void *argument);
+void __wrap_rnnfast_threads_run(int group, void (*work)(void *, int, int), void *argument);
 
-void __wrap_rnnfast_run(int team, void (*work)(void *, int, int), void *argument)
+void __wrap_rnnfast_threads_run(int group, void (*work)(void *, int, int), void *argument)
 {
     const struct timespec while_it_wakes = {.tv_nsec = 1000000};
     share s = {work, argument};
-    if (team > 1) {
+    if (group > 1) {
         invited_runs++;
         nanosleep(&while_it_wakes, NULL);
     }
-    __real_rnnfast_run(team, count_shared, &s);
+    __real_rnnfast_threads_run(group, count_shared, &s);
 }
 
 /* A forward and, if a tape is kept, a backward; the results in their order. */

@@ -116,13 +116,13 @@ def build(prefix, directory):
     """Compile the kernels and the driver; its path."""
     machine = output_of(prefix + "gcc", "-dumpmachine").partition("-")[0]
     flags, isa_flags = flags_of(f"linux-{machine}")
-    sources = {source: [] for source in (DRIVER, CSRC / "rnnfast.c", CSRC / "pool.c", CSRC / "order.c")}
+    sources = {source: [] for source in (DRIVER, CSRC / "dispatch.c", CSRC / "threads.c", CSRC / "order.c")}
     sources |= {CSRC / f"f{bits}_{isa}.c": own for isa, own in isa_flags.items() for bits in (32, 64)}
     objects = {source: directory / f"{source.stem}.o" for source in sources}
     for source, own in sources.items():
         output_of(prefix + "gcc", *flags, *own, f"-I{CSRC}", "-c", source, "-o", objects[source])
     # Without shared libraries the emulator needs no system of the other machine.
-    link = ["-lm", "-pthread", "-Wl,--wrap=rnnfast_run", *["-static"] * bool(prefix)]
+    link = ["-lm", "-pthread", "-Wl,--wrap=rnnfast_threads_run", *["-static"] * bool(prefix)]
     output_of(prefix + "gcc", *objects.values(), *link, "-o", directory / DRIVER.stem)
     return directory / DRIVER.stem
 

@@ -1,4 +1,4 @@
-"""The layers as JAX functions: their bits, and what jit, grad and vmap make of them."""
+"""Layers as JAX functions: the same bits, and jit, grad and vmap."""
 
 import contextlib
 import functools
@@ -53,7 +53,7 @@ def x64(enabled):
 
 @pytest.fixture(params=LAYERS)
 def case(request, dtype):
-    """A layer, the function, and a batch: x and state."""
+    """A layer, its JAX function, and a batch: x and state."""
     kind, options = LAYERS[request.param]
     with x64(dtype == np.float64):
         yield case_of(kind, dtype, **options)
@@ -72,7 +72,7 @@ def case_of(kind, dtype=np.float32, *, batch_first=False, **options):
 
 
 def same(ours, theirs):
-    """Whether two trees hold the same bits."""
+    """Whether two trees have the same bits."""
     ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
     assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(ours, theirs, strict=True))
@@ -100,7 +100,7 @@ def uneven(batch_first):
 
 @pytest.fixture
 def through_python(monkeypatch):
-    """Calls that XLA could make itself go through Python."""
+    """Make every call go through Python, even those that XLA can make."""
     monkeypatch.setattr(backend, "_has_kernels", lambda: False)
 
 
@@ -121,7 +121,7 @@ def test_values(case):
 
 
 def test_gradients(case):
-    """The layer's bits, of x, state and parameters."""
+    """The gradients of x, state and parameters have the bits of the layer's."""
     layer, function, x, state = case
     for given in [{}, *uneven(layer.batch_first)]:
         by = weights(layer, x, state)
@@ -158,7 +158,7 @@ def test_parts_of_a_state():
 
 
 def test_other_dtypes():
-    """x and state are converted, as they are by the layers, and gradients come back in their dtypes."""
+    """x and state are converted as in the layers, and their gradients have the dtypes of x and state."""
     layer, function, x, _ = case_of(rnnfast.GRU)
     half = jnp.asarray(x, jnp.bfloat16)
     parameters = dict(layer.parameters)
@@ -169,7 +169,7 @@ def test_other_dtypes():
 
 
 def test_a_large_batch():
-    """Results that the layer keeps in memory that it uses again."""
+    """Results large enough for the layer to reuse their memory."""
     layer = rnnfast.LSTM(64, 128, rng=0)
     x = np.random.default_rng(0).normal(size=(100, 32, 64)).astype(np.float32)
     run = jax.jit(backend.lstm)
@@ -179,7 +179,7 @@ def test_a_large_batch():
 
 
 def test_training_under_jit():
-    """With the whole step compiled, lengths traced, and the function in a loop of JAX."""
+    """The whole step is compiled, lengths are traced, and the function runs in a loop of JAX."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(T, N, I)).astype(np.float32)
     target, lengths = np.tanh(x.cumsum(0).sum(2)) / 2, np.array([T, 3, 5, 2])
@@ -207,7 +207,7 @@ CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
 def operations(function, *given):
-    """What leaves the compiled program: how often each of our handlers and Python are called."""
+    """How often a compiled program calls each handler and Python."""
     text = jax.jit(function).lower(*given).as_text()
     names = re.findall(r"custom_call @(\w+)", text)
     return {name: names.count(name) for name in names if "rnnfast" in name or "callback" in name}
@@ -215,7 +215,7 @@ def operations(function, *given):
 
 @direct
 def test_both_ways(case, monkeypatch):
-    """The same bits whether XLA calls the kernels or Python, of results and of gradients; also unbatched."""
+    """Results and gradients have the same bits whether XLA calls the kernels or Python, also without a batch axis."""
     layer, function, x, state = case
     parameters, by = dict(layer.parameters), weights(layer, x, state)
     x_row, state_row = x[0], jax.tree.map(lambda member: member[:, 0], state)
@@ -255,7 +255,7 @@ def test_vmap_over_rows_is_one_call():
 
 @direct
 def test_threads():
-    """Calls at once, of one program and of several, with threads of their own."""
+    """Concurrent calls of one compiled program and of several."""
     layer, function = (
         rnnfast.LSTM(16, 64, bidirectional=True, rng=0),
         functools.partial(backend.lstm, bidirectional=True),
@@ -282,13 +282,13 @@ def test_threads():
 
 FLOAT, BYTE = np.float32, np.uint8
 REFUSED = [  # arguments, results or bytes of the attribute in place of those that fit
-    ({0: ((T, N, I), np.int32)}, {}, {}, "argument 0 has 72 numbers of XLA's type 4, where 72 of type 11 belong"),
-    ({0: ((I,), FLOAT)}, {}, {}, "argument 0 must be x, of two or three axes"),
+    ({0: ((T, N, I), np.int32)}, {}, {}, "argument 0 has 72 elements of XLA's type 4; expected 72 of type 11"),
+    ({0: ((I,), FLOAT)}, {}, {}, "argument 0 must be x, with two or three axes"),
     ({0: ((T, 0, I), FLOAT)}, {}, {}, "x has 6 steps and 0 rows"),
-    ({0: ((T, N, I + 1), FLOAT)}, {}, {}, "argument 0 has 96 numbers .* where 72 of"),
-    ({2: ((H, H), FLOAT)}, {}, {}, "argument 2 has 25 numbers .* where 100 of"),
-    ({}, {1: ((1, 1), FLOAT)}, {}, "result 1 has 1 numbers"),
-    ({}, {2: ((20, H), np.int32)}, {}, "result 2 has 100 numbers of XLA's type 4"),
+    ({0: ((T, N, I + 1), FLOAT)}, {}, {}, "argument 0 has 96 elements .*; expected 72 of"),
+    ({2: ((H, H), FLOAT)}, {}, {}, "argument 2 has 25 elements .*; expected 100 of"),
+    ({}, {1: ((1, 1), FLOAT)}, {}, "result 1 has 1 elements"),
+    ({}, {2: ((20, H), np.int32)}, {}, "result 2 has 100 elements of XLA's type 4"),
     ({}, {}, {0: 77}, f"compiled with version 77 of rnnfast's interface, this is {_core.ABI}"),
     ({}, {}, {4: ord("q")}, "compiled for q.*, which does not run here"),
     ({}, {}, None, "the attribute of a call must be an array of [0-9]+ bytes"),
@@ -302,7 +302,7 @@ def handle(name, arguments, results, **attributes):
 
 
 def what_fits(name):
-    """Arguments, results and attribute of a handler, for FINE_LAYER and X."""
+    """Arguments, results and the attribute of a handler, for FINE_LAYER and X."""
     engine = FINE_LAYER.engine
     x, y, h, tape = ((T, N, I), FLOAT), ((T, N, H), FLOAT), ((1, N, H), FLOAT), ((engine.sizes(T, N).tape,), BYTE)
     parameters = [(array.shape, FLOAT) for array in FINE.values()]
@@ -315,7 +315,7 @@ def what_fits(name):
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize(("arguments", "results", "call", "message"), REFUSED)
-def test_what_the_handlers_refuse(name, arguments, results, call, message):
+def test_handlers_reject_invalid_arguments(name, arguments, results, call, message):
     given, wanted, attribute = what_fits(name)
     for own, others in ((given, arguments), (wanted, results), (attribute, call or {})):
         for place, other in others.items():
@@ -327,26 +327,26 @@ def test_what_the_handlers_refuse(name, arguments, results, call, message):
 
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_what_the_handlers_miss(name):
+def test_handlers_report_missing_arguments(name):
     given, wanted, attribute = what_fits(name)
     handle(name, given, wanted, call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: argument {len(given) - 1} is missing"):
         handle(name, given[:-1], wanted, call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: result \d is missing"):
         handle(name, given, wanted[:2], call=attribute)
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: 1 arguments and 1 results are too many"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"rnnfast: 1 arguments and 1 results too many"):
         handle(name, [*given, ((1,), FLOAT)], [*wanted, ((1,), FLOAT)], call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match="rnnfast: the attribute of a call must be"):
         handle(name, given, wanted)
     place = 3 if name == "forward" else 6
     (wanted if name == "forward" else given)[place] = (5,), BYTE
-    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: (argument|result) {place} has 5 numbers"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: (argument|result) {place} has 5 elements"):
         handle(name, given, wanted, call=attribute)
 
 
 @direct
-def test_the_layouts_are_those_of_the_header(tmp_path):
-    """Of XLA's header; and what only a frame of our own can show: other versions, and a tape beside a cache line."""
+def test_layouts_agree_with_the_header_of_xla(tmp_path):
+    """Compare with XLA's header; test other versions and unaligned tapes on frames that the test builds."""
     c, cxx = shutil.which("cc"), shutil.which("c++")
     if not (c and cxx):
         pytest.skip("there is no compiler of C and C++: the layouts are not compared")
@@ -362,8 +362,10 @@ def test_the_layouts_are_those_of_the_header(tmp_path):
     subprocess.run([cxx, "-pthread", *header, *check, "-lm", "-o", "check"], cwd=tmp_path, check=True)
     printed = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True).stdout.splitlines()
     assert printed[:3] == ["0 buffers beside a line", "gradient same", "answers 0.0 -1 -1"]
-    assert re.fullmatch(r"error rnnfast was made for version 0 of XLA's interface, this is 1\.\d or .*", printed[3])
-    assert re.fullmatch(r"error rnnfast was made for version 0 .* or laid out differently", printed[4])
+    assert re.fullmatch(
+        r"error rnnfast was built for version 0 of XLA's interface, but this is 1\.\d or .*", printed[3]
+    )
+    assert re.fullmatch(r"error rnnfast was built for version 0 .* or has another layout", printed[4])
 
 
 # ------------------------------------------------------------------------------------------------------------ vmap
@@ -371,7 +373,7 @@ def test_the_layouts_are_those_of_the_header(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch, through_python):  # noqa: ARG001
-    """The shapes of x in the calls that reach the host."""
+    """The shapes of x in the calls that reach Python."""
     seen = []
     prepare = backend._prepare
 
@@ -387,7 +389,7 @@ def calls(monkeypatch, through_python):  # noqa: ARG001
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_vmap_over_rows(calls, batch_first, axis):
-    """Sequences without a batch axis, mapped, are one batch."""
+    """vmap over sequences without a batch axis runs one batch."""
     layer, function, x, _ = case_of(rnnfast.LSTM, batch_first=batch_first, num_layers=2, bidirectional=True)
     parameters = dict(layer.parameters)
     expected, (h, _) = layer(x)
@@ -400,7 +402,7 @@ def test_vmap_over_rows(calls, batch_first, axis):
 
 @pytest.mark.parametrize("name", ["lstm stack", "lstm projected", "gru", "gru reset before"])
 def test_vmap_over_batches(calls, name):
-    """With states and lengths mapped or not, also twice."""
+    """States and lengths may be mapped or not, and vmap may be nested."""
     kind, options = LAYERS[name]
     layer, function, x, state = case_of(kind, **options)
     parameters = dict(layer.parameters)
@@ -432,7 +434,7 @@ def test_vmap_over_batches(calls, name):
 
 
 def test_gradient_of_vmap(calls):
-    """One call, with the bits of the batch."""
+    """vmap runs one batched call, with the same bits."""
     layer, function, x, _ = case_of(rnnfast.LSTM, bidirectional=True)
     dy, _ = weights(layer, x)
     lengths = np.array([4, 0, T, 1])
@@ -451,7 +453,7 @@ def test_gradient_of_vmap(calls):
 
 
 def test_vmap_of_gradient():
-    """The gradients of each row on its own."""
+    """vmap of a gradient gives the gradients of each row."""
     layer, function, x, _ = case_of(rnnfast.GRU)
     dy, _ = weights(layer, x)
     loss = lambda parameters, x, dy: jnp.sum(function(x, parameters)[0] * dy)  # noqa: E731

@@ -56,7 +56,7 @@ def test_wrong_answers_are_seen():
 
 
 class Fake:
-    """An engine in this process; it takes so many seconds, and must not be timed where that is None."""
+    """An engine that reports a fixed time. It must not be timed if that is None."""
 
     def __init__(self, seconds, spoil=0.0, refuse=None):
         self.seconds, self.spoil, self.refuse, self.turns = seconds, spoil, refuse, 0
@@ -72,7 +72,7 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """Engines whose times are known, in place of the real ones."""
+    """Fake engines with known times."""
     engines = {
         "rnnfast": Fake(1e-6),
         "reference": Fake(4e-6),
@@ -112,14 +112,14 @@ def test_right_answers_end_with_status_0(fakes):
     assert main(["bench", "--T", "2", "--H", "3", "--rounds", "1"]) == 0
 
 
-def test_rnnfast_itself_is_not_spared(fakes, capsys):
+def test_wrong_results_of_rnnfast_are_errors_too(fakes, capsys):
     fakes["rnnfast"].spoil, fakes["rnnfast"].seconds = 1e-3, None
     assert main(["bench", "--T", "2", "--H", "3", "--mode", "inference", "--rounds", "1"]) == 1
     row = capsys.readouterr().out.splitlines()[4]
     assert row.split()[7:] == ["WRONG", "4", "µs", "WRONG", "-"]
 
 
-def test_bench_in_processes_of_their_own(tmp_path, capsys, monkeypatch):
+def test_bench_in_subprocesses(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "versions", lambda *_: {"rnnfast": "1"})
     before = dict(os.environ)
     path = tmp_path / "times.json"
@@ -136,7 +136,7 @@ def test_bench_in_processes_of_their_own(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count("GFLOP/s") == 3
 
 
-def test_the_process_of_an_engine_knows_its_threads_and_may_fail():
+def test_worker_process_has_its_threads_and_may_fail():
     with timing.workers(["rnnfast"], 3) as started:
         worker = started["rnnfast"]
         assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
@@ -186,7 +186,7 @@ def test_bench_draws(tmp_path):
     assert main(["bench", "--rounds", "1", "--T", "2", "--plot", str(tmp_path / "times.odd")]) == 2
 
 
-def test_bench_that_cannot_write_says_so_before_it_begins(fakes, tmp_path, capsys, monkeypatch):
+def test_bench_reports_unwritable_outputs_before_it_starts(fakes, tmp_path, capsys, monkeypatch):
     assert "cannot write" in failure(capsys, "bench", "--json", tmp_path / "missing" / "times.json")
     assert "it is a directory" in failure(capsys, "bench", "--plot", tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -1,4 +1,4 @@
-"""The files that commands read and write."""
+"""Files that commands read and write, and failures to write them."""
 
 import os
 import shlex
@@ -54,7 +54,7 @@ def test_no_command_overwrites_what_it_reads(alias, book, tmp_path, monkeypatch,
         assert book.read_bytes() == before
 
 
-def test_two_outputs_that_are_not_there_yet_are_one(tmp_path, capsys):
+def test_same_new_file_for_two_outputs(tmp_path, capsys):
     new = tmp_path / "new.png"
     assert "--output and --plot are the same file" in failure(capsys, "predict", "m", "--output", new, "--plot", new)
 
@@ -123,4 +123,7 @@ def test_output_that_is_closed():
             text=True,
         )
         assert result.returncode == 2
-        assert result.stderr in ("python -m rnnfast: standard output is closed: open it, or redirect it to a file\n", "")
+        assert result.stderr in (
+            "python -m rnnfast: standard output is closed: open it, or redirect it to a file\n",
+            "",
+        )

@@ -18,7 +18,7 @@ from rnnfast.commands import program, text
 # --- the program
 
 
-def test_memory_that_is_not_there(tmp_path, capsys):
+def test_not_enough_memory(tmp_path, capsys):
     path = tmp_path / "text"
     path.write_text(TEXT)
     line = failure(capsys, "train", "text", path, "-o", tmp_path / "model", *SMALL, "--hidden", 10**6)
@@ -47,7 +47,7 @@ def test_gradient_descends_in_every_parameter(cell):
         parameter[...] = before
 
 
-def test_bits_are_those_of_the_reference():
+def test_bits_per_character_agree_with_the_reference():
     model = random_model("lstm")
     codes = np.random.default_rng(2).integers(5, size=(21, 3))
     own = {name: array.astype(float) for name, array in model.parameters.items()}
@@ -60,7 +60,7 @@ def test_bits_are_those_of_the_reference():
     assert model.bits(codes, window=7) == pytest.approx(expected, rel=1e-5)
 
 
-def test_cold_sample_is_what_the_whole_model_finds_likeliest():
+def test_cold_sample_is_the_most_likely_text():
     model = random_model("gru", 2)
     written = "da" + "".join(model.write("da", 12, 1e-4, np.random.default_rng(0)))
     scores, _, _ = model.forward(model.encode(written, "")[:, None])
@@ -124,7 +124,7 @@ def test_seed_gives_the_same_model_and_text(book, trained, tmp_path, capsys):
     assert len(sample("0")) == len("7 times") + 80 + 1
 
 
-def test_sample_begins_with_a_new_line_that_is_not_shown(trained, capsys):
+def test_sample_starts_with_a_hidden_newline(trained, capsys):
     assert main(["sample", str(trained[0]), "--length", "0"]) == 0
     assert capsys.readouterr().out == "\n"
 
@@ -174,7 +174,7 @@ def test_ctrl_c_from_outside_leaves_no_traceback(book, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="of pipes of POSIX")
-def test_reader_that_leaves_early_is_no_error(trained):
+def test_closed_pipe_is_not_an_error(trained):
     command = [sys.executable, "-P", "-m", "rnnfast", "sample", trained[0], "--length", "100000"]
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as process:
@@ -184,7 +184,7 @@ def test_reader_that_leaves_early_is_no_error(trained):
     assert process.returncode == 141
 
 
-def test_texts_that_cannot_be_learnt(tmp_path, capsys):
+def test_invalid_texts(tmp_path, capsys):
     path, model = tmp_path / "text", tmp_path / "model"
     assert "No such file" in failure(capsys, "train", "text", path, "-o", model)
     assert "cannot read" in failure(capsys, "train", "text", tmp_path, "-o", model)
@@ -196,7 +196,7 @@ def test_texts_that_cannot_be_learnt(tmp_path, capsys):
     assert not model.exists()
 
 
-def test_least_length_is_the_one_it_asks_for(tmp_path, capsys):
+def test_text_of_the_minimum_length_can_be_trained(tmp_path, capsys):
     path = tmp_path / "text"
     path.write_text("a")
     for small in (SMALL, [*SMALL, "--batch", "1", "--window", "1"]):
@@ -208,12 +208,12 @@ def test_least_length_is_the_one_it_asks_for(tmp_path, capsys):
         capsys.readouterr()
 
 
-def test_model_that_cannot_be_written_is_not_trained(book, tmp_path, capsys):
+def test_training_does_not_start_if_the_model_cannot_be_written(book, tmp_path, capsys):
     assert "No such file" in failure(capsys, "train", "text", book, "-o", tmp_path / "missing" / "model")
     assert "it is a directory" in failure(capsys, "train", "text", book, "-o", tmp_path)
 
 
-def test_diverged_training_says_so(book, tmp_path, capsys):
+def test_diverged_training_is_reported(book, tmp_path, capsys):
     arguments = ["train", "text", book, "-o", tmp_path / "model", *SMALL, "--lr", "1e38"]
     assert main([str(argument) for argument in arguments]) == 2
     assert "use an --lr below 1e+38" in capsys.readouterr().err.splitlines()[-1]
@@ -236,7 +236,8 @@ def test_files_that_are_no_models(book, trained, tmp_path, capsys):
 
 
 def test_start_of_strange_characters(trained, capsys):
-    assert "--start contains characters that the training text does not: ! ß" in failure(capsys, "sample", trained[0], "--start", "ß!")
+    line = failure(capsys, "sample", trained[0], "--start", "ß!")
+    assert "--start contains characters that the training text does not: ! ß" in line
 
 
 # --- files that are one

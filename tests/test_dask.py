@@ -1,4 +1,4 @@
-"""Models over dask's arrays and frames, against one call on the whole; what stays in memory, and what is pickled."""
+"""Models over dask arrays and frames against one call on all data; memory use and pickling."""
 
 import os
 import pickle
@@ -37,7 +37,7 @@ def form(results):
 
 
 def assert_computes(lazy, expected, scheduler="threads"):
-    """The same structure, shapes and bits; lazy until now."""
+    """Require lazy arrays with the structure, shapes and bits of the expected arrays."""
     assert form(lazy) == form(expected)
     assert all(isinstance(leaf, da.Array) for leaf in leaves(lazy))
     computed = dask.compute(*leaves(lazy), scheduler=scheduler)
@@ -68,7 +68,7 @@ def test_results_are_the_bits_of_one_call(kind, uneven, batch_first, dtype):
 
 
 def classify(ids):
-    """A model of several layers, on ids (N, T): the class of each row, and its odds with an axis of size 1."""
+    """A model of several layers on ids (N, T): the class of each row, and its odds with an axis of size 1."""
     embedding, gru, readout = rnnfast.Embedding(50, 4, rng=0), rnnfast.GRU(4, 8, rng=0), rnnfast.Linear(8, 3, rng=0)
     _, h = gru(embedding(ids.T))
     odds = readout(h[-1])
@@ -147,7 +147,7 @@ def test_refuses(error, words, change):
         predict(**given)
 
 
-def test_what_does_not_fit_is_refused_when_it_is_computed():
+def test_invalid_data_is_rejected_at_compute_time():
     y, _ = predict(rnnfast.LSTM(I, 4, rng=0), da.zeros((T, N, I), chunks=(T, 6, I)), [T + 1] * N)
     with pytest.raises(ValueError, match="lengths"):
         y.compute()
@@ -180,7 +180,7 @@ def test_a_layer_pickles_to_its_parameters_and_little_more(kind, frozen):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc, which only Linux has")
 @pytest.mark.parametrize("shared", [False, True], ids=["one thread", "two threads"])
 def test_memory_is_that_of_a_few_chunks(shared):
-    """An array 64 times as large as a chunk, made, run over and summed up: at no time is more than some of it there."""
+    """An array of 64 chunks is created, processed and summed, with only a few chunks in memory at a time."""
     code = """
         import sys, dask, dask.array as da, numpy as np, rnnfast
         from pathlib import Path
@@ -286,7 +286,7 @@ def test_without_dask_the_error_says_what_to_install():
 
 
 def test_the_model_is_one_key_of_the_graph():
-    """So a worker gets it once, and not with every task."""
+    """The model is a single key of the graph, so each worker receives it once."""
     layer = rnnfast.LSTM(64, 64, rng=0)
     y, _ = predict(layer, da.ones((T, N, 64), chunks=(T, 2, 64)))
     sizes = [len(pickle.dumps(task)) for task in dict(y.__dask_graph__()).values()]

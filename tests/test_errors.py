@@ -1,4 +1,4 @@
-"""Bad arguments: what is raised, that its text names the argument and what was expected, that nothing is changed."""
+"""Invalid arguments raise an error that names the argument and what was expected, and change nothing."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def lstm(**options):
 
 
 def snapshot(layer):
-    """What a refused call must leave as it is."""
+    """The parts of a layer that a rejected call must not change."""
     layers = [layer.forward_layer, layer.backward_layer] if isinstance(layer, rnnfast.Bidirectional) else [layer]
     arrays = {name: array.tobytes() for name, array in layer.parameters.items()}
     writeable = [array.flags.writeable for array in layer.parameters.values()]
@@ -23,7 +23,7 @@ def snapshot(layer):
 
 
 def refused(layer, call, error, match):
-    """The call raises this error, leaves the layer as it is, and the layer goes on working."""
+    """Require that a call raises an error and does not change the layer."""
     before = snapshot(layer)
     with pytest.raises(error, match=match):
         call()

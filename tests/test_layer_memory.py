@@ -1,4 +1,4 @@
-"""Who owns the arrays that go into a layer and come out of it."""
+"""Ownership of the arrays that are passed to a layer and returned by it."""
 
 import threading
 import tracemalloc
@@ -9,10 +9,10 @@ from support.compare import assert_same_bits, members
 from support.layers import I, N, T, make, problem, results
 
 import rnnfast
-from rnnfast import memory
+from rnnfast import buffers
 
 
-def test_results_are_the_callers(variant, rng):
+def test_results_belong_to_the_caller(variant, rng):
     layer = make(variant)
     x, state, *_ = problem(layer, rng)
     y, end = layer(x, state)
@@ -97,8 +97,8 @@ def test_memory_of_many_tapes_is_given_back():
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_large_results_are_the_callers(frozen, rng):
-    """Their memory is used again, but not while any array or view of it is left."""
+def test_memory_of_large_results_is_not_reused_while_in_use(frozen, rng):
+    """Memory of large results is reused, but never while an array or a view of it is alive."""
     layer = rnnfast.GRU(8, 300, rng=0)
     if frozen:
         layer.freeze()
@@ -108,7 +108,7 @@ def test_large_results_are_the_callers(frozen, rng):
         y, _ = layer(x)
         z, _, tape = layer.forward(x)
         grads = layer.backward(tape, y)
-        assert min(y.nbytes, z.nbytes, grads.parameters["weight_hh_l0"].nbytes) >= memory.LARGE
+        assert min(y.nbytes, z.nbytes, grads.parameters["weight_hh_l0"].nbytes) >= buffers.LARGE
         np.testing.assert_array_equal(y, z)
         assert y.flags.writeable
         assert grads.parameters["weight_hh_l0"].flags.writeable
@@ -133,7 +133,7 @@ def test_large_results_are_used_again():
     assert layer(x)[0].ctypes.data != place
     del half
     assert place in (layer(x)[0].ctypes.data, layer(2 * x)[0].ctypes.data)
-    assert len(layer._results) <= layer._results.most
+    assert len(layer.execution.results) <= layer.execution.results.most
 
 
 def test_python_threads_share_a_layer(rng):

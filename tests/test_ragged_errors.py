@@ -1,4 +1,4 @@
-"""Errors of lengths, masks, resets, checkpoints and per-step gradients."""
+"""Invalid lengths, masks, resets, checkpoints and per-step gradients are rejected."""
 
 import numpy as np
 import pytest
@@ -32,8 +32,8 @@ BAD = [
     ({"lengths": [3, 0, 6]}, ValueError, "lengths must lie from 0 to T = 5, the steps of x, got 6 for row 2"),
     ({"lengths": np.array([5, 2**63, 0], np.uint64)}, ValueError, "got 9223372036854775808 for row 1"),
     ({"lengths": np.array([5, 2**64 - 1, 0], np.uint64)}, ValueError, "got 18446744073709551615 for row 1"),
-    ({"lengths": [1, 2, 3], "mask": FLAGS}, ValueError, "lengths and mask exclude each other"),
-    ({"lengths": [5, 5, 5], "mask": FLAGS, "reset": FLAGS}, ValueError, "lengths and mask exclude each other"),
+    ({"lengths": [1, 2, 3], "mask": FLAGS}, ValueError, "lengths and mask are mutually exclusive"),
+    ({"lengths": [5, 5, 5], "mask": FLAGS, "reset": FLAGS}, ValueError, "lengths and mask are mutually exclusive"),
     ({"zero_masked": 1}, TypeError, "zero_masked must be True or False, got 1"),
     ({"zero_masked": None}, TypeError, "zero_masked must be True or False, got None"),
     ({"mask": FLAGS, "zero_masked": "yes"}, TypeError, "zero_masked must be True or False, got 'yes'"),
@@ -55,7 +55,7 @@ BAD = [
 
 
 def attempts(layer):
-    """A layer's calls, and those of Bidirectional around it."""
+    """The calls of a layer, and of Bidirectional around it."""
     both = rnnfast.Bidirectional(layer, make_layer("gru", I, H, batch_first=layer.batch_first))
     return [layer, layer.forward, both, both.forward]
 

@@ -1,4 +1,4 @@
-"""Arguments of the estimators that are rejected."""
+"""Invalid arguments of the estimators are rejected."""
 
 import pickle
 
@@ -39,6 +39,9 @@ OWN_BAD = [
     (SequenceClassifier, "class_weight", "even", "class_weight must be"),
     (SequenceClassifier, "class_weight", {0: -1.0}, r"class_weight\[0\] must be at least 0"),
     (SequenceTagger, "class_weight", {"x": 1.0}, "class_weight has the key 'x', which is not one of the classes"),
+    (SequenceClassifier, "leak", 0.5, "leak=0.5 needs cell='rnn', got cell='lstm'"),
+    (SequenceRegressor, "leak", 1.5, "leak must"),
+    (SequenceTagger, "leak", "slow", "leak must be a number"),
     (SequenceForecaster, "horizon", 0, "horizon must be at least 1"),
     (SequenceForecaster, "window", 0, "window must be at least 1"),
     (SequenceForecaster, "differences", (1, 0), "each lag in differences must be at least 1"),
@@ -103,7 +106,7 @@ def test_targets_that_do_not_fit_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-def test_a_loss_that_is_not_finite_is_an_error():
+def test_nonfinite_loss_is_an_error():
     regressor = SequenceRegressor(**SMALL, standardize=False, clip=None, learning_rate=1e30)
     with pytest.raises(ValueError, match=r"diverged: after epoch \d, the loss is (inf|nan). Reduce learning_rate"):
         regressor.fit(np.random.default_rng(0).normal(size=(300, 3)), np.arange(300.0))
@@ -111,7 +114,7 @@ def test_a_loss_that_is_not_finite_is_an_error():
 
 
 def everything(estimator):
-    """All that later calls depend on, as bytes."""
+    """All state that later calls depend on, as bytes."""
     return pickle.dumps((vars(estimator), estimator._rng.bit_generator.state))
 
 
@@ -185,7 +188,7 @@ def test_numbers_beyond_the_dtype_are_refused_by_name(factor):
 @pytest.mark.parametrize(
     "X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0)), [np.ones((2, 0))] * 3]
 )
-def test_what_is_no_sequence_is_refused_by_name(X):
+def test_invalid_sequences_are_rejected_by_name(X):
     with pytest.raises(ValueError, match=r"X must have shape \(N, T, F\)|X must have at least one feature"):
         SequenceRegressor().fit(X, [1.0, 2.0, 3.0])
 

@@ -12,7 +12,7 @@ from support.estimators import SMALL, assert_same_fit, learnt
 
 from rnnfast.sklearn import SequenceForecaster
 
-# --- what is refused
+# --- rejected arguments
 
 
 def test_horizon_set_after_fit_is_how_many_steps_are_given():
@@ -55,7 +55,7 @@ def test_a_trend_with_a_season_is_continued_better_than_by_the_last_season(optio
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("window", [None, 7])
-def test_forecasts_go_on_from_forecasts(window, cell):
+def test_long_forecasts_feed_back_forecasts(window, cell):
     rng = np.random.default_rng(0)
     x = rng.normal(5, 2, size=(60, 2))
     options = {**SMALL, "horizon": 2, "window": window, "cell": cell, "max_epochs": 2}
@@ -86,7 +86,7 @@ def test_differences_are_summed_up_again(differences):
     np.testing.assert_allclose(whole[-30:], told, atol=1e-9)
 
 
-def test_examples_of_a_forecaster_are_what_follows():
+def test_examples_of_a_forecaster_are_the_following_values():
     x = np.arange(20.0)[:, np.newaxis]
     plain = SequenceForecaster(horizon=3)._examples([x], [5])
     np.testing.assert_array_equal(plain.sequences.flat[:, 0], np.arange(19))
@@ -132,7 +132,7 @@ def test_several_series_are_forecast_each_by_itself():
         np.testing.assert_array_equal(forecaster.predict(5, series=x), forecasts)
 
 
-def test_update_goes_on_and_learns_nothing():
+def test_update_extends_the_series_without_training():
     x = np.random.default_rng(0).normal(size=80)
     forecaster = SequenceForecaster(**SMALL, max_epochs=2).fit(x[:60])
     before = learnt(forecaster)
@@ -148,7 +148,7 @@ def test_update_goes_on_and_learns_nothing():
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_partial_fit_of_a_forecaster_learns_what_is_new(window):
+def test_partial_fit_of_a_forecaster_learns_new_data(window):
     t = np.arange(400)
     x = np.where(t < 200, np.sin(t / 3), np.sin(t / 3) ** 3 + 1)  # a new shape from there on
     forecaster = SequenceForecaster(**SMALL, window=window, bptt_steps=25).fit(x[:200])
@@ -168,7 +168,7 @@ def test_the_score_is_minus_the_mean_absolute_error():
     assert search.set_params(estimator__max_epochs=10).fit(series).best_params_ == {"differences": 12}
 
 
-def test_intervals_cover_what_they_promise():
+def test_intervals_have_the_requested_coverage():
     rng = np.random.default_rng(0)
     x = np.zeros(1400)
     for t in range(1, len(x)):

@@ -1,4 +1,4 @@
-"""The example that times the steps of a stream."""
+"""examples/stream.py: latency of the steps of a stream."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_run_from_end_to_end(tmp_path, capsys):
     assert all((count == "0") == (not bar) for count, bar in rows)
 
 
-def test_picture_is_drawn(tmp_path, capsys):
+def test_plot_is_written(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert run(tmp_path / "picture.png") == 0
     assert f"Saved the picture to {tmp_path / 'picture.png'}" in capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_picture_is_drawn(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["picture.odd", "missing/picture.png"])
-def test_picture_that_cannot_be_drawn(tmp_path, capsys, name):
+def test_plot_that_cannot_be_written(tmp_path, capsys, name):
     pytest.importorskip("matplotlib")
     assert run(tmp_path / name) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -65,7 +65,7 @@ def test_least_values(tmp_path, options):
     assert run(tmp_path / "picture.png", *options) == 0
 
 
-def test_results_that_differ_are_told(tmp_path, capsys, monkeypatch):
+def test_different_results_are_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(example, "same_bits", lambda a, b: False)  # noqa: ARG005
     assert run(tmp_path / "picture.png") == 1
     report = capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_ctrl_c_ends_it_in_a_word(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "\nStopped.\n"
 
 
-def test_collection_of_garbage_goes_on_after_an_error():
+def test_garbage_collection_is_enabled_after_an_error():
     def failing(frame, out):  # noqa: ARG001
         raise ValueError("no step")
 
@@ -111,7 +111,7 @@ def test_frames_follow_the_tone():
         (["--speed", "3"], "unrecognized arguments: --speed 3"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         example.main(arguments)
     assert message in capsys.readouterr().err.splitlines()[-1]

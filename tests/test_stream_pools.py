@@ -1,4 +1,4 @@
-"""Pools of streams: each gives what a stream alone gives."""
+"""Each stream in a pool gives the same bits as a stream alone."""
 
 import sys
 import threading
@@ -16,7 +16,7 @@ from rnnfast import functional
 
 
 class Model:
-    """A pool beside streams of their own."""
+    """A pool, and the single streams that it must agree with."""
 
     def __init__(self, layer, capacity):
         self.layer, self.pool, self.streams = layer, rnnfast.StreamPool(layer, capacity), {}
@@ -52,7 +52,7 @@ class Model:
 
 
 @given(st.sampled_from(list(VARIANTS)), isas, st.integers(1, 3), st.integers(1, 9), seeds)
-def test_a_pool_is_streams_of_their_own(variant, isa, num_layers, capacity, seed):
+def test_pool_agrees_with_single_streams(variant, isa, num_layers, capacity, seed):
     rng = np.random.default_rng(seed)
     with functional.use_isa(isa):
         layer = make_layer(
@@ -80,7 +80,7 @@ def test_a_pool_is_streams_of_their_own(variant, isa, num_layers, capacity, seed
         elif action == "step":
             some = rng.permutation(ids)[: rng.integers(0, len(ids) + 1)].astype(int)
             x = rng.standard_normal((len(some), I)).astype(layer.dtype)
-            out = np.empty((len(some), layer._engine.output_size), layer.dtype) if rng.random() < 0.5 else None
+            out = np.empty((len(some), layer.engine.output_size), layer.dtype) if rng.random() < 0.5 else None
             y = model.step([some.tolist(), some, tuple(some), list(some)][rng.integers(4)], x, out)
             assert out is None or y is out
         elif action == "fault":
@@ -190,7 +190,7 @@ def test_ids_are_never_used_again():
     assert pool.join() not in seen
 
 
-def test_a_full_pool_goes_on(rng):
+def test_full_pool_still_works(rng):
     layer = make_layer("lstm", I, H)
     pool = rnnfast.StreamPool(layer, 2)
     ids = [pool.join(), pool.join()]
@@ -208,7 +208,7 @@ def test_a_full_pool_goes_on(rng):
 
 
 def test_a_pool_from_many_threads(rng):
-    """Streams join, step and leave in threads of their own."""
+    """Streams join, step and leave in different threads."""
     layer = make_layer("gru", I, H)
     pool = rnnfast.StreamPool(layer, 8)
     x = sequence(rng, 20, 1)
@@ -241,7 +241,7 @@ def test_a_pool_from_many_threads(rng):
 
 
 def test_names_of_arguments():
-    """The names by which arguments may be given."""
+    """Arguments can be passed by name."""
     layer = make_layer("gru", I, H)
     stream, pool = layer.stream(batch_size=2), rnnfast.StreamPool(layer=layer, capacity=1)
     assert stream.step(x_t=np.ones((2, I)), out=None).shape == (2, H)

@@ -1,4 +1,4 @@
-"""Streams and memory, threads and signals."""
+"""Streams: memory, threads and signals."""
 
 import gc
 import time
@@ -39,7 +39,7 @@ def test_steps_with_out_allocate_nothing(N):
 
 
 def test_nothing_grows(rng):
-    """Of steps that convert, of chunks, of states, of pools."""
+    """Memory does not grow with converted steps, chunks, states or pools."""
     layer = make_layer("gru", I, H)
     stream, pool = layer.stream(3), rnnfast.StreamPool(layer, 3)
     x = sequence(rng, 4, 3)
@@ -96,7 +96,7 @@ def test_different_streams_in_different_threads(rng, threads):
 
 
 def test_one_stream_in_two_threads(rng):
-    """Each step is taken whole or refused."""
+    """Each step either completes or is rejected."""
     layer = make_layer("lstm", 400, 500)
     stream, x = layer.stream(8), sequence(rng, 1, 8, features=400)
     done, refused = [], []
@@ -145,7 +145,7 @@ def test_a_stream_at_work_refuses():
 
 
 def test_interrupted_steps_leave_the_state():
-    """KeyboardInterrupt in the middle of steps: the state is that of a whole number of them."""
+    """After KeyboardInterrupt the state is that of a whole number of steps."""
     run_script(
         """
         import signal, threading

@@ -1,4 +1,4 @@
-"""Streams give the bits of one call; their state and weights."""
+"""Streams give the same bits as one call; their state and weights."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from support.streams import DTYPES, H, I, bits, isas, random_state, seeds, seque
 
 import rnnfast
 from rnnfast import functional
+from rnnfast.layers import saving
 
 # --- the same bits
 
@@ -52,7 +53,7 @@ def test_sizes(variant, N, features, size, bias, threads, rng):
 
 @given(st.sampled_from(list(VARIANTS)), isas, st.booleans(), st.integers(1, 4), seeds)
 def test_any_chunks(variant, isa, batch_first, num_layers, seed):
-    """Steps and chunks in any order, with resets and states put back."""
+    """Steps and chunks in any order, with resets and restored states."""
     rng = np.random.default_rng(seed)
     dtype, N, size = DTYPES[seed % 2], int(rng.choice([1, 1, 2, 5])), int(rng.integers(1, 24))
     with functional.use_isa(isa):
@@ -111,11 +112,11 @@ def test_shapes(variant, batch_first):
     assert alone.step(np.ones(I)).shape == (H,)
     assert alone.step(np.ones((1, I))).shape == (1, H)
     assert layer.stream(np.int8(2)).batch_size == 2
-    assert repr(layer.stream(2)) == f"{layer._call()}.stream(2)"
+    assert repr(layer.stream(2)) == f"{saving.describe(layer)}.stream(2)"
 
 
 def test_one_feature():
-    """Where (N, I) and (I,) might be taken for each other."""
+    """With one feature, (N, I) and (I,) must not be confused."""
     layer = make_layer("gru", 1, 3)
     for N in (1, 2):
         stream, x = layer.stream(N), np.ones((4, N, 1), np.float32)
@@ -266,7 +267,7 @@ def test_reset(variant, rows, which, rng):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("N", [1, 3])
-def test_weights_are_those_of_the_beginning(variant, N, frozen, rng):
+def test_streams_keep_their_initial_weights(variant, N, frozen, rng):
     layer = make_layer(variant, I, H, num_layers=2, dropout=0.5)
     x = sequence(rng, 8, N)
     expected, _ = layer(x)

@@ -1,4 +1,4 @@
-"""threadpoolctl sees and bounds rnnfast's threads once it is told of them, and does without rnnfast before."""
+"""threadpoolctl reports and limits rnnfast's threads once they are registered."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ threadpoolctl = pytest.importorskip("threadpoolctl", minversion="3.2", reason="t
 
 @pytest.fixture
 def listed(threads):
-    """Where threadpoolctl lists rnnfast, with 3 threads."""
+    """A function that returns threadpoolctl's entries for rnnfast, with 3 threads."""
     rnnfast.threads.register()
     threads(3)
     return lambda: [entry for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "rnnfast"]
@@ -52,13 +52,13 @@ def test_limits_within_each_other(listed):
     assert listed()[0]["num_threads"] == 3
 
 
-def test_what_is_no_number_of_threads_changes_nothing(listed):
+def test_invalid_thread_counts_change_nothing(listed):
     for nothing in (0, -1):
         with threadpoolctl.threadpool_limits(nothing, user_api="rnnfast"):
             assert listed()[0]["num_threads"] == 3
 
 
-def test_what_is_set_in_python_is_what_it_shows(listed):
+def test_shows_the_number_of_threads_set_in_python(listed):
     rnnfast.set_num_threads(5)
     assert listed()[0]["num_threads"] == 5
 
@@ -101,7 +101,7 @@ def test_import_of_rnnfast_does_not_import_it():
 
 
 @pytest.mark.parametrize("old", ["None", "types.ModuleType('threadpoolctl')"])
-def test_without_a_new_one_it_says_what_to_install(old):
+def test_an_old_version_says_what_to_install(old):
     code = f"import sys, types, rnnfast.threads; sys.modules['threadpoolctl'] = {old}; rnnfast.threads.register()"
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert result.stderr.splitlines()[-1].endswith("pip install 'threadpoolctl>=3.2'")

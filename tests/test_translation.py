@@ -1,4 +1,4 @@
-"""The example that translates sequences with attention."""
+"""examples/translation.py: translation of sequences with attention."""
 
 import importlib.util
 import itertools
@@ -23,7 +23,7 @@ def rng():
 
 
 def random_batch(rng):
-    """Sources and targets of unequal lengths: codes, lengths, codes, and which of those count."""
+    """Variable-length sources and targets: codes, lengths, codes, and the mask of the targets."""
     lengths, ends = np.array([5, 1, 3]), np.array([2, 4, 1])
     source, target = rng.integers(1, 6, (5, 3)), rng.integers(1, 5, (4, 3))
     return source, lengths, target, np.arange(4)[:, None] < ends
@@ -114,7 +114,7 @@ def test_translation_ends_where_all_have(rng):
 # -------------------------------------------------------------------------------------------------------- the measures
 
 
-def test_codes_come_back():
+def test_codes_round_trip():
     alphabet = translation.Alphabet(["abc", ("d",)])
     codes, lengths = alphabet.encode(["cab", "d", ""])
     assert codes.tolist() == [[3, 4, 0], [1, 0, 0], [2, 0, 0]]
@@ -143,7 +143,7 @@ def test_score_takes_the_closest_of_several_right_answers():
 
 
 def spelling_task(rng, held_out=60, learnt=600):
-    """Words of a language in which each letter has its sounds: none, one, two, and one that depends on the next."""
+    """Words of a regular language: a letter has no sound, one, two, or one that depends on the next letter."""
     words = ["".join(rng.choice(list("abcde"), rng.integers(2, 6))) for _ in range(learnt + held_out)]
     sounds = {"a": "A", "b": "B", "c": "", "d": "DZ"}
 
@@ -214,7 +214,7 @@ def test_fewer_steps_where_time_runs_out(rng):
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def test_pronunciations_are_gathered_by_word(tmp_path):
+def test_pronunciations_are_grouped_by_word(tmp_path):
     path = tmp_path / "dict"
     path.write_text("a AH\na(2) EY\na's EY Z\nabbe AE B IY\n", encoding="utf-8")
     assert translation.read_pronunciations(path) == {"a": [("AH",), ("EY",)], "abbe": [("AE", "B", "IY")]}
@@ -228,7 +228,7 @@ def test_words_held_out_are_not_learnt(rng):
     assert all(targets for _, targets in task.held_out)
 
 
-def test_dates_are_those_of_their_phrases_and_no_day_held_out_is_learnt(rng):
+def test_dates_match_their_phrases_and_held_out_days_are_not_in_training(rng):
     dates = pytest.importorskip("babel.dates")
     task = translation.dates_task(300, rng, training=600)
     assert not {target for _, target in task.training} & {target for _, [target] in task.held_out}
@@ -250,7 +250,7 @@ def test_dates_are_those_of_their_phrases_and_no_day_held_out_is_learnt(rng):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Little data, so that a run takes a moment."""
+    """A small data set, so that a run is short."""
     read, dates = translation.read_pronunciations, translation.TASKS["dates"]
     monkeypatch.setattr(translation, "read_pronunciations", lambda path: dict(list(read(path).items())[:5000:20]))
     monkeypatch.setitem(translation.TASKS, "dates", lambda size, rng: dates(size, rng, training=60))
@@ -276,7 +276,7 @@ def test_run_from_end_to_end(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("few")
-def test_picture_that_cannot_be_drawn(tmp_path, capsys):
+def test_plot_that_cannot_be_written(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("babel")
     assert run(tmp_path, "--task", "dates", "--picture", str(tmp_path / "picture.odd")) == 2
@@ -302,7 +302,7 @@ def test_without_its_data_it_says_what_to_install(tmp_path, capsys, monkeypatch,
 
 
 @pytest.mark.usefixtures("few")
-def test_diverged_training_says_so(tmp_path, capsys):
+def test_diverged_training_is_reported(tmp_path, capsys):
     pytest.importorskip("babel")
     assert run(tmp_path, "--task", "dates", "--lr", "1e38") == 2
     assert "an --lr below" in capsys.readouterr().err.splitlines()[-1]
@@ -317,7 +317,7 @@ def test_diverged_training_says_so(tmp_path, capsys):
         (["--task", "poems"], "choose from"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         translation.main(arguments)
     assert message in capsys.readouterr().err

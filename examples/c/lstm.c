@@ -3,7 +3,7 @@
  * In the root of a checkout, one command compiles it together with the kernels for any machine:
  *
  *     gcc -O2 -std=c11 -ffp-contract=off -DRNNFAST_SCALAR_ONLY -pthread -Icsrc examples/c/lstm.c \
- *         csrc/rnnfast.c csrc/order.c csrc/pool.c csrc/f32_scalar.c csrc/f64_scalar.c -lm -o lstm
+ *         csrc/dispatch.c csrc/order.c csrc/threads.c csrc/f32_scalar.c csrc/f64_scalar.c -lm -o lstm
  *
  * RNNFAST_SCALAR_ONLY leaves out the faster kernels, each of which wants flags of its own; -ffp-contract=off keeps the promise of the
  * same bits. `python setup.py build_ext` compiles them all, and this takes what it has made:

@@ -74,7 +74,7 @@ class _Stack(NamedTuple):
 
 
 @functools.lru_cache
-def _stack(kind: type[Any], options: tuple[tuple[str, Any], ...]) -> _Stack:
+def _stack(kind: Any, options: tuple[tuple[str, Any], ...]) -> _Stack:
     layer = kind(**dict(options), rng=0)
     shapes = functional.parameter_shapes(layer.engine)
     return _Stack(layer.execution, shapes, layer.batch_first, saving.describe(layer))
@@ -83,7 +83,7 @@ def _stack(kind: type[Any], options: tuple[tuple[str, Any], ...]) -> _Stack:
 class _Call(NamedTuple):
     """Everything about a call but its arrays. Hashable, so JAX can use it as a static parameter."""
 
-    kind: type[Any]
+    kind: Any  # the class of the layer
     options: tuple[tuple[str, Any], ...]
     zero_masked: bool
     names: tuple[str, ...]  # the order of the arrays: x, the parameters, then those of STATES and RAGGED that are given
@@ -101,8 +101,8 @@ class _Call(NamedTuple):
     def read(self, named: Mapping[str, Any]) -> Call:
         """Check the arrays of the call."""
         state = self.state([named.get(name) for name in self.stack.states])
-        ragged = (named.get(name) for name in RAGGED)
-        return self.stack.execution.read(named["x"], state, *ragged, self.zero_masked)
+        ragged: dict[str, Any] = {name: named.get(name) for name in RAGGED}
+        return self.stack.execution.read(named["x"], state, **ragged, zero_masked=self.zero_masked)
 
 
 # ---------------------------------------------------------------------------------------------------- on the host
@@ -199,7 +199,9 @@ def _results(call: _Call, x: Any) -> list[Any]:
     plan = run.plan(x.shape)
     shapes = [shape for shape in (plan.y, plan.h, plan.c) if shape is not None]
     results = [jax.ShapeDtypeStruct(shape, run.engine.dtype) for shape in shapes]
-    return [*results, jax.ShapeDtypeStruct((plan.sizes.tape,), np.uint8)] if call.taped else results
+    if call.taped and plan.sizes is not None:
+        results.append(jax.ShapeDtypeStruct((plan.sizes.tape,), np.uint8))
+    return results
 
 
 def _run(*arrays: Any, call: _Call) -> Any:
@@ -428,7 +430,7 @@ def rnn(
 
 
 def _apply(
-    kind: type[Any], x: Any, parameters: Any, state: Any, options: Any, zero_masked: Any, ragged: Sequence[Any]
+    kind: Any, x: Any, parameters: Any, state: Any, options: Any, zero_masked: Any, ragged: Sequence[Any]
 ) -> tuple[Any, Any]:
     if not hasattr(parameters, "keys"):
         raise TypeError(f"parameters must be a dict of arrays under torch's names, got {type(parameters).__name__}")
@@ -443,7 +445,7 @@ def _apply(
             faults.append(f"{name} must have shape {shape}, got {arrays[name].shape}")
     if faults:
         raise ValueError(f"parameters do not fit {stack.description}: {'; '.join(faults)}")
-    members = ()
+    members: tuple[Any, ...] = ()
     if state is not None:
         members = arguments.pair("state", state, "(h, c)") if len(stack.states) == 2 else (state,)
     ordered = {name: arrays[name] for name in stack.shapes}  # jit sorts the names of a dict

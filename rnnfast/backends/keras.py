@@ -417,8 +417,8 @@ def _options(cell: Any) -> tuple[_Kind, tuple[Any, ...]]:
     """The kind of a Keras cell, and the options of the corresponding rnnfast layer as pairs."""
     kind = next((kind for kind in _KINDS if type(cell) is kind.cell), None)
     if kind is None:
-        names = ", ".join(kind.cell.__name__ for kind in _KINDS)
-        raise _Unsupported(f"the cell of layer must be one of {names}, got {type(cell).__name__}")
+        classes = ", ".join(kind.cell.__name__ for kind in _KINDS)
+        raise _Unsupported(f"the cell of layer must be one of {classes}, got {type(cell).__name__}")
     functions = [getattr(cell, name) for name in kind.functions]
     names = tuple(_FUNCTIONS.get(id(function)) for function in functions)
     if None in names:

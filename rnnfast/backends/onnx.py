@@ -53,7 +53,7 @@ from rnnfast.backends._gates import positions, reorder
 from rnnfast.layers import saving
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,7 +68,7 @@ __all__ = ["Backend", "layer_from_onnx", "ops", "to_onnx"]
 
 
 class _Operator(NamedTuple):
-    layer: type[layers.Recurrent[Any]]
+    layer: Callable[..., layers.Recurrent[Any]]
     cell: str
     order: str  # of ONNX's gates, in rnnfast's letters
     flags: Mapping[str, str]  # attributes that correspond to an option of another name
@@ -199,7 +199,7 @@ def _parameters(operator: _Operator, W: Array, R: Array, B: Array | None, P: Arr
 def _build(parts: Sequence[_Part]) -> layers.Recurrent[Any]:
     """A layer from one node, or from several stacked nodes."""
     first = parts[0]
-    layer = first.operator.layer(*first.sizes, num_layers=len(parts), **first.options)  # type: ignore[call-arg]
+    layer = first.operator.layer(*first.sizes, num_layers=len(parts), **first.options)
     parameters = {}
     for k, part in enumerate(parts):
         parameters.update({name.replace("_l0", f"_l{k}"): array for name, array in part.parameters.items()})

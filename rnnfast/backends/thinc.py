@@ -73,7 +73,7 @@ class RnnfastOps(NumpyOps):
 
     def backprop_lstm(self, dY: Any, lengths: Any, params: Any, fwd_state: tuple[Any]) -> tuple[Array, Array]:  # noqa: ARG002
         """Compute the gradients of X and params."""
-        (call,) = fwd_state
+        call: _Call = fwd_state[0]
         return call.backward(dY)
 
 
@@ -104,14 +104,14 @@ class _Call:
 
     def _states(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
         """An initial state for each sequence; thinc has one that all sequences share."""
-        state = arguments.shaped(name, value, self.engine.dtype, shape, "the shape of H0, (depth, dirs, nO)")
+        state: Any = arguments.shaped(name, value, self.engine.dtype, shape, "the shape of H0, (depth, dirs, nO)")
         return np.repeat(state.reshape(-1, 1, shape[-1]), self.order.sequences, axis=1)
 
     def forward(self, training: bool) -> Array:
         engine, sizes = self.engine, self.sizes
         packed = _memory.bytes(engine.packed_size)
-        self.packed_back = _memory.bytes(engine.packed_back_size) if training else None
-        self.tape = _memory.bytes(sizes.tape) if training else None
+        self.packed_back: Any = _memory.bytes(engine.packed_back_size) if training else None
+        self.tape: Any = _memory.bytes(sizes.tape) if training else None
         self.y = _memory.empty((*self.x.shape[:2], engine.directions * engine.output_size), engine.dtype)
         last = np.empty_like(self.h0), np.empty_like(self.c0)
         workspace = _memory.bytes(sizes.forward_workspace)
@@ -122,7 +122,7 @@ class _Call:
 
     def backward(self, dY: Any) -> tuple[Array, Array]:
         engine = self.engine
-        dy = arguments.shaped("dY", dY, engine.dtype, self.y[:, 0].shape, "the shape of Y")
+        dy: Any = arguments.shaped("dY", dY, engine.dtype, self.y[:, 0].shape, "the shape of Y")
         dx = _memory.empty(self.x.shape, engine.dtype)
         dstart = np.empty_like(self.h0), np.empty_like(self.c0)
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}

@@ -49,6 +49,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from rnnfast import buffers, functional
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -58,7 +60,7 @@ __all__ = ["GRU", "LSTM", "RNN", "convert"]
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 _CELLS = {cell.upper(): cell for cell in functional.CELLS}  # by the names that torch has for a layer's mode
-_DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+_DTYPES: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 _WHOLE = 1 << 14  # bytes; larger parameters are sampled
 _BIASED, _PROJECTED = (4, 5), (3, 5)  # numbers of parameters of one layer and direction
 
@@ -90,17 +92,17 @@ class _Kept(NamedTuple):
     dc_n: Tensor | None
 
 
-_TENSORS, _OPTIONS = slice(0, 5), slice(6, None)  # of a _Call: single tensors, and what is no tensor
+_PARAMETERS = _Call._fields.index("parameters")  # single tensors come before, options after
 
 
-def _flat_tensors(call: _Call) -> tuple[Tensor | None, ...]:
+def _flat_tensors(call: _Call) -> tuple[Any, ...]:
     """All tensors of a call, one by one: autograd does not see tensors in a list."""
-    return *call[_TENSORS], *call.parameters
+    return *call[:_PARAMETERS], *call.parameters
 
 
 def _call_of(options: tuple[Any, ...], tensors: tuple[Any, ...]) -> _Call:
     """Undo `_flat_tensors`."""
-    return _Call(*tensors[_TENSORS], list(tensors[5:]), *options)
+    return _Call._make((*tensors[:_PARAMETERS], list(tensors[_PARAMETERS:]), *options))
 
 
 # ------------------------------------------------------------------------------------------- engines, buffers, arrays
@@ -151,14 +153,20 @@ class _Cache:
         if found is None:
             y, h, c = _shapes(self.engine, call.x.shape, call.x.shape[0 if call.batch_first else 1])
             shapes = tuple(call.x.shape), y, h, c if self.engine.has_cell else None
-            lent = {"pool": self.workspaces, "empty": self.results.empty}
-            found = functional.PreparedCall(self.engine, packed, shapes, time_first=not call.batch_first, **lent)
+            found = functional.PreparedCall(
+                self.engine,
+                packed,
+                shapes,
+                time_first=not call.batch_first,
+                pool=self.workspaces,
+                empty=self.results.empty,
+            )
             if len(self._prepared) >= 64:  # the number of different lengths has no bound
                 self._prepared.clear()
             self._prepared[key] = found
         return found
 
-    def packed(self, parameters: list[Tensor], back: bool = False) -> Array:
+    def packed(self, parameters: list[Tensor], back: bool = False) -> Any:
         """The packed weights that forward or backward reads, up to date."""
         if self._fingerprints[back] is None or self._fingerprint(parameters) != self._fingerprints[back]:
             with self._lock:
@@ -189,7 +197,7 @@ class _Cache:
 
 def _samples(array: Array) -> list[memoryview]:
     """Views of a small array in full, or of samples. They keep its memory alive, so its address is not used again."""
-    flat = memoryview(array.reshape(-1).view(np.uint8))
+    flat = array.reshape(-1).view(np.uint8).data
     whole = len(flat) <= _WHOLE
     return [flat] if whole else [flat[at : at + 64] for at in range(0, len(flat), len(flat) // 16)]
 
@@ -199,7 +207,7 @@ _CACHES = WeakTensorKeyDictionary()  # by the first parameter
 
 def _cache(call: _Call) -> _Cache:
     engine = _engine(call)
-    found = _CACHES.get(call.parameters[0])
+    found: _Cache | None = _CACHES.get(call.parameters[0])
     if found is None or found.engine is not engine:
         found = _CACHES[call.parameters[0]] = _Cache(engine)
     return found
@@ -263,7 +271,8 @@ def _infer(call: _Call) -> tuple[Tensor, ...]:
 
 def _inputs(call: _Call) -> functional.Inputs:
     order = None if call.batch_sizes is None else functional.packed_order(call.batch_sizes.numpy())
-    return functional.Inputs(_sequence(call.x, call), *map(_contiguous, (call.h0, call.c0, call.masks)), order)
+    h0, c0, masks = map(_contiguous, (call.h0, call.c0, call.masks))
+    return functional.Inputs(_sequence(call.x, call), h0, c0, masks, order)
 
 
 def _run(call: _Call, keep_tape: bool = False) -> tuple[Tensor, ...]:
@@ -335,7 +344,7 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, kernels: Any, call: _Call, *tensors: Any) -> Any:
         run, ctx.differentiate = kernels
         y, h_n, c_n, tape = run(call)
-        ctx.options = call[_OPTIONS]
+        ctx.options = call[_PARAMETERS + 1 :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(y, tape, *tensors)
         return y, h_n, c_n, tape
@@ -426,7 +435,7 @@ register_fake("rnnfast::backward", _on_gradients(_fake_gradients), lib=_LIBRARY)
 
 # The functions that run a call, by whether a gradient is wanted and whether anything traces operators. Going past the
 # operators saves a third of the overhead of a short inference call, and a fifth of that of a training step.
-_RUNS = {
+_RUNS: dict[tuple[bool, bool], Callable[[_Call], Any]] = {
     (False, False): lambda call: _infer_operator(*call),
     (False, True): _infer,
     (True, False): lambda call: _forward_operator(*call),
@@ -445,7 +454,7 @@ def _warn_once(what: str) -> None:
     )
 
 
-class _Recurrent:
+class _Recurrent(torch.nn.RNNBase):
     """The forward method of all three layers. It precedes torch's class in the order of inheritance."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002
@@ -469,9 +478,9 @@ class _Recurrent:
             Where torch's own forward raises them.
         """
         own = self._parameters  # a look-up there is faster than getattr, which finds what may replace a parameter
-        parameters = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
+        parameters: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
         pair, axis = self.mode == "LSTM", 0 if self.batch_first else 1
-        states = () if hx is None else tuple(hx) if pair else (hx,)
+        states: Sequence[Any] = () if hx is None else tuple(hx) if pair else (hx,)
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, sorted_indices, unsorted_indices = input if packed else (input, None, None, None)
         if not self._takes(x, batch_sizes, states, parameters):

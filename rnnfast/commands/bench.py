@@ -17,19 +17,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rnnfast import _core
-from rnnfast.commands import info
+from rnnfast.commands import info, program
 from rnnfast.commands.engines import ENGINES, LIMITS, MODES, SQUARE, TOLERANCE, Case, disagreement, expected
-from rnnfast.commands.program import (
-    CannotRun,
-    Progress,
-    count,
-    file_name,
-    option,
-    require_distinct,
-    require_drawable,
-    require_writable,
-    writing,
-)
+from rnnfast.commands.program import CannotRun, Progress, count, option
 from rnnfast.commands.timing import draw, duration, ratio, take_turns, versions, workers
 
 if TYPE_CHECKING:
@@ -54,22 +44,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
       rnnfast bench --T 200 --N 32 --I 64 --H 256 --json times.json --plot times.png
     """
     parser.add_argument("--cell", choices=CELLS, help="time only this cell (default: all; lstm if a size is given)")
-    parser.add_argument(
-        "--mode", choices=MODES, help="time only this (default: both; training is forward and backward)"
-    )
+    parser.add_argument("--mode", choices=MODES, help="time only this (default: both)")
     group = parser.add_argument_group("sizes; if any is given, one layer of these sizes is timed")
-    option(group, "--T", count, None, f"time steps (default: {SINGLE['T']})")
-    option(group, "--N", count, None, f"batch size (default: {SINGLE['N']})")
-    option(group, "--I", count, None, f"input features (default: {SINGLE['I']})")
-    option(group, "--H", count, None, f"hidden units (default: {SINGLE['H']})")
-    option(group, "--layers", count, None, f"stacked layers (default: {SINGLE['layers']})")
+    sizes = ("time steps", "batch size", "input features", "hidden units", "stacked layers")
+    for name, text in zip(SIZES, sizes, strict=False):
+        option(group, f"--{name}", count, None, f"{text} (default: {SINGLE[name]})")
     group.add_argument("--bidirectional", action="store_true", default=None, help="run in both directions")
     group = parser.add_argument_group("measurement")
     group.add_argument("--dtype", choices=TOLERANCE, default="float32", help="data type (default: %(default)s)")
     option(group, "--threads", count, 1, "threads of each engine")
     option(group, "--rounds", count, 9, "rounds")
-    option(group, "--json", file_name, None, "write the times of all rounds to this file")
-    option(group, "--plot", file_name, None, "draw the times to this file (needs matplotlib)")
+    option(group, "--json", program.file_name, None, "write the times of all rounds to this file")
+    option(group, "--plot", program.file_name, None, "draw the times to this file (needs matplotlib)")
     parser.set_defaults(run=run)
 
 
@@ -130,10 +116,10 @@ def measure(case: Case, engines: dict[str, Any], limits: dict[str, Any], rounds:
 
 def run(arguments: argparse.Namespace) -> int:
     cases = choose(arguments)
-    require_distinct({"--json": arguments.json, "--plot": arguments.plot})
+    program.require_distinct({"--json": arguments.json, "--plot": arguments.plot})
     for path in filter(None, (arguments.json, arguments.plot)):
-        require_writable(path, device=True)
-    require_drawable(arguments.plot)
+        program.require_writable(path, device=True)
+    program.require_drawable(arguments.plot)
     installed = versions("numpy", "torch", "onnxruntime")
     names = [name for name in ENGINES if name == "reference" or installed.get(name)]
     about = {
@@ -143,25 +129,21 @@ def run(arguments: argparse.Namespace) -> int:
         "versions": installed,
         "limit": f"the faster of NumPy's and rnnfast's product of {SQUARE} x {SQUARE} matrices, in each round",
     }
-    heading = (
-        f"{about['cpu'] or 'unknown CPU'}, {arguments.threads} thread{'s' * (arguments.threads > 1)}, {arguments.dtype}"
-    )
+    threads = f"{arguments.threads} thread{'s' * (arguments.threads > 1)}"
+    heading = f"{about['cpu'] or 'unknown CPU'}, {threads}, {arguments.dtype}"
     print(heading)
     print(", ".join(f"{name} {version}" for name, version in installed.items() if version))
     columns = columns_for(names, shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf)
     print("\n" + "".join(f"{name:>{width}}" for name, width in columns.items()), flush=True)
     results = []
-    with (
-        workers([*names, *LIMITS], arguments.threads) as started,
-        Progress(len(cases) * arguments.rounds) as bar,
-    ):
+    with workers([*names, *LIMITS], arguments.threads) as started, Progress(len(cases) * arguments.rounds) as bar:
         limits = {name: started.pop(name) for name in LIMITS}
         for case in cases:
             results.append(measure(case, started, limits, arguments.rounds, bar.step))
             bar.line(row(case, results[-1], columns))
     print(f"\n{remarks(results, columns)}")
     if arguments.json:
-        with writing(arguments.json) as file:
+        with program.writing(arguments.json) as file:
             json.dump({"about": about, "cases": results}, file, indent=1)
     if arguments.plot:
         plot(results, heading, arguments.plot)
@@ -172,8 +154,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def columns_for(names: list[str], available: float) -> dict[str, int]:
-    """Return the columns and their widths, without those for which the terminal has no room."""
-    columns = {"cell": 4, "mode": 6, "T": 6, "N": 4, "I": 5, "H": 5, "stack": 6, "rnnfast": 9}
+    """Return the columns and their widths, without those that do not fit the terminal."""
+    columns = {"cell": 4, "mode": 6, "T": 5, "N": 4, "I": 5, "H": 5, "stack": 6, "rnnfast": 9}
     columns |= {name: max(7, len(name) + 1) for name in names if name != "rnnfast"} | {"limit": 6, "GFLOP/s": 8}
     for name in ("GFLOP/s", "limit", "reference", "stack"):
         if sum(columns.values()) >= available:
@@ -192,9 +174,8 @@ def row(case: Case, result: dict[str, Any], columns: dict[str, int]) -> str:
         if times is None:
             cells[name] = "WRONG" if name in result["wrong"] else "-"
         else:
-            cells[name] = (
-                duration(median(times)) if name == "rnnfast" or own is None else times_as_long(ratio(times, own))
-            )
+            absolute = name == "rnnfast" or own is None
+            cells[name] = duration(median(times)) if absolute else times_as_long(ratio(times, own))
     if own is not None:
         cells["GFLOP/s"] = f"{result['gflop'] / median(own):.3g}"
         limits = [result["gflop"] / rate for rate in result["limit_gflops"]]
@@ -215,13 +196,13 @@ def remarks(results: list[dict[str, Any]], columns: dict[str, int]) -> str:
         "stack": "number of layers; bi: bidirectional",
         "rnnfast": "time of a call, median over the rounds",
         "others": "their time relative to rnnfast's; above 1x is slower",
-        "limit": "rnnfast's arithmetic rate relative to the machine's: the faster of NumPy's and\n"
-        f"rnnfast's product of {SQUARE} x {SQUARE} matrices, {median(rates):.0f} GFLOP/s ({min(rates):.0f} to "
-        f"{max(rates):.0f}).\nIt is low if N is small: reading the weights takes longer than the arithmetic.",
+        "limit": "rnnfast's arithmetic rate relative to that of a large matrix product,\n"
+        f"{median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f} over the rounds); low if N is small,\n"
+        "as reading the weights then takes longer than the arithmetic",
         "GFLOP/s": "that rate, counting the multiply-adds of the equations",
     }
-    optional = {"stack", "limit", "GFLOP/s"} - columns.keys()
-    texts = [f"{name:12}{text}".replace("\n", "\n" + 12 * " ") for name, text in lines.items() if name not in optional]
+    left_out = {"stack", "limit", "GFLOP/s"} - columns.keys()
+    texts = [f"{name:12}{text}".replace("\n", "\n" + 12 * " ") for name, text in lines.items() if name not in left_out]
     reasons = [f"{name} was not timed: {why}" for result in results for name, why in result["refused"].items()]
     return "\n".join([*texts, *dict.fromkeys(reasons)])
 
@@ -231,11 +212,10 @@ def plot(results: list[dict[str, Any]], title: str, path: str) -> None:
     rows = {}
     for result in results:
         if own := result["seconds"].get("rnnfast"):
-            limit = result["gflop"] / median(result["limit_gflops"])
             rows[Case(**result["case"]).label()] = {
                 "rnnfast": median(own),
                 **{name: median(own) * ratio(times, own) for name, times in result["seconds"].items()},
-                "limit": limit,
+                "limit": result["gflop"] / median(result["limit_gflops"]),
             }
     if not rows:
         raise CannotRun(f"nothing to draw to {path}: rnnfast's results were wrong in every case")

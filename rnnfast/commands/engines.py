@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Engine = tuple[Callable[[], Any], Callable[[Any], Results]]
 
 # The class of the layer, in rnnfast and in torch, and the cell of the reference.
-CELLS = {"lstm": ("LSTM", "lstm"), "gru": ("GRU", "gru"), "rnn": ("RNN", "rnn_tanh"), "linear": ("Linear", "")}
+CELLS = {"lstm": ("LSTM", "lstm"), "gru": ("GRU", "gru"), "rnn": ("RNN", "rnn_tanh")}
 MODES = ("inference", "training")
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # relative to the largest element of each array
 SQUARE = 512  # rows and columns of the matrix product that stands for the machine's limit
@@ -55,8 +55,7 @@ class Case(NamedTuple):
 
     def make(self, package: Any, **options: Any) -> Any:
         """Make the layer with the classes of rnnfast or of torch.nn."""
-        if self.cell != "linear":
-            options |= {"num_layers": self.layers, "bidirectional": self.bidirectional}
+        options |= {"num_layers": self.layers, "bidirectional": self.bidirectional}
         return getattr(package, CELLS[self.cell][0])(self.I, self.H, **options)
 
     def layer(self) -> Any:
@@ -86,41 +85,32 @@ def with_rnnfast(case: Case, threads: int) -> Engine:
     rnnfast.set_num_threads(threads)
     layer, (x, dy) = case.layer(), case.values()
 
-    def infer() -> Any:
-        result = layer(x)
-        return result if isinstance(result, tuple) else (result, ())
-
     def train() -> Any:
-        y, *state, tape = layer.forward(x)
+        y, state, tape = layer.forward(x)
         gradients = layer.backward(tape, dy)
-        return y, state[0] if state else (), gradients.x, gradients.parameters
+        return y, state, gradients.x, gradients.parameters
 
-    if case.mode == "inference":
-        layer.freeze()
-    return train if case.mode == "training" else infer, lambda result: _named(*result)
+    if case.mode == "training":
+        return train, lambda result: _named(*result)
+    layer.freeze()
+    return lambda: layer(x), lambda result: _named(*result)
 
 
 def with_reference(case: Case, threads: int, dtype: Any = None) -> Engine:  # noqa: ARG001 (BLAS sets its own)
-    cell, options = CELLS[case.cell][1], {"num_layers": case.layers, "bidirectional": case.bidirectional}
+    cell = CELLS[case.cell][1]
+    options: dict[str, Any] = {"num_layers": case.layers, "bidirectional": case.bidirectional}
     dtype = dtype or case.dtype
     parameters = {name: array.astype(dtype) for name, array in case.layer().parameters.items()}
     x, dy = (array.astype(dtype) for array in case.values())
 
-    def linear() -> Any:
-        weight = parameters["weight"]
-        y = x @ weight.T + parameters["bias"]
-        if case.mode == "inference":
-            return y, ()
-        return y, (), dy @ weight, {"weight": np.tensordot(dy, x, axes=([0, 1], [0, 1])), "bias": dy.sum((0, 1))}
-
-    def recurrent() -> Any:
+    def call() -> Any:
         y, state, tape = reference.forward(cell, parameters, x, **options)
         if case.mode == "inference":
             return y, state
         dx, _, dparameters = reference.backward(tape, dy)
         return y, state, dx, dparameters
 
-    return recurrent if cell else linear, lambda result: _named(*result)
+    return call, lambda result: _named(*result)
 
 
 def with_torch(case: Case, threads: int) -> Engine:
@@ -132,16 +122,12 @@ def with_torch(case: Case, threads: int) -> Engine:
     layer.load_state_dict({name: torch.from_numpy(array) for name, array in own.state_dict().items()})
     x, dy = map(torch.from_numpy, values)
 
-    def call() -> Any:
-        result = layer(x)
-        return result if isinstance(result, tuple) else (result, ())
-
     def infer() -> Any:
         with torch.inference_mode():
-            return call()
+            return layer(x)
 
     def train() -> Any:
-        y, state = call()
+        y, state = layer(x)
         return y, state, torch.autograd.grad(y, [x, *layer.parameters()], dy)
 
     def answer(result: Any) -> Results:
@@ -167,24 +153,12 @@ def with_onnxruntime(case: Case, threads: int) -> Engine:
         from rnnfast.backends.onnx import to_onnx
     except ImportError as error:
         raise CannotRun(f"no model can be made for it: {error}") from None
-    layer = case.layer()
-    model = _onnx_linear(layer) if case.cell == "linear" else to_onnx(layer)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model = to_onnx(case.layer()).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     inputs = {"x": case.values()[0]}
     return lambda: session.run(None, inputs), lambda result: _named(result[0], tuple(result[1:]))
-
-
-def _onnx_linear(layer: Any) -> Any:
-    from onnx import TensorProto, helper, numpy_helper
-
-    constants = {"w": np.ascontiguousarray(layer.parameters["weight"].T), "b": layer.parameters["bias"]}
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Add", ["xw", "b"], ["y"])]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 3) for name in "xy")
-    arrays = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "linear", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
 
 def with_numpy_product(case: Case, threads: int) -> Engine:  # noqa: ARG001

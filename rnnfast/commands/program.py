@@ -200,17 +200,20 @@ def write_model(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArra
         raise CannotRun(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def read_model(path: str, kind: str, remedy: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Read a model that `write_model` wrote with about["kind"] == kind; `remedy` says how to make such a file."""
+def read_model(path: str, kind: str, command: str, build: Callable[..., Any] = lambda *parts: parts) -> Any:
+    """Read what `write_model` wrote with about["kind"] == kind, and return build(about, arrays).
+
+    `command` is the one that makes such files.
+    """
     try:
         about, arrays = files.read(path)
         if about.get("kind") == kind:
-            return about, arrays
+            return build(about, arrays)
     except OSError as error:
         raise CannotRun(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError:
+    except (KeyError, TypeError, ValueError):
         pass
-    raise CannotRun(f"{path} is not a model for this command, or it is damaged; {remedy}")
+    raise CannotRun(f"{path} is not a model for this command, or it is damaged; make one: {program_name()} {command}")
 
 
 # ------------------------------------------------------------------------------------------------ progress, pictures

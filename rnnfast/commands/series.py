@@ -6,6 +6,7 @@ import argparse
 import calendar
 import contextlib
 import csv
+import functools
 import importlib.util
 import io
 import itertools
@@ -19,25 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import rnnfast
-from rnnfast.commands.program import (
-    CannotRun,
-    axes_of,
-    count,
-    file_name,
-    fraction,
-    interruptible,
-    option,
-    positive,
-    program_name,
-    read_model,
-    read_text,
-    require_distinct,
-    require_drawable,
-    require_writable,
-    whole,
-    write_model,
-    writing,
-)
+from rnnfast.commands import program
+from rnnfast.commands.program import CannotRun, count, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,10 +30,6 @@ if TYPE_CHECKING:
 
 CELLS = ("gru", "lstm", "rnn")
 LARGEST = 1e150  # the square of this is still finite
-
-
-def remedy() -> str:
-    return f"make one with: {program_name()} train csv FILE --column NAME -o MODEL"
 
 
 # ------------------------------------------------------------------------------------------------------------- times
@@ -92,10 +72,6 @@ def _months(first: str, end: bool = False) -> tuple[Any, Any]:
     return read_one, write_one
 
 
-def _month_ends(first: str) -> tuple[Any, Any]:
-    return _months(first, end=True)
-
-
 def _moments(first: str) -> tuple[Any, Any]:
     def write_one(value: datetime) -> str:
         return value.date().isoformat() if len(first) == 10 else value.isoformat(first[10])
@@ -106,7 +82,7 @@ def _moments(first: str) -> tuple[Any, Any]:
 CLOCKS: dict[str, Callable[[str], tuple[Any, Any]]] = {
     "numbers": _numbers,
     "months": _months,
-    "ends of months": _month_ends,
+    "ends of months": functools.partial(_months, end=True),
     "moments": _moments,
 }
 
@@ -172,9 +148,8 @@ class Times:
 
 def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]:
     """Read columns of a CSV file, whose first line names them, as text."""
-    rows = csv.reader(
-        io.StringIO(read_text(path, "utf-8-sig", newline=""), newline=""), delimiter=delimiter, strict=True
-    )
+    text = io.StringIO(program.read_text(path, "utf-8-sig", newline=""), newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
         for name in names:
@@ -231,13 +206,13 @@ def forecaster_of(options: dict[str, Any]) -> Any:
 def save(path: str, forecaster: Any, series: NDArray[Any], about: dict[str, Any]) -> None:
     layers = {"layer": forecaster.layer_, "readout": forecaster.readout_}
     arrays = {f"{part}.{name}": a for part, layer in layers.items() for name, a in layer.parameters.items()}
-    write_model(path, {"kind": "series", "made_by": rnnfast.__version__, **about}, {"series": series, **arrays})
+    program.write_model(path, {"kind": "series", "made_by": rnnfast.__version__, **about}, {"series": series, **arrays})
 
 
 def load(path: str) -> tuple[Any, NDArray[Any], dict[str, Any]]:
     """Return the forecaster, its series, and the description that `save` was given."""
-    about, arrays = read_model(path, "series", remedy())
-    try:
+
+    def build(about: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, NDArray[Any], dict[str, Any]]:
         # Training for one epoch on the series restores everything but the parameters, which are loaded afterwards.
         series = arrays["series"]
         forecaster = forecaster_of({**about["options"], "max_epochs": 1}).fit(series)
@@ -246,9 +221,11 @@ def load(path: str) -> tuple[Any, NDArray[Any], dict[str, Any]]:
             layer.load_state_dict({name: arrays[f"{part}.{name}"] for name in layer.parameters})
             layer.freeze()
         about["times"] = about["times"] and Times(**about["times"])
-    except (KeyError, TypeError, ValueError):
-        raise CannotRun(f"{path} is damaged; {remedy()}") from None
-    return forecaster, series, about
+        return forecaster, series, about
+
+    found: tuple[Any, NDArray[Any], dict[str, Any]]
+    found = program.read_model(path, "series", "train csv FILE --column NAME -o MODEL", build)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- commands
@@ -266,7 +243,7 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("file", metavar="FILE", help="CSV file, in UTF-8")
     parser.add_argument(
-        "-o", "--output", metavar="MODEL", type=file_name, required=True, help="file to save the model to"
+        "-o", "--output", metavar="MODEL", type=program.file_name, required=True, help="file to save the model to"
     )
     group = parser.add_argument_group("series")
     group.add_argument("--column", metavar="NAME", required=True, help="column with the values")
@@ -284,8 +261,8 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     option(group, "--layers", count, 1, "stacked layers")
     group = parser.add_argument_group("training")
     option(group, "--epochs", count, 100, "maximum number of epochs")
-    option(group, "--lr", positive, 0.01, "learning rate")
-    option(group, "--seed", whole(0), 0, "random seed")
+    option(group, "--lr", program.positive, 0.01, "learning rate")
+    option(group, "--seed", program.whole(0, 2**32 - 1), 0, "random seed")
     option(group, "--threads", count, None, "number of threads (default: see info)")
     parser.set_defaults(run=train)
 
@@ -294,18 +271,16 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         rnnfast.set_num_threads(arguments.threads)
     path, name, season = arguments.file, arguments.column, arguments.season
-    require_distinct({"FILE": path, "--output": arguments.output})
+    program.require_distinct({"FILE": path, "--output": arguments.output})
     delimiter = "\t" if arguments.delimiter == r"\t" else arguments.delimiter
     if len(delimiter) != 1 or delimiter in '\r\n"':
         raise CannotRun(f"--delimiter must be a single character, not {arguments.delimiter!r}")
-    if arguments.seed >= 1 << 32:
-        raise CannotRun(f"--seed must be an integer from 0 to {(1 << 32) - 1}, not {arguments.seed}")
     texts, *clock = read_columns(path, [name, *filter(None, [arguments.time_column])], delimiter)
     series = numbers(path, name, texts)
     times = Times.of(clock[0]) if clock else None
     if clock and times is None:
         raise CannotRun(f"{path}: column {arguments.time_column!r}: {Times.fault(clock[0])}")
-    require_writable(arguments.output)
+    program.require_writable(arguments.output)
     options = {
         "cell": arguments.cell,
         "hidden_size": arguments.hidden,
@@ -330,7 +305,7 @@ def train(arguments: argparse.Namespace) -> int:
     def stop() -> None:
         forecaster.n_iter_no_change = 0  # read after each epoch; 0 ends the training
 
-    with interruptible(stop), np.errstate(over="ignore", invalid="ignore"):  # divergence is detected
+    with program.interruptible(stop), np.errstate(over="ignore", invalid="ignore"):  # divergence is detected
         try:
             forecaster.fit(series)
         except Diverged:
@@ -342,9 +317,8 @@ def train(arguments: argparse.Namespace) -> int:
     interrupted = forecaster.n_iter_no_change != patience
     about = {"column": name, "time_column": arguments.time_column, "times": times and times.kept, "options": options}
     save(arguments.output, forecaster, series, about)
-    print(
-        f"{'Stopped by Ctrl-C' if interrupted else 'Trained'} after {forecaster.n_iter_} epochs; the best one is kept"
-    )
+    done = "Stopped by Ctrl-C after" if interrupted else "Trained for"
+    print(f"{done} {forecaster.n_iter_} epochs; the best one is kept")
     ahead = max(1, round(forecaster.validation_fraction * len(series)))
     known, truth = series[:-ahead], series[-ahead:]
     repeated = np.resize(known[-season:], ahead)
@@ -367,17 +341,17 @@ def configure_predict(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("model", metavar="MODEL", help="file saved by train csv")
     option(parser, "--horizon", count, 12, "steps to forecast")
-    option(parser, "--coverage", fraction, 0.9, "coverage of the interval")
-    option(parser, "--output", file_name, None, "CSV file to write (default: standard output)")
-    option(parser, "--plot", file_name, None, "draw the forecast to this file (needs matplotlib)")
+    option(parser, "--coverage", program.fraction, 0.9, "coverage of the interval")
+    option(parser, "--output", program.file_name, None, "CSV file to write (default: standard output)")
+    option(parser, "--plot", program.file_name, None, "draw the forecast to this file (needs matplotlib)")
     parser.set_defaults(run=predict)
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    require_distinct({"MODEL": arguments.model, "--output": arguments.output, "--plot": arguments.plot})
+    program.require_distinct({"MODEL": arguments.model, "--output": arguments.output, "--plot": arguments.plot})
     for path in filter(None, (arguments.output, arguments.plot)):
-        require_writable(path, device=True)
-    require_drawable(arguments.plot)
+        program.require_writable(path, device=True)
+    program.require_drawable(arguments.plot)
     forecaster, series, about = load(arguments.model)
     if arguments.horizon > (most := 100 * len(series)):
         raise CannotRun(
@@ -398,7 +372,8 @@ def predict(arguments: argparse.Namespace) -> int:
     def label(offset: int) -> str:
         return times.at(offset) if times else str(len(series) + offset)
 
-    with writing(arguments.output, newline="") if arguments.output else contextlib.nullcontext(sys.stdout) as file:
+    to_file = arguments.output is not None
+    with program.writing(arguments.output, newline="") if to_file else contextlib.nullcontext(sys.stdout) as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([about["time_column"] or "row", *columns])
         for step, values in enumerate(zip(*columns.values(), strict=True)):
@@ -420,7 +395,7 @@ def plot(
     (name, forecast), *bounds = columns.items()
     shown = series[-max(5 * len(forecast), 50) :]
     past, ahead = np.arange(1 - len(shown), 1), np.arange(1, len(forecast) + 1)
-    with axes_of(path, 8, 4.5) as axes:
+    with program.axes_of(path, 8, 4.5) as axes:
         axes.plot(past, shown, color="C0", label=name)
         axes.plot([0, *ahead], [series[-1], *forecast], color="C1", label="forecast")
         if bounds:

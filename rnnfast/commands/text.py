@@ -6,27 +6,13 @@ import argparse
 import itertools
 import math
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 import rnnfast
-from rnnfast.commands.program import (
-    CannotRun,
-    Progress,
-    count,
-    file_name,
-    interruptible,
-    option,
-    positive,
-    program_name,
-    read_model,
-    read_text,
-    require_distinct,
-    require_writable,
-    whole,
-    write_model,
-)
+from rnnfast.commands import program
+from rnnfast.commands.program import CannotRun, Progress, count, option
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
 
 if TYPE_CHECKING:
@@ -38,10 +24,6 @@ CELLS = {"gru": rnnfast.GRU, "lstm": rnnfast.LSTM}
 LEARNING_RATES = {"gru": 0.003, "lstm": 0.006}
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the end of the text, on which the model is evaluated
 EVALUATIONS = 20  # over a training
-
-
-def remedy() -> str:
-    return f"make one with: {program_name()} train text FILE -o MODEL"
 
 
 class Model:
@@ -106,18 +88,17 @@ class Model:
 
     def save(self, path: str, **more: Any) -> None:
         about = {"kind": "text", "characters": self.characters, "sizes": self.sizes, "made_by": rnnfast.__version__}
-        write_model(path, about | more, self.parameters)
+        program.write_model(path, about | more, self.parameters)
 
     @classmethod
     def load(cls, path: str) -> Model:
-        about, arrays = read_model(path, "text", remedy())
-        try:
+        def build(about: dict[str, Any], arrays: dict[str, Any]) -> Model:
             model = cls(about["characters"], about["sizes"])
             for name, parameter in model.parameters.items():
                 parameter[...] = arrays[name]
-        except (KeyError, TypeError, ValueError):
-            raise CannotRun(f"{path} is damaged; {remedy()}") from None
-        return model
+            return model
+
+        return cast("Model", program.read_model(path, "text", "train text FILE -o MODEL", build))
 
 
 class Training:
@@ -213,7 +194,7 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("file", metavar="FILE", help="text to train on, in UTF-8")
     parser.add_argument(
-        "-o", "--output", metavar="MODEL", type=file_name, required=True, help="file to save the model to"
+        "-o", "--output", metavar="MODEL", type=program.file_name, required=True, help="file to save the model to"
     )
     group = parser.add_argument_group("model")
     group.add_argument("--cell", choices=CELLS, default="gru", help="recurrent cell (default: %(default)s)")
@@ -221,12 +202,12 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     option(group, "--layers", count, 1, "stacked layers")
     option(group, "--embedding", count, 48, "size of the embedding")
     group = parser.add_argument_group("training")
-    option(group, "--epochs", positive, 3.0, "epochs")
+    option(group, "--epochs", program.positive, 3.0, "epochs")
     option(group, "--batch", count, 12, "positions read in parallel")
     option(group, "--window", count, 64, "characters per update")
     rates = ", ".join(f"{cell}: {rate}" for cell, rate in LEARNING_RATES.items())
-    option(group, "--lr", positive, None, f"peak learning rate (default: {rates})")
-    option(group, "--seed", whole(0), 0, "random seed")
+    option(group, "--lr", program.positive, None, f"peak learning rate (default: {rates})")
+    option(group, "--seed", program.whole(0), 0, "random seed")
     option(group, "--threads", count, None, "number of threads (default: see info)")
     parser.set_defaults(run=train)
 
@@ -235,9 +216,9 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         rnnfast.set_num_threads(arguments.threads)
     arguments.lr = arguments.lr or LEARNING_RATES[arguments.cell]
-    require_distinct({"FILE": arguments.file, "--output": arguments.output})
-    text = read_text(arguments.file)
-    require_writable(arguments.output)
+    program.require_distinct({"FILE": arguments.file, "--output": arguments.output})
+    text = program.read_text(arguments.file)
+    program.require_writable(arguments.output)
     training = Training(text, arguments)
     parameters = sum(array.size for array in training.model.parameters.values())
     print(f"{arguments.file}: {len(text):,} characters, {len(training.model.characters)} distinct")
@@ -246,7 +227,7 @@ def train(arguments: argparse.Namespace) -> int:
         flush=True,
     )
     interrupted = threading.Event()
-    with interruptible(interrupted.set), Progress(training.steps) as bar:
+    with program.interruptible(interrupted.set), Progress(training.steps) as bar:
         training.run(arguments.output, interrupted, bar)
     stopped = "Stopped by Ctrl-C. " if training.step < training.steps else ""
     print(f"{stopped}Saved to {arguments.output}: {training.best:.3f} bits per character on the held-out text")
@@ -261,10 +242,10 @@ def configure_sample(parser: argparse.ArgumentParser) -> None:
       rnnfast sample book.npz --length 1000 --temperature 0.5 --start "Once upon" --seed 7
     """
     parser.add_argument("model", metavar="MODEL", help="file saved by train text")
-    option(parser, "--length", whole(0), 500, "characters to write")
-    option(parser, "--temperature", positive, 0.8, "sampling temperature")
+    option(parser, "--length", program.whole(0), 500, "characters to write")
+    option(parser, "--temperature", program.positive, 0.8, "sampling temperature")
     parser.add_argument("--start", metavar="TEXT", help="text to continue (default: a new line)")
-    option(parser, "--seed", whole(0), 0, "random seed")
+    option(parser, "--seed", program.whole(0), 0, "random seed")
     parser.set_defaults(run=sample)
 
 

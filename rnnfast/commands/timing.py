@@ -26,8 +26,6 @@ MARKS = {  # color, marker and size of each engine in pictures
     "reference": ("#7f7f7f", "X", 7),
     "torch": ("#d95f02", "D", 7),
     "onnxruntime": ("#1b9e77", "s", 7),
-    "openvino": ("#7570b3", "^", 8),
-    "jax": ("#e7298a", "v", 8),
 }
 
 

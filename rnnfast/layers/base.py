@@ -276,3 +276,10 @@ class ArrayLayer(Layer):
         self._prepare()
         if frozen:
             self.freeze()
+
+
+def with_parameters(layer: Any, parameters: dict[str, Array]) -> Any:
+    """Return a layer that is not frozen and shares all but the parameters with `layer`, which must not be frozen."""
+    twin = object.__new__(type(layer))
+    vars(twin).update(vars(layer), _parameters=parameters)
+    return twin

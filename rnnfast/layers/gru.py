@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from .base import Init, Seed
+    from .base import Array, Init, Seed  # noqa: F401 - Array is used in a string
 
 __all__ = ["GRU"]
 

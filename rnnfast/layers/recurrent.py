@@ -87,8 +87,10 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.coupled = arguments.flag("coupled", own.get("coupled", False))
         # Used by Bidirectional for the backward layer that it makes. Not an option: it acts at construction alone.
         self._init = init
-        initializer = initializers.read(init, options.initial_cell(cell, self.activations), self.bias, self.coupled)
         self._prepare()
+        functions = self.activations or options.DEFAULTS[cell]
+        relu = len(self.engine.info.gates) == 1 and set(functions) == {"relu"}
+        initializer = initializers.read(init, self.engine.info.gates, relu, self.bias, self.coupled)
         np.empty(self.engine.packed_size, np.uint8)  # a MemoryError now, not after many arrays have filled the memory
         self._draw(
             lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size),
@@ -116,7 +118,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         return self.execution.engine
 
     @property
-    def _frozen(self) -> Weights | None:  # type: ignore[override]
+    def _frozen(self) -> Weights | None:
         return self.execution.frozen
 
     @_frozen.setter

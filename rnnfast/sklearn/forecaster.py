@@ -97,6 +97,7 @@ class SequenceForecaster(Network):
         self,
         cell: str = "lstm",
         *,
+        leak: float | None = None,
         horizon: int = 1,
         window: int | None = None,
         differences: int | tuple[int, ...] = (),
@@ -460,6 +461,7 @@ class SequenceForecaster(Network):
     def _forecast(self, series: list[Array], origins: list[list[int]], steps: int) -> Array:
         """Forecast from each origin, a number of steps known, of each series: (number of origins, steps, F)."""
         window, horizon, lags = self._option("window"), self._option("horizon"), self._option("differences")
+        # Run the layer up to each origin.
         states, recent = [], []
         tails: list[list[Array]] = [[] for _ in lags]  # for each lag, the last values before each origin
         for x, own in zip(series, origins, strict=True):
@@ -480,6 +482,7 @@ class SequenceForecaster(Network):
             if isinstance(states[0], tuple)
             else np.concatenate(states, axis=1)
         )
+        # Forecast in blocks of the trained horizon; each block is the input for the next.
         blocks: list[Array] = []
         while True:
             block = self.readout_(self._last_state(state)).reshape(len(recent), horizon, -1)
@@ -492,6 +495,7 @@ class SequenceForecaster(Network):
                 state = None
             _, state = self.layer_(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
         ahead: Array = np.concatenate(blocks, axis=1)[:, :steps] * self.scale_ + self.mean_
+        # Undo the differences, the last one first.
         for lag, tail in zip(reversed(lags), reversed(tails), strict=True):
             known = np.concatenate([np.array(tail), ahead], axis=1)
             for step in range(lag, known.shape[1]):

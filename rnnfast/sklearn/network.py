@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 STRUCTURE = (  # options that the structure of the network, or the meaning of its inputs and outputs, depends on
     "cell",
+    "leak",
     "hidden_size",
     "num_layers",
     "bidirectional",
@@ -43,6 +44,7 @@ class Network(SequenceInput):
     """
 
     _argument = "X"  # the name of the sequences in error messages
+    leak: float | None = None  # Estimators pickled by versions without this option lack the attribute.
 
     validation_scores_: list[float] | None
 
@@ -74,6 +76,10 @@ class Network(SequenceInput):
         arguments.choice("cell", self.cell, tuple(CELLS))
         if hasattr(self, "pooling"):
             arguments.choice("pooling", self.pooling, ("last", "mean"))
+        if self.leak is not None:
+            arguments.fraction("leak", self.leak)
+            if self.cell != "rnn":
+                raise ValueError(f"leak={self.leak} needs cell='rnn', got cell={self.cell!r}: use leak=None, or an RNN")
         for name in ("hidden_size", "num_layers", "max_epochs", "batch_size", "n_iter_no_change"):
             arguments.size(name, getattr(self, name))
         for name in ("bidirectional", "early_stopping", "standardize"):
@@ -102,7 +108,7 @@ class Network(SequenceInput):
 
     def _option(self, name: str) -> Any:
         """Return such an option as it was when the network was built: set_params does not change the network."""
-        return (self._built if hasattr(self, "_built") else self._structure())[name]
+        return (self._built if hasattr(self, "_built") else self._structure()).get(name)
 
     def _require_structure(self) -> None:
         for name, value in self._structure().items():
@@ -152,6 +158,7 @@ class Network(SequenceInput):
             bidirectional=bool(self.bidirectional),
             dtype=self.dtype,
             rng=self._rng,
+            **({} if self.leak is None else {"leak": self.leak}),
         )
         width = self.hidden_size * (1 + bool(self.bidirectional))
         self.readout_ = Linear(width, outputs, dtype=self.dtype, rng=self._rng)
@@ -251,7 +258,7 @@ class Network(SequenceInput):
             layer.freeze()
 
     def _require_finite(self, loss: float, parameters: dict[str, Array]) -> None:
-        # The loss of an epoch precedes its last update, so the parameters need a check of their own.
+        # The loss of an epoch is measured before its last update, so the parameters are checked separately.
         if math.isfinite(loss) and all(np.isfinite(array).all() for array in parameters.values()):
             return
         what = "parameters are not finite" if math.isfinite(loss) else f"loss is {loss}"

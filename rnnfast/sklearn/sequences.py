@@ -134,7 +134,7 @@ def list_of_sequences(X: Any) -> list[Array] | None:
     return [np.asarray(x) for x in X]
 
 
-class SequenceInput(BaseEstimator):  # type: ignore[misc]
+class SequenceInput(BaseEstimator):
     """Base class that reads X and remembers its form: a table, or sequences of `n_features_in_` features."""
 
     _columns: tuple[Any, ...] | None  # of the DataFrames in a list

@@ -248,7 +248,7 @@ class Labels(Supervised):
         return sequences, outputs / outputs.sum(axis=1, keepdims=True)
 
 
-class SequenceClassifier(ClassifierMixin, Labels):  # type: ignore[misc]
+class SequenceClassifier(ClassifierMixin, Labels):
     """Classify sequences with a recurrent layer and a softmax readout.
 
     The network is trained with Adam on the cross-entropy.
@@ -257,6 +257,9 @@ class SequenceClassifier(ClassifierMixin, Labels):  # type: ignore[misc]
     ----------
     cell : {"lstm", "gru", "rnn"}, default "lstm"
         The layer: :class:`rnnfast.LSTM`, :class:`rnnfast.GRU` or :class:`rnnfast.RNN`.
+    leak : float or None, default None
+        With ``cell="rnn"``, the fraction of the state that is replaced in each step, above 0 and at most 1: a leaky RNN
+        (CTRNN), whose units have a time constant of about ``1 / leak`` steps. None means a plain RNN.
     hidden_size : int, default 32
         Number of units of each layer and direction.
     num_layers : int, default 1
@@ -333,6 +336,7 @@ class SequenceClassifier(ClassifierMixin, Labels):  # type: ignore[misc]
         self,
         cell: str = "lstm",
         *,
+        leak: float | None = None,
         hidden_size: int = 32,
         num_layers: int = 1,
         bidirectional: bool = False,
@@ -394,7 +398,7 @@ class SequenceClassifier(ClassifierMixin, Labels):  # type: ignore[misc]
         return predicted
 
 
-class SequenceRegressor(RegressorMixin, Supervised):  # type: ignore[misc]
+class SequenceRegressor(RegressorMixin, Supervised):
     """Predict one or several numbers for each sequence with a recurrent layer and a linear readout.
 
     The network is trained with Adam on the mean squared error of the targets, which are standardized internally.
@@ -426,6 +430,7 @@ class SequenceRegressor(RegressorMixin, Supervised):  # type: ignore[misc]
         self,
         cell: str = "lstm",
         *,
+        leak: float | None = None,
         hidden_size: int = 32,
         num_layers: int = 1,
         bidirectional: bool = False,

@@ -51,6 +51,7 @@ class SequenceTagger(Labels):
         self,
         cell: str = "lstm",
         *,
+        leak: float | None = None,
         hidden_size: int = 32,
         num_layers: int = 1,
         bidirectional: bool = True,

@@ -1,4 +1,4 @@
-"""Train layers with NumPy alone: losses, optimizers, gradient clipping, truncated BPTT, data parallelism with MPI.
+"""Losses, optimizers, gradient clipping, truncated back-propagation through time, and data parallelism with MPI.
 
 Formulas and defaults are those of PyTorch. Optimizers and clipping update, in place, the arrays of a mapping from names
 to arrays, such as ``layer.parameters`` and ``grads.parameters``. To train several layers together, merge their mappings

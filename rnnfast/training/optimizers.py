@@ -274,7 +274,7 @@ class Adam(_Optimizer):
         scratch *= gradient
         v *= beta2
         v += scratch
-        # Both bias corrections become one factor of the quotient, so eps has to be scaled as well.
+        # Both bias corrections are combined into one factor of the quotient, which requires scaling eps.
         np.sqrt(v, out=scratch)
         scratch += self._eps * correction2
         np.divide(m, scratch, out=scratch)

@@ -1,4 +1,4 @@
-"""Sequences, states and snapshots for the tests of streams and pools."""
+"""Inputs and states for the tests of streams and pools."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -17,10 +17,10 @@ def sequence(rng, T, N, dtype=np.float32, features=I):
 
 
 def random_state(layer, N, rng):
-    """Values in the structure of a state."""
-    width = layer._engine.output_size
+    """Random values with the structure of a layer's state."""
+    width = layer.engine.output_size
     h = rng.standard_normal((layer.num_layers, N, width)).astype(layer.dtype)
-    if not layer._engine.has_cell:
+    if not layer.engine.has_cell:
         return h
     return h, rng.standard_normal((layer.num_layers, N, layer.hidden_size)).astype(layer.dtype)
 
@@ -30,7 +30,7 @@ def bits(state):
 
 
 def row_of(state, n):
-    """(L, ...) of one row, as a pool has it."""
+    """The state of one row, (L, ...), as a pool returns it."""
     values = tuple(member[:, n] for member in members(state))
     return values if isinstance(state, tuple) else values[0]
 

@@ -1,9 +1,9 @@
-"""Memory that is used again: what is on it, who has it, and for how long."""
+"""Pools of buffers and of results: contents, ownership and lifetime."""
 
 import numpy as np
 import pytest
 
-from rnnfast.memory import LARGE, LINE, Results, Spare
+from rnnfast.buffers import LARGE, LINE, BufferPool, ResultPool
 
 FLOAT32 = np.dtype(np.float32)
 SHAPES = [(3, 5), (LARGE // 4, 2)]
@@ -11,7 +11,7 @@ SHAPES = [(3, 5), (LARGE // 4, 2)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["small", "large"])
 def test_zeros_are_zeros_on_memory_that_was_written_to(shape):
-    results = Results(4)
+    results = ResultPool(4)
     for _ in range(3):
         array = results.zeros(shape, FLOAT32)
         assert array.shape == shape
@@ -21,8 +21,8 @@ def test_zeros_are_zeros_on_memory_that_was_written_to(shape):
         del array
 
 
-def test_large_results_come_back_with_their_last_view():
-    results = Results(4)
+def test_memory_returns_to_the_pool_with_the_last_view():
+    results = ResultPool(4)
     array = results.empty(SHAPES[1], FLOAT32)
     place, view = array.ctypes.data, array[1:, 1]
     del array
@@ -34,7 +34,7 @@ def test_large_results_come_back_with_their_last_view():
 
 @pytest.mark.parametrize("nbytes", [1, LARGE - 1, LARGE, 3 * LARGE])
 def test_bytes_begin_at_a_cache_line(nbytes):
-    results = Results(2)
+    results = ResultPool(2)
     for _ in range(2):
         buffer = results.bytes(nbytes)
         assert buffer.shape == (nbytes,)
@@ -45,19 +45,19 @@ def test_bytes_begin_at_a_cache_line(nbytes):
 
 
 def test_small_results_are_numpys_own():
-    results = Results(4)
+    results = ResultPool(4)
     array = results.empty((LARGE // 4 - 1,), FLOAT32)
     assert array.flags.owndata
     del array
     assert len(results) == 0
 
 
-def test_spare_buffers_are_bounded_and_fit():
-    spare = Spare(2)
+def test_pools_are_bounded_and_fit():
+    pool = BufferPool(2)
     for size in (10, 20, 30 * LARGE):
-        spare.give(np.empty(size, np.uint8))
-    assert [len(buffer) for buffer in spare] == [20, 30 * LARGE]
-    assert len(spare.take(15)) == 20
-    assert len(spare.take(15)) == 15  # not the large one, which another call may need
-    assert len(spare.take(30 * LARGE)) == 30 * LARGE
-    assert len(spare) == 0
+        pool.release(np.empty(size, np.uint8))
+    assert [len(buffer) for buffer in pool] == [20, 30 * LARGE]
+    assert len(pool.acquire(15)) == 20
+    assert len(pool.acquire(15)) == 15  # not the large one, which another call may need
+    assert len(pool.acquire(30 * LARGE)) == 30 * LARGE
+    assert len(pool) == 0

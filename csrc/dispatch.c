@@ -1,3 +1,8 @@
+/* Dispatch: the instruction sets that were compiled and run here, detected once.
+ *
+ * Detection runs on first use, because a table may be asked for before main(). Two threads may detect at the same time; both find and
+ * store the same. The lists that rnnfast_isas() returns are constants, so nothing is ever rewritten.
+ */
 #include "rnnfast.h"
 
 #include <string.h>
@@ -23,6 +28,8 @@ extern const rnnfast_table rnnfast_f32_avx2, rnnfast_f64_avx2, rnnfast_f32_avx51
 
 #if defined(X86) && !defined(RNNFAST_SCALAR_ONLY)
 
+#include <stdatomic.h>
+
 static void cpuid(unsigned leaf, unsigned out[4])
 {
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -34,7 +41,7 @@ static void cpuid(unsigned leaf, unsigned out[4])
 #endif
 }
 
-/* The registers that the operating system saves: bits 1, 2 for AVX, 5 to 7 as well for AVX-512. */
+/* The registers that the operating system saves: bits 1 and 2 for AVX, and also 5 to 7 for AVX-512. */
 static unsigned long long saved_registers(void)
 {
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -67,7 +74,7 @@ static int vector_level(void)
 
 #endif
 
-/* All tables that were compiled, best first, float and double of each instruction set; how many of the first do not run here. */
+/* All tables that were compiled, best first; float and double of each instruction set. */
 static const rnnfast_table *const tables[][2] = {
 #ifndef RNNFAST_SCALAR_ONLY
 #ifdef X86
@@ -79,10 +86,25 @@ static const rnnfast_table *const tables[][2] = {
     {&rnnfast_f32_scalar, &rnnfast_f64_scalar},
 };
 
+/* Their names; a machine has those from unusable() on. */
+static const char *const names[] = {
+#ifndef RNNFAST_SCALAR_ONLY
+#ifdef X86
+    "avx512", "avx2",
+#endif
+    "base",
+#endif
+    "scalar", NULL,
+};
+
+/* How many of the first tables do not run here. */
 static size_t unusable(void)
 {
 #if defined(X86) && !defined(RNNFAST_SCALAR_ONLY)
-    return 2 - (size_t)vector_level();
+    static atomic_int detected; /* the level plus one; 0: not yet */
+    int level = atomic_load_explicit(&detected, memory_order_relaxed) - 1;
+    if (level < 0) atomic_store_explicit(&detected, (level = vector_level()) + 1, memory_order_relaxed);
+    return 2 - (size_t)level;
 #else
     return 0;
 #endif
@@ -90,16 +112,13 @@ static size_t unusable(void)
 
 const char *const *rnnfast_isas(void)
 {
-    static const char *names[COUNT(tables) + 1];
-    size_t skipped = unusable();
-    for (size_t i = skipped; i < COUNT(tables); i++) names[i - skipped] = tables[i][0]->isa;
-    return names;
+    return names + unusable();
 }
 
 const rnnfast_table *rnnfast_get_table(const char *isa, size_t item)
 {
     for (size_t i = unusable(); i < COUNT(tables); i++)
         for (int j = 0; j < 2; j++)
-            if (!strcmp(tables[i][j]->isa, isa) && tables[i][j]->item == item) return tables[i][j];
+            if (!strcmp(names[i], isa) && tables[i][j]->item == item) return tables[i][j];
     return NULL;
 }

@@ -1,0 +1,179 @@
+/* Backward through a block of steps, for one direction of one layer, and the gradients of its parameters.
+ *
+ * Step by step, from the last: the stages in reverse, each its pointwise part and then the product that takes dgates to dh. Then, for
+ * the block, dx and the sums for the gradients of the weights.
+ *
+ * Order of the sums: a gradient of a weight is made of chains over at most SUM_ROWS rows (step by step, rows of the batch within), each
+ * from zero, which are added from the last block to the first. The edges of the chains depend on T and N alone.
+ * Aliasing: the tape is only read. Gradients of parameters accumulate; dx, dh and dc are assigned.
+ */
+#ifndef RNNFAST_BACKWARD_H
+#define RNNFAST_BACKWARD_H
+
+#include "schedule.h"
+
+static product stage_product_back(const direction *d, int i, range rows)
+{
+    const stage *g = &d->s.cell->stage[i];
+    product p = {.K = stage_columns(&d->s, g), .columns = stage_source(&d->s, g), .b = d->w.w[i], .whole = 1};
+    p.from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO;
+    p.a = g->count ? d->dgates : window(&d->dh, 0, rows);
+    p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);
+    p.a.N = rows.end - rows.begin;
+    if (i == 0 && d->dy.at) p.plus = d->dy, p.plus.N = p.a.N;
+    return p;
+}
+
+/* Aims a product at step t of some rows. The product that makes dh adds the dy of the step that takes it. */
+static void aim_back(product *p, const direction *d, int i, ptrdiff_t t, ptrdiff_t slot, range rows)
+{
+    const stage *g = &d->s.cell->stage[i];
+    p->rows = rows.end - rows.begin;
+    if (g->count) {
+        view_from(&p->a, &d->dgates, slot, rows.begin);
+        p->a.at += g->first * d->s.H;
+    }
+    if (i == 0) {
+        if (t && d->dy.at) view_from(&p->plus, &d->dy, t - 1, rows.begin);
+        else p->plus.at = NULL;
+    }
+    p->from_last = from_last(slot);
+}
+
+static product input_product_back(const direction *d, ptrdiff_t t0, ptrdiff_t t1, range rows)
+{
+    product p = {.rows = rows_of_block(d, t0, t1, rows), .K = d->s.gates * d->s.H, .columns = d->K, .b = d->w.w_ih, .from = FROM_ZERO};
+    p.a = window(&d->dgates, 0, rows);
+    p.c = window(&d->dx, t0, rows);
+    return p;
+}
+
+/* dh += dy for the rows whose last step is t, which get no dh from a product. */
+static void add_dy(const direction *d, ptrdiff_t t, range rows, range columns)
+{
+    for (ptrdiff_t n = max_of(rows.begin, rows_at(d, t + 1)); d->dy.at && n < rows.end; n++) {
+        REAL *dh = row_at(&d->dh, 0, n);
+        const REAL *dy = row_at(&d->dy, t, n);
+        for (ptrdiff_t j = columns.begin; j < columns.end; j++) dh[j] += dy[j];
+    }
+}
+
+static void keep_dh(const direction *d, const view *to, ptrdiff_t slot, range rows, range columns)
+{
+    size_t bytes = (size_t)(columns.end - columns.begin) * sizeof(REAL);
+    for (ptrdiff_t n = rows.begin; n < rows.end; n++)
+        memcpy(row_at(to, slot, n) + columns.begin, row_at(&d->dh, 0, n) + columns.begin, bytes);
+}
+
+static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t t, ptrdiff_t slot, const share *own)
+{
+    const cell *cell = d->s.cell;
+    range rows = rows_taking(d, t, own->rows), units = columns_of(d->s.H, own->k, own->n), of_P = columns_of(d->s.P, own->k, own->n);
+    ptrdiff_t gates_slot = d->s.keeps_gates ? t : 0;
+    if (rows.begin == rows.end) return;
+    if (d->begin || t == d->T - 1) add_dy(d, t, rows, of_P);
+    if (d->s.projects) keep_dh(d, &d->dh_steps, slot, rows, of_P); /* for the gradient of weight_hr */
+    if (d->dh_of_all.at) keep_dh(d, &d->dh_of_all, t, rows, of_P);
+    for (int i = d->s.stages - 1; i >= 0; i--) {
+        for (ptrdiff_t r = rows.begin; cell->stage[i].backward && r < rows.end; r++) {
+            if (should_stop(w->poller, POINT_WORK * d->s.H_row)) return;
+            point at;
+            point_at(&at, d, t, gates_slot, r);
+            at.dgates = row_at(&d->dgates, slot, r);
+            at.daux = row_at(&d->daux, 0, r);
+            at.dh = d->s.projects ? at.daux : row_at(&d->dh, 0, r);
+            at.dc = row_at(&d->dc, 0, r);
+            cell->stage[i].backward(&at, units);
+        }
+        if (own->n > 1) barrier(w);
+        aim_back(&p[i], d, i, t, slot, rows);
+        multiply(&p[i], all_tiles(&p[i]), columns_of(p[i].columns, own->k, own->n), w->poller);
+    }
+}
+
+static void backward_block(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_t t1, range all_rows)
+{
+    share own;
+    if (!take_share(&own, d, w, rows_taking(d, t0, all_rows))) return;
+    product p[MOST_STAGES], input = input_product_back(d, t0, t1, own.rows);
+    for (int i = 0; i < d->s.stages; i++) p[i] = stage_product_back(d, i, own.rows);
+    for (ptrdiff_t t = t1 - 1; t >= t0 && !*w->stopped; t--) step_back(d, w, p, t, t - t0, &own);
+    multiply(&input, all_tiles(&input), columns_of(input.columns, own.k, own.n), w->poller);
+}
+
+/* ---- gradients of parameters ---- */
+
+/* dW[j, i] += sum over rows r of d[r, j] * source[r, i], with d in tiles and the source in panels; `which` selects the tiles. */
+static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL *panels, ptrdiff_t columns, REAL *dw, range which,
+                      poller *w)
+{
+    product p = {.rows = rows, .K = R, .columns = columns, .tiles = tiles, .b = panels, .from = FROM_ZERO};
+    p.c = p.plus = matrix_view(dw, columns);
+    multiply(&p, which, all_columns(&p), w);
+}
+
+/* db[j] += sum over rows of d[r, j], for one or two biases (NULL: there is none). */
+static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range columns, REAL *db, REAL *second_db)
+{
+    for (ptrdiff_t j = columns.begin; j < columns.end; j += LANES) {
+        ptrdiff_t lanes = min_of(LANES, columns.end - j);
+        vec sum = broadcast(0);
+        for (ptrdiff_t r = 0; r < R; r++) sum = sum + get(d + r * apart + j, lanes);
+        if (db) put(db + j, get(db + j, lanes) + sum, lanes);
+        if (second_db) put(second_db + j, get(second_db + j, lanes) + sum, lanes);
+    }
+}
+
+static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t R, range units)
+{
+    point at[SUM_ROWS];
+    for (ptrdiff_t r = 0, n = r0; r < R; r++, n++) {
+        while (n >= rows_at(d, t)) n -= rows_at(d, t++);
+        point_at(&at[r], d, t, t, n);
+        at[r].dgates = d->dgates.at + (r0 + r) * d->dgates.row;
+    }
+    d->s.cell->add_extra_gradient(at, R, units, d->dextra);
+}
+
+static REAL *gate_of(REAL *matrix, int gate, ptrdiff_t elements)
+{
+    return matrix && gate >= 0 ? matrix + gate * elements : NULL;
+}
+
+/* Adds the gradients of all parameters from rows r0 .. r0+R-1 of the block of steps that begins at t0. */
+static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_t r0, ptrdiff_t R)
+{
+    const cell *cell = d->s.cell;
+    const scratch *own = d->own;
+    ptrdiff_t H = d->s.H, P = d->s.P, K = d->K;
+    const REAL *dgates = d->dgates.at + r0 * d->dgates.row;
+    range tiles = part(tiles_of(H), w->k, w->n), units = columns_of(H, w->k, w->n), tiles_of_P = part(tiles_of(P), w->k, w->n);
+    range rows = part(R, w->k, w->n);
+    ptrdiff_t t = t0, n = r0 + rows.begin;
+    for (ptrdiff_t r = rows.begin; r < rows.end; r++, n++) {
+        while (n >= rows_at(d, t)) n -= rows_at(d, t++);
+        pack_row(own->x_panels, R, r, K, row_at(&d->x, t, n));
+        pack_row(own->h_panels, R, r, P, before(&d->y, &d->h0, t, n));
+        if (d->s.keeps_aux) pack_row(own->aux_panels, R, r, H, row_at(&d->aux, t, n));
+    }
+    for (int b = 0; b < d->s.columns; b++) pack_tiles(own->gate_tiles + R * b * H, R, H, dgates + b * H, d->dgates.row, tiles);
+    if (d->s.projects) pack_tiles(own->dh_tiles, R, P, d->dh_steps.at + r0 * d->dh_steps.row, d->dh_steps.row, tiles_of_P);
+    barrier(w);
+    for (int b = 0; b < d->s.columns; b++) {
+        int ih = cell->ih[b], hh = cell->hh[b];
+        if (ih >= 0) add_outer(own->gate_tiles + R * b * H, H, R, own->x_panels, K, d->dw_ih + ih * H * K, tiles, w->poller);
+        add_columns(dgates + b * H, d->dgates.row, R, units, gate_of(d->db_ih, ih, H), gate_of(d->db_hh, hh, H));
+    }
+    for (int i = 0; i < d->s.stages; i++) {
+        const stage *g = &cell->stage[i];
+        const REAL *source = g->from_aux ? own->aux_panels : own->h_panels;
+        ptrdiff_t columns = stage_source(&d->s, g);
+        for (int b = g->first; b < g->first + g->count; b++)
+            add_outer(own->gate_tiles + R * b * H, H, R, source, columns, d->dw_hh + cell->hh[b] * H * columns, tiles, w->poller);
+        if (!g->count) add_outer(own->dh_tiles, P, R, source, columns, d->dw_hr, tiles_of_P, w->poller);
+    }
+    if (d->dextra && cell->add_extra_gradient) add_extras(d, t0, r0, R, units);
+    barrier(w);
+}
+
+#endif

@@ -1,0 +1,295 @@
+/* Memory layouts: the shape of a stack and of a problem, and where each matrix lies in packed weights, tape and workspace.
+ *
+ * Each layout is one function that reserves regions of an arena. It runs with a NULL base to count, in sizes(), and with the real base to
+ * place (arena.h). Rows of internal matrices are padded to whole vectors, so whole vectors may be written to their ends. All lengths
+ * count elements.
+ */
+#ifndef RNNFAST_LAYOUT_H
+#define RNNFAST_LAYOUT_H
+
+#include "arena.h"
+#include "cells.h"
+#include "packing.h"
+
+enum {
+    SUM_ROWS = RNNFAST_SUM_ROWS,
+    BLOCK_BYTES = 1 << 18,        /* gates of a block of steps, to stay in the second-level cache */
+    BLOCK_ROWS = 48,              /* but at least so many rows, to pay for reading W_ih */
+    CROWDED = 1024 / sizeof(REAL) /* rows a multiple of this apart share a few sets of the first-level cache */
+};
+
+/* ---- shapes ---- */
+
+/* A stack, with what follows from its cell. */
+typedef struct {
+    const cell *cell;
+    int gates, columns, stages;
+    int keeps_gates, has_c, keeps_aux, projects;
+    ptrdiff_t L, D, I, H, P;
+    ptrdiff_t gates_row, H_row, P_row; /* lengths of rows */
+    ptrdiff_t extra;                   /* elements of the per-unit extras of a layer and direction */
+} shape;
+
+static int supports(const rnnfast_stack *stack)
+{
+    return stack->P == stack->H || cells[stack->cell].info.supports_projection;
+}
+
+static shape shape_of(const rnnfast_stack *stack)
+{
+    const cell *cell = &cells[stack->cell];
+    const rnnfast_cell_info *info = &cell->info;
+    shape s = {.cell = cell, .L = stack->layers, .D = stack->directions, .I = stack->I, .H = stack->H, .P = stack->P};
+    assert(supports(stack));
+    s.projects = s.P != s.H;
+    s.stages = cell->stages + s.projects;
+    s.gates = (int)strlen(info->gates);
+    s.columns = info->columns;
+    s.keeps_gates = info->keeps_gates;
+    s.has_c = info->has_c;
+    s.keeps_aux = info->keeps_aux || s.projects;
+    s.gates_row = padded(times(s.columns, s.H), LANES);
+    if (s.gates_row % CROWDED == 0) s.gates_row = plus(s.gates_row, ALIGN); /* sums read columns of dgates: half the time */
+    s.H_row = padded(s.H, LANES);
+    s.P_row = padded(s.P, LANES);
+    if (info->extra_rows && (stack->peepholes || !info->extra_is_optional)) s.extra = times(info->extra_rows, s.H);
+    return s;
+}
+
+static ptrdiff_t input_width(const shape *s, ptrdiff_t layer)
+{
+    return layer ? times(s->D, s->P) : s->I;
+}
+
+/* A stage's product: its source's length and its columns. */
+static ptrdiff_t stage_source(const shape *s, const stage *g)
+{
+    return g->from_aux ? s->H : s->P;
+}
+
+static ptrdiff_t stage_columns(const shape *s, const stage *g)
+{
+    return g->count ? times(g->count, s->H) : s->P;
+}
+
+/* Time and batch. With an order, N counts sequences. */
+typedef struct {
+    ptrdiff_t T, N;
+    ptrdiff_t rows;   /* of all steps */
+    ptrdiff_t stored; /* rows between layers: those of all steps, or, if two directions of an order meet there, T * N of x */
+} extent;
+
+static extent extent_of(ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, ptrdiff_t directions)
+{
+    extent e = {T, N, times(T, N), times(T, N)};
+    if (!o) return e;
+    e.T = o->steps;
+    e.N = o->sequences;
+    e.rows = o->begin[o->steps] - o->begin[0];
+    if (directions == 1) e.stored = e.rows;
+    return e;
+}
+
+/* The rows that a block of steps has at most; every block has at least one step. */
+static ptrdiff_t forward_rows(const shape *s)
+{
+    ptrdiff_t rows = min_of(BLOCK_BYTES / (ptrdiff_t)sizeof(REAL) / s->gates_row, SUM_ROWS);
+    return rows < BLOCK_ROWS ? BLOCK_ROWS : rows;
+}
+
+static ptrdiff_t block_rows(const extent *e, ptrdiff_t rows)
+{
+    return max_of(e->N, min_of(rows, e->rows));
+}
+
+/* ---- packed weights ---- */
+
+/* Those of a layer and direction. w are the weights of the stages; bias is NULL in the form that backward reads. */
+typedef struct {
+    REAL *w_ih, *w[MOST_STAGES], *bias, *extra;
+} weights;
+
+static weights lay_out_packed(arena *a, const shape *s, ptrdiff_t layer)
+{
+    weights w = {.w_ih = reserve(a, times(input_width(s, layer), padded(times(s->gates, s->H), LANES)))};
+    for (int i = 0; i < s->stages; i++) {
+        const stage *g = &s->cell->stage[i];
+        w.w[i] = reserve(a, times(stage_source(s, g), padded(stage_columns(s, g), LANES)));
+    }
+    w.bias = reserve(a, s->gates_row);
+    if (s->extra) w.extra = reserve(a, s->extra);
+    return w;
+}
+
+static weights lay_out_packed_back(arena *a, const shape *s, ptrdiff_t layer)
+{
+    weights w = {.w_ih = reserve(a, times(times(s->gates, s->H), padded(input_width(s, layer), LANES)))};
+    for (int i = 0; i < s->stages; i++) {
+        const stage *g = &s->cell->stage[i];
+        w.w[i] = reserve(a, times(stage_columns(s, g), padded(stage_source(s, g), LANES)));
+    }
+    if (s->extra) w.extra = reserve(a, s->extra);
+    return w;
+}
+
+typedef weights layout_of_layer(arena *, const shape *, ptrdiff_t layer);
+
+/* The packed weights of a stack, or where those of a layer and direction begin: those of layer 0 differ in length from the others. */
+typedef struct {
+    REAL *base;
+    ptrdiff_t first, later;
+} packed_stack;
+
+INLINE packed_stack count_packed(const shape *s, const void *base, layout_of_layer *lay_out)
+{
+    arena first = {0}, later = {0};
+    lay_out(&first, s, 0);
+    if (s->L > 1) lay_out(&later, s, 1);
+    packed_stack p = {(REAL *)base, first.used, later.used};
+    return p;
+}
+
+static ptrdiff_t packed_offset(const packed_stack *p, const shape *s, ptrdiff_t layer, ptrdiff_t direction)
+{
+    return layer ? plus(times(s->D, p->first), times(plus(times(layer - 1, s->D), direction), p->later)) : direction * p->first;
+}
+
+INLINE weights place_packed(const packed_stack *p, const shape *s, ptrdiff_t layer, ptrdiff_t direction, layout_of_layer *lay_out)
+{
+    arena a = {p->base, packed_offset(p, s, layer, direction), packed_offset(p, s, layer, direction) + (layer ? p->later : p->first)};
+    return lay_out(&a, s, layer);
+}
+
+/* ---- tape: outputs of all layers but the last, then what each layer and direction keeps of all steps ---- */
+
+typedef struct {
+    REAL *gates, *c, *aux; /* [rows, row], or NULL */
+} kept;
+
+static REAL *lay_out_output(arena *a, const shape *s, const extent *e)
+{
+    return reserve(a, times(times(e->stored, s->D), s->P));
+}
+
+static kept lay_out_kept(arena *a, const shape *s, const extent *e)
+{
+    kept k = {0};
+    if (s->keeps_gates) k.gates = reserve(a, times(e->rows, s->gates_row));
+    if (s->has_c) k.c = reserve(a, times(e->rows, s->H_row));
+    if (s->keeps_aux) k.aux = reserve(a, times(e->rows, s->H_row));
+    return k;
+}
+
+typedef struct {
+    REAL *base;
+    ptrdiff_t output, kept; /* elements of one */
+} tape_of_stack;
+
+static tape_of_stack count_tape(const shape *s, const extent *e, void *base)
+{
+    arena output = {0}, part = {0};
+    if (s->L > 1) lay_out_output(&output, s, e);
+    lay_out_kept(&part, s, e);
+    tape_of_stack t = {base, output.used, part.used};
+    return t;
+}
+
+static ptrdiff_t tape_offset(const tape_of_stack *t, const shape *s, ptrdiff_t state)
+{
+    return plus(times(s->L - 1, t->output), times(state, t->kept));
+}
+
+static REAL *place_output(const tape_of_stack *t, const shape *s, const extent *e, ptrdiff_t layer)
+{
+    arena a = {t->base, layer * t->output, (layer + 1) * t->output};
+    return lay_out_output(&a, s, e);
+}
+
+static kept place_kept(const tape_of_stack *t, const shape *s, const extent *e, ptrdiff_t state)
+{
+    arena a = {t->base, tape_offset(t, s, state), tape_offset(t, s, state + 1)};
+    return lay_out_kept(&a, s, e);
+}
+
+/* ---- workspace ---- */
+
+/* A direction's own. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with a projection,
+ * dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, and x, h and aux in panels. */
+typedef struct {
+    REAL *gates, *aux;
+    REAL *dgates, *dh_steps, *dh, *dc, *daux;
+    REAL *gate_tiles, *dh_tiles, *x_panels, *h_panels, *aux_panels;
+} scratch;
+
+typedef struct {
+    REAL *zeros;      /* a row of zeros, for initial states that are NULL */
+    REAL *between[2]; /* outputs of layers without a tape, or their gradients */
+    REAL *masked;     /* the outputs of a layer times its dropout mask */
+    REAL *second_dx;  /* dx of the second direction */
+    scratch of[2];
+} workspace;
+
+static workspace lay_out_forward(arena *a, const shape *s, const extent *e)
+{
+    workspace w = {.zeros = reserve(a, s->H_row)};
+    for (int i = 0; i < min_of(s->L - 1, 2); i++) w.between[i] = lay_out_output(a, s, e);
+    w.masked = w.between[0]; /* with a tape the outputs are there, and without one they are masked in place */
+    for (int d = 0; d < s->D; d++) {
+        w.of[d].gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row));
+        w.of[d].aux = reserve(a, times(e->N, s->H_row));
+    }
+    return w;
+}
+
+static workspace lay_out_backward(arena *a, const shape *s, const extent *e)
+{
+    ptrdiff_t rows = block_rows(e, SUM_ROWS), sums = min_of(rows, SUM_ROWS);
+    ptrdiff_t widest = s->L > 1 ? max_of(s->I, input_width(s, 1)) : s->I;
+    workspace w = {.zeros = reserve(a, s->H_row)};
+    for (int i = 0; i < min_of(s->L - 1, 2); i++) w.between[i] = lay_out_output(a, s, e);
+    if (s->L > 1) w.masked = lay_out_output(a, s, e);
+    if (s->D > 1) w.second_dx = reserve(a, times(e->stored, widest));
+    for (int d = 0; d < s->D; d++) {
+        scratch *own = &w.of[d];
+        own->dgates = reserve(a, times(rows, s->gates_row));
+        if (s->projects) own->dh_steps = reserve(a, times(rows, s->P_row));
+        own->dh = reserve(a, times(e->N, s->P_row));
+        own->dc = reserve(a, times(e->N, s->H_row));
+        own->daux = reserve(a, times(e->N, s->H_row));
+        own->gate_tiles = reserve(a, times(sums, s->gates_row));
+        if (s->projects) own->dh_tiles = reserve(a, times(sums, s->P_row));
+        own->x_panels = reserve(a, times(sums, padded(widest, LANES)));
+        own->h_panels = reserve(a, times(sums, s->P_row));
+        if (s->keeps_aux) own->aux_panels = reserve(a, times(sums, s->H_row));
+    }
+    return w;
+}
+
+/* ---- sizes ---- */
+
+static ptrdiff_t packed_elements(const shape *s, layout_of_layer *lay_out)
+{
+    packed_stack p = count_packed(s, NULL, lay_out);
+    return packed_offset(&p, s, s->L, 0);
+}
+
+static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, rnnfast_sizes *out)
+{
+    if (!supports(stack)) return 1;
+    shape s = shape_of(stack);
+    extent e = extent_of(T, N, o, s.D);
+    arena forward = {0}, backward = {0};
+    tape_of_stack t = count_tape(&s, &e, NULL);
+    lay_out_forward(&forward, &s, &e);
+    lay_out_backward(&backward, &s, &e);
+    ptrdiff_t packed = packed_elements(&s, lay_out_packed), back = packed_elements(&s, lay_out_packed_back);
+    ptrdiff_t tape = tape_offset(&t, &s, s.L * s.D), data = times(times(T, N), plus(s.I, times(s.D, s.P)));
+    out->packed = (size_t)packed * sizeof(REAL);
+    out->packed_back = (size_t)back * sizeof(REAL);
+    out->tape = (size_t)tape * sizeof(REAL);
+    out->forward_workspace = (size_t)forward.used * sizeof(REAL);
+    out->backward_workspace = (size_t)backward.used * sizeof(REAL);
+    return max_of(max_of(max_of(packed, back), max_of(tape, data)), max_of(forward.used, backward.used)) == MAX_ELEMENTS;
+}
+
+#endif

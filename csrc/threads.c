@@ -1,0 +1,248 @@
+/* The thread group, as threads.h describes it, on POSIX threads and C11 atomics; a stub that runs alone elsewhere. */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+#include "threads.h"
+
+#ifdef RNNFAST_NO_THREADS
+
+int rnnfast_threads_acquire(int threads, int spins)
+{
+    (void)threads, (void)spins;
+    return 0;
+}
+
+void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argument)
+{
+    (void)invited;
+    work(argument, 0, 1);
+}
+
+void rnnfast_threads_release(int invited)
+{
+    (void)invited;
+}
+
+void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop)
+{
+    (void)first, (void)n, (void)k, (void)stop;
+}
+
+#else
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    MOST = 256,        /* threads of a run, the caller among them */
+    WAIT_SPINS = 4000, /* before a thread that waits for another yields its processor: about 60 us */
+    IDLE_SPINS = 8000  /* before a worker without work sleeps: waking it costs the caller 20 us and more */
+};
+
+/* The state of a worker. The caller offers a place and takes it back, and gives work; the worker accepts, and does the work. */
+enum { FREE, OFFERED, JOINED, WORKING };
+
+typedef struct {
+    atomic_int state;
+    int k;         /* in the current run */
+    int processor; /* where the worker was when it joined or finished its work; -1: unknown */
+    char padding[64 - sizeof(atomic_int) - 2 * sizeof(int)];
+    atomic_uint barriers; /* that it has reached in the current run; on a cache line of its own, because others spin on it */
+    char more_padding[64 - sizeof(atomic_uint)];
+    atomic_int asleep;
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+} worker;
+
+static struct {
+    atomic_long owner; /* the process whose thread holds the group, or 0. A forked child ignores what its parent holds */
+    long process;      /* the process to which the workers belong */
+    int made;          /* workers that exist; workers[0] stands for the caller */
+    int processor;     /* which the workers avoid; -1: none */
+    int n;             /* threads of the current run */
+    void (*work)(void *, int, int);
+    void *argument;
+    worker workers[MOST];
+    worker *running[MOST];
+} group;
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Spins once more for another thread's write. */
+static void spin(int *spins)
+{
+    if (++*spins < WAIT_SPINS) relax();
+    else sched_yield();
+}
+
+static int current_processor(void)
+{
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+static void wait_for_offer(worker *self)
+{
+    for (int spins = 0; spins < IDLE_SPINS; spins++, relax())
+        if (atomic_load(&self->state) != FREE) return;
+    pthread_mutex_lock(&self->mutex);
+    atomic_store(&self->asleep, 1);
+    while (atomic_load(&self->state) == FREE) pthread_cond_wait(&self->wake, &self->mutex);
+    atomic_store(&self->asleep, 0);
+    pthread_mutex_unlock(&self->mutex);
+}
+
+static void *worker_main(void *argument)
+{
+    worker *self = argument;
+    for (;;) {
+        wait_for_offer(self);
+        int state = OFFERED, spins = 0;
+        self->processor = current_processor();
+        if (!atomic_compare_exchange_strong(&self->state, &state, JOINED)) continue;
+        while ((state = atomic_load(&self->state)) == JOINED || state == WORKING) {
+            if (state == JOINED) {
+                spin(&spins);
+                continue;
+            }
+            group.work(group.argument, self->k, group.n);
+            self->processor = current_processor();
+            atomic_store(&self->state, JOINED);
+            spins = 0;
+        }
+    }
+    return NULL;
+}
+
+/* Either the worker sees the offer before it sleeps, or the caller sees here that it is asleep: both write first and read then. The
+ * caller does not wait for the lock: a worker that holds it and goes to sleep nevertheless is woken by the next offer. */
+static void offer(worker *to)
+{
+    atomic_store(&to->state, OFFERED);
+    if (!atomic_load(&to->asleep) || pthread_mutex_trylock(&to->mutex)) return;
+    pthread_cond_signal(&to->wake);
+    pthread_mutex_unlock(&to->mutex);
+}
+
+/* Makes workers for n threads, or as many as the system allows; returns the number of threads that there can be. Signals stay with the
+ * caller. */
+static int make_workers(int n)
+{
+    sigset_t all, before;
+    if (n > MOST) n = MOST;
+    if (group.made >= n) return n;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (; group.made < n; group.made++) {
+        worker *w = &group.workers[group.made];
+        memset(w, 0, sizeof *w);
+        pthread_mutex_init(&w->mutex, NULL);
+        pthread_cond_init(&w->wake, NULL);
+        if (group.made > 0) {
+            if (pthread_create(&w->thread, NULL, worker_main, w)) break;
+            pthread_detach(w->thread);
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    group.processor = -1;
+    return group.made;
+}
+
+/* Linux in a virtual machine takes a sleeping virtual processor for one that cannot be had, and wakes a thread on the processor of the
+ * one that wakes it: the two would take turns there while the other processor sleeps on. So workers are kept off the caller's processor
+ * as long as there are as many processors as threads. Measured with two processors: without this 300 of 300 workers woke beside the
+ * caller, with it none. */
+static void avoid_caller(int n)
+{
+#if defined(__linux__)
+    int here = current_processor();
+    cpu_set_t processors;
+    if (here == group.processor || sched_getaffinity(0, sizeof processors, &processors)) return;
+    group.processor = here;
+    if (CPU_COUNT(&processors) >= n) CPU_CLR(here, &processors);
+    for (int i = 1; i < group.made; i++) pthread_setaffinity_np(group.workers[i].thread, sizeof processors, &processors);
+#else
+    (void)n;
+#endif
+}
+
+static int hold_group(long process)
+{
+    long owner = atomic_load(&group.owner);
+    return owner != process && atomic_compare_exchange_strong(&group.owner, &owner, process);
+}
+
+int rnnfast_threads_acquire(int threads, int spins)
+{
+    long process = threads > 1 ? (long)getpid() : 0;
+    int n;
+    if (threads <= 1 || !hold_group(process)) return 0;
+    if (group.process != process) {
+        group.process = process;
+        group.made = 0;
+    }
+    n = make_workers(threads);
+    avoid_caller(n);
+    for (int i = 1; i < n; i++) offer(&group.workers[i]);
+    for (int i = 1; i < n; i++)
+        while (atomic_load(&group.workers[i].state) == OFFERED && spins-- > 0) relax();
+    return n;
+}
+
+void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argument)
+{
+    int n = 1, spins = 0, here = invited ? current_processor() : -1;
+    for (int i = 1; i < invited; i++) {
+        worker *w = &group.workers[i];
+        if (atomic_load(&w->state) == JOINED && (here < 0 || w->processor != here)) group.running[n++] = w;
+    }
+    if (n == 1) {
+        work(argument, 0, 1);
+        return;
+    }
+    group.n = n;
+    group.work = work;
+    group.argument = argument;
+    group.running[0] = &group.workers[0];
+    for (int k = 0; k < n; k++) {
+        group.running[k]->k = k;
+        atomic_store_explicit(&group.running[k]->barriers, 0, memory_order_relaxed);
+    }
+    for (int k = 1; k < n; k++) atomic_store(&group.running[k]->state, WORKING);
+    work(argument, 0, n);
+    for (int k = 1; k < n; k++)
+        while (atomic_load(&group.running[k]->state) == WORKING) spin(&spins);
+}
+
+void rnnfast_threads_release(int invited)
+{
+    for (int i = 1; i < invited; i++) atomic_store(&group.workers[i].state, FREE);
+    if (invited) atomic_store(&group.owner, 0);
+}
+
+void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop)
+{
+    int spins = 0;
+    if (n == 1) return;
+    atomic_uint *own = &group.running[k]->barriers;
+    unsigned reached = atomic_load_explicit(own, memory_order_relaxed) + 1;
+    atomic_store(own, reached);
+    for (int i = first; i < first + n; i++)
+        while ((int)(atomic_load(&group.running[i]->barriers) - reached) < 0 && !atomic_load(stop)) spin(&spins);
+}
+
+#endif

@@ -1,0 +1,33 @@
+/* The thread group: threads that wait for work, shared by the whole process.
+ *
+ *     int group = rnnfast_threads_acquire(threads, spins); the caller holds the group and invites threads - 1 workers; 0: it runs alone
+ *     rnnfast_threads_run(group, work, argument);          work(argument, k, n) for k = 0 .. n-1 at once; k = 0 is the caller
+ *     rnnfast_threads_run(group, more, argument);
+ *     rnnfast_threads_release(group);
+ *
+ * Every run chooses n anew: the caller, and the workers that have come by then, on other processors than the caller's. So a call never
+ * waits for a thread without a processor: it begins alone, and a worker that comes late joins at the next run. Before the first run the
+ * caller spins `spins` times for workers to come, about 15 ns each.
+ * One caller holds the group at a time; another one meanwhile runs alone. Workers are made when they are first needed, fewer if the system
+ * has no more. Without work they spin for a short time and then sleep. A forked child makes a group of its own.
+ *
+ * Inside work, rnnfast_threads_barrier(first, n, k, stop) returns when all of workers first .. first+n-1, of which k is one, have called
+ * it as often in this run as k has. If *stop is not 0, it returns at once and nobody waits any more.
+ */
+#ifndef RNNFAST_THREADS_H
+#define RNNFAST_THREADS_H
+
+#if defined(_WIN32) || defined(__STDC_NO_ATOMICS__)
+#define RNNFAST_NO_THREADS 1
+typedef int rnnfast_flag;
+#else
+#include <stdatomic.h>
+typedef atomic_int rnnfast_flag;
+#endif
+
+int rnnfast_threads_acquire(int threads, int spins);
+void rnnfast_threads_run(int group, void (*work)(void *argument, int k, int n), void *argument);
+void rnnfast_threads_release(int group);
+void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop);
+
+#endif

@@ -1,0 +1,99 @@
+/* Views: strided access to the row vector at (step, row) of a sequence.
+ *
+ * Layout, regular: row n of step t begins at at + t * step + n * row; every step has N rows.
+ * Layout, ragged (begin is not NULL): step t has begin[t + 1] - begin[t] rows, never more than the step before, and row n of step t is
+ * entry begin[t] - begin[0] + n. Entries lie one after the other, `row` elements apart. If positions is not NULL, entry i lies at the
+ * step and row positions[i] of a regular layout instead.
+ * As an operand of a product, a ragged view covers rows from .. from + N - 1 of each step, as far as the step has them.
+ *
+ * A view owns nothing and holds no length in time. Strides count elements and may be negative.
+ */
+#ifndef RNNFAST_VIEW_H
+#define RNNFAST_VIEW_H
+
+#include "range.h"
+#include "rnnfast.h"
+#include "simd.h"
+
+typedef struct {
+    REAL *at;
+    ptrdiff_t N, step, row;
+    const ptrdiff_t *begin;
+    const rnnfast_position *positions;
+    ptrdiff_t from;
+} view;
+
+static view view_of(const void *at, ptrdiff_t N, ptrdiff_t step, ptrdiff_t row)
+{
+    view v = {.at = (REAL *)at, .N = N, .step = step, .row = row};
+    return v;
+}
+
+/* The rows of a matrix, `row` elements apart. */
+static view matrix_view(const REAL *at, ptrdiff_t row)
+{
+    return view_of(at, PTRDIFF_MAX, 0, row);
+}
+
+static REAL *entry_at(const view *v, ptrdiff_t i)
+{
+    return v->positions ? v->at + v->positions[i].step * v->step + v->positions[i].row * v->row : v->at + i * v->row;
+}
+
+/* Row n of step t. */
+INLINE REAL *row_at(const view *v, ptrdiff_t t, ptrdiff_t n)
+{
+    return v->begin ? entry_at(v, v->begin[t] - v->begin[0] + n) : v->at + t * v->step + n * v->row;
+}
+
+/* Row r, counted through all steps. */
+static REAL *nth_row(const view *v, ptrdiff_t r)
+{
+    return v->begin ? entry_at(v, r) : v->at + r / v->N * v->step + r % v->N * v->row;
+}
+
+/* Sets `to` to the part of v that begins at step t and row n. to->N stays as it is. */
+static void view_from(view *to, const view *v, ptrdiff_t t, ptrdiff_t n)
+{
+    to->row = v->row;
+    if (!v->begin) {
+        to->at = v->at + t * v->step + n * v->row;
+        to->begin = NULL;
+        return;
+    }
+    ptrdiff_t first = v->begin[t] - v->begin[0];
+    to->begin = v->begin + t;
+    to->from = v->from + n;
+    to->step = v->step;
+    to->positions = v->positions ? v->positions + first : NULL;
+    to->at = v->positions ? v->at : v->at + first * v->row;
+}
+
+/* The given rows of v from step t on. */
+static view window(const view *v, ptrdiff_t t, range rows)
+{
+    view w = *v;
+    view_from(&w, v, t, rows.begin);
+    w.N = rows.end - rows.begin;
+    return w;
+}
+
+/* A regular view of T steps, in reverse order of time. */
+static view reversed(view v, ptrdiff_t T)
+{
+    return view_of(v.at + (T - 1) * v.step, v.N, -v.step, v.row);
+}
+
+static view shifted(view v, ptrdiff_t columns)
+{
+    v.at += columns;
+    return v;
+}
+
+/* Copies step 0 of one view to another. The two may be the same memory. */
+static void copy_rows(view to, view from, ptrdiff_t columns, range rows)
+{
+    for (ptrdiff_t n = rows.begin; n < rows.end; n++) memmove(row_at(&to, 0, n), row_at(&from, 0, n), (size_t)columns * sizeof(REAL));
+}
+
+#endif

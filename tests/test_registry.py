@@ -1,0 +1,71 @@
+"""The facts of each cell, which the registry in C declares and everything else derives."""
+
+import re
+
+import numpy as np
+import pytest
+
+from rnnfast import functional
+from rnnfast.functional import CELLS
+
+FLOAT = np.dtype(np.float32)
+
+
+def test_cells_are_listed_in_the_order_of_the_enumeration():
+    ids = [info.id for info in CELLS.values()]
+    assert ids == sorted(set(ids))
+    assert all(info.name == name for name, info in CELLS.items())
+    assert {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"} <= CELLS.keys()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_engine_derives_its_facts_from_the_registry(cell):
+    engine = functional.Engine(cell, FLOAT, 2, 3)
+    assert engine.info == CELLS[cell]
+    assert engine.gates == len(engine.info.gates) == len(set(engine.info.gates))
+    assert engine.has_cell == engine.info.has_c
+    assert functional.parameter_shapes(engine)["weight_ih_l0"] == (engine.gates * 3, 2)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("proj_size", [1, 4, 5])
+def test_projection_is_refused_by_cells_that_do_not_support_it(cell, proj_size):
+    if CELLS[cell].projects and proj_size < 5:
+        assert functional.Engine(cell, FLOAT, 3, 5, proj_size=proj_size).output_size == proj_size
+        return
+    with pytest.raises(ValueError, match=f"proj_size is {proj_size}, but"):
+        functional.Engine(cell, FLOAT, 3, 5, proj_size=proj_size)
+
+
+def test_unknown_cells_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"cell is 'elman'; expected one of rnn_tanh, .*gru_reset_before"):
+        functional.Engine("elman", FLOAT, 3, 5)
+
+
+def test_instruction_sets_are_found_once_and_named_as_their_tables():
+    assert functional.isas() == functional.isas()
+    for isa in functional.isas():
+        assert functional.Engine("gru", FLOAT, 3, 5, isa=isa).isa == isa
+    with pytest.raises(ValueError, match=re.escape("isa is 'avx9', which does not run here; choose one of")):
+        functional.Engine("gru", FLOAT, 3, 5, isa="avx9")
+
+
+@pytest.mark.parametrize("layers", [2, 3, 4, 5])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dropout_masks_need_no_tape(layers, bidirectional):
+    # Without a tape two buffers take turns for the outputs of layers, so masks must not be applied in the buffer of the next layer.
+    T, N, H = 9, 3, 4
+    engine = functional.Engine("lstm", FLOAT, H, H, num_layers=layers, bidirectional=bidirectional)
+    rng = np.random.default_rng(0)
+    parameters = [rng.uniform(-1, 1, shape).astype(FLOAT) for shape in functional.parameter_shapes(engine).values()]
+    packed, sizes = functional.empty(engine.packed_size), engine.sizes(T, N)
+    functional.pack(engine, parameters, packed, None)
+    masks = rng.uniform(0, 2, (layers - 1, T, N, engine.directions * H)).astype(FLOAT)
+    inputs = functional.Inputs(rng.uniform(-1, 1, (T, N, H)).astype(FLOAT), None, None, masks)
+    found = []
+    for tape in (functional.empty(sizes.tape), None):
+        states = np.empty((2, layers * engine.directions, N, H), FLOAT)
+        outputs = functional.Outputs(np.empty((T, N, engine.directions * H), FLOAT), *states)
+        functional.forward(engine, packed, inputs, outputs, functional.empty(sizes.forward_workspace), tape)
+        found.append((outputs.y.tobytes(), states.tobytes()))
+    assert found[0] == found[1]
