@@ -79,7 +79,10 @@ def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel
     package = {path.relative_to(sources).as_posix() for path in files if path.suffix in {".py", ".pyi", ".pxd"}}
     [extension] = {name for name in names if name.endswith((".so", ".pyd"))}
     [info] = {name.partition("/")[0] for name in names if ".dist-info/" in name}
-    notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")}
+    notes = {
+        f"{info}/{name}"
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    }
     headers = {"rnnfast/include/rnnfast.h", "rnnfast/include/rnnfast_python.h"}
     assert names == package | {extension, "rnnfast/py.typed", *headers} | notes
 
@@ -92,7 +95,7 @@ def test_wheel_serves_every_cpython_from_3_11_on(wheel):
 
 @pytest.mark.full
 def test_wheel_is_small_and_without_debug_information(wheel):
-    assert wheel.stat().st_size < 1_000_000
+    assert wheel.stat().st_size <= 800_000
     with zipfile.ZipFile(wheel) as archive:
         [extension] = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
         assert b".debug_info" not in archive.read(extension)
@@ -114,11 +117,23 @@ def test_wheel_from_the_sdist_has_the_same_bytes(wheel, sdist, tmp_path):
     assert wheel.read_bytes() == again.read_bytes()
 
 
-def test_import_adds_less_than_20_ms_to_numpy():
-    # Processor time, because other programs may be running; an import has one thread and waits for nothing.
+def run_python(code, **environment):
+    """Run code in a fresh interpreter that finds the same rnnfast."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RNNFAST_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**inherited, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_import_adds_at_most_20_ms_to_numpy(tmp_path):
+    # Processor time, which other programs lengthen less than they do elapsed time, with compiled modules as after pip.
     code = "import time, numpy; start = time.process_time(); import rnnfast; print(time.process_time() - start)"
-    seconds = min(float(python(code=code).stdout) for _ in range(7))
-    assert seconds < 0.020
+    environment = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    seconds = min(float(run_python(code, **environment).stdout) for _ in range(7))
+    assert seconds <= 0.020
 
 
 def test_import_loads_nothing_but_numpy_and_the_standard_library():

@@ -201,7 +201,7 @@ class Bidirectional(Layer):
         forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
         y, state, tape = self.forward_layer._train(forward, checkpoint)
         y_backward, state_backward, tape_backward = self.backward_layer._train(backward, checkpoint)
-        outputs = y, self._turn(y_backward)
+        outputs: tuple[Array, Any] = y, self._turn(y_backward)
         with np.errstate(all="ignore"):  # what is not finite is data
             merged = _MERGES[self.merge][0](*outputs)
         shape = None if self.merge is None else merged.shape
