@@ -15,14 +15,24 @@ two biases: the documentation of torch.nn.RNN, LSTM and GRU. H. Jaeger et al., "
 state networks with leaky-integrator neurons", 2007 (leaky RNN).
 """
 
+from __future__ import annotations
+
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Array = NDArray[Any]
 
 __all__ = ["backward", "forward", "sigmoid"]
 
 
-def sigmoid(a):
+def sigmoid(a: ArrayLike) -> Array:
     """The logistic function 1 / (1 + exp(-a)), without overflow and accurate at both ends.
 
     Parameters
@@ -40,7 +50,8 @@ def sigmoid(a):
     array([0. , 0.5, 1. ])
     """
     e = np.exp(-np.abs(a))
-    return np.where(np.less(a, 0), e, 1) / (1 + e)
+    values: Array = np.where(np.less(a, 0), e, 1) / (1 + e)
+    return values
 
 
 # A step takes the parameters p of its layer and direction, a = W_ih x + b_ih (N, gates * H), and the state before it.
@@ -152,7 +163,7 @@ def _gru_reset_before_gradient(p, d, kept, dh):
     return da, (dh * z + drh * r + drz @ p.weight_hh[: 2 * H],)
 
 
-_CELLS = {
+_CELLS: dict[str, Any] = {
     "rnn_tanh": (_rnn_tanh_step, _rnn_gradient),
     "rnn_relu": (_rnn_relu_step, _rnn_gradient),
     "lstm": (_lstm_step, _lstm_gradient),
@@ -292,7 +303,7 @@ class _Tape(SimpleNamespace):
     """What `backward` needs of a `forward`."""
 
     @property
-    def cells(self):
+    def cells(self) -> Array:
         """For lstm c after every step, (layers * directions, T, N, H), as held at masked steps, 0 at padded ones."""
         runs = [run for layer in self.layers for run in layer]
         cells = np.stack([np.stack([c for _, c in run.states])[run.way] for run in runs])
@@ -300,20 +311,20 @@ class _Tape(SimpleNamespace):
 
 
 def forward(
-    cell,
-    parameters,
-    x,
-    state=None,
+    cell: str,
+    parameters: Mapping[str, Array],
+    x: Array,
+    state: Any = None,
     *,
-    num_layers=1,
-    bidirectional=False,
-    reverse=False,
-    masks=None,
-    lengths=None,
-    mask=None,
-    reset=None,
-    zero_masked=False,
-):
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    reverse: bool = False,
+    masks: Array | None = None,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    reset: ArrayLike | None = None,
+    zero_masked: bool = False,
+) -> tuple[Array, Any, Any]:
     """Run a stack of layers over a sequence.
 
     Each layer and direction steps through its input by these equations, where x and h of one batch entry are column
@@ -388,7 +399,8 @@ def forward(
     plain = lengths is None and mask is None and reset is None
     steps = None if plain else _steps(T, N, lengths, mask, reset, zero_masked)
     suffixes = ("", "_reverse") if bidirectional else ("",)
-    layers, ends = [], []
+    layers: list[Any] = []
+    ends: list[Any] = []
     y = x
     for layer in range(num_layers):
         if layer > 0 and masks is not None:
@@ -419,7 +431,7 @@ def forward(
     return y, state, _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, y=y, state=state)
 
 
-def backward(tape, dy, dstate=None, *, per_step=False):
+def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool = False) -> tuple[Any, ...]:
     """The gradients of sum(y * dy) + sum(state * dstate) of one `forward`, by backpropagation through time.
 
     Parameters
@@ -460,9 +472,12 @@ def backward(tape, dy, dstate=None, *, per_step=False):
         np.zeros_like(after) if member is None else member
         for after, member in zip(_members(tape.cell, tape.state), _members(tape.cell, dstate), strict=True)
     ]
-    starts, dhs, dparameters = [], [], {}
+    starts: list[Any] = []
+    dhs: list[Any] = []
+    dparameters: dict[str, Array] = {}
     for layer, runs in reversed(list(enumerate(tape.layers))):
-        dx, before, dhs_layer = 0, [], []
+        dx: Any = 0
+        before, dhs_layer = [], []
         for direction, (run, dy_run) in enumerate(zip(runs, np.split(dy, len(runs), axis=2), strict=True)):
             d = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(run.p).items()})
             end = [member[layer * len(runs) + direction] for member in ends]

@@ -109,7 +109,7 @@ def test_run_from_end_to_end(text, tmp_path, capsys, cell):
     assert "5-gram" in report
     assert cell.upper() in report
     assert "\n7 times" in report
-    assert "#] epoch 2.00  " in progress.splitlines()[-1]
+    assert progress.splitlines()[-1].startswith("epoch 2.00  ")
     about, arrays = contents(model)
     bits = [value for _, value in about["evaluations"]]
     assert bits[-1] < bits[0]
@@ -139,13 +139,13 @@ def test_interrupted_and_resumed_run_ends_like_one_in_one_go(text, tmp_path, cap
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     assert run(text, whole, "--cell", cell) == 0
 
-    class CtrlC(char_lm.ProgressBar):
-        def show(self, training, milestone):
-            super().show(training, milestone)
-            if training.step in (3, training.steps_per_epoch, training.steps_per_epoch + 20):
+    class CtrlC(char_lm.Progress):
+        def step(self, describe=None):
+            super().step(describe)
+            if self.done in (3, self.total // 2, self.total // 2 + 20):  # in the first epoch, at its end, in the second
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(char_lm, "ProgressBar", CtrlC)
+    monkeypatch.setattr(char_lm, "Progress", CtrlC)
     assert run(text, parts, "--cell", cell) == 130
     assert f"--resume {parts}" in capsys.readouterr().out
     assert [char_lm.main(["--resume", str(parts), "--sample", "5"]) for _ in range(3)] == [130, 130, 0]
@@ -154,13 +154,12 @@ def test_interrupted_and_resumed_run_ends_like_one_in_one_go(text, tmp_path, cap
 
 
 def test_second_ctrl_c_ends_the_run_at_once(text, tmp_path, monkeypatch, capsys):
-    class CtrlC(char_lm.ProgressBar):
-        def show(self, training, milestone):
-            super().show(training, milestone)
+    class CtrlC(char_lm.Progress):
+        def step(self, describe=None):  # noqa: ARG002
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(char_lm, "ProgressBar", CtrlC)
+    monkeypatch.setattr(char_lm, "Progress", CtrlC)
     assert run(text, tmp_path / "model.npz") == 130
     assert capsys.readouterr().err.endswith("\nStopped.\n")
 
@@ -202,20 +201,20 @@ def test_invalid_texts(tmp_path, capsys):
     path.write_text("")
     assert "is empty" in failure(capsys, "--text", path)
     path.write_bytes(b"caf\xe9")
-    assert "UTF-8: see byte 3" in failure(capsys, "--text", path)
+    assert "not valid UTF-8: the byte at offset 3" in failure(capsys, "--text", path)
     path.write_text("A short text.")
-    assert "13 characters is too short" in failure(capsys, "--text", path)
+    assert "the text has 13 characters, but" in failure(capsys, "--text", path)
 
 
 def test_text_of_the_minimum_length_can_be_trained(tmp_path, capsys):
     path = tmp_path / "text"
     path.write_text("a")
-    least = int(failure(capsys, "--text", path, *SMALL).split(" take ")[1].split()[0])
+    least = int(failure(capsys, "--text", path, *SMALL).split(" at least ")[1].split()[0].rstrip(";"))
     path.write_text("ab" * least)
     path.write_text(path.read_text()[:least])
     assert run(path, tmp_path / "model") == 0
     path.write_text(path.read_text()[: least - 2])
-    assert "too short" in failure(capsys, "--text", path, *SMALL)
+    assert "need at least" in failure(capsys, "--text", path, *SMALL)
 
 
 def test_text_of_one_character_is_learnt(tmp_path, capsys):
@@ -243,7 +242,7 @@ def test_changed_text_is_not_resumed(text, tmp_path, capsys):
 
 
 def test_prompt_of_strange_characters(text, capsys):
-    assert "that the text has not: ! ß" in failure(capsys, "--text", text, *SMALL, "--prompt", "ß times!")
+    assert "that the text does not: ! ß" in failure(capsys, "--text", text, *SMALL, "--prompt", "ß times!")
 
 
 def test_picture_of_unknown_kind(text, tmp_path, capsys):
@@ -259,16 +258,16 @@ def test_model_too_large_for_memory(text, capsys, hidden):
 
 def test_diverged_training_is_reported(text, tmp_path, capsys):
     line = failure(capsys, "--text", text, *SMALL, "--model", tmp_path / "model", "--cell", "rnn", "--lr", "1e38")
-    assert "lower --lr" in line
+    assert "an --lr below" in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hidden", "0"], "must be a whole number, 1 or more, not 0"),
-        (["--batch", "two"], "must be a whole number, 1 or more, not two"),
-        (["--lr", "nan"], "must be a number above 0, not nan"),
-        (["--seed", "-1"], "must be a whole number, 0 or more, not -1"),
+        (["--hidden", "0"], "must be an integer of at least 1, not '0'"),
+        (["--batch", "two"], "must be an integer of at least 1, not 'two'"),
+        (["--lr", "nan"], "must be a number greater than 0, not 'nan'"),
+        (["--seed", "-1"], "must be an integer of at least 0, not '-1'"),
         (["--cell", "elman"], "choose from"),
         (["--resume", "x.npz", "--hidden", "512"], "leave out --hidden"),
         (["--model", "x.png"], "would overwrite the model"),

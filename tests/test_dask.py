@@ -99,7 +99,7 @@ def test_batches_of_unknown_size():
     y, h = predict(layer, some)
     for got, whole in zip(dask.compute(y, h), layer(values[:, np.arange(N) % 3 > 0]), strict=True):
         np.testing.assert_array_equal(got, whole, strict=True)
-    with pytest.raises(ValueError, match=r"known sizes where lengths are given: call x.compute_chunk_sizes"):
+    with pytest.raises(ValueError, match=r"known sizes if lengths are given: call x.compute_chunk_sizes"):
         predict(layer, some, [1] * 15)
     with pytest.raises(ValueError, match=r"known size along axis 0: call x.compute_chunk_sizes"):
         predict(layer, x[da.from_array(np.arange(T) > 2, chunks=T)])
@@ -126,17 +126,17 @@ def test_a_model_is_called_once_for_each_chunk_and_not_before():
     ("error", "words", "change"),
     [
         (TypeError, "model must be a layer or another callable, got str", {"model": "lstm"}),
-        (TypeError, "x must be a dask array, got ndarray: dask.array.from_array", {"x": np.zeros((T, N, I))}),
+        (TypeError, "x must be a dask array, got ndarray: use dask.array.from_array", {"x": np.zeros((T, N, I))}),
         (ValueError, r"layout \(T, N, I\) for this LSTM, got shape \(23, 3\)", {"x": da.zeros((N, I))}),
         (ValueError, "x has 4 features in its last axis, but this LSTM", {"x": da.zeros((T, N, 4))}),
-        (ValueError, r"batch_axis must be an axis of x, which has 3, got 3", {"batch_axis": 3}),
+        (ValueError, r"batch_axis must be below 3, the number of axes of x, got 3", {"batch_axis": 3}),
         (TypeError, "batch_axis must be an integer", {"batch_axis": "N"}),
         (TypeError, "lengths must be integers, got dtype float64", {"lengths": np.ones(N)}),
         (ValueError, r"lengths must have shape \(N,\) = \(23,\), got \(5,\)", {"lengths": [1] * T}),
-        (ValueError, r"along one axis, but for one row it returned shape \(\)", {"model": lambda x: x.sum()}),
+        (ValueError, r"exactly one axis for the rows of x, but it returned shape \(\)", {"model": lambda x: x.sum()}),
         (
             ValueError,
-            r"shape \(3, 1, 1\), and for two \(3, 2, 2\)",
+            r"shape \(3, 1, 1\) for one row and \(3, 2, 2\) for two",
             {"model": lambda x: np.einsum("tni,tmi->inm", x, x)},
         ),
     ],
@@ -157,9 +157,11 @@ def test_invalid_data_is_rejected_at_compute_time():
 def test_other_chunks_are_refused_with_a_call_that_mends_it(batch_first):
     layer = rnnfast.LSTM(I, 4, batch_first=batch_first, rng=0)
     x = da.ones((6, 6, I), chunks=(2, 3, 1))
-    with pytest.raises(ValueError, match="x must be chunked along the batch alone, axis") as caught:
+    with pytest.raises(
+        ValueError, match=r"chunks along axis \d, but only the batch axis, \d, may have several"
+    ) as caught:
         predict(layer, x)
-    mended = eval(re.search(r"give (x\.rechunk\(.*\))", str(caught.value))[1], {"x": x})
+    mended = eval(re.search(r"use (x\.rechunk\(.*\))", str(caught.value))[1], {"x": x})
     assert_computes(predict(layer, mended), layer(np.ones((6, 6, I))))
 
 
@@ -267,9 +269,9 @@ def test_frames_that_are_refused(dd, frame):
     with pytest.raises(TypeError, match=r"frame must be a dask.dataframe.DataFrame, got DataFrame"):
         predict_frame(forecast, frame, ["mean"])
     others = dd.from_pandas(frame.assign(name="a", when=np.datetime64("2000-01-01")), npartitions=4)
-    with pytest.raises(TypeError, match=r"these hold others: name, when;"):
+    with pytest.raises(TypeError, match=r"these have others: name, when;"):
         predict_frame(forecast, others, ["mean"])
-    with pytest.raises(ValueError, match=r"columns must be different names, got \['m', 'm'\]"):
+    with pytest.raises(ValueError, match=r"columns must be unique, got \['m', 'm'\]"):
         predict_frame(forecast, lazy, ["m", "m"])
     assert list(predict_frame(forecast, lazy, [1, 2]).compute().columns) == ["1", "2"]
     with pytest.raises(ValueError, match=r"shape \(N, 1\) for N=1, got \(1, 2\)"):

@@ -174,3 +174,8 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=r"pip install 'rnnfast\[sklearn\]'"):
         import rnnfast.sklearn  # noqa: F401
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_pickles_from_before_the_package_was_split_find_the_estimators(kind):
+    assert pickle.loads(f"crnnfast.sklearn\n{kind.__name__}\n.".encode()) is kind

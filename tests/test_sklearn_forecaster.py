@@ -140,7 +140,7 @@ def test_update_extends_the_series_without_training():
     for name, array in learnt(forecaster).items():
         np.testing.assert_array_equal(array, before[name])
     np.testing.assert_array_equal(forecaster.predict(5), forecaster.predict(5, series=x))
-    with pytest.raises(ValueError, match="series must go on with the 1 known"):
+    with pytest.raises(ValueError, match="series must continue the 1 series of fit"):
         forecaster.update(np.ones((2, 5)))
     with pytest.raises(ValueError, match="contains NaN"):
         forecaster.update([np.nan])
@@ -197,21 +197,21 @@ def test_intervals_need_enough_that_was_held_out():
     np.testing.assert_allclose((upper - lower) / 2, [first[8], second[7]], rtol=1e-6)
     np.testing.assert_allclose((upper + lower) / 2, forecaster.predict(2), rtol=1e-6)
     forecaster.predict_interval(2, coverage=0.9)  # rank 9
-    with pytest.raises(ValueError, match=r"horizon=3 leaves 8 held-out forecasts .* coverage=0.9"):
+    with pytest.raises(ValueError, match=r"the held-out set has 8 forecasts of horizon=3, .* coverage=0.9"):
         forecaster.predict_interval(3, coverage=0.9)
-    with pytest.raises(ValueError, match="leaves 0 held-out forecasts"):
+    with pytest.raises(ValueError, match="the held-out set has 0 forecasts"):
         SequenceForecaster(**SMALL, early_stopping=False, max_epochs=1).fit(x).predict_interval(1)
     with pytest.raises(ValueError, match="coverage must be above 0 and below 1"):
         forecaster.predict_interval(2, coverage=90)
 
 
 def test_series_that_are_too_short_are_refused():
-    with pytest.raises(ValueError, match="series 1 has 15 steps, 3 of them held out, but at least 14 are needed"):
+    with pytest.raises(ValueError, match=r"series 1 has 15 steps, of which 3 are held out, .* at least 14"):
         SequenceForecaster(differences=12).fit([np.ones(30), np.ones(15)])
     forecaster = SequenceForecaster(**SMALL, differences=2, window=3, max_epochs=1).fit(np.arange(20.0))
-    with pytest.raises(ValueError, match="series must have 5 steps to go on from, but series 0 has 4"):
+    with pytest.raises(ValueError, match="series 0 has 4 steps, but a forecast needs at least 5"):
         forecaster.predict(series=np.arange(4.0))
-    with pytest.raises(ValueError, match="series must have 1 features in each, got 2"):
+    with pytest.raises(ValueError, match="series 0 has 2 variables, expected 1"):
         forecaster.predict(series=np.ones((1, 20, 2)))
     with pytest.raises(ValueError, match="series must be one"):
         forecaster.fit(np.ones((2, 20, 1, 1)))

@@ -53,6 +53,7 @@ NETWORKS = [
     SequenceClassifier("gru", pooling="mean", bidirectional=True, class_weight={0: 3.0}),
     SequenceClassifier(bidirectional=True, num_layers=2),
     SequenceRegressor("rnn", bidirectional=True),
+    SequenceRegressor("rnn", leak=0.3, num_layers=2),
     SequenceRegressor(pooling="mean"),
     SequenceTagger("gru", class_weight={2: 2.0}),
     SequenceTagger(bidirectional=False),

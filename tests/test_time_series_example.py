@@ -175,4 +175,4 @@ def test_missing_packages_are_one_line(module, package, capsys, monkeypatch, wal
 def test_invalid_options(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         time_series.main(arguments)
-    assert "must be a whole number from 1 to" in capsys.readouterr().err
+    assert "must be an integer from 1 to" in capsys.readouterr().err
