@@ -884,7 +884,8 @@ cdef rnnfast_api functions = rnnfast_api(
     abi=RNNFAST_ABI, api=sizeof(rnnfast_api), table=sizeof(rnnfast_table), cell_info=sizeof(rnnfast_cell_info),
     cells=RNNFAST_CELLS, functions=RNNFAST_ACTIVATIONS, stack=sizeof(rnnfast_stack),
     problem=sizeof(rnnfast_problem), sizes=sizeof(rnnfast_sizes), order=sizeof(rnnfast_order), linear=sizeof(rnnfast_linear),
-    pattern=sizeof(rnnfast_pattern), isas=rnnfast_isas, get_table=rnnfast_get_table, count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill)
+    pattern=sizeof(rnnfast_pattern), isas=rnnfast_isas, get_table=rnnfast_get_table,
+    count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill)
 
 api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
 
