@@ -13,6 +13,7 @@ from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.modified import newer_group
 
 # A universal2 Python asks for both processors at once, which flags per instruction set cannot serve.
@@ -37,7 +38,7 @@ if IS_X86_64:
         "avx512": [*x86, *avx2, *avx512],
         "avx2": [*x86, "-mno-avx512f", *avx2],
         "base": [*x86, "-mno-avx"],
-        "scalar": [*x86, "-mno-avx"],
+        "scalar": [*x86, "-mno-avx", "-O2"],
     }
 
 
@@ -76,6 +77,18 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
+class CopyHeaders(build_py):
+    """Add the public headers to a wheel, as rnnfast/include. In a checkout, rnnfast.get_include() is csrc/."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            include = os.path.join(self.build_lib, "rnnfast", "include")
+            self.mkpath(include)
+            for name in ("rnnfast.h", "rnnfast_python.h"):
+                self.copy_file(f"csrc/{name}", include)
+
+
 HEADERS = sorted(glob("csrc/*.h"))
 CORE = Extension(
     "rnnfast._core",
@@ -89,6 +102,6 @@ CORE = Extension(
 
 setup(
     ext_modules=[CORE],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": CopyHeaders},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

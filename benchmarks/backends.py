@@ -1,34 +1,31 @@
-"""Time of other frameworks with rnnfast under them, against their own.
+"""Compare other frameworks that run on rnnfast with their own implementations.
 
-    python benchmarks/backends.py                   those that are installed
+    python benchmarks/backends.py                   all that are installed
     python benchmarks/backends.py torch --threads 2
 
-On the same weights and input, in turns; each number is a median. For PyTorch also what the adapter adds to a call of
-the layer of rnnfast itself. Each host is timed in a process of its own, with so many threads for all.
+Both get the same weights and inputs and take turns; times are medians. For PyTorch, the table also has the time that
+the adapter adds to a call of rnnfast's layer. Each framework is timed in its own process, with the same number of
+threads.
 """
 
 import argparse
 import copy
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
-import time
 from statistics import median
 
 HOSTS = ("torch", "onnx", "keras", "thinc", "jax")
 
 
-def take_turns(calls, rounds=15):
-    """Median milliseconds of each of the named calls."""
-    times = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()
-            begin = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begin)
-    return {name: 1000 * median(values) for name, values in times.items()}
+def milliseconds(calls, rounds=15):
+    """Return the median milliseconds of each of the named calls."""
+    from rnnfast.commands.timing import take_turns, timed
+
+    seconds = take_turns({name: functools.partial(timed, call) for name, call in calls.items()}, rounds)
+    return {name: 1000 * median(values) for name, values in seconds.items()}
 
 
 def show(case, own, ours, rest=""):
@@ -67,8 +64,8 @@ def time_torch_case(cell, T, N, I, H):
         layer.backward(layer.forward(x_array)[2], dy_array)
 
     def compare(mode, calls):
-        t = take_turns(calls, 15 if T * N > 1000 else 300)
-        rest = f"   adds {1000 * (t['ours'] - t['layer']):.1f} µs to the layer"
+        t = milliseconds(calls, 15 if T * N > 1000 else 300)
+        rest = f"   adapter adds {1000 * (t['ours'] - t['layer']):.1f} µs"
         show(f"{cell} {mode} T={T} N={N} I={I} H={H}", t["own"], t["ours"], rest)
 
     with torch.inference_mode():
@@ -89,7 +86,7 @@ def time_onnx(_):
         model = to_onnx(rnnfast.LSTM(I, H, rng=0))
         own, ours = ReferenceEvaluator(model), ReferenceEvaluator(model, new_ops=ops)
         x = {"x": np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)}
-        t = take_turns({"own": lambda: own.run(None, x), "ours": lambda: ours.run(None, x)})  # noqa: B023
+        t = milliseconds({"own": lambda: own.run(None, x), "ours": lambda: ours.run(None, x)})  # noqa: B023
         show(f"reference evaluator, LSTM T={T} N={N} I={I} H={H}", t["own"], t["ours"])
 
 
@@ -111,7 +108,7 @@ def time_keras(_):
             with enable():
                 predict()
 
-        t = take_turns({"own": predict, "ours": predict_enabled}, 9)
+        t = milliseconds({"own": predict, "ours": predict_enabled}, 9)
         show(f"Keras {keras.__version__} predict, {cell} T=100 N=32 I=H=128", t["own"], t["ours"])
 
 
@@ -133,7 +130,7 @@ def time_thinc(_):
             y, backward = models[ops].begin_update(x)
             backward(y)
 
-        t = take_turns({"own": lambda: train("numpy"), "ours": lambda: train("rnnfast")}, 9)
+        t = milliseconds({"own": lambda: train("numpy"), "ours": lambda: train("rnnfast")}, 9)
         show(f"training, LSTM T={least}..{most} N={N} I={I} H={H}", t["own"], t["ours"])
 
 
@@ -145,7 +142,7 @@ def time_jax(_):
     from rnnfast.backends.jax import lstm
 
     def scan(x, parameters):
-        """An LSTM as one writes it in JAX."""
+        """Run an LSTM written in JAX."""
         w_ih, w_hh, b_ih, b_hh = parameters.values()
 
         def step(state, gates):
@@ -164,7 +161,7 @@ def time_jax(_):
     for T, N, H in ((1, 1, 8), (20, 1, 16), (100, 1, 64), (64, 16, 128)):
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         own = rnnfast.LSTM(H, H, rng=0).parameters
-        # jit sorts the names of a dict: numbers keep the order for the scan.
+        # jit sorts the keys of a dict; integers keep the order for the scan.
         parameters = {name: jnp.asarray(own[name]) for name in names}
         numbered = dict(enumerate(parameters.values()))
         x = jnp.ones((T, N, H), jnp.float32)
@@ -174,7 +171,7 @@ def time_jax(_):
                 "own": lambda: jax.block_until_ready(theirs(x, numbered)),  # noqa: B023
                 "ours": lambda: jax.block_until_ready(mine(x, parameters)),  # noqa: B023
             }
-            t = take_turns(calls, 15 if T * N > 1000 else 300)
+            t = milliseconds(calls, 15 if T * N > 1000 else 300)
             show(f"JAX {jax.__version__} {mode}, LSTM T={T} N={N} I=H={H}", t["own"], t["ours"])
 
 
@@ -186,24 +183,24 @@ def jitted_gradient(function):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("host", nargs="*", choices=[[], *HOSTS], help="which (default: those that are installed)")
-    parser.add_argument("--threads", type=int, default=1, help="of rnnfast, of the host and of its BLAS (default: 1)")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child of a host
+    parser.add_argument("host", nargs="*", choices=[[], *HOSTS], help="frameworks (default: all that are installed)")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of all libraries (default: 1)")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # run in the process of the framework
     arguments = parser.parse_args()
     if arguments.here:
         globals()[f"time_{arguments.host[0]}"](arguments.threads)
         return
-    count = str(arguments.threads)
+    threads = str(arguments.threads)
     environment = {
         **os.environ,
-        **dict.fromkeys(("RNNFAST_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count),
+        **dict.fromkeys(("RNNFAST_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
     }
-    print(f"{'milliseconds, threads: ' + count:52} {'own':>9} {'rnnfast':>9}")
+    print(f"{'milliseconds, threads: ' + threads:52} {'own':>9} {'rnnfast':>9}   own / rnnfast")
     for host in arguments.host or HOSTS:
         if importlib.util.find_spec(host) is None:
             print(f"{host} is not installed: pip install 'rnnfast[{host}]'")
             continue
-        subprocess.run([sys.executable, __file__, host, "--here", "--threads", count], env=environment, check=True)
+        subprocess.run([sys.executable, __file__, host, "--here", "--threads", threads], env=environment, check=True)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,36 @@
-"""The option --threads, and what is said at the head of a run and kept in its JSON."""
+"""The option --threads, and the versions in the header of a run and in its JSON."""
 
 import os
 import sys
-from importlib import metadata
 
 import pytest
 
 
 def pytest_addoption(parser):
-    parser.addoption("--threads", type=int, default=1, help="the number of threads of every engine (default: 1)")
+    parser.addoption("--threads", type=int, default=1, help="number of threads of every engine (default: 1)")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    # NumPy's BLAS reads these once, when NumPy is imported; the other engines are told by their own functions.
     if "numpy" in sys.modules:
         raise pytest.UsageError(
-            "numpy was imported before --threads could act: leave out the plugin that did (-p no:NAME)"
+            "numpy was imported before --threads could take effect: disable the plugin that imports it (-p no:NAME)"
         )
+    # The variables of rnnfast.commands.timing, which cannot be imported here, as it imports NumPy. The BLAS of NumPy
+    # reads them when NumPy is imported; the other engines have functions for it.
     for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB"):
         threads = "MAXIMUM_THREADS" if library == "VECLIB" else "NUM_THREADS"
         os.environ[f"{library}_{threads}"] = str(config.getoption("threads"))
 
 
 def _versions():
-    """The version of every engine's package, None where it is not installed."""
-    import rnnfast  # which imports numpy
+    from rnnfast.commands.timing import versions
 
-    versions = {"rnnfast": rnnfast.__version__}
-    for name in ("numpy", "torch", "onnx", "onnxruntime"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return versions("numpy", "torch", "onnx", "onnxruntime")
 
 
 def pytest_report_header(config):
-    engines = [f"{name} {version or 'is NOT installed'}" for name, version in _versions().items()]
+    engines = [f"{name} {version or 'NOT installed'}" for name, version in _versions().items()]
     return f"{', '.join(engines)}; threads: {config.getoption('threads')}"
 
 

@@ -1,10 +1,10 @@
-"""What a step of data-parallel training takes with one and with two processes, and on paper with a thousand.
+"""Time a step of data-parallel training with one and two processes, and estimate it for many.
 
-    python benchmarks/data_parallel.py            measures, prints tables in Markdown
+    python benchmarks/data_parallel.py            measures, and prints tables in Markdown
     python benchmarks/data_parallel.py --processes 500 --alpha 5e-6 --bandwidth 3e9
 
-Each process has one thread, and a share of its own of the same size however many there are. It needs mpi4py and an
-mpiexec: pip install 'rnnfast[mpi]'.
+Each process has one thread and its own rows, as many as in a single process (weak scaling). Needs mpi4py and mpiexec:
+pip install 'rnnfast[mpi]'.
 """
 
 import argparse
@@ -18,21 +18,21 @@ import sys
 import time
 from pathlib import Path
 
-SIZES = {  # steps, rows in each process, units and features
+SIZES = {  # time steps, rows per process, units and features
     "T=50 N=16 H=64": (50, 16, 64),
     "T=64 N=32 H=256": (64, 32, 256),
     "T=20 N=32 H=512": (20, 32, 512),
 }
-NETWORKS = {  # seconds to start a message, bytes per second; of the kind, not of a machine that was measured
+NETWORKS = {  # latency in seconds, bytes per second; typical values
     "10 Gbit/s Ethernet (30 µs, 1.25 GB/s)": (30e-6, 1.25e9),
     "100 Gbit/s InfiniBand (2 µs, 12.5 GB/s)": (2e-6, 12.5e9),
 }
 ALLOWED = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-TURNS, SECONDS = 2, 2  # runs of each kind, and time for a size in each
+TURNS, SECONDS = 2, 2  # runs of each kind, and seconds per size
 
 
 def measure():
-    """In each process: the least of many rounds, of the slower process, in seconds."""
+    """Print the minimum seconds over many rounds, of the slower process; runs in each process."""
     import numpy as np
     from mpi4py import MPI
 
@@ -61,11 +61,11 @@ def measure():
             adam.step(averaged)
             busy.append(time.thread_time())
             marks.append(time.perf_counter())
-            comm.Barrier()  # to time the Allreduce without the wait for the slower process
+            comm.Barrier()  # so that Allreduce is timed without waiting for the slower process
             marks.append(time.perf_counter())
             comm.Allreduce(MPI.IN_PLACE, message)
             marks.append(time.perf_counter())
-            if turn == 2:  # the first rounds warm up; process 0 says how many there are
+            if turn == 2:  # the first rounds warm up; process 0 chooses their number
                 rounds = comm.bcast(3 + max(10, min(500, int(SECONDS / (marks[-1] - marks[0])))))
             elif turn > 2:
                 compute, average, update = (b - a for a, b in itertools.pairwise(busy))
@@ -82,7 +82,7 @@ def measure():
 
 
 def summing(np, message):
-    """Seconds to add an array of this size to another: what a process computes within an Allreduce."""
+    """Time the addition of two arrays of this size, which is the arithmetic of an Allreduce."""
     other = np.zeros_like(message)
     start = time.perf_counter()
     np.add(message, other, out=other)
@@ -92,14 +92,14 @@ def summing(np, message):
 def run(count):
     mpiexec = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if mpiexec is None:
-        sys.exit("there is no mpiexec: pip install 'rnnfast[mpi]' brings that of Open MPI")
+        sys.exit("mpiexec is not installed: pip install 'rnnfast[mpi]' installs that of Open MPI")
     environment = {**os.environ, **ALLOWED, **dict.fromkeys(("RNNFAST_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
     command = [mpiexec, "-n", str(count), sys.executable, "-m", "mpi4py", __file__, "--measure"]
     return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def allreduce_on_paper(processes, nbytes, alpha, bandwidth, summing):
-    """Halving and doubling: reduce-scatter, then all-gather, in log2(p) rounds each.
+def estimate_allreduce(processes, nbytes, alpha, bandwidth, summing):
+    """Estimate an Allreduce by halving and doubling: reduce-scatter, then all-gather, in log2(p) rounds each.
 
     Source: R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of collective communication operations in MPICH",
     2005.
@@ -111,9 +111,9 @@ def allreduce_on_paper(processes, nbytes, alpha, bandwidth, summing):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--processes", type=int, default=1000, help="on paper (default: 1000)")
-    parser.add_argument("--alpha", type=float, help="seconds to start a message")
-    parser.add_argument("--bandwidth", type=float, help="bytes per second of a process")
+    parser.add_argument("--processes", type=int, default=1000, help="processes in the estimate (default: 1000)")
+    parser.add_argument("--alpha", type=float, help="latency of a message in seconds")
+    parser.add_argument("--bandwidth", type=float, help="bandwidth of a process in bytes per second")
     arguments = parser.parse_args()
     if arguments.measure:
         measure()
@@ -127,12 +127,10 @@ def main():
         {name: {part: min(pair[k][name][part] for pair in runs) for part in runs[0][k][name]} for name in SIZES}
         for k in range(2)
     ]
-    print(f"LSTM in float32, Adam, one thread, {os.cpu_count()} processors, load before: {load:.1f}.")
-    print("Milliseconds, the least of many rounds: of processor time for compute, copies and update; by the clock for")
+    print(f"LSTM in float32, Adam, one thread, {os.cpu_count()} processors, load average before: {load:.1f}.")
+    print("Milliseconds, the minimum of many rounds: processor time for compute, copies and update; elapsed time for")
     print("Allreduce and step.\n")
-    print(
-        "| | message | compute, of 1 | of 2 | copies | update | Allreduce | efficiency by parts | step, of 1 | of 2 |"
-    )
+    print("| | message | compute, 1 process | 2 | copies | update | Allreduce | efficiency | step, 1 process | 2 |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in SIZES:
         one, two = best[0][name], best[1][name]
@@ -142,15 +140,15 @@ def main():
         milliseconds = " | ".join(f"{1e3 * seconds:.3g}" for seconds in cells)
         print(f"| {name} | {one['bytes'] / 1e6:.3g} MB | {milliseconds} | {efficiency:.0%} | {steps} |")
 
-    print(f"\nOn paper, {arguments.processes} processes, one on each machine, the same share in each:\n")
-    print("| | network | Allreduce, ms | step, ms | efficiency | rows in each process for 90% |")
+    print(f"\nEstimate for {arguments.processes} processes, one per machine, with the same rows each:\n")
+    print("| | network | Allreduce, ms | step, ms | efficiency | rows per process for 90% |")
     print("|---|---|---:|---:|---:|---:|")
     for name, (_, N, _) in SIZES.items():
         one = best[0][name]
         for network, (alpha, bandwidth) in networks.items():
-            allreduce = allreduce_on_paper(arguments.processes, one["bytes"], alpha, bandwidth, one["sum"])
+            allreduce = estimate_allreduce(arguments.processes, one["bytes"], alpha, bandwidth, one["sum"])
             alone, added = one["compute"] + one["update"], one["average"] + allreduce
-            # Compute goes with the rows, all else does not: (compute n + update) / (... + added) = 0.9.
+            # Only compute grows with the rows: solve (compute n + update) / (compute n + update + added) = 0.9.
             rows = math.ceil(N * max(0, 9 * added - one["update"]) / one["compute"])
             figures = f"{1e3 * allreduce:.3g} | {1e3 * (alone + added):.3g} | {alone / (alone + added):.0%} | {rows}"
             print(f"| {name} | {network} | {figures} |")

@@ -1,11 +1,11 @@
-"""Time and memory of forward and backward through long sequences, with checkpoints, without, and with torch.
+"""Time and memory of training on long sequences, with checkpoints, without them, and with torch.
 
     python benchmarks/long_sequences.py --plot long_sequences.png
 
-For each number of steps, and each way to go, a process of its own makes x and dy, runs a short sequence so that all
-code is loaded, notes its peak of memory, runs forward and backward once, and notes the peak again. What it rose by,
-less y and dx, is what the gradient costs in memory; it tells nothing below half a MiB. Then it repeats the call for the
-time: the median. At the end checkpoints are timed against none in turns, at T=1000 N=16. One thread; Linux and macOS.
+Each number of steps and each method runs in its own process. It makes x and dy, runs a short sequence to load all code,
+then runs forward and backward once and measures by how much the peak memory rises. This, less y and dx, is the memory
+that the gradient needs; less than half a MiB cannot be measured. Then the call is repeated for the time, which is the
+median. At the end, checkpoints and no checkpoints are timed in turns at T=1000 N=16. One thread; Linux and macOS.
 """
 
 import argparse
@@ -17,16 +17,15 @@ import sys
 import time
 from statistics import median
 
-WAYS = {
-    "auto": ("rnnfast, checkpointed", "#08519c", "o"),
-    "full": ("rnnfast, all steps kept", "#6baed6", "s"),
-    "torch": ("torch", "#d95f02", "D"),
+from rnnfast.commands.program import CannotRun, count, option, run_program, save_figure
+from rnnfast.commands.timing import MARKS, ratio, take_turns, timed
+
+METHODS = {
+    "auto": ("rnnfast, checkpoints", *MARKS["rnnfast"][:2]),
+    "full": ("rnnfast, no checkpoints", "#6baed6", "s"),
+    "torch": ("torch", *MARKS["torch"][:2]),
 }
-LEAST = 0.5  # MiB that can be told from none
-
-
-class CannotMeasure(Exception):
-    """Something the user can mend; its text says what."""
+LEAST = 0.5  # MiB that can be measured
 
 
 def train_with_rnnfast(layer, x, dy, checkpoint):
@@ -34,14 +33,14 @@ def train_with_rnnfast(layer, x, dy, checkpoint):
     return y, layer.backward(tape, dy)
 
 
-def prepare(way, size):
-    """A function of x and dy that goes forward and backward; None where torch is not installed."""
-    if way != "torch":
+def prepare(method, size):
+    """Return a function of x and dy that runs forward and backward; None if torch is not installed."""
+    if method != "torch":
         import rnnfast
 
         rnnfast.set_num_threads(1)
         layer = rnnfast.LSTM(size, size, rng=0)
-        return lambda x, dy: train_with_rnnfast(layer, x, dy, "auto" if way == "auto" else None)
+        return lambda x, dy: train_with_rnnfast(layer, x, dy, "auto" if method == "auto" else None)
     try:
         import torch
     except ImportError:
@@ -65,57 +64,56 @@ def arrays(T, N, size):
 
 
 def peak():
-    """The most memory that this process has held, in MiB."""
+    """Return the peak memory of this process in MiB."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def seconds_of(call, *inputs):
-    begin = time.perf_counter()
-    call(*inputs)
-    return time.perf_counter() - begin
-
-
-def report_one(way, T, N, size):
-    """In a process of its own: microseconds per step, and MiB."""
-    call = prepare(way, size)
+def report_one(method, T, N, size):
+    """Return microseconds per step, and MiB; runs in its own process."""
+    call = prepare(method, size)
     if call is None:
         return None
     call(*arrays(20, N, size))
     x, dy = arrays(T, N, size)
     before = peak()
-    first = seconds_of(call, x, dy)
+    start = time.perf_counter()
+    call(x, dy)
+    first = time.perf_counter() - start
     memory = peak() - before - 2 * x.nbytes / 2**20
-    repeats = min(200, max(3 if first < 3 else 0, int(1 / first)))
-    seconds = [seconds_of(call, x, dy) for _ in range(repeats)] or [first]
+    repeats = 1 if first >= 3 else max(3, min(200, int(1 / first)))
+    seconds = [first] if repeats == 1 else [timed(lambda: call(x, dy)) for _ in range(repeats)]
     return 1e6 * median(seconds) / T, memory
 
 
 def report_ratio(T=1000, N=16, size=128, rounds=15):
-    """Time with checkpoints over that without, in turns."""
-    ways = [prepare(way, size) for way in ("auto", "full")]
+    """Return the time with checkpoints relative to that without."""
+    methods = {method: prepare(method, size) for method in ("auto", "full")}
     x, dy = arrays(T, N, size)
-    for way in ways:
-        way(x, dy)
-    return median(seconds_of(ways[0], x, dy) / seconds_of(ways[1], x, dy) for _ in range(rounds))
+    timers = {method: lambda call=call: timed(lambda: call(x, dy)) for method, call in methods.items()}
+    seconds = take_turns(timers, rounds)
+    return ratio(seconds["auto"], seconds["full"])
 
 
 def in_own_process(*arguments):
-    """What this program prints with these arguments. A child's peak begins with its parent's, so that stays small."""
+    """Run this program with arguments, and return what it prints.
+
+    The peak memory of a process starts at that of its parent, which therefore must stay small.
+    """
     done = subprocess.run([sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise CannotMeasure(f"the process for {' '.join(map(str, arguments))} ended with status {done.returncode}")
+        raise CannotRun(f"the process of {' '.join(map(str, arguments))} failed with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def draw(results, size, N, path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     times, memory = figure.subplots(1, 2)
-    for way, (name, color, marker) in WAYS.items():
-        points = [(T, *values) for T, values in results[way].items()]
+    for method, (name, color, marker) in METHODS.items():
+        points = [(T, *values) for T, values in results[method].items()]
         if points:
             steps, micros, mebibytes = zip(*points, strict=True)
             look = {"color": color, "marker": marker, "label": name}
@@ -124,64 +122,60 @@ def draw(results, size, N, path):
             if seen:
                 memory.plot(*zip(*seen, strict=True), **look)
     for axes in (times, memory):
-        axes.set(xscale="log", xlabel="steps T")
+        axes.set(xscale="log", xlabel="time steps T")
         axes.grid(color="#e4e4e4")
         axes.spines[["top", "right"]].set_visible(False)
-    times.set(title="Time (flat is linear in T)", ylabel="µs per step")
-    times.set_ylim(0, 1.3 * times.get_ylim()[1])  # room for the legend
-    memory.set(title="Peak of memory beyond x, y, dy and dx", ylabel="MiB", yscale="log")
+    times.set(title="Time (flat means linear in T)", ylabel="µs per step")
+    times.set_ylim(0, 1.3 * times.get_ylim()[1])  # space for the legend
+    memory.set(title="Peak memory beyond x, y, dy, dx", ylabel="MiB", yscale="log")
     memory.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     times.legend(frameon=False)
     figure.suptitle(f"LSTM, forward and backward, N={N} I=H={size}, float32, one thread")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise CannotMeasure(f"cannot draw {path}: {error}") from None
-
-
-def count(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more, not {text}")
-    return int(text)
+    save_figure(figure, path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--steps", nargs="+", type=count, default=[100, 1000, 10_000, 100_000], metavar="T", help="lengths to measure"
+        "--steps",
+        nargs="+",
+        type=count,
+        default=[100, 1000, 10_000, 100_000],
+        metavar="T",
+        help="numbers of time steps",
     )
-    parser.add_argument("--rows", type=count, default=1, metavar="N", help="of the batch (default: %(default)s)")
-    parser.add_argument("--size", type=count, default=128, metavar="H", help="inputs and units (default: %(default)s)")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which to run (default: all)")
-    parser.add_argument("--plot", metavar="FILE", help="draw into this file (.png, .svg, .pdf)")
+    option(parser, "--rows", count, 1, "batch size")
+    option(parser, "--size", count, 128, "input features and hidden units")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods to run (default: all)"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="picture to draw (.png, .svg, .pdf)")
     options = parser.parse_args()
-    try:
-        if options.plot and not importlib.util.find_spec("matplotlib"):
-            raise CannotMeasure("the picture needs matplotlib: pip install matplotlib (or leave out --plot)")
-        report(options)
-    except CannotMeasure as error:
-        sys.exit(f"{parser.prog}: {error}")
+    return run_program(parser.prog, report, options)
 
 
 def report(options):
+    if options.plot and not importlib.util.find_spec("matplotlib"):
+        raise CannotRun("--plot needs matplotlib: pip install matplotlib")
     print(f"LSTM, forward and backward, N={options.rows} I=H={options.size}, float32, one thread:")
-    print("µs per step, and MiB of memory at the peak beyond x, y, dy and dx\n")
-    print(f"{'T':>9s}" + "".join(f"{WAYS[way][0]:>28s}" for way in options.ways))
-    results = {way: {} for way in WAYS}
+    print("µs per step, and peak memory beyond x, y, dy and dx\n")
+    print(f"{'T':>9s}" + "".join(f"{METHODS[method][0]:>28s}" for method in options.methods))
+    results = {method: {} for method in METHODS}
     for T in sorted(options.steps):
         texts = []
-        for way in options.ways:
-            result = in_own_process("of", way, T, options.rows, options.size)
+        for method in options.methods:
+            result = in_own_process("of", method, T, options.rows, options.size)
             if result is None:
                 texts.append("not installed")
                 continue
-            results[way][T] = result
+            results[method][T] = result
             micros, mebibytes = result
             texts.append(f"{micros:.2f} µs" + (f"{mebibytes:9.1f} MiB" if mebibytes >= LEAST else f"   < {LEAST} MiB"))
         print(f"{T:>9,d}" + "".join(f"{text:>28s}" for text in texts), flush=True)
-    print(f"\nTime with checkpoints over that without, T=1000 N=16 I=H=128: {in_own_process('ratio'):.2f}")
+    print(f"\nTime with checkpoints relative to that without, T=1000 N=16 I=H=128: {in_own_process('ratio'):.2f}")
     if options.plot:
         draw(results, options.size, options.rows, options.plot)
+    return 0
 
 
 if __name__ == "__main__":
@@ -192,4 +186,4 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["ratio"]:
         print(json.dumps(report_ratio()))
     else:
-        main()
+        sys.exit(main())

@@ -1,11 +1,11 @@
-"""Draw, or print as a table, what the benchmarks measured.
+"""Draw the results of the benchmarks, or print them as a table.
 
     pytest benchmarks --benchmark-json=speed.json
-    python benchmarks/plot.py speed.json -o speed.png
-    python benchmarks/plot.py speed.json --table --only lstm
+    python benchmarks/plot.py speed.json -o speed.png --only lstm
+    python benchmarks/plot.py speed.json --table
 
-Times are the least of all rounds. The engine that comes first in the file, which is rnnfast with the machine's best
-instruction set unless -k left it out, is what the others are compared with.
+The file may also be one of ``rnnfast bench --json``. Times are the minimum over all rounds. The other engines are
+compared with the first one in the file: rnnfast with the best instruction set of the machine, unless -k left it out.
 """
 
 import argparse
@@ -13,123 +13,81 @@ import json
 import sys
 from pathlib import Path
 
-
-class CannotDraw(Exception):
-    """Something the user can mend; its text says what."""
+from rnnfast.commands.engines import Case
+from rnnfast.commands.program import CannotRun, require_drawable, run_program
+from rnnfast.commands.timing import draw, duration
 
 
 def read(path, only):
-    """What the numbers hold for, the engines' names, and each case's results by engine; all in the order run."""
+    """Read the description of the machine, and the seconds of each case by engine, in the order of the file."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-        cases, engines = {}, {}
-        for benchmark in report["benchmarks"]:
-            if only in benchmark["group"]:
-                engines[benchmark["name"]] = True
-                cases.setdefault(benchmark["group"], {})[benchmark["name"]] = {
-                    "seconds": benchmark["stats"]["min"],
-                    "GFLOP/s": benchmark["extra_info"]["GFLOP/s"],
-                }
-        machine = report["machine_info"]
-        threads = machine["threads"]
-        versions = [f"{name} {version}" for name, version in machine["versions"].items() if version]
+        machine = report.get("about") or report["machine_info"]
+        processor = machine["cpu"] if "about" in report else machine.get("cpu", {}).get("brand_raw")
+        cases = {}
+        for name, case, seconds in times_in(report):
+            if only in str(case):
+                cases.setdefault(case, {})[name] = seconds
+        threads, versions = machine["threads"], machine["versions"]
     except OSError as error:
-        raise CannotDraw(f"cannot read {path}: {error.strerror}") from None
+        raise CannotRun(f"cannot read {path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise CannotDraw(f"{path} was not written by pytest benchmarks --benchmark-json={path}: {error!r}") from None
+        raise CannotRun(
+            f"{path} does not hold results of the benchmarks ({error!r}): "
+            f"make it with pytest benchmarks --benchmark-json={path}"
+        ) from None
     if not cases:
-        raise CannotDraw(f"{path} holds no case with {only!r} in its name")
-    base = next(iter(engines))
-    for case, timed in cases.items():
-        if base not in timed:
-            raise CannotDraw(f"{path} has no time of {base} for {case}: measure all engines of a case in one run")
-    processor = machine.get("cpu", {}).get("brand_raw", machine.get("machine", "unknown processor"))
-    return f"{processor}, {threads} thread{'s' * (threads > 1)}; {', '.join(versions)}", list(engines), cases
+        raise CannotRun(f"{path} has no case with {only!r} in its name: leave out --only to see all")
+    base = next(iter(next(iter(cases.values()))))
+    for case, seconds in cases.items():
+        if base not in seconds:
+            raise CannotRun(f"{path} has no time of {base} for {case}: measure all engines of a case in one run")
+    about = f"{processor or 'unknown CPU'}, {threads} thread{'s' * (threads > 1)}"
+    return about, versions, cases
 
 
-def duration(seconds):
-    unit, scale = next((unit, scale) for unit, scale in [("s", 1), ("ms", 1e3), ("µs", 1e6)] if seconds * scale >= 1)
-    return f"{seconds * scale:.3g} {unit}"
+def times_in(report):
+    """Yield engine, case and seconds of each measurement."""
+    for benchmark in report.get("benchmarks", []):
+        yield benchmark["name"], Case(**benchmark["extra_info"]["case"]), benchmark["stats"]["min"]
+    for result in report.get("cases", []):
+        for name, seconds in result["seconds"].items():
+            yield name, Case(**result["case"]), min(seconds)
 
 
-def table(about, engines, cases):
-    """Markdown: the time of the first engine, and how many times as long the others take."""
-    base, *others = engines
-    lines = [["", base, "GFLOP/s", *others], ["---", *["---:"] * (len(engines) + 1)]]
-    for case, timed in cases.items():
-        seconds = timed[base]["seconds"]
-        ratios = [f"{timed[name]['seconds'] / seconds:.2f}x" if name in timed else "" for name in others]
-        lines.append([case, duration(seconds), f"{timed[base]['GFLOP/s']:.3g}", *ratios])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}."
-
-
-def draw(about, engines, cases, path):
-    """A row for each case, a mark for each engine."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise CannotDraw("the picture needs matplotlib: pip install matplotlib (--table does without)") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    base = engines[0]
-    own = [name for name in engines if name.startswith("rnnfast")]
-    blues = dict(zip(own, matplotlib.colormaps["Blues"]([0.95, 0.7, 0.5, 0.3]), strict=False))
-    others = {"torch": ("#d95f02", "D"), "onnxruntime": ("#1b9e77", "s"), "reference": ("#7f7f7f", "X")}
-
-    figure, axes = pyplot.subplots(figsize=(11, 1.9 + 0.27 * len(cases)), layout="constrained")
-    for name in engines:
-        color, marker = others.get(name, (blues.get(name), "o"))
-        rows = [row for row, timed in enumerate(cases.values()) if name in timed]
-        ratios = [timed[name]["seconds"] / timed[base]["seconds"] for timed in cases.values() if name in timed]
-        axes.plot(ratios, rows, marker, color=color, markersize=7, label=name, zorder=3 + (name == base))
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}x")
-    axes.xaxis.set_minor_formatter(lambda ratio, _: f"{ratio:g}x" if f"{ratio:e}"[0] in "25" else "")
-    axes.tick_params(axis="x", which="both", labeltop=len(cases) > 20)
-    axes.set_xlabel(
-        f"time of a call over that of {base} (left of 1x: faster); on the right {base}'s own\n"
-        "T steps, batch N, input size I, hidden size H, of a linear layer output size O"
-    )
-    axes.set_yticks(range(len(cases)), cases)
-    axes.set_ylim(len(cases) - 0.4, -0.6)
-    axes.axvline(1, color=blues.get(base, "black"), linewidth=1)
-    axes.grid(axis="both", color="#e4e4e4")
-    cells = [case.split()[0] for case in cases]
-    for row in range(1, len(cells)):
-        if cells[row] != cells[row - 1]:
-            axes.axhline(row - 0.5, color="black", linewidth=0.8)
-
-    right = axes.secondary_yaxis("right")
-    texts = [f"{duration(timed[base]['seconds'])}, {timed[base]['GFLOP/s']:.3g} GFLOP/s" for timed in cases.values()]
-    right.set_yticks(range(len(cases)), texts)
-    # The title is the legend's: the layout keeps a legend and a title of the figure from each other in no other way.
-    title = f"Time of a call, side by side\n{about}"
-    look = {"frameon": False, "columnspacing": 1.2, "handletextpad": 0.2}
-    legend = figure.legend(loc="outside upper center", ncols=len(engines), title=title, title_fontsize=11, **look)
-    legend.get_title().set_multialignment("center")
-    figure.savefig(path, dpi=120)
+def table(about, versions, cases):
+    """Return a Markdown table: the time of the first engine, and the times of the others relative to it."""
+    base, *others = dict.fromkeys(name for seconds in cases.values() for name in seconds)
+    lines = [["", base, "GFLOP/s", *others], ["---", *["---:"] * (len(others) + 2)]]
+    for case, seconds in cases.items():
+        own = seconds[base]
+        ratios = [f"{seconds[name] / own:.2f}x" if name in seconds else "" for name in others]
+        lines.append([str(case), duration(own), f"{case.gflop() / own:.3g}", *ratios])
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}; {installed}."
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draw, or print as a table, what the benchmarks measured.")
-    parser.add_argument("results", help="the file that pytest benchmarks --benchmark-json=FILE wrote")
-    parser.add_argument("-o", "--output", metavar="PICTURE", help="draw into this file (.png, .svg, .pdf)")
+    parser = argparse.ArgumentParser(description="Draw the results of the benchmarks, or print them as a table.")
+    parser.add_argument("results", help="file written by pytest benchmarks --benchmark-json or rnnfast bench --json")
+    parser.add_argument("-o", "--output", metavar="PICTURE", help="picture to draw (.png, .svg, .pdf)")
     parser.add_argument("--table", action="store_true", help="print a table in Markdown")
-    parser.add_argument("--only", metavar="TEXT", default="", help="the cases with this in their names, such as lstm")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only cases with this in their names, such as lstm")
     arguments = parser.parse_args()
     if not (arguments.output or arguments.table):
-        parser.error("say what is wanted: -o PICTURE, --table, or both")
-    try:
-        results = read(arguments.results, arguments.only)
-        if arguments.table:
-            print(table(*results))
-        if arguments.output:
-            draw(*results, arguments.output)
-    except CannotDraw as error:
-        sys.exit(f"{parser.prog}: {error}")
+        parser.error("nothing to do: give -o PICTURE, --table, or both")
+    return run_program(parser.prog, report, arguments)
+
+
+def report(arguments):
+    require_drawable(arguments.output)
+    about, versions, cases = read(arguments.results, arguments.only)
+    if arguments.table:
+        print(table(about, versions, cases))
+    if arguments.output:
+        draw({case.label(): seconds for case, seconds in cases.items()}, about, arguments.output)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,13 +2,14 @@
 
     python examples/char_lm.py
 
-trains for about a minute on the English text that ships inside every CPython (the help topics of pydoc), compares the
-model with n-gram models on text that neither has seen, lets it write a few lines, saves it, and draws how it learnt.
+trains for about a minute on English text that comes with every CPython (the help topics of pydoc). It compares the
+model with n-gram models on held-out text, prints a sample of its writing, saves it, and draws the learning curve.
 
     python examples/char_lm.py --text my_book.txt --minutes 10
     python examples/char_lm.py --resume char_lm.npz
 
-train on a text of yours, and go on with a run that Ctrl-C ended (or, where it was complete, let it write once more).
+train on your own text, and continue a run that was stopped by Ctrl-C. If that run was complete, it only writes another
+sample.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import contextlib
 import json
 import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -24,16 +24,28 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import program
-from program import CannotRun, checked, exit_status, whole
 
 import rnnfast
+from rnnfast.commands.program import (
+    CannotRun,
+    Progress,
+    count,
+    interruptible,
+    option,
+    positive,
+    run_program,
+    runtime,
+    save_figure,
+    save_picture,
+    whole,
+)
+from rnnfast.commands.program import read_text as read_file
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
 
 CELLS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
 LEARNING_RATES = {"lstm": 0.006, "gru": 0.003, "rnn": 0.002}
-ORDERS = 5  # of the n-gram models
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the tail of the text that is kept for the comparison
+ORDERS = 5  # the n-gram models have orders 1 to 5
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the end of the text, held out for the comparison
 MILESTONES = 20  # evaluations over a run, each followed by a save
 
 
@@ -41,24 +53,19 @@ MILESTONES = 20  # evaluations over a run, each followed by a save
 
 
 def read_text(path):
-    """The text of a file; without a path that of pydoc's help topics, which every CPython carries."""
+    """Read a file, or, without a path, pydoc's help topics, which come with every CPython."""
     if path is None:
         from pydoc_data.topics import topics
 
         return "".join(topics.values())
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise CannotRun(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CannotRun(f"{path} is not text in UTF-8: see byte {error.start}, counted from 0") from None
+    text = read_file(path)
     if not text:
-        raise CannotRun(f"{path} is empty")
+        raise CannotRun(f"{path} is empty: use a file with text in it")
     return text
 
 
 def encode(text, characters):
-    """Each character of the text as its place in `characters`, which are sorted."""
+    """Return the index of each character of the text in `characters`, which are sorted."""
     alphabet, points = (np.frombuffer(string.encode("utf-32-le"), "<u4") for string in (characters, text))
     return np.searchsorted(alphabet, points)
 
@@ -67,7 +74,7 @@ def encode(text, characters):
 
 
 class LanguageModel:
-    """Embedding, recurrent layers, and a linear readout that gives a score to every possible next character."""
+    """An embedding, recurrent layers, and a linear readout that scores every possible next character."""
 
     PARTS = ("embedding", "recurrent", "readout")
 
@@ -78,23 +85,23 @@ class LanguageModel:
         self.parameters = self._join(*(getattr(self, part).parameters for part in self.PARTS))
 
     def _join(self, *arrays):
-        """The named arrays of all parts as one dict."""
+        """Join the named arrays of all parts in one dict."""
         return {f"{part}.{name}": own[name] for part, own in zip(self.PARTS, arrays, strict=True) for name in own}
 
     def __call__(self, codes, state=None):
-        """Scores (T, N, size) of what follows each of the codes (T, N), and the state after them."""
+        """Return scores (T, N, size) for the character after each of the codes (T, N), and the final state."""
         hidden, state = self.recurrent(self.embedding(codes), state)
         return self.readout(hidden), state
 
     def forward(self, codes, state=None):
-        """As a call, with a tape of what the gradients need."""
+        """Do the same, and return a tape for `backward`."""
         vectors, embedding_tape = self.embedding.forward(codes)
         hidden, state, recurrent_tape = self.recurrent.forward(vectors, state)
         scores, readout_tape = self.readout.forward(hidden)
         return scores, state, (embedding_tape, recurrent_tape, readout_tape)
 
     def backward(self, tape, dscores):
-        """The gradients of the parameters, from that of the scores that came with the tape."""
+        """Return the gradients of the parameters, given the gradient of the scores."""
         embedding_tape, recurrent_tape, readout_tape = tape
         readout = self.readout.backward(readout_tape, dscores)
         recurrent = self.recurrent.backward(recurrent_tape, readout.x)
@@ -102,13 +109,13 @@ class LanguageModel:
         return self._join(embedding.parameters, recurrent.parameters, readout.parameters)
 
     def bits_per_character(self, codes, start, lanes=12, window=256):
-        """The mean of -log2 p(character | all before it) over codes[start:].
+        """Return the mean of -log2 p(character | text before it) over codes[start:].
 
-        For speed they are cut into lanes that are read side by side, each with a window of text before it as context.
+        For speed, these are split into lanes that form a batch. Each lane starts with a window of the text before it.
         """
         length = math.ceil((len(codes) - start) / lanes)
         positions = start + length * np.arange(lanes) + np.arange(-min(start, window), length)[:, None]
-        # The last lanes may end early: there they repeat the last character, which is then not counted.
+        # The last lanes may be short; they are padded with the last character, which is not counted.
         counted = positions < len(codes)
         counted[:-length] = False
         lines = codes[np.minimum(positions, len(codes) - 1)]
@@ -123,40 +130,42 @@ class LanguageModel:
         return total / math.log(2) / (len(codes) - start)
 
     def write(self, codes, length, temperature, rng):
-        """The codes and `length` more, each drawn from what the model expects."""
+        """Return the codes and `length` more, each sampled from the model's prediction."""
         codes, state = list(codes), None
         unread = codes
         self.recurrent.freeze()
         for _ in range(length):
             scores, state = self(np.array(unread)[:, None], state)
             scores = scores[-1, 0].astype(float)
-            chances = np.exp((scores - scores.max()) / temperature)
-            unread = [rng.choice(len(chances), p=chances / chances.sum())]
+            probabilities = np.exp((scores - scores.max()) / temperature)
+            unread = [rng.choice(len(probabilities), p=probabilities / probabilities.sum())]
             codes += unread
         self.recurrent.unfreeze()
         return codes
 
 
 def ngram_bits_per_character(codes, start, size):
-    """The mean of -log2 p over codes[start:] under n-gram models of order 1, 2, ..., that have counted codes[:start].
+    """Return the mean of -log2 p over codes[start:] for n-gram models of orders 1, 2, ..., trained on codes[:start].
 
-    Witten-Bell interpolation: where a context was seen `total` times, followed by `kinds` different characters,
+    Witten-Bell interpolation: if a context was seen `total` times, followed by `kinds` distinct characters,
 
         p_n(character | context) = (count + kinds * p_{n-1}(character | shorter context)) / (total + kinds)
 
-    with p_0 = 1 / size (Witten and Bell 1991, The zero-frequency problem, method C).
+    with p_0 = 1 / size. Source: I. Witten and T. Bell, "The zero-frequency problem", 1991, method C.
     """
-    chances = np.full(len(codes) - start, 1 / size)
-    contexts = np.zeros(len(codes), np.int64)  # the n - 1 characters before each position, as one number
+    probabilities = np.full(len(codes) - start, 1 / size)
+    contexts = np.zeros(len(codes), np.int64)  # the n - 1 characters before each position, numbered
     bits = []
     for _ in range(ORDERS):
         _, first, grams = np.unique(contexts * size + codes, return_index=True, return_inverse=True)
         counts = np.bincount(grams[:start], minlength=len(first))[grams[start:]]
         totals = np.bincount(contexts[:start], minlength=contexts.max() + 1)[contexts[start:]]
         kinds = np.bincount(contexts[first[first < start]], minlength=contexts.max() + 1)[contexts[start:]]
-        chances = np.where(totals, (counts + kinds * chances) / np.maximum(totals + kinds, 1), chances)
-        bits.append(-np.log2(chances).mean())
-        contexts = np.concatenate([[len(first)], grams[:-1]])  # a number of its own where nothing stands before
+        probabilities = np.where(
+            totals, (counts + kinds * probabilities) / np.maximum(totals + kinds, 1), probabilities
+        )
+        bits.append(-np.log2(probabilities).mean())
+        contexts = np.concatenate([[len(first)], grams[:-1]])  # the first position has its own context
     return bits
 
 
@@ -164,7 +173,7 @@ def ngram_bits_per_character(codes, start, size):
 
 
 class Training:
-    """A model on its way through a text, with all that a resumed run needs to go on along the same curve."""
+    """Training of a model on a text, with the state that a resumed run needs to continue exactly."""
 
     KEPT = ("options", "checksum", "characters", "steps", "seconds", "losses", "evaluations", "offset")
 
@@ -174,27 +183,27 @@ class Training:
         self.checksum = zlib.crc32(text.encode())
         self.characters = "".join(sorted(set(text)))
         self.codes = encode(text, self.characters)
-        self.held_out = len(text) - min(math.ceil(HELD_OUT_SHARE * len(text)), HELD_OUT_MOST)  # where that tail starts
+        self.held_out = len(text) - min(math.ceil(HELD_OUT_SHARE * len(text)), HELD_OUT_MOST)  # where that part starts
         self.steps_per_epoch = (self.held_out - window) // (batch * window)
         if self.steps_per_epoch < 1:
             least = math.ceil((batch + 1) * window / (1 - HELD_OUT_SHARE)) + 1
             raise CannotRun(
-                f"a text of {len(text):,} characters is too short: --batch {batch} and --window {window} "
-                f"take {least} or more; use a longer text, or a smaller batch or window"
+                f"the text has {len(text):,} characters, but --batch {batch} and --window {window} need at least "
+                f"{least}; use a longer text, or a smaller batch or window"
             )
         self.rng = np.random.default_rng(options["seed"])
         try:
             self.model = LanguageModel(len(self.characters), options, self.rng)
         except ValueError:
-            raise MemoryError from None  # sizes that no memory holds
+            raise MemoryError from None  # sizes beyond any memory
         self.optimizer = Adam(self.model.parameters)
         self.planned = max(1, round(options["epochs"] * self.steps_per_epoch))
-        self.steps = self.planned  # in all; fewer where time would run out
+        self.steps = self.planned  # fewer than planned if time runs out
         self.seconds = 0.0
         self.losses = []  # of every step, in bits per character
-        self.evaluations = []  # pairs of a step and the bits per character on the held-out text
+        self.evaluations = []  # pairs of a step and the bits per character on held-out text
         self.offset, self.state = 0, None
-        self.reading = None  # what is left of the epoch: its windows, and what follows each of their characters
+        self.reading = None  # the rest of the epoch: windows and targets
 
     @property
     def name(self):
@@ -202,7 +211,7 @@ class Training:
 
     @property
     def source(self):
-        """The text, in words."""
+        """Describe the text."""
         return self.options["text"] or f"the help topics of CPython {sys.version_info.major}.{sys.version_info.minor}"
 
     @property
@@ -218,26 +227,26 @@ class Training:
         return self.step * self.options["batch"] * self.options["window"]
 
     def learning_rate(self):
-        """It rises over the first 3% of the steps, then falls along a cosine to zero."""
-        rise = min(1.0, (self.step + 1) / (0.03 * self.steps))
-        return self.options["lr"] * rise * (1 + math.cos(math.pi * self.step / self.steps)) / 2
+        """Return the rate: linear warm-up over the first 3% of the steps, then cosine decay to zero."""
+        warm_up = min(1.0, (self.step + 1) / (0.03 * self.steps))
+        return self.options["lr"] * warm_up * (1 + math.cos(math.pi * self.step / self.steps)) / 2
 
     def rest_of_epoch(self):
-        """The windows from where the training stands, and what follows each of their characters."""
+        """Return the windows from the current position on, and the targets, which are the next characters."""
         batch, window = self.options["batch"], self.options["window"]
         length, begin = self.steps_per_epoch * window, self.step % self.steps_per_epoch * window
-        # Read side by side: (time, batch), views of the codes.
+        # Views of the codes, (time, batch).
         codes, targets = (
             self.codes[first : first + batch * length].reshape(batch, length).T[begin:]
             for first in (self.offset, self.offset + 1)
         )
         return truncated_bptt(self.model, codes, window, self.state), targets
 
-    @np.errstate(over="ignore", invalid="ignore")  # a training that diverges is looked for
+    @np.errstate(over="ignore", invalid="ignore")  # divergence is detected below
     def advance(self):
-        """One step: read on by a window at each of the places in the text, and learn from it."""
+        """Train on the next window of each position in the text."""
         if self.step % self.steps_per_epoch == 0:
-            # Each epoch starts a little further into the text, so that the windows are cut elsewhere.
+            # Each epoch starts at another offset, so that the windows differ.
             self.offset, self.state, self.reading = int(self.rng.integers(self.options["window"])), None, None
         if self.reading is None:
             self.reading = self.rest_of_epoch()
@@ -245,7 +254,7 @@ class Training:
         steps, scores, self.state, tape = next(windows)
         loss, dscores = softmax_cross_entropy(scores, targets[steps])
         if not math.isfinite(loss):
-            raise CannotRun(f"the training diverged at step {self.step}: use a lower --lr than {self.options['lr']}")
+            raise CannotRun(f"training diverged at step {self.step}: use an --lr below {self.options['lr']}")
         gradients = self.model.backward(tape, dscores)
         clip_grad_norm(gradients, 1.0)
         self.optimizer.lr = self.learning_rate()
@@ -253,28 +262,36 @@ class Training:
         self.losses.append(loss / math.log(2))
 
     def run(self, minutes, interrupted, bar, path):
-        """Train until all steps are done or `interrupted` is set, and save at every milestone and at the end.
+        """Train until all steps are done or `interrupted` is set; save at every milestone and at the end.
 
-        There will be fewer steps where all of them would take longer than `minutes`.
+        The number of steps is reduced if the planned ones would take longer than `minutes`.
         """
         began = time.monotonic() - self.seconds
         while self.step < self.steps and not interrupted.is_set():
             self.advance()
             self.seconds = time.monotonic() - began
-            if self.seconds > 6 * minutes:  # after a tenth of the time the pace is known
+            if self.seconds > 6 * minutes:  # the pace is known after a tenth of the time
                 affordable = int(60 * minutes * self.step / self.seconds)
-                self.steps = max(self.step, min(self.planned, affordable))
-            milestone = len(self.evaluations) < MILESTONES * self.step // self.steps
-            if milestone:
+                self.steps = bar.total = max(self.step, min(self.planned, affordable))
+            bar.step(self.describe)
+            if len(self.evaluations) < MILESTONES * self.step // self.steps:
                 bits = self.model.bits_per_character(self.codes, self.held_out)
                 self.evaluations.append((self.step, bits))
                 self.save(path)
-            bar.show(self, milestone)
+                bar.note(self.describe())
         if self.step < self.steps:
             self.save(path)
 
+    def describe(self):
+        """Describe the progress in one line."""
+        recent = self.losses[-self.steps // MILESTONES :]
+        text = f"epoch {self.epoch:.2f}  {sum(recent) / len(recent):.3f} bits/char"
+        if self.evaluations:
+            text += f"  held-out {self.evaluations[-1][1]:.3f}"
+        return f"{text}  {self.characters_read / self.seconds:,.0f} chars/s"
+
     def save(self, path):
-        """Write all of this into one file, which takes its name only when it is complete."""
+        """Write everything to one file, which gets its name only when it is complete."""
         about = {name: getattr(self, name) for name in self.KEPT} | {"rng": self.rng.bit_generator.state}
         state = self.state if isinstance(self.state, tuple) else (self.state,)
         arrays = {f"model.{name}": array for name, array in self.model.parameters.items()}
@@ -295,7 +312,7 @@ class Training:
 
     @classmethod
     def resume(cls, path):
-        """The training that `save` wrote."""
+        """Load a training that `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
@@ -303,7 +320,7 @@ class Training:
             text = read_text(about["options"]["text"])
             training = cls(about["options"], text)
             if training.checksum != about["checksum"]:
-                raise CannotRun(f"{path} has learnt from another text than {training.source} is now: train anew")
+                raise CannotRun(f"{path} was trained on another text, as {training.source} has changed: train anew")
             groups = {"model": {}, "optimizer": {}, "state": {}}
             for name, array in arrays.items():
                 group, _, rest = name.partition(".")
@@ -320,38 +337,28 @@ class Training:
             raise
         except OSError as error:
             raise CannotRun(f"cannot read {path}: {error.strerror}") from None
-        except Exception:  # a file that is not ours can fail anywhere above
-            raise CannotRun(f"{path} is not a model that this program saved") from None
+        except Exception:  # an unrelated file can fail anywhere above
+            raise CannotRun(f"{path} is not a model that this program saved: give one to --resume") from None
         return training
 
 
-# -------------------------------------------------------------------------------------------------- what is to be seen
-
-
-class ProgressBar(program.ProgressBar):
-    milestones = MILESTONES
-
-    def describe(self, training, loss):
-        text = f"{loss:.3f} bits/char"
-        if training.evaluations:
-            text += f"  held out {training.evaluations[-1][1]:.3f}"
-        return f"{text}  {training.characters_read / training.seconds:,.0f} chars/s"
+# ----------------------------------------------------------------------------------------------------------- output
 
 
 def draw(training, ngrams, path):
-    """The learning curve as a picture."""
+    """Draw the learning curve."""
     from matplotlib.figure import Figure
 
     steps, bits = np.array(training.evaluations).reshape(-1, 2).T / [[training.steps_per_epoch], [1]]
-    # Each point of the mean stands at the middle of the steps that it is taken over.
+    # Each point of the moving average is drawn in the middle of its steps.
     width = math.ceil(training.step / MILESTONES)
     smooth = np.convolve(training.losses, np.full(width, 1 / width), "valid")
     middles = (np.arange(len(smooth)) + (width + 1) / 2) / training.steps_per_epoch
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(middles, smooth, color="C0", alpha=0.4, label=f"{training.name}, on the text it is learning")
-    axes.plot(steps, bits, "o-", color="C0", markersize=4, label=f"{training.name}, on held-out text")
+    axes.plot(middles, smooth, color="C0", alpha=0.4, label=f"{training.name}, training text")
+    axes.plot(steps, bits, "o-", color="C0", markersize=4, label=f"{training.name}, held-out text")
     axes.set(xlabel="epochs", ylabel="bits per character", title=f"Learning {training.source}")
     top = ngrams[1] + 0.3
     axes.set_ylim(min(*smooth, *bits, *ngrams) - 0.1, top)
@@ -361,152 +368,111 @@ def draw(training, ngrams, path):
             axes.text(1, value, f" {order}-gram", transform=axes.get_yaxis_transform(), va="center", color="gray")
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise CannotRun(f"cannot draw {path}: {error}") from None
+    save_figure(figure, path)
 
 
 # --------------------------------------------------------------------------------------------------------- the command
 
 
 def parse_arguments(arguments):
-    """The options of this run, and those of a training that it begins."""
+    """Return the options of this run, and those of the training that it starts."""
     parser = argparse.ArgumentParser(
         description="Train a character language model on a text, and compare it with n-gram models.",
-        epilog="Ctrl-C ends the training early and saves it. Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
+        epilog="Ctrl-C stops the training early and saves it. Exit status: 0 success, 2 error, 130 stopped by Ctrl-C.",
     )
-    real = checked(float, lambda value: 0 < value < math.inf, "a number above 0")
     rates = ", ".join(f"{cell}: {rate}" for cell, rate in LEARNING_RATES.items())
-    group = parser.add_argument_group("the training (a resumed one keeps those it began with)")
+    group = parser.add_argument_group("training (a resumed training keeps its options)")
     kept = [
-        group.add_argument("--text", metavar="FILE", help="text to learn, in UTF-8 (default: the help inside CPython)"),
-        group.add_argument("--cell", choices=CELLS, default="gru", help="kind of the recurrent layer (%(default)s)"),
-        group.add_argument(
-            "--hidden", metavar="N", type=whole(1), default=384, help="units in each recurrent layer (%(default)s)"
-        ),
-        group.add_argument(
-            "--layers", metavar="N", type=whole(1), default=1, help="recurrent layers, stacked (%(default)s)"
-        ),
-        group.add_argument(
-            "--embedding", metavar="N", type=whole(1), default=64, help="size of a character's vector (%(default)s)"
-        ),
-        group.add_argument(
-            "--batch", metavar="N", type=whole(1), default=12, help="places read side by side (%(default)s)"
-        ),
-        group.add_argument(
-            "--window", metavar="N", type=whole(1), default=64, help="characters between two updates (%(default)s)"
-        ),
-        group.add_argument(
-            "--epochs", metavar="N", type=real, default=5.0, help="times to read the text (%(default)s)"
-        ),
-        group.add_argument("--lr", metavar="N", type=real, help=f"highest learning rate ({rates})"),
-        group.add_argument("--seed", metavar="N", type=whole(0), default=0, help="of all random numbers (%(default)s)"),
+        group.add_argument("--text", metavar="FILE", help="text in UTF-8 (default: CPython's help topics)"),
+        group.add_argument("--cell", choices=CELLS, default="gru", help="recurrent cell (default: %(default)s)"),
+        option(group, "--hidden", count, 384, "units per layer"),
+        option(group, "--layers", count, 1, "stacked layers"),
+        option(group, "--embedding", count, 64, "size of the embedding"),
+        option(group, "--batch", count, 12, "positions read in parallel"),
+        option(group, "--window", count, 64, "characters per update"),
+        option(group, "--epochs", positive, 5.0, "epochs"),
+        option(group, "--lr", positive, None, f"peak learning rate (default: {rates})"),
+        option(group, "--seed", whole(0), 0, "random seed"),
     ]
     group = parser.add_argument_group("this run")
-    group.add_argument(
-        "--minutes", metavar="N", type=real, default=1.75, help="train no longer: take fewer epochs (%(default)s)"
-    )
-    group.add_argument("--threads", metavar="N", type=whole(1), help="threads to compute with (default: all cores)")
-    group.add_argument("--resume", metavar="MODEL", help="go on with the training saved there")
-    group.add_argument("--model", metavar="FILE", help="where to save (default: char_lm.npz, or the one resumed)")
-    group.add_argument("--picture", metavar="FILE", help="where to draw the learning curve (default: MODEL, as .png)")
-    group.add_argument(
-        "--sample", metavar="N", type=whole(0), default=500, help="characters to write at the end (%(default)s)"
-    )
-    group.add_argument("--prompt", metavar="TEXT", help="what the sample begins with")
-    group.add_argument(
-        "--temperature", metavar="N", type=real, default=0.7, help="above 1 bolder, below 1 safer (%(default)s)"
-    )
+    option(group, "--minutes", positive, 1.75, "time limit of the training, which reduces the epochs")
+    option(group, "--threads", count, None, "number of threads (default: all cores)")
+    group.add_argument("--resume", metavar="MODEL", help="continue the training saved in this file")
+    group.add_argument("--model", metavar="FILE", help="where to save (default: char_lm.npz, or the resumed file)")
+    group.add_argument("--picture", metavar="FILE", help="learning curve to draw (default: MODEL, as .png)")
+    option(group, "--sample", whole(0), 500, "length of the text sample in characters")
+    group.add_argument("--prompt", metavar="TEXT", help="start of the text sample")
+    option(group, "--temperature", positive, 0.7, "sampling temperature")
 
-    # Those still None afterwards were not given.
+    # Options that are still None after parsing were not given.
     names = [action.dest for action in kept]
     run = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names)))
     given = {name: value for name in names if (value := vars(run).pop(name)) is not None}
     if run.resume and given:
-        parser.error(f"--resume goes on with the options of {run.resume}: leave out --{', --'.join(given)}")
+        parser.error(f"--resume keeps the options of {run.resume}: leave out --{', --'.join(given)}")
     training = {action.dest: action.default for action in kept} | given
     training["text"] = training["text"] and os.path.abspath(training["text"])
     training["lr"] = training["lr"] or LEARNING_RATES[training["cell"]]
     run.model = Path(run.model or run.resume or "char_lm.npz")
     run.picture = Path(run.picture or run.model.with_suffix(".png"))
     if run.picture == run.model:
-        parser.error(f"the picture would overwrite the model: give --picture another name than {run.model}")
+        parser.error(f"the picture would overwrite the model {run.model}: give --picture another name")
     return run, training
 
 
-@contextlib.contextmanager
-def interruptible():
-    """Inside, Ctrl-C sets the event that this gives; a second Ctrl-C raises KeyboardInterrupt as ever."""
-    interrupted = threading.Event()
-
-    def note(*_):
-        interrupted.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def main(arguments=None):
-    """Run the command; the exit status."""
+    """Run the program and return the exit status."""
     run, options = parse_arguments(arguments)
-    return exit_status("char_lm.py", report, run, options, smaller="--hidden, --batch or --window")
+    return run_program("char_lm.py", report, run, options, smaller="values of --hidden, --batch or --window")
 
 
 def report(run, options):
-    """Train, compare, write, save, draw, and say so."""
+    """Train the model, and report how good it is."""
     if run.threads:
         rnnfast.set_num_threads(run.threads)
     training = Training.resume(run.resume) if run.resume else Training(options, read_text(options["text"]))
     codes, characters, held_out = training.codes, training.characters, training.held_out
     prompt = run.prompt or ("\n" if "\n" in characters else characters[0])
-    if strange := sorted(set(prompt) - set(characters)):
-        raise CannotRun(f"--prompt has characters that the text has not: {' '.join(strange)}")
+    if unknown := sorted(set(prompt) - set(characters)):
+        raise CannotRun(f"--prompt contains characters that the text does not: {' '.join(unknown)}; leave them out")
 
     layers = f"{training.name} of {' + '.join([str(training.options['hidden'])] * training.options['layers'])} units"
     parameters = sum(array.size for array in training.model.parameters.values())
-    print(f"Text: {training.source}, {len(codes):,} characters, {len(characters)} different ones.")
+    print(f"Text: {training.source}, {len(codes):,} characters, {len(characters)} distinct.")
     print(f"Model: embedding of {training.options['embedding']}, {layers}, readout: {parameters:,} parameters.")
-    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
-    with interruptible() as interrupted:
-        training.run(run.minutes, interrupted, ProgressBar(sys.stderr), run.model)
+    print(f"{runtime()}.", flush=True)
+    interrupted = threading.Event()
+    with interruptible(interrupted.set), Progress(training.steps, training.step) as bar:
+        training.run(run.minutes, interrupted, bar, run.model)
     if training.step < training.steps:
-        print(f"\nStopped by Ctrl-C in epoch {training.epoch:.2f}, and saved to {run.model}. To go on:")
+        print(f"\nStopped by Ctrl-C in epoch {training.epoch:.2f}; saved to {run.model}. To continue:")
         print(f"python {sys.argv[0]} --resume {run.model}")
         return 130
     if training.steps < training.planned:
-        print(f"More epochs would have taken longer than {run.minutes:g} minutes: raise --minutes for a better model.")
+        print(
+            f"Training stopped early to keep within {run.minutes:g} minutes; a higher --minutes gives a better model."
+        )
     print(
-        f"Read {training.epoch:.2f} times through all but the last {len(codes) - held_out:,} characters "
-        f"in {training.seconds:.0f} seconds, {training.characters_read / training.seconds:,.0f} characters a second."
+        f"Trained for {training.epoch:.2f} epochs in {training.seconds:.0f} seconds, "
+        f"{training.characters_read / training.seconds:,.0f} characters per second."
     )
 
     ngrams = ngram_bits_per_character(codes, held_out, len(characters))
-    print("\nOn those last characters, from which none of the models has learnt:")
-    print("            bits per character   chance given to the right one (geometric mean)")
+    print(f"\nOn the last {len(codes) - held_out:,} characters, which are held out from all models:")
+    print("            bits per character   probability of the right one (geometric mean)")
     rows = [(f"{order}-gram", value) for order, value in enumerate(ngrams, start=1)]
     for name, value in [*rows, (training.name, training.evaluations[-1][1])]:
         print(f"  {name:8}{value:12.3f}{2**-value:20.0%}")
 
-    print(f"\nWhat it writes (temperature {run.temperature:g}):\n")
+    print(f"\nA sample of its writing (temperature {run.temperature:g}):\n")
     rng = np.random.default_rng(training.options["seed"])
     written = training.model.write(encode(prompt, characters), run.sample, run.temperature, rng)
     print("".join(characters[code] for code in written).strip("\n"))
 
     print(f"\nSaved the model to {run.model}")
-    try:
-        draw(training, ngrams, run.picture)
-    except ImportError:
-        print("Drew no learning curve, as matplotlib is missing: pip install matplotlib")
-    else:
-        print(f"Drew the learning curve to {run.picture}")
+    save_picture(run.picture, draw, training, ngrams)
     return 0
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters that the text has
     sys.exit(main())

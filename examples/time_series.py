@@ -1,22 +1,20 @@
-"""Forecast two famous series, and compare the forecasts with what came and with the methods of the trade.
+"""Forecast two well-known series, and compare the forecasts with those of standard methods.
 
-    pip install 'rnnfast[examples]'
-    python examples/time_series.py
+    pip install '.[examples]' && python examples/time_series.py
 
-The carbon dioxide of the air at Mauna Loa, in monthly means, is forecast 24 months ahead, and the sunspots of each
-year 10 years ahead: from many origins, one after the other, each time from what was known then. The recurrent
-network's forecast is the mean of several, that differ in their seed. It is compared with seasonal naive forecasts,
-exponential smoothing (Holt-Winters where there is a season) and, for the sunspots, an autoregression, all of them
-fitted anew at every origin too.
+The monthly mean of the carbon dioxide at Mauna Loa is forecast 24 months ahead, and the yearly number of sunspots 10
+years ahead. Every method forecasts from many origins, at each of which it is fitted to the values before. The forecast
+of the recurrent network is the mean over several seeds. The baselines are seasonal naive forecasts, exponential
+smoothing (Holt-Winters if there is a season) and, for the sunspots, an autoregression.
 
-Nothing is chosen on the test part. Cell and size of the network are chosen by this program on earlier origins, whose
-forecasts end before the first origin of the test; the rest of the settings was chosen on these earlier origins as
-well, when this program was written.
+No setting is chosen on the test set. The program chooses the cell and the size of the network on earlier origins,
+whose forecasts end before the first origin of the test. The other settings were also chosen on these earlier origins,
+when the program was written.
 
-Data, both in the package statsmodels (BSD-3-Clause), which says of each that it is in the public domain; nothing is
-downloaded. CO2: C.D. Keeling and T.P. Whorf, Atmospheric CO2 concentrations derived from flask air samples at sites
-in the SIO network, 2004: weekly, 1958 to 2001; the five months without a value, all before 1965, are interpolated.
-Sunspots: National Geophysical Data Center, yearly, 1700 to 2008.
+The package statsmodels (BSD-3-Clause) contains both series, which are in the public domain, so nothing is downloaded.
+CO2: C.D. Keeling and T.P. Whorf, Atmospheric CO2 concentrations derived from flask air samples at sites in the SIO
+network, 2004; weekly, 1958 to 2001. The five months without a value, all before 1965, are interpolated. Sunspots:
+National Geophysical Data Center; yearly, 1700 to 2008.
 """
 
 import argparse
@@ -27,20 +25,20 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from program import CannotRun, Progress, exit_status, whole
 
 import rnnfast
+from rnnfast.commands.program import CannotRun, Progress, option, run_program, runtime, save_figure, save_picture, whole
 
-CELLS, HIDDEN = ("rnn", "gru"), (16, 32)  # the settings to choose from
+CELLS, HIDDEN = ("rnn", "gru"), (16, 32)  # settings to choose from
 COVERAGE = 0.9
-SEASONS = 5  # years from which the season of the CO2 is taken
+SEASONS = 5  # years over which the season of the CO2 is averaged
 
 
-# ---------------------------------------------------------------------------------------------------------- the data
+# ------------------------------------------------------------------------------------------------------------- data
 
 
 class Series(NamedTuple):
-    """A series and how it is forecast. An origin is the place of the first value that is forecast."""
+    """A series and how it is forecast. An origin is the index of the first value of a forecast."""
 
     name: str
     unit: str
@@ -48,24 +46,24 @@ class Series(NamedTuple):
     times: np.ndarray  # in years
     values: np.ndarray
     horizon: int
-    period: int  # steps of a season, or about so
+    period: int  # steps of a season, approximately
     earlier: range  # origins on which settings are chosen
-    origins: range  # those of the test
+    origins: range  # origins of the test
     options: dict[str, Any]  # of the forecaster
-    to_network: Any  # from the values up to an origin to what the network learns
-    from_network: Any  # from its forecast, and the values up to the origin, to values
+    to_network: Any  # maps the values before an origin to the input of the network
+    from_network: Any  # maps its forecast, and the values before the origin, to values
     baselines: dict[str, Any]
 
 
 def season(values):
-    """What the months of the calendar add to the trend, month after month from that which follows the values.
+    """Return the seasonal component of the 12 months that follow the values.
 
-    The trend is a running mean over 12 months; the rest is averaged over the last years for each month.
+    The trend is a moving average over 12 months; the remainder is averaged over the last years for each month.
     """
     weights = np.array([0.5, *[1] * 11, 0.5]) / 12
     rest = (values[6:-6] - np.convolve(values, weights, "valid"))[-12 * SEASONS :]
     months = rest.reshape(SEASONS, 12).mean(axis=0)
-    return np.roll(months - months.mean(), -6)  # the last one is that of 7 months before what follows
+    return np.roll(months - months.mean(), -6)  # the remainder ends 7 months before the forecast
 
 
 def without_season(values):
@@ -81,11 +79,11 @@ def square(forecast, values):  # noqa: ARG001
 
 
 def load(quick):
-    """The two series; with fewer origins for a quick run."""
+    """Load the two series; a quick run has fewer origins."""
     try:
         from statsmodels.datasets import co2, sunspots
     except ImportError:
-        raise CannotRun("data and baselines come with statsmodels, which is missing: pip install statsmodels") from None
+        raise CannotRun("statsmodels, which has the data, is not installed: pip install statsmodels") from None
     months = co2.load_pandas().data["co2"].resample("MS").mean().interpolate()
     years = sunspots.load_pandas().data
     times = np.asarray(months.index.year + (months.index.month - 0.5) / 12)
@@ -135,16 +133,16 @@ def load(quick):
     ]
 
 
-# ------------------------------------------------------------------------------------------------------- the methods
+# ---------------------------------------------------------------------------------------------------------- methods
 
 
 def seasonal_naive(period):
-    """The last season once more."""
+    """Return a forecaster that repeats the last season."""
     return lambda values, horizon: np.resize(values[-period:], horizon)
 
 
 def smoothing(**options):
-    """statsmodels' exponential smoothing, its parameters fitted to the values."""
+    """Return a forecaster by exponential smoothing, with parameters fitted to the values."""
 
     def forecast(values, horizon):
         from statsmodels.tsa.holtwinters import ExponentialSmoothing
@@ -161,18 +159,18 @@ def autoregression(values, horizon):
 
 
 def forecasters(series, values, settings, seeds):
-    """Networks of several seeds, which have learnt from these values."""
+    """Train networks of several seeds on the values."""
     try:
         from rnnfast.sklearn import SequenceForecaster
     except ImportError:
-        raise CannotRun("scikit-learn is missing: pip install scikit-learn") from None
+        raise CannotRun("scikit-learn is not installed: pip install scikit-learn") from None
     options = {"max_epochs": 200, "n_iter_no_change": 20, "validation_fraction": 0.2, **series.options, **settings}
     known = series.to_network(values)
     return [SequenceForecaster(random_state=seed, **options).fit(known) for seed in range(seeds)]
 
 
 def network(series, values, settings, seeds):
-    """The mean of the networks' forecasts, and the means of the bounds of their 90% intervals."""
+    """Return the mean of the networks' forecasts, and the mean bounds of their 90% prediction intervals."""
     models = forecasters(series, values, settings, seeds)
     intervals = [model.predict_interval(series.horizon, COVERAGE) for model in models]
     forecasts = [model.predict(series.horizon) for model in models]
@@ -181,7 +179,7 @@ def network(series, values, settings, seeds):
 
 
 def choose(series, seeds, progress):
-    """The cell and size whose forecasts from the earlier origins err least, and the errors of all."""
+    """Return the settings with the lowest error from the earlier origins, and the errors of all settings."""
     scores = {}
     for cell, hidden in itertools.product(CELLS, HIDDEN):
         errors = []
@@ -198,15 +196,15 @@ def choose(series, seeds, progress):
 
 
 def roll(series, settings, seeds, progress):
-    """The forecasts of each method from each origin, (origins, horizon), and the bounds of the network's."""
+    """Return the forecasts of each method, (origins, horizon), and the bounds of the network's intervals."""
     forecasts, bounds = {name: [] for name in series.baselines}, []
     forecasts["rnnfast"] = []
     for origin in series.origins:
-        progress(f"{series.name}: forecasting from the origins of the test")
+        progress(f"{series.name}: forecasting from the test origins")
         known = series.values[:origin]
         for name, method in series.baselines.items():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # statsmodels tells where an optimiser stopped early
+                warnings.simplefilter("ignore")  # statsmodels warns if an optimiser stops early
                 forecasts[name].append(method(known, series.horizon))
         ahead, lower, upper = network(series, known, settings, seeds)
         forecasts["rnnfast"].append(ahead)
@@ -219,16 +217,16 @@ def truths(series):
 
 
 def scales(series):
-    """What MASE divides by: the mean error of the seasonal naive forecast, one season ahead, before each origin."""
+    """Return the scale of MASE: the mean error of the seasonal naive forecast before each origin."""
     step = np.abs(series.values[series.period :] - series.values[: -series.period])
     return np.array([step[: origin - series.period].mean() for origin in series.origins])
 
 
-# -------------------------------------------------------------------------------------------------- what is to be seen
+# ----------------------------------------------------------------------------------------------------------- output
 
 
 def draw(results, path):
-    """Of each series one forecast with its interval and what came, and the errors against the horizon."""
+    """Draw a forecast of each series with its interval and the outcome, and the errors by horizon."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 8), layout="constrained")
@@ -240,16 +238,21 @@ def draw(results, path):
         past = slice(max(0, origin - 3 * series.period), origin)
         ahead = slice(origin, origin + series.horizon)
         left.plot(series.times[past], series.values[past], color="black", linewidth=1.2, label="known")
-        left.plot(series.times[ahead], series.values[ahead], "o", color="black", markersize=3.5, label="what came")
+        left.plot(series.times[ahead], series.values[ahead], "o", color="black", markersize=3.5, label="outcome")
         left.plot(series.times[ahead], forecasts["rnnfast"][shown], color="C0", linewidth=2, label="rnnfast")
         left.fill_between(
-            series.times[ahead], *bounds[shown], color="C0", alpha=0.2, linewidth=0, label=f"{COVERAGE:.0%} interval"
+            series.times[ahead],
+            *bounds[shown],
+            color="C0",
+            alpha=0.2,
+            linewidth=0,
+            label=f"{COVERAGE:.0%} interval",
         )
         rival = list(series.baselines)[-1]
         left.plot(series.times[ahead], forecasts[rival][shown], "--", color="C1", label=rival)
-        left.set(xlabel="year", ylabel=series.unit, title=f"{series.name}: a forecast of the test")
+        left.set(xlabel="year", ylabel=series.unit, title=f"{series.name}: a test forecast")
         low, high = left.get_ylim()
-        left.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+        left.set_ylim(low, high + 0.3 * (high - low))  # space for the legend
         left.legend(loc="upper left", ncols=3)
 
         steps = np.arange(1, series.horizon + 1)
@@ -257,83 +260,75 @@ def draw(results, path):
             own = name == "rnnfast"
             errors = np.abs(forecast - truths(series)).mean(axis=0)
             look = {"color": "C0", "linewidth": 2.5} if own else {"color": f"C{number}", "dashes": (5, number)}
-            right.plot(steps, errors, label=name, **look)  # lines that lie on each other are both seen
+            right.plot(steps, errors, label=name, **look)  # dashes keep overlapping lines visible
         right.set(
             xlabel=f"{series.step}s ahead",
             ylabel=f"mean absolute error, {series.unit}",
-            title=f"Error from {len(series.origins)} origins",
+            title=f"Mean error over {len(series.origins)} origins",
         )
         right.set_ylim(bottom=0)
         right.legend(loc="upper left", bbox_to_anchor=(1, 1))
         for axes in (left, right):
             axes.grid(color="#e4e4e4")
             axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as error:
-        raise CannotRun(f"cannot draw {path}: {error}") from None
+    save_figure(figure, path, dpi=100)
 
 
 def tell(series, settings, scores, forecasts, bounds):
-    """The results of a series in words."""
+    """Print the results of a series."""
     first, last = (series.times[origin] for origin in (series.origins[0], series.origins[-1]))
     print(
         f"\n{series.name}, {series.horizon} {series.step}s ahead, "
         f"from {len(series.origins)} origins, {first:.0f} to {last:.0f}."
     )
-    print(f"Settings, by the error (MAE) from {len(series.earlier)} earlier origins:")
+    print(f"Error (MAE) of the settings from {len(series.earlier)} earlier origins:")
     for (cell, hidden), score in scores.items():
         chosen = "  chosen" if settings == {"cell": cell, "hidden_size": hidden} else ""
         print(f"  {cell.upper()}, {hidden} units{score:10.3f}{chosen}")
-    print(f"On the test:                     MAE, {series.unit}     MASE")
+    print(f"Test results:{f'MAE ({series.unit})':>29}{'MASE':>10}")
     for name, forecast in forecasts.items():
         errors = np.abs(forecast - truths(series))
         print(f"  {name:30}{errors.mean():10.3f}{(errors.mean(axis=1) / scales(series)).mean():10.3f}")
     lower, upper = bounds.swapaxes(0, 1)
     inside = (lower <= truths(series)) & (truths(series) <= upper)
-    print(f"Inside the {COVERAGE:.0%} interval of rnnfast: {inside.mean():.0%} of the values.")
+    print(f"Coverage of the {COVERAGE:.0%} prediction intervals of rnnfast: {inside.mean():.0%}.")
 
 
-# --------------------------------------------------------------------------------------------------------- the command
+# ---------------------------------------------------------------------------------------------------------- program
 
 
 def main(arguments=None):
-    """Run the command; the exit status."""
+    """Run the program and return the exit status."""
     parser = argparse.ArgumentParser(
-        description="Forecast two famous series from many origins, and compare with the methods of the trade.",
-        epilog="Exit status: 0 done, 2 cannot run, 130 ended by Ctrl-C.",
+        description="Forecast two well-known series from many origins, and compare with standard methods.",
+        epilog="Exit status: 0 success, 2 error, 130 stopped by Ctrl-C.",
     )
-    parser.add_argument("--seeds", metavar="N", type=whole(1, 100), default=5, help="networks to average (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="take an eighth of the origins")
-    parser.add_argument("--threads", metavar="N", type=whole(1, 1024), default=1, help="to compute with (%(default)s)")
-    parser.add_argument("--picture", metavar="FILE", default="time_series.png", help="where to draw (%(default)s)")
-    return exit_status("time_series.py", report, parser.parse_args(arguments))
+    option(parser, "--seeds", whole(1, 100), 5, "networks to average")
+    parser.add_argument("--quick", action="store_true", help="use an eighth of the origins")
+    option(parser, "--threads", whole(1, 1024), 1, "number of threads")
+    parser.add_argument("--picture", metavar="FILE", default="time_series.png", help="picture (default: %(default)s)")
+    return run_program("time_series.py", report, parser.parse_args(arguments))
 
 
 def report(run):
-    """Choose, forecast, compare, draw, and say so."""
+    """Choose the settings, forecast, and report the results."""
     began = time.monotonic()
     rnnfast.set_num_threads(run.threads)
     both = load(run.quick)
-    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
+    print(f"{runtime()}.", flush=True)
     total = sum(len(CELLS) * len(HIDDEN) * len(series.earlier) + len(series.origins) for series in both)
-    progress = Progress(sys.stderr, total)
     results, told = [], []
-    for series in both:
-        settings, scores = choose(series, min(run.seeds, 3), progress)
-        forecasts, bounds = roll(series, settings, run.seeds, progress)
-        results.append((series, forecasts, bounds))
-        told.append((series, settings, scores, forecasts, bounds))
-    progress.end()
+    with Progress(total) as progress:
+        for series in both:
+            settings, scores = choose(series, min(run.seeds, 3), progress.begin)
+            forecasts, bounds = roll(series, settings, run.seeds, progress.begin)
+            results.append((series, forecasts, bounds))
+            told.append((series, settings, scores, forecasts, bounds))
     for result in told:
         tell(*result)
-    try:
-        draw(results, run.picture)
-    except ImportError:
-        print("\nDrew no picture, as matplotlib is missing: pip install matplotlib")
-    else:
-        print(f"\nDrew it to {run.picture}")
-    print(f"It took {time.monotonic() - began:.0f} seconds.")
+    print()
+    save_picture(run.picture, draw, results)
+    print(f"Time: {time.monotonic() - began:.0f} seconds.")
     return 0
 
 

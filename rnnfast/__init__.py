@@ -13,10 +13,15 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import training
-from .functional import get_num_threads, isas, set_num_threads
-from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
-from .streams import Stream, StreamPool
+try:
+    from . import training
+    from .functional import get_num_threads, isas, set_num_threads
+    from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
+    from .streams import Stream, StreamPool
+except (ImportError, ValueError) as error:  # not built, or RNNFAST_ISA names no instruction set that runs here
+    from ._startup import import_error
+
+    raise import_error(error) from None
 
 if TYPE_CHECKING:
     from . import backends as backends

@@ -3,6 +3,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
 
@@ -30,6 +31,7 @@ class Sizes(NamedTuple):
     forward_workspace: int
     backward_workspace: int
 
+@disjoint_base
 class Engine:
     cell: str
     isa: str
@@ -68,6 +70,7 @@ class Engine:
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
     def xla_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
 
+@disjoint_base
 class Order:
     begin: NDArray[np.intp]
     positions: tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -108,6 +111,7 @@ def cells(
 ) -> None: ...
 def fold(engine: Engine, dy: NDArray[Any], order: Order) -> None: ...
 
+@disjoint_base
 class PreparedCall:
     packed: NDArray[Any]
     state: tuple[NDArray[Any], NDArray[Any] | None]

@@ -263,7 +263,8 @@ def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Arra
         jacobians = _jacobians(cell, p, [values[first : first + chunk] for values in rows], widths)
         maps = (jacobians[:, :outputs, :outputs], jacobians)[: len(widths)]
         found.append([np.linalg.svd(one, compute_uv=False)[:, 0] for one in maps])
-    return np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+    values: Array = np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+    return values
 
 
 def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) -> Array:
@@ -271,7 +272,7 @@ def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) ->
 
     The reference's gradient of a step gives a row of each: that of one unit of the state.
     """
-    _, gradient = reference._CELLS[cell]
+    gradient: Any = reference._CELLS[cell][1]
     count = len(kept[0])
     jacobians = np.empty((count, sum(widths), sum(widths)))
     unused = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(p).items()})

@@ -15,14 +15,24 @@ two biases: the documentation of torch.nn.RNN, LSTM and GRU. H. Jaeger et al., "
 state networks with leaky-integrator neurons", 2007 (leaky RNN).
 """
 
+from __future__ import annotations
+
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Array = NDArray[Any]
 
 __all__ = ["backward", "forward", "sigmoid"]
 
 
-def sigmoid(a):
+def sigmoid(a: ArrayLike) -> Array:
     """The logistic function 1 / (1 + exp(-a)), without overflow and accurate at both ends.
 
     Parameters
@@ -40,7 +50,8 @@ def sigmoid(a):
     array([0. , 0.5, 1. ])
     """
     e = np.exp(-np.abs(a))
-    return np.where(np.less(a, 0), e, 1) / (1 + e)
+    values: Array = np.where(np.less(a, 0), e, 1) / (1 + e)
+    return values
 
 
 # A step takes the parameters p of its layer and direction, a = W_ih x + b_ih (N, gates * H), and the state before it.
@@ -152,14 +163,14 @@ def _gru_reset_before_gradient(p, d, kept, dh):
     return da, (dh * z + drh * r + drz @ p.weight_hh[: 2 * H],)
 
 
-_CELLS = {
+_CELLS: dict[str, Any] = {
     "rnn_tanh": (_rnn_tanh_step, _rnn_gradient),
     "rnn_relu": (_rnn_relu_step, _rnn_gradient),
-    "rnn_tanh_leaky": (_rnn_tanh_leaky_step, _rnn_leaky_gradient),
-    "rnn_relu_leaky": (_rnn_relu_leaky_step, _rnn_leaky_gradient),
     "lstm": (_lstm_step, _lstm_gradient),
     "gru": (_gru_step, _gru_gradient),
     "gru_reset_before": (_gru_reset_before_step, _gru_reset_before_gradient),
+    "rnn_tanh_leaky": (_rnn_tanh_leaky_step, _rnn_leaky_gradient),
+    "rnn_relu_leaky": (_rnn_relu_leaky_step, _rnn_leaky_gradient),
 }
 
 _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "leak")
@@ -292,7 +303,7 @@ class _Tape(SimpleNamespace):
     """What `backward` needs of a `forward`."""
 
     @property
-    def cells(self):
+    def cells(self) -> Array:
         """For lstm c after every step, (layers * directions, T, N, H), as held at masked steps, 0 at padded ones."""
         runs = [run for layer in self.layers for run in layer]
         cells = np.stack([np.stack([c for _, c in run.states])[run.way] for run in runs])
@@ -300,20 +311,20 @@ class _Tape(SimpleNamespace):
 
 
 def forward(
-    cell,
-    parameters,
-    x,
-    state=None,
+    cell: str,
+    parameters: Mapping[str, Array],
+    x: Array,
+    state: Any = None,
     *,
-    num_layers=1,
-    bidirectional=False,
-    reverse=False,
-    masks=None,
-    lengths=None,
-    mask=None,
-    reset=None,
-    zero_masked=False,
-):
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    reverse: bool = False,
+    masks: Array | None = None,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    reset: ArrayLike | None = None,
+    zero_masked: bool = False,
+) -> tuple[Array, Any, Any]:
     """Run a stack of layers over a sequence.
 
     Each layer and direction steps through its input by these equations, where x and h of one batch entry are column
@@ -333,12 +344,12 @@ def forward(
 
     Parameters
     ----------
-    cell : {"rnn_tanh", "rnn_relu", "rnn_tanh_leaky", "rnn_relu_leaky", "lstm", "gru", "gru_reset_before"}
+    cell : {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "rnn_tanh_leaky", "rnn_relu_leaky"}
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (gates * H, I_k), ``weight_hh_l{k}`` (gates * H, H or P) and, where present,
-        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,) and, for a projected LSTM, ``weight_hr_l{k}`` (P, H), for a leaky RNN
-        ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for k > 0, I_k is the directions times
-        H (or P).
+        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,), for a projected LSTM ``weight_hr_l{k}`` (P, H) and for a leaky
+        RNN ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for
+        k > 0, I_k is the directions times H (or P).
     x : ndarray, (T, N, I), T >= 1
     state : ndarray, (layers * directions, N, H or P), or for lstm a pair with c (..., H), optional
         The state before the first step; index = layer * directions + direction. Zeros where it, or a member of the
@@ -388,7 +399,8 @@ def forward(
     plain = lengths is None and mask is None and reset is None
     steps = None if plain else _steps(T, N, lengths, mask, reset, zero_masked)
     suffixes = ("", "_reverse") if bidirectional else ("",)
-    layers, ends = [], []
+    layers: list[Any] = []
+    ends: list[Any] = []
     y = x
     for layer in range(num_layers):
         if layer > 0 and masks is not None:
@@ -415,11 +427,11 @@ def forward(
         layers.append(runs)
         y = np.concatenate(outputs, axis=2)
     state = _stack(cell, ends)
-    names = [name for name in parameters if not name.startswith("leak")]
+    names = [name for name in parameters if not name.startswith("leak_l")]
     return y, state, _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, y=y, state=state)
 
 
-def backward(tape, dy, dstate=None, *, per_step=False):
+def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool = False) -> tuple[Any, ...]:
     """The gradients of sum(y * dy) + sum(state * dstate) of one `forward`, by backpropagation through time.
 
     Parameters
@@ -440,7 +452,7 @@ def backward(tape, dy, dstate=None, *, per_step=False):
     dstate : the structure of state
         The gradient of the initial state.
     dparameters : dict of str to ndarray
-        Under the names of the parameters; a leak is fixed and has none.
+        Under the names of the parameters; a leak is fixed and has no gradient.
     dh : ndarray, (layers * directions, T, N, H or P), only with `per_step`
         The gradient of h after every step, by all ways from it: as an output, and repeated as one, and as a state. In
         the order of x; 0 at the steps that are not real.
@@ -460,9 +472,12 @@ def backward(tape, dy, dstate=None, *, per_step=False):
         np.zeros_like(after) if member is None else member
         for after, member in zip(_members(tape.cell, tape.state), _members(tape.cell, dstate), strict=True)
     ]
-    starts, dhs, dparameters = [], [], {}
+    starts: list[Any] = []
+    dhs: list[Any] = []
+    dparameters: dict[str, Array] = {}
     for layer, runs in reversed(list(enumerate(tape.layers))):
-        dx, before, dhs_layer = 0, [], []
+        dx: Any = 0
+        before, dhs_layer = [], []
         for direction, (run, dy_run) in enumerate(zip(runs, np.split(dy, len(runs), axis=2), strict=True)):
             d = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(run.p).items()})
             end = [member[layer * len(runs) + direction] for member in ends]

@@ -1,6 +1,6 @@
-"""rnnfast's threads under threadpoolctl: its ``threadpool_info`` lists them, its ``threadpool_limits`` bounds them.
+"""Let threadpoolctl see and limit the threads of rnnfast, as it does those of BLAS and OpenMP.
 
-One line makes rnnfast known, from then on and for the whole process::
+`register` makes rnnfast known to threadpoolctl for the rest of the process::
 
     import rnnfast.threads, threadpoolctl
 
@@ -8,9 +8,9 @@ One line makes rnnfast known, from then on and for the whole process::
     with threadpoolctl.threadpool_limits(1):  # BLAS, OpenMP and rnnfast
         y, state = layer(x)
 
-``threadpool_limits(1, user_api="rnnfast")`` bounds rnnfast alone. The number is one for all Python threads, as that of
-``rnnfast.set_num_threads`` is. threadpoolctl looks for libraries when it is called: what was made of it before
-`register`, such as a ``ThreadpoolController``, does not know rnnfast. `rnnfast.sklearn` calls it when it is imported.
+``threadpool_limits(1, user_api="rnnfast")`` limits only rnnfast. The limit holds for all Python threads, like that of
+``rnnfast.set_num_threads``. threadpoolctl lists libraries when it is called, so a ``ThreadpoolController`` made before
+`register` does not know rnnfast. Importing `rnnfast.sklearn` calls `register`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,28 @@ from typing import Any
 __all__ = ["register"]
 
 
-@functools.cache  # threadpoolctl would list a library as often as it is registered
+@functools.cache  # threadpoolctl would list a library once for each registration
 def register() -> None:
-    """Make rnnfast known to threadpoolctl; to call it again does nothing.
+    """Make rnnfast known to threadpoolctl. Further calls have no effect.
 
     Raises
     ------
     ImportError
-        When threadpoolctl is not installed, or older than 3.2.
+        If threadpoolctl is not installed, or is older than 3.2.
     """
     try:
         import threadpoolctl
         from threadpoolctl import LibController
     except ImportError as error:
-        raise ImportError(
-            "rnnfast.threads needs threadpoolctl 3.2 or newer: pip install 'threadpoolctl>=3.2'"
-        ) from error
+        raise ImportError("rnnfast.threads needs threadpoolctl: pip install 'threadpoolctl>=3.2'") from error
 
-    class Controller(LibController):
-        # Not "openmp", as the team is rnnfast's own: what is said of one of the two need not hold for the other.
+    class Controller(LibController):  # type: ignore[misc]
+        # Not "openmp", as rnnfast has its own thread group: limits on one of them do not affect the other.
         user_api = internal_api = "rnnfast"
-        filename_prefixes = ("_core.",)  # of many packages: the symbols tell which is rnnfast's
+        filename_prefixes = ("_core.",)  # other packages use this name too; the symbols identify rnnfast's
         check_symbols = ("rnnfast_get_num_threads", "rnnfast_set_num_threads")
 
-        def get_num_threads(self) -> int:
+        def get_num_threads(self) -> Any:
             return self.dynlib.rnnfast_get_num_threads()
 
         def set_num_threads(self, num_threads: int) -> None:

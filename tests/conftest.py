@@ -1,4 +1,4 @@
-"""What every test run says at its head, and the fixtures that several modules share."""
+"""Options of the test run, its header, and the fixtures that several modules share."""
 
 from importlib import metadata
 
@@ -60,13 +60,13 @@ def dtype(request):
 
 @pytest.fixture(params=VARIANTS)
 def variant(request):
-    """A cell, or one with an option that changes its equations: a key of support.cells.VARIANTS."""
+    """A cell, or a cell with a projection: a key of support.cells.VARIANTS."""
     return request.param
 
 
 @pytest.fixture
 def threads():
-    """set_num_threads, undone afterwards."""
+    """set_num_threads, restored afterwards."""
     before = functional.get_num_threads()
     yield functional.set_num_threads
     functional.set_num_threads(before)
@@ -89,7 +89,7 @@ def book(tmp_path):
 
 @pytest.fixture
 def trained(book, tmp_path, capsys):
-    """A model of the book, and what was said while it was trained."""
+    """A model trained on the book, and the output of the training."""
     path = tmp_path / "book.npz"
     assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 0
     return path, capsys.readouterr()
@@ -109,7 +109,7 @@ def quarters():
 
 @pytest.fixture
 def sheet(tmp_path, quarters):
-    """A CSV file with a byte-order mark, blank lines at its end, and a column that is no number."""
+    """A CSV file with a byte-order mark, trailing blank lines and a column of text."""
     path = tmp_path / "sales.csv"
     rows = [f"{2004 + i // 4}-{3 * (i % 4) + 1:02},shop {i},{value!r}" for i, value in enumerate(quarters.tolist())]
     path.write_text("\ufeffmonth, shop ,sold\n" + "\n".join(rows) + "\n\n\n", encoding="utf-8")

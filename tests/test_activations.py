@@ -1,4 +1,7 @@
-"""sigmoid and tanh on every instruction set: errors, limits, NaN, oddness. ulp_exhaustive.py takes all of float32."""
+"""sigmoid and tanh on every instruction set: error bounds, limits, NaN and symmetry.
+
+ulp_exhaustive.py is a program that checks every float32 value.
+"""
 
 import numpy as np
 import pytest
@@ -15,14 +18,14 @@ def function(request):
 
 
 def around(points, count, dtype):
-    """The count numbers on either side of each point, and the points."""
+    """Each point, and `count` neighbouring floats on either side of it."""
     integer = {np.float32: np.int32, np.float64: np.int64}[dtype]
     bits = np.abs(np.asarray(points, dtype)).view(integer)[:, None] + np.arange(-count, count + 1)
     return np.unique(np.maximum(bits, 0)).astype(integer).view(dtype)
 
 
 def ends(dtype):
-    """Where the whole number inside the functions steps on, where they saturate or results become subnormal."""
+    """The inputs where the range reduction changes, the functions saturate, or results become subnormal."""
     steps = np.arange(0.5, 140) * np.log(2)
     limits = np.log(np.finfo(dtype).max), -np.log(np.finfo(dtype).tiny), -np.log(np.finfo(dtype).eps)
     special = [np.finfo(dtype).tiny, np.finfo(dtype).eps, np.finfo(dtype).max, 1, 10, 20, 88, 88.5, 709, 709.5, 1e6]

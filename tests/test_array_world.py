@@ -1,4 +1,4 @@
-"""Arrays of other libraries, and whatever else hands out memory on the CPU, stand wherever an ndarray does."""
+"""Arrays of other libraries, and any object that exports CPU memory, can be passed in place of an ndarray."""
 
 import array
 import ctypes
@@ -19,7 +19,7 @@ DY = RNG.standard_normal((T, N, 2 * H), np.float32)
 
 
 class OnlyDLPack:
-    """What an array has in common with all others by the standard, and no more."""
+    """An array with the attributes of the array API standard and no others."""
 
     def __init__(self, array, device=1):
         self.array, self.device = array, device
@@ -38,7 +38,7 @@ class OnlyDLPack:
 
 
 class OnlyArray:
-    """As __array__ was written before NumPy 2."""
+    """__array__ with its signature before NumPy 2."""
 
     def __init__(self, array):
         self.array = array
@@ -82,12 +82,12 @@ WORLD = {
 
 @pytest.fixture(params=WORLD)
 def foreign(request):
-    """From an ndarray to an object of some library, on the same memory if it can."""
+    """Convert an ndarray to an object of another library, without a copy where possible."""
     return WORLD[request.param]
 
 
 def same(got, expected):
-    """Of nested tuples of arrays, or mappings of them."""
+    """The arrays in nested tuples or mappings."""
     if isinstance(expected, np.ndarray):
         np.testing.assert_array_equal(got, expected, strict=True)
     elif hasattr(expected, "keys"):
@@ -178,7 +178,7 @@ def test_other_dtypes_are_converted(foreign, dtype):
 # ---- without a copy
 
 
-def test_no_copy_of_what_serves_as_it_is(foreign):
+def test_suitable_arrays_are_not_copied(foreign):
     made = foreign(X)
     result = arguments.real("x", made, FLOAT32)
     own = np.asarray(made) if foreign is jax_array else X  # jax may have copied what it was given
@@ -189,7 +189,7 @@ def test_no_copy_of_what_serves_as_it_is(foreign):
 
 
 @pytest.mark.parametrize("foreign", [OnlyDLPack, OnlyArray, OnlyInterface, memoryview, torch_tensor])
-def test_no_copy_of_what_is_strided(foreign):
+def test_strided_arrays_are_not_copied(foreign):
     turned = X.transpose(1, 0, 2)[:, ::2]
     result = arguments.real("x", foreign(turned), FLOAT32)
     assert np.shares_memory(result, X)
@@ -204,7 +204,7 @@ def test_read_only_memory():
         assert not arguments.real("x", x, FLOAT32).flags.writeable
 
 
-# ---- refused
+# ---- rejected
 
 
 @pytest.mark.parametrize(("device", "name"), [(2, "cuda:0"), (8, "metal:0"), (77, "number 77 of DLPack:0")])
@@ -253,7 +253,7 @@ def test_bfloat16(torch):
 
 
 class OnlyDLPackOf:
-    """The same of any library's array, as that library does it."""
+    """Apply the same operation to an array of any library."""
 
     def __init__(self, array):
         self.array = array

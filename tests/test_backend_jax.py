@@ -1,4 +1,4 @@
-"""The layers as JAX functions: their bits, and what jit, grad and vmap make of them."""
+"""Layers as JAX functions: the same bits, and jit, grad and vmap."""
 
 import contextlib
 import functools
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import CSRC
 
 pytest.importorskip("jax", reason="jax is not installed: pip install jax")
 
@@ -54,7 +55,7 @@ def x64(enabled):
 
 @pytest.fixture(params=LAYERS)
 def case(request, dtype):
-    """A layer, the function, and a batch: x and state."""
+    """A layer, its JAX function, and a batch: x and state."""
     kind, options = LAYERS[request.param]
     with x64(dtype == np.float64):
         yield case_of(kind, dtype, **options)
@@ -73,7 +74,7 @@ def case_of(kind, dtype=np.float32, *, batch_first=False, **options):
 
 
 def same(ours, theirs):
-    """Whether two trees hold the same bits."""
+    """Whether two trees have the same bits."""
     ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
     assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(ours, theirs, strict=True))
@@ -101,7 +102,7 @@ def uneven(batch_first):
 
 @pytest.fixture
 def through_python(monkeypatch):
-    """Calls that XLA could make itself go through Python."""
+    """Make every call go through Python, even those that XLA can make."""
     monkeypatch.setattr(backend, "_has_kernels", lambda: False)
 
 
@@ -122,7 +123,7 @@ def test_values(case):
 
 
 def test_gradients(case):
-    """The layer's bits, of x, state and parameters."""
+    """The gradients of x, state and parameters have the bits of the layer's."""
     layer, function, x, state = case
     for given in [{}, *uneven(layer.batch_first)]:
         by = weights(layer, x, state)
@@ -159,7 +160,7 @@ def test_parts_of_a_state():
 
 
 def test_other_dtypes():
-    """x and state are converted, as they are by the layers, and gradients come back in their dtypes."""
+    """x and state are converted as in the layers, and their gradients have the dtypes of x and state."""
     layer, function, x, _ = case_of(rnnfast.GRU)
     half = jnp.asarray(x, jnp.bfloat16)
     parameters = dict(layer.parameters)
@@ -170,7 +171,7 @@ def test_other_dtypes():
 
 
 def test_a_large_batch():
-    """Results that the layer keeps in memory that it uses again."""
+    """Results large enough for the layer to reuse their memory."""
     layer = rnnfast.LSTM(64, 128, rng=0)
     x = np.random.default_rng(0).normal(size=(100, 32, 64)).astype(np.float32)
     run = jax.jit(backend.lstm)
@@ -180,7 +181,7 @@ def test_a_large_batch():
 
 
 def test_training_under_jit():
-    """With the whole step compiled, lengths traced, and the function in a loop of JAX."""
+    """The whole step is compiled, lengths are traced, and the function runs in a loop of JAX."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(T, N, I)).astype(np.float32)
     target, lengths = np.tanh(x.cumsum(0).sum(2)) / 2, np.array([T, 3, 5, 2])
@@ -204,11 +205,10 @@ def test_training_under_jit():
 
 HAS_KERNELS = jax.default_backend() == "cpu" and backend._has_kernels()
 direct = pytest.mark.skipif(not HAS_KERNELS, reason="this jax has no jax.ffi: XLA calls Python, not the kernels")
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
 def operations(function, *given):
-    """What leaves the compiled program: how often each of our handlers and Python are called."""
+    """How often a compiled program calls each handler and Python."""
     text = jax.jit(function).lower(*given).as_text()
     names = re.findall(r"custom_call @(\w+)", text)
     return {name: names.count(name) for name in names if "rnnfast" in name or "callback" in name}
@@ -216,7 +216,7 @@ def operations(function, *given):
 
 @direct
 def test_both_ways(case, monkeypatch):
-    """The same bits whether XLA calls the kernels or Python, of results and of gradients; also unbatched."""
+    """Results and gradients have the same bits whether XLA calls the kernels or Python, also without a batch axis."""
     layer, function, x, state = case
     parameters, by = dict(layer.parameters), weights(layer, x, state)
     x_row, state_row = x[0], jax.tree.map(lambda member: member[:, 0], state)
@@ -256,7 +256,7 @@ def test_vmap_over_rows_is_one_call():
 
 @direct
 def test_threads():
-    """Calls at once, of one program and of several, with threads of their own."""
+    """Concurrent calls of one compiled program and of several."""
     layer, function = (
         rnnfast.LSTM(16, 64, bidirectional=True, rng=0),
         functools.partial(backend.lstm, bidirectional=True),
@@ -303,7 +303,7 @@ def handle(name, arguments, results, **attributes):
 
 
 def what_fits(name):
-    """Arguments, results and attribute of a handler, for FINE_LAYER and X."""
+    """Arguments, results and the attribute of a handler, for FINE_LAYER and X."""
     engine = FINE_LAYER.engine
     x, y, h, tape = ((T, N, I), FLOAT), ((T, N, H), FLOAT), ((1, N, H), FLOAT), ((engine.sizes(T, N).tape,), BYTE)
     parameters = [(array.shape, FLOAT) for array in FINE.values()]
@@ -316,7 +316,7 @@ def what_fits(name):
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize(("arguments", "results", "call", "message"), REFUSED)
-def test_what_the_handlers_refuse(name, arguments, results, call, message):
+def test_handlers_reject_invalid_arguments(name, arguments, results, call, message):
     given, wanted, attribute = what_fits(name)
     for own, others in ((given, arguments), (wanted, results), (attribute, call or {})):
         for place, other in others.items():
@@ -328,7 +328,7 @@ def test_what_the_handlers_refuse(name, arguments, results, call, message):
 
 @direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
-def test_what_the_handlers_miss(name):
+def test_handlers_report_missing_arguments(name):
     given, wanted, attribute = what_fits(name)
     handle(name, given, wanted, call=attribute)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"rnnfast: argument {len(given) - 1} is missing"):
@@ -346,8 +346,8 @@ def test_what_the_handlers_miss(name):
 
 
 @direct
-def test_the_layouts_are_those_of_the_header(tmp_path):
-    """Of XLA's header; and what only a frame of our own can show: other versions, and a tape beside a cache line."""
+def test_layouts_agree_with_the_header_of_xla(tmp_path):
+    """Compare with XLA's header; test other versions and unaligned tapes on frames that the test builds."""
     c, cxx = shutil.which("cc"), shutil.which("c++")
     if not (c and cxx):
         pytest.skip("there is no compiler of C and C++: the layouts are not compared")
@@ -374,7 +374,7 @@ def test_the_layouts_are_those_of_the_header(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch, through_python):  # noqa: ARG001
-    """The shapes of x in the calls that reach the host."""
+    """The shapes of x in the calls that reach Python."""
     seen = []
     prepare = backend._prepare
 
@@ -390,7 +390,7 @@ def calls(monkeypatch, through_python):  # noqa: ARG001
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_vmap_over_rows(calls, batch_first, axis):
-    """Sequences without a batch axis, mapped, are one batch."""
+    """vmap over sequences without a batch axis runs one batch."""
     layer, function, x, _ = case_of(rnnfast.LSTM, batch_first=batch_first, num_layers=2, bidirectional=True)
     parameters = dict(layer.parameters)
     expected, (h, _) = layer(x)
@@ -403,7 +403,7 @@ def test_vmap_over_rows(calls, batch_first, axis):
 
 @pytest.mark.parametrize("name", ["lstm stack", "lstm projected", "gru", "gru reset before"])
 def test_vmap_over_batches(calls, name):
-    """With states and lengths mapped or not, also twice."""
+    """States and lengths may be mapped or not, and vmap may be nested."""
     kind, options = LAYERS[name]
     layer, function, x, state = case_of(kind, **options)
     parameters = dict(layer.parameters)
@@ -435,7 +435,7 @@ def test_vmap_over_batches(calls, name):
 
 
 def test_gradient_of_vmap(calls):
-    """One call, with the bits of the batch."""
+    """vmap runs one batched call, with the same bits."""
     layer, function, x, _ = case_of(rnnfast.LSTM, bidirectional=True)
     dy, _ = weights(layer, x)
     lengths = np.array([4, 0, T, 1])
@@ -454,7 +454,7 @@ def test_gradient_of_vmap(calls):
 
 
 def test_vmap_of_gradient():
-    """The gradients of each row on its own."""
+    """vmap of a gradient gives the gradients of each row."""
     layer, function, x, _ = case_of(rnnfast.GRU)
     dy, _ = weights(layer, x)
     loss = lambda parameters, x, dy: jnp.sum(function(x, parameters)[0] * dy)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Keras's recurrent layers by rnnfast: against Keras's own loop, Keras's own tests, and conversions both ways."""
+"""Keras's recurrent layers on rnnfast against Keras's own loop and tests, and conversion in both directions."""
 
 import os
 import pathlib
@@ -36,7 +36,7 @@ TOLERANCE = {
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """Nothing enabled, nothing counted, before and after."""
+    """Disable the backend and reset its counters before and after each test."""
     backend.disable()
     backend.reset_calls()
     yield
@@ -84,7 +84,7 @@ def draw(rng, name):
 
 
 def results(layer, x, arguments):
-    """All that two calls return, and the state that a stateful layer is left with, which is then reset."""
+    """The results of two calls, and the final state of a stateful layer, which is then reset."""
     returned = [layer(x, **arguments), layer(x[:, ::-1], **arguments)]
     if layer.stateful:
         returned.append([np.array(state.value) for state in layer.states])
@@ -111,7 +111,7 @@ def test_random_options(name, part):
 
 
 def both(call):
-    """What a call gives on Keras's own loop and on rnnfast, and how many loops rnnfast ran."""
+    """The results of a call on Keras's own loop and on rnnfast, and the number of loops that rnnfast ran."""
     expected = call()
     backend.reset_calls()
     with backend.enable():
@@ -119,7 +119,7 @@ def both(call):
 
 
 def test_models():
-    """Layers within models, by predict, and from integers: what is around a layer stays as it is."""
+    """Layers inside models, with predict and integer input; the rest of the model is unchanged."""
     inputs = keras.Input((7,), dtype="int32")
     y = keras.layers.Embedding(20, 5)(inputs)
     y = keras.layers.RNN(keras.layers.GRUCell(6), return_sequences=True)(y)
@@ -141,7 +141,7 @@ def test_models():
 
 
 class Derived(keras.layers.LSTMCell):
-    """A cell of a class that rnnfast does not know."""
+    """A cell of a class unknown to rnnfast."""
 
     def call(self, inputs, states, training=False):
         h, states = super().call(inputs, states, training)
@@ -179,7 +179,7 @@ def test_dropout_is_declined_in_training_alone(name, option):
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")
-def test_what_keras_stretches_or_refuses_is_left_to_it():
+def test_arguments_that_keras_broadcasts_or_rejects_are_left_to_it():
     layer, x = keras.layers.GRU(4), np.random.default_rng(2).standard_normal((3, 5, 2)).astype("float32")
     for arguments in [{"initial_state": [np.ones((1, 4), "float32")]}, {"mask": np.ones((3, 5, 1), bool)}]:
         expected, got, calls = both(lambda arguments=arguments: layer(x, **arguments))
@@ -279,7 +279,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def keras_tests(files, folder, enabled):
-    """How many of Keras's own tests pass, fail and are skipped, which fail, and how many loops rnnfast ran."""
+    """Counts of Keras's own tests that pass, fail and are skipped, the failures, and the loops that rnnfast ran."""
     (folder / "with_rnnfast.py").write_text(PLUGIN)
     root = pathlib.Path(rnnfast.__file__).parents[1]
     environment = {**os.environ, "KERAS_BACKEND": "numpy", "ENABLE": "01"[enabled]}
@@ -335,7 +335,7 @@ CONVERTED = {
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("make", "options"), CONVERTED.values(), ids=CONVERTED)
-def test_there_and_back(make, options, dtype, backwards):
+def test_round_trip(make, options, dtype, backwards):
     options = {**options, "return_sequences": True, "return_state": True, "go_backwards": backwards, "dtype": dtype}
     layer = make(5, **options)
     layer.build((None, None, 3))
@@ -365,7 +365,7 @@ def test_there_and_back(make, options, dtype, backwards):
 
 @pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave", None])
 @pytest.mark.parametrize("name", LAYERS)
-def test_bidirectional_there_and_back(name, merge):
+def test_bidirectional_round_trip(name, merge):
     backward = keras.layers.GRU(4, go_backwards=True, return_sequences=True)
     forward = LAYERS[name](4, return_sequences=True)
     layer = keras.layers.Bidirectional(forward, merge_mode=merge, backward_layer=backward)
@@ -384,7 +384,7 @@ def test_bidirectional_there_and_back(name, merge):
 @pytest.mark.parametrize("make", [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN])
 @pytest.mark.parametrize("two", [False, True])
 def test_from_ours(make, two):
-    """A layer of rnnfast with two biases; where Keras has one, it is their sum."""
+    """Convert a layer with two biases; where Keras has one, it is their sum."""
     ours = make(3, 5, bidirectional=two, batch_first=True, rng=0)
     theirs = backend.layer_to_keras(ours, return_state=True)
     x = np.random.default_rng(1).standard_normal((2, 6, 3)).astype("float32")
@@ -406,7 +406,7 @@ def test_from_ours(make, two):
         assert bits([single.parameters["bias_hh_l0"]]) == bits([ours.parameters["bias_hh_l0"]])
 
 
-def test_a_bias_of_minus_zero_comes_back():
+def test_bias_of_minus_zero_survives():
     layer = keras.layers.LSTM(2)
     layer.build((None, None, 1))
     layer.cell.bias.assign(np.full(8, -0.0, np.float32))

@@ -1,4 +1,4 @@
-"""The ONNX back end: the standard's own tests, ONNX Runtime, and the standard's equations in NumPy, written here."""
+"""The ONNX backend against the tests of the standard, ONNX Runtime, and the equations of the standard in NumPy."""
 
 import re
 import time
@@ -112,7 +112,7 @@ def step(problem, state, functions, x, split, Wb, Rb, P):
 
 
 def drawn(seed, dtype=np.float32, layouts=1):
-    """A random node whose results are no large numbers, to which functions without bounds may grow."""
+    """A random node with small results; unbounded activations may produce large ones."""
     problem = draw(seed, dtype, layouts)
     with np.errstate(over="ignore", invalid="ignore"):
         return problem if np.abs(by_numpy(problem)[0]).max() < 10 else drawn(seed + 10**6, dtype, layouts)
@@ -166,7 +166,7 @@ def draw(seed, dtype, layouts):
 
 
 def model_of(problem, opset=14, constants=(), raw=True, outputs=None):
-    """A model of that node alone, with some of its inputs as initializers."""
+    """A model with only that node; some of its inputs are initializers."""
     inputs = [name if name in problem.feeds else "" for name in INPUTS]
     while not inputs[-1]:
         inputs.pop()
@@ -245,7 +245,7 @@ def test_standard(node_tests, name):
 
 
 def test_standard_has_no_other_tests(node_tests):
-    """Of recurrent nodes, on the CPU."""
+    """STANDARD lists every test of the standard for recurrent nodes on the CPU."""
     there = {name for name in dir(node_tests) if re.match(r"test_(simple_)?(rnn|lstm|gru)_.*_cpu$", name)}
     assert len(there & set(STANDARD)) >= 12
     assert not there - set(STANDARD)
@@ -266,7 +266,7 @@ BATCH = 25
 
 @pytest.mark.parametrize("first", range(0, 600, BATCH))
 def test_onnx_runtime(first):
-    """Where ONNX Runtime departs from the standard, rnnfast is compared with the equations alone.
+    """Where ONNX Runtime deviates from the standard, rnnfast is compared with the equations only.
 
     - It does not clip the input of h, the LSTM's third function (onnxruntime#27224); it is compared with the equations
       as it has them.
@@ -294,7 +294,7 @@ def test_onnx_runtime(first):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("first", [1000, 2000, 3000])
 def test_equations(first, dtype, opset):
-    """Both layouts, every function with and without its alpha and beta, float64."""
+    """The random nodes include both layouts, every function with and without alpha and beta, and float64."""
     if opset > NEWEST:
         pytest.skip(f"onnx {onnx.__version__} has no opset {opset}")
     for seed in range(first, first + BATCH):
@@ -305,7 +305,7 @@ def test_equations(first, dtype, opset):
 
 
 def test_draws_are_of_all_kinds():
-    """Or the tests above would leave something out."""
+    """The random problems above cover every input, attribute and activation."""
     problems = [drawn(seed, layouts=2) for seed in range(300)]
     there = {key for problem in problems for key in (*problem.feeds, *problem.attributes, problem.op_type)}
     attributes = {name for op_type in GATES for name in onnx.defs.get_schema(op_type, NEWEST).attributes}
@@ -319,7 +319,7 @@ def test_draws_are_of_all_kinds():
 
 
 def test_alpha_and_beta_are_taken_in_order():
-    """By the functions that take them alone; where they run out the others have their own."""
+    """alpha and beta go to the functions that take them; the remaining functions use their defaults."""
     problem = lstm(
         activations=["Sigmoid", "LeakyRelu", "Tanh", "HardSigmoid", "ScaledTanh", "Elu"],
         activation_alpha=[0.3, 0.4, 0.5],
@@ -344,7 +344,7 @@ def test_names_of_functions_in_any_case(names):
     assert layer_from_onnx(model_of(lstm(), constants=WEIGHTS)).engine.options == layer.engine.options
 
 
-# ---- how models are run
+# ---- ways to run a model
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -384,7 +384,7 @@ def test_weights_that_change_are_seen():
 
 @pytest.mark.parametrize("outputs", [["Y"], ["", "Y_h"], ["", "", "Y_c"], ["Y", "", "Y_c"]])
 def test_missing_outputs(outputs):
-    """The evaluator keeps what is called "", and gives it to missing inputs: nothing of ours may be called so."""
+    """The evaluator passes a value named "" to missing inputs, so no output may have that name."""
     problem = lstm()
     want = dict(zip(("Y", "Y_h", "Y_c"), run(model_of(problem), problem.feeds), strict=True))
     model = model_of(problem, outputs=outputs)
@@ -407,7 +407,7 @@ def test_missing_inputs_behind_missing_outputs_of_others():
     assert_close(run(model, problem.feeds), by_numpy(problem), TOLERANCE[np.float32])
 
 
-def test_results_are_the_callers():
+def test_results_belong_to_the_caller():
     problem = lstm()
     prepared = Backend.prepare(model_of(problem, constants=WEIGHTS))
     first = prepared.run([problem.feeds["X"]])
@@ -419,7 +419,7 @@ def test_results_are_the_callers():
 
 
 def test_bodies_of_loops_and_functions(monkeypatch):
-    """In an If within a function of the model, the weights from the function's caller."""
+    """A node in an If inside a function of the model, whose weights come from the caller of the function."""
     problem, calls = lstm(), []
     node = helper.make_node("LSTM", ["X", "W", "R"], ["y"], **problem.attributes)
     value = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [None] * 4)
@@ -492,7 +492,7 @@ STACKS = {
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_models_of_layers(name, stack, opset, dtype):
-    """They compute what the layer does, and come back as it was."""
+    """Exported models agree with the layer and can be imported again."""
     kind, own = LAYERS[name]
     if dtype == np.float64 and name == "lstm options":  # 0.1 is no number of float32
         own = {**own, "activations": ["sigmoid", ("leaky_relu", 0.125), "softsign"]}
@@ -541,7 +541,7 @@ def test_models_of_layers_run_by_onnx_runtime(name, stack):
 
 
 def test_layers_of_nodes():
-    """Options and weights of one node, by any of its names."""
+    """A layer takes its options and weights from one node, found by any of its names."""
     for seed in range(60):
         problem = drawn(seed, layouts=2)
         constants = [name for name in WEIGHTS if name in problem.feeds]
@@ -562,7 +562,7 @@ def test_layers_of_nodes():
 
 
 def test_weights_from_constants():
-    """Nodes named Constant and Identity."""
+    """Weights may come through Constant and Identity nodes."""
     problem = lstm()
     model = model_of(problem, constants=["R", "B", "P"])
     want = layer_from_onnx(model_of(problem, constants=WEIGHTS)).parameters
@@ -575,7 +575,7 @@ def test_weights_from_constants():
     assert all((got[key] == want[key]).all() for key in want)
 
 
-def test_repr_of_what_comes_back():
+def test_repr_of_converted_layers():
     for layer in (
         rnnfast.LSTM(4, 6, clip=1.5, peepholes=True),
         rnnfast.GRU(4, 6, num_layers=2, bidirectional=True, activations=["softsign", "tanh"]),
@@ -585,7 +585,7 @@ def test_repr_of_what_comes_back():
         assert repr(layer_from_onnx(to_onnx(layer), nodes)) == repr(layer)
 
 
-# ---- what is declined
+# ---- layers that stay with the host
 
 
 def changed(**arrays):
@@ -632,7 +632,7 @@ def test_layer_from_onnx_declines(model, node, error, text):
         layer_from_onnx(model, node)
 
 
-def test_layer_from_onnx_declines_what_a_layer_cannot_hold():
+def test_layer_from_onnx_rejects_unsupported_nodes():
     problem = lstm()
     problem.feeds["initial_h"] = np.zeros((2, 3, 6), np.float32)
     layer_from_onnx(model_of(problem, constants=(*WEIGHTS, "initial_h")))
@@ -696,11 +696,11 @@ def test_running_declines():
         run(model, {**problem.feeds, "X": problem.feeds["X"][:0]})
 
 
-# ---- the time it takes
+# ---- time
 
 
 def test_faster_than_the_reference_evaluator(threads):
-    """In time of the processor and far below what is measured on an idle machine, as this one may not be."""
+    """The bound is on CPU time and much weaker than what an idle machine reaches, because this one may be busy."""
     threads(1)
     model = to_onnx(rnnfast.GRU(32, 64, rng=0))
     feeds = {"x": np.ones((100, 8, 32), np.float32)}

@@ -1,4 +1,4 @@
-"""thinc on rnnfast: its numbers, the true gradients, and weights that go both ways."""
+"""thinc on rnnfast: outputs, gradients, and conversion of weights in both directions."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ I, O = 3, 5
 
 
 def arguments_of(depth, dirs, sizes, dtype=np.float32):
-    """params, H0, C0, X, size_at_t and a dY."""
+    """params, H0, C0, X, size_at_t and dY."""
     rng = np.random.default_rng(depth + 10 * dirs + len(sizes))
     size = LSTM(O * dirs, I, depth=depth, bi=dirs == 2).initialize().get_param("LSTM").size
     draws = [rng.uniform(-1, 1, size), *rng.normal(size=(2, depth, dirs, O)), rng.normal(size=(sum(sizes), I))]
@@ -34,7 +34,7 @@ def arguments_of(depth, dirs, sizes, dtype=np.float32):
 
 
 def model_of(ops, lengths, depth=1, bi=False, **options):
-    """A model of the public layer, with weights that are not at their start, and sequences for it."""
+    """A model with weights other than the initial ones, and sequences for it."""
     rng = np.random.default_rng(0)
     Xs = [rng.normal(size=(length, I)).astype(np.float32) for length in lengths]
     with use_ops(ops):
@@ -102,7 +102,7 @@ def test_gradients_of_the_operations(depth, dirs, sizes):
 
 @pytest.mark.parametrize(("depth", "bi"), [(1, False), (1, True), (2, True)])
 def test_gradients_of_the_layer(depth, bi):
-    """The check that thinc lacks, and whose own gradients fail it."""
+    """thinc has no such check, and its own gradients fail it."""
     model, node, Xs = model_of("rnnfast", [2, 4, 1], depth, bi)
     weights = [np.random.default_rng(i).normal(size=(len(X), O * (1 + bi))) for i, X in enumerate(Xs)]
     _, backprop = model.begin_update(Xs)
@@ -158,7 +158,7 @@ def test_training():
 
 @pytest.mark.parametrize(("depth", "bi"), [(1, False), (2, True)])
 def test_layer_from_thinc(depth, bi):
-    """A layer with the model's weights gives the model's bits."""
+    """A layer with the weights of the model gives the same bits."""
     model, node, Xs = model_of("rnnfast", [2, 6, 3], depth, bi)
     layer = backend.layer_from_thinc(model)
     assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.bidirectional) == (I, O, depth, bi)
@@ -181,7 +181,7 @@ def test_layer_from_thinc(depth, bi):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3, "bidirectional": True}])
-def test_weights_come_back(dtype, options):
+def test_weights_round_trip(dtype, options):
     layer = rnnfast.LSTM(I, O, dtype=dtype, rng=0, **options)
     flat = backend.to_flat(layer)
     back = backend.from_flat(flat, I, O, layer.num_layers, layer.bidirectional)
@@ -205,7 +205,7 @@ def test_the_flat_vector():
 
 
 def test_weights_across_thinc():
-    """A layer in thinc, run by thinc's own operations, gives the layer's outputs."""
+    """A layer converted to thinc and run by thinc's own operations gives the outputs of the layer."""
     layer = rnnfast.LSTM(I, O, 2, bidirectional=True, rng=0)
     with use_ops("numpy"):
         model = with_padded(backend.layer_to_thinc(layer))
@@ -290,7 +290,7 @@ def pytest_unconfigure(config):
 
 
 def test_thincs_own_tests(tmp_path):
-    """thinc's tests of the layer, with NumpyOps replaced."""
+    """Run thinc's own tests of the layer with NumpyOps replaced."""
     if importlib.util.find_spec("thinc.tests") is None or importlib.util.find_spec("hypothesis") is None:
         pytest.skip("this wheel of thinc has no tests, or hypothesis, which they need, is not installed")
     (tmp_path / "on_rnnfast.py").write_text(PLUGIN)

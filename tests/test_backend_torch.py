@@ -1,4 +1,4 @@
-"""rnnfast.backends.torch beside torch.nn: results, gradients, what surrounds a module, and what it costs."""
+"""rnnfast.backends.torch against torch.nn: results, gradients, module features and overhead."""
 
 import copy
 import gc
@@ -47,7 +47,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
 
 
 def pair(cell="LSTM", *sizes, dtype=torch.float32, **options):
-    """torch's layer and ours, with the same numbers."""
+    """torch's layer and ours with the same parameters."""
     torch.manual_seed(0)
     theirs = getattr(torch.nn, cell)(*(sizes or (4, 8)), **options).to(dtype)
     ours = getattr(fast, cell)(*(sizes or (4, 8)), **options).to(dtype)
@@ -56,7 +56,7 @@ def pair(cell="LSTM", *sizes, dtype=torch.float32, **options):
 
 
 def initial(layer, *batch):
-    """An initial state in the form that the layer takes."""
+    """A random initial state for the layer."""
     states, dtype = layer.num_layers * (1 + layer.bidirectional), layer.weight_hh_l0.dtype
     h = torch.randn(states, *batch, layer.proj_size or layer.hidden_size, dtype=dtype)
     return (h, torch.randn(states, *batch, layer.hidden_size, dtype=dtype)) if layer.mode == "LSTM" else h
@@ -67,7 +67,7 @@ def members(state):
 
 
 def outcome(layer, x, state=None, pack=None):
-    """Results, and the gradients of a function of all of them by all that goes in."""
+    """The results, and the gradients of a scalar function of them with respect to all inputs."""
     layer.zero_grad()
     x = x.clone().requires_grad_()
     starts = [one.clone().requires_grad_() for one in members(state)]
@@ -87,7 +87,7 @@ def assert_close(actual, expected, tolerance):
 
 
 def operators(function):
-    """The names of the operators of this library that a call runs."""
+    """The names of the rnnfast operators that a call runs."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Names(TorchDispatchMode):
@@ -138,7 +138,7 @@ def test_results_and_gradients_are_torchs(cell, name, dtype, kind, given):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_packed_sequence_comes_back_as_one(cell):
+def test_packed_sequence_in_packed_sequence_out(cell):
     theirs, ours = pair(cell)
     packed = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 4) for n in (2, 6, 3)], enforce_sorted=False)
     expected, actual = theirs(packed)[0], ours(packed)[0]
@@ -531,7 +531,7 @@ def test_a_tape_goes_with_its_graph():
     assert len(tapes) == 1
 
 
-def test_what_is_kept_goes_with_the_layer():
+def test_caches_are_freed_with_the_layer():
     _, ours = pair("GRU")
     gc.collect()
     before = len(fast._CACHES)
@@ -576,7 +576,7 @@ def test_weights_are_packed_when_they_change(packs):
     expect("forward", "back")
 
 
-def test_a_changed_weight_is_not_missed_where_memory_is_used_again():
+def test_changed_weights_in_reused_memory_are_noticed():
     _, ours = pair("GRU")
     x = torch.randn(5, 3, 4)
     ours.requires_grad_(False)
@@ -651,7 +651,7 @@ def test_compiled(allow_rnn, dynamic):
 
 
 def _train(rank, port, x, queue):
-    """A step of one of two processes on its half of the batch."""
+    """One step of one of two processes on its half of the batch."""
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)

@@ -1,4 +1,4 @@
-"""Bidirectional: how it merges two layers, and that it shares their parameters."""
+"""Bidirectional: merging of outputs, and parameters shared with its two layers."""
 
 import numpy as np
 import pytest

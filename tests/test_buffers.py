@@ -1,4 +1,4 @@
-"""Memory that is used again: what is on it, who has it, and for how long."""
+"""Pools of buffers and of results: contents, ownership and lifetime."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_zeros_are_zeros_on_memory_that_was_written_to(shape):
         del array
 
 
-def test_large_results_come_back_with_their_last_view():
+def test_memory_returns_to_the_pool_with_the_last_view():
     results = ResultPool(4)
     array = results.empty(SHAPES[1], FLOAT32)
     place, view = array.ctypes.data, array[1:, 1]

@@ -1,4 +1,4 @@
-"""The C interface: its examples compile and compute what the layers do, and what does not fit is refused."""
+"""The C interface: the examples compile and agree with the layers, and incompatible headers are rejected."""
 
 import os
 import re
@@ -59,13 +59,13 @@ def run(command, folder):
 
 
 def command_of_the_example():
-    """The first command in the head of the example in C, without the compiler and the name of the program."""
+    """The first command in the head comment of the C example, without the compiler and the program name."""
     command = re.search(r" \* +gcc (.*?) -o lstm\n", (EXAMPLES / "lstm.c").read_text(encoding="utf-8"), re.DOTALL)
     return shlex.split(command[1].replace("\\\n *", ""))
 
 
 def load(folder, name):
-    """A module that was built in a folder."""
+    """Import a module that was built in a folder."""
     [path] = [path for path in folder.iterdir() if path.name.startswith(name + ".") and path.suffix in {".so", ".pyd"}]
     spec = util.spec_from_file_location(name, path)
     module = util.module_from_spec(spec)
@@ -118,7 +118,7 @@ def test_the_example_in_the_header_runs(compiler, tmp_path):
 
 
 @pytest.mark.usefixtures("extensions")
-def test_the_headers_are_those_of_cxx_too(tmp_path):
+def test_the_headers_compile_as_cxx(tmp_path):
     compiler = shutil.which("c++") or pytest.skip("there is no C++ compiler: the headers are not compiled as C++")
     (tmp_path / "guard.cpp").write_text(GUARD.replace("NAME", "guard"), encoding="utf-8")
     folders = [f"-I{folder}" for folder in (INCLUDE, sysconfig.get_paths()["include"])]
@@ -130,7 +130,7 @@ def test_the_headers_are_those_of_cxx_too(tmp_path):
 
 @pytest.fixture(scope="module")
 def scores(extensions, kernels, tmp_path_factory):  # noqa: ARG001
-    """The example package, built by its own setup.py."""
+    """The example package, built by its setup.py."""
     pytest.importorskip("Cython", reason="cython is not installed: the example in Cython is not built")
     folder = shutil.copytree(EXAMPLES / "package", tmp_path_factory.mktemp("package") / "scores")
     run([sys.executable, "setup.py", "build_ext", "--inplace"], folder)
@@ -154,7 +154,7 @@ def test_the_example_in_cython_has_the_bits_of_the_layer(scores, T, N, I, H):
 
 
 @pytest.mark.full
-def test_the_example_in_cython_refuses_what_does_not_fit(scores):
+def test_the_example_in_cython_rejects_invalid_arguments(scores):
     layer = rnnfast.LSTM(3, 4)
     parameters = list(layer.parameters.values())
     with pytest.raises(ValueError, match="weight_ih, weight_hh, bias_ih and bias_hh must be"):
@@ -187,7 +187,7 @@ EDITS = {  # of the header: what is replaced, by what, and how the module is ref
 
 @pytest.fixture(scope="module")
 def guards(extensions, tmp_path_factory):  # noqa: ARG001
-    """A folder of modules that import the capsule, one for each edit of the header."""
+    """A folder of modules that import the capsule, one for each edited header."""
     folder = tmp_path_factory.mktemp("guards")
     for name, (old, new, _) in EDITS.items():
         (folder / name).mkdir()

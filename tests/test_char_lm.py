@@ -1,4 +1,4 @@
-"""The example that trains a character language model."""
+"""examples/char_lm.py: a character language model."""
 
 import collections
 import signal
@@ -35,7 +35,7 @@ def contents(model):
 
 
 def counted_one_by_one(codes, start, size):
-    """Bits per character of each order, from counts in dictionaries; -1 stands before the first character."""
+    """Bits per character for each order, from counts in dictionaries; -1 precedes the first character."""
     codes = [-1] * char_lm.ORDERS + list(codes)
     start += char_lm.ORDERS
     counts = collections.defaultdict(collections.Counter)
@@ -53,7 +53,7 @@ def counted_one_by_one(codes, start, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 300])
-def test_ngrams_are_those_counted_one_by_one(size):
+def test_ngrams_agree_with_counting_in_dictionaries(size):
     codes = (np.random.default_rng(size).random(400) ** 3 * size).astype(int)
     bits = char_lm.ngram_bits_per_character(codes, 350, size)
     np.testing.assert_allclose(bits, counted_one_by_one(codes.tolist(), 350, size), rtol=1e-12)
@@ -67,7 +67,7 @@ def test_characters_are_encoded_by_their_place():
 
 @pytest.mark.parametrize("cell", char_lm.CELLS)
 @pytest.mark.parametrize("lanes", [1, 7, 70])
-def test_bits_per_character_are_those_of_each_character_alone(cell, lanes):
+def test_bits_per_character_agree_with_single_characters(cell, lanes):
     options = {"embedding": 3, "hidden": 5, "cell": cell, "layers": 2}
     model = char_lm.LanguageModel(6, options, np.random.default_rng(0))
     codes = np.random.default_rng(1).integers(6, size=150)
@@ -81,7 +81,7 @@ def test_bits_per_character_are_those_of_each_character_alone(cell, lanes):
     assert model.bits_per_character(codes, start, lanes, window) == pytest.approx(np.mean(expected), rel=1e-6)
 
 
-def test_gradients_are_those_of_the_loss():
+def test_gradients_of_the_loss():
     options = {"embedding": 3, "hidden": 4, "cell": "gru", "layers": 1}
     model = char_lm.LanguageModel(5, options, np.random.default_rng(0))
     codes = np.random.default_rng(1).integers(5, size=(9, 2))
@@ -109,7 +109,7 @@ def test_run_from_end_to_end(text, tmp_path, capsys, cell):
     assert "5-gram" in report
     assert cell.upper() in report
     assert "\n7 times" in report
-    assert "#] epoch 2.00  " in progress.splitlines()[-1]
+    assert progress.splitlines()[-1].startswith("epoch 2.00  ")
     about, arrays = contents(model)
     bits = [value for _, value in about["evaluations"]]
     assert bits[-1] < bits[0]
@@ -139,13 +139,13 @@ def test_interrupted_and_resumed_run_ends_like_one_in_one_go(text, tmp_path, cap
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     assert run(text, whole, "--cell", cell) == 0
 
-    class CtrlC(char_lm.ProgressBar):
-        def show(self, training, milestone):
-            super().show(training, milestone)
-            if training.step in (3, training.steps_per_epoch, training.steps_per_epoch + 20):
+    class CtrlC(char_lm.Progress):
+        def step(self, describe=None):
+            super().step(describe)
+            if self.done in (3, self.total // 2, self.total // 2 + 20):  # in the first epoch, at its end, in the second
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(char_lm, "ProgressBar", CtrlC)
+    monkeypatch.setattr(char_lm, "Progress", CtrlC)
     assert run(text, parts, "--cell", cell) == 130
     assert f"--resume {parts}" in capsys.readouterr().out
     assert [char_lm.main(["--resume", str(parts), "--sample", "5"]) for _ in range(3)] == [130, 130, 0]
@@ -154,13 +154,12 @@ def test_interrupted_and_resumed_run_ends_like_one_in_one_go(text, tmp_path, cap
 
 
 def test_second_ctrl_c_ends_the_run_at_once(text, tmp_path, monkeypatch, capsys):
-    class CtrlC(char_lm.ProgressBar):
-        def show(self, training, milestone):
-            super().show(training, milestone)
+    class CtrlC(char_lm.Progress):
+        def step(self, describe=None):  # noqa: ARG002
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(char_lm, "ProgressBar", CtrlC)
+    monkeypatch.setattr(char_lm, "Progress", CtrlC)
     assert run(text, tmp_path / "model.npz") == 130
     assert capsys.readouterr().err.endswith("\nStopped.\n")
 
@@ -190,32 +189,32 @@ def test_without_matplotlib_it_says_what_to_install(text, tmp_path, capsys, monk
 
 
 def failure(capsys, *arguments):
-    """What a run that cannot be says last: one line."""
+    """The last line that a failing run prints."""
     assert char_lm.main([str(argument) for argument in arguments]) == 2
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_texts_that_cannot_be_learnt(tmp_path, capsys):
+def test_invalid_texts(tmp_path, capsys):
     path = tmp_path / "text"
     assert "No such file" in failure(capsys, "--text", path)
     assert "cannot read" in failure(capsys, "--text", tmp_path)
     path.write_text("")
     assert "is empty" in failure(capsys, "--text", path)
     path.write_bytes(b"caf\xe9")
-    assert "UTF-8: see byte 3" in failure(capsys, "--text", path)
+    assert "not valid UTF-8: the byte at offset 3" in failure(capsys, "--text", path)
     path.write_text("A short text.")
-    assert "13 characters is too short" in failure(capsys, "--text", path)
+    assert "the text has 13 characters, but" in failure(capsys, "--text", path)
 
 
-def test_least_length_is_the_one_it_asks_for(tmp_path, capsys):
+def test_text_of_the_minimum_length_can_be_trained(tmp_path, capsys):
     path = tmp_path / "text"
     path.write_text("a")
-    least = int(failure(capsys, "--text", path, *SMALL).split(" take ")[1].split()[0])
+    least = int(failure(capsys, "--text", path, *SMALL).split(" at least ")[1].split()[0].rstrip(";"))
     path.write_text("ab" * least)
     path.write_text(path.read_text()[:least])
     assert run(path, tmp_path / "model") == 0
     path.write_text(path.read_text()[: least - 2])
-    assert "too short" in failure(capsys, "--text", path, *SMALL)
+    assert "need at least" in failure(capsys, "--text", path, *SMALL)
 
 
 def test_text_of_one_character_is_learnt(tmp_path, capsys):
@@ -243,7 +242,7 @@ def test_changed_text_is_not_resumed(text, tmp_path, capsys):
 
 
 def test_prompt_of_strange_characters(text, capsys):
-    assert "that the text has not: ! ß" in failure(capsys, "--text", text, *SMALL, "--prompt", "ß times!")
+    assert "that the text does not: ! ß" in failure(capsys, "--text", text, *SMALL, "--prompt", "ß times!")
 
 
 def test_picture_of_unknown_kind(text, tmp_path, capsys):
@@ -257,24 +256,24 @@ def test_model_too_large_for_memory(text, capsys, hidden):
     assert "not enough memory" in failure(capsys, "--text", text, *SMALL, "--hidden", hidden)
 
 
-def test_diverged_training_says_so(text, tmp_path, capsys):
+def test_diverged_training_is_reported(text, tmp_path, capsys):
     line = failure(capsys, "--text", text, *SMALL, "--model", tmp_path / "model", "--cell", "rnn", "--lr", "1e38")
-    assert "lower --lr" in line
+    assert "an --lr below" in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hidden", "0"], "must be a whole number, 1 or more, not 0"),
-        (["--batch", "two"], "must be a whole number, 1 or more, not two"),
-        (["--lr", "nan"], "must be a number above 0, not nan"),
-        (["--seed", "-1"], "must be a whole number, 0 or more, not -1"),
+        (["--hidden", "0"], "must be an integer of at least 1, not '0'"),
+        (["--batch", "two"], "must be an integer of at least 1, not 'two'"),
+        (["--lr", "nan"], "must be a number greater than 0, not 'nan'"),
+        (["--seed", "-1"], "must be an integer of at least 0, not '-1'"),
         (["--cell", "elman"], "choose from"),
         (["--resume", "x.npz", "--hidden", "512"], "leave out --hidden"),
         (["--model", "x.png"], "would overwrite the model"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         char_lm.main(arguments)
     assert message in capsys.readouterr().err

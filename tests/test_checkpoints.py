@@ -1,4 +1,4 @@
-"""Checkpoints give the bits of a whole tape and take less memory."""
+"""Checkpoints give the same bits as a full tape and take less memory."""
 
 import gc
 import tracemalloc
@@ -60,7 +60,7 @@ def test_any_checkpoint(p, isa, other, frozen):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("kind", [None, "lengths", "mask and reset"])
 def test_checkpoints_draw_the_same_dropout(variant, kind, direction):
-    """Two layers of one seed, one of which keeps checkpoints."""
+    """Two layers with one seed, one of them with checkpoints."""
     p = uneven_problem(kind, variant, 40, 30, 3, 5, dtype=np.float32, num_layers=3, **DIRECTIONS[direction])
     size = p.proj_size or p.hidden_size
     options = {"num_layers": 3, "dropout": 0.4, **DIRECTIONS[direction]}
@@ -74,7 +74,7 @@ def test_checkpoints_draw_the_same_dropout(variant, kind, direction):
 
 
 def peak_of(layer, x, checkpoint):
-    """The most memory that a forward and its backward take at once."""
+    """The peak memory of a forward and backward pass."""
     gc.collect()
     tracemalloc.start()
     y, _, tape = layer.forward(x, checkpoint=checkpoint)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from support.command_line import failure, main
 
-from rnnfast import __main__, commands
-from rnnfast.commands import bench
+from rnnfast import __main__
+from rnnfast.commands import bench, engines, program, timing
 
 CASES = [
     bench.Case(cell, 5, 3, 4, 6, layers, bidirectional, mode, dtype)
@@ -28,14 +28,14 @@ def test_every_engine_gives_the_answer_of_the_reference(name, threads):
     if name not in ("rnnfast", "reference"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     for case in CASES:
-        call, answer = bench.with_reference(case, 1, np.float64)
+        call, answer = engines.with_reference(case, 1, np.float64)
         expected = answer(call())
         assert len(expected) == 1 + (2 if case.cell == "lstm" else 1) + (
             0 if case.mode == "inference" else 1 + len(case.layer().parameters)
         )
         try:
             call, answer = bench.ENGINES[name](case, 1)
-        except commands.CannotRun:
+        except program.CannotRun:
             assert name == "onnxruntime"
             continue
         assert bench.disagreement(answer(call()), expected, case.dtype) is None, case
@@ -45,25 +45,25 @@ def test_wrong_answers_are_seen():
     right = {"y": np.array([1.0, -2.0]), "dx": np.zeros(3)}
     assert bench.disagreement(right, right, "float64") is None
     assert bench.disagreement({**right, "y": right["y"] + 1e-3}, right, "float32") == (
-        "its y is wrong by 0.0005 of the largest number"
+        "its y is wrong by 0.0005 of the largest element"
     )
     assert bench.disagreement({**right, "y": right["y"] + 1e-6}, right, "float32") is None
     assert bench.disagreement({**right, "y": right["y"] + 1e-6}, right, "float64")
     assert "y is wrong by nan" in bench.disagreement({**right, "y": right["y"] * np.nan}, right, "float64")
     assert "dx is wrong" in bench.disagreement({**right, "dx": np.full(3, 1e-9)}, right, "float64")
     assert "shape (2, 1)" in bench.disagreement({**right, "y": right["y"][:, None]}, right, "float64")
-    assert "it gives y in place of y, dx" in bench.disagreement({"y": right["y"]}, right, "float64")
+    assert "it returns y instead of y, dx" in bench.disagreement({"y": right["y"]}, right, "float64")
 
 
 class Fake:
-    """An engine in this process; it takes so many seconds, and must not be timed where that is None."""
+    """An engine that reports a fixed time. It must not be timed if that is None."""
 
     def __init__(self, seconds, spoil=0.0, refuse=None):
         self.seconds, self.spoil, self.refuse, self.turns = seconds, spoil, refuse, 0
 
     def ask(self, what):
         if isinstance(what, bench.Case):
-            call, answer = bench.with_reference(what, 1)
+            call, answer = engines.with_reference(what, 1)
             return self.refuse or {name: array + self.spoil for name, array in answer(call()).items()}
         assert self.seconds is not None, "it was timed"
         self.turns += 1
@@ -72,7 +72,7 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """Engines whose times are known, in place of the real ones."""
+    """Fake engines with known times."""
     engines = {
         "rnnfast": Fake(1e-6),
         "reference": Fake(4e-6),
@@ -87,8 +87,8 @@ def fakes(monkeypatch):
         yield {name: engines[name] for name in names}
 
     monkeypatch.setattr(bench, "workers", workers)
-    monkeypatch.setattr(bench, "PAUSE", 0)
-    monkeypatch.setattr(bench, "installed", lambda: dict.fromkeys(bench.ENGINES, "1.0"))
+    monkeypatch.setattr(timing, "PAUSE", 0)
+    monkeypatch.setattr(bench, "versions", lambda *_: dict.fromkeys(bench.ENGINES, "1.0"))
     return engines
 
 
@@ -96,12 +96,12 @@ def test_wrong_answers_are_not_timed_and_end_with_status_1(fakes, capsys):
     assert main(["bench", "--T", "5", "--N", "2", "--I", "3", "--H", "4", "--rounds", "3"]) == 1
     table = capsys.readouterr().out
     for mode, factor in [("inference", 1), ("training", 3)]:
-        [row] = [line for line in table.splitlines() if line.startswith(f"lstm {mode} T=5 N=2 I=3 H=4 ")]
-        assert row.split()[6:8] == ["1", "µs"]
-        assert row.split()[8:11] == ["4.00x", "WRONG", "-"]
+        [row] = [line for line in table.splitlines() if line.split()[:7] == ["lstm", mode[:5], *"52341"]]
+        assert row.split()[7:9] == ["1", "µs"]
+        assert row.split()[9:12] == ["4.00x", "WRONG", "-"]
         gflops = factor * 2 * 5 * 2 * 4 * 4 * (3 + 4) / 1e-6 / 1e9
         limit = 2 * 512**3 / 0.25 / 1e9
-        assert row.split()[11:] == [f"{gflops:.3g}", f"{gflops / limit:.0%}"]
+        assert row.split()[12:] == [f"{gflops / limit:.0%}", f"{gflops:.3g}"]
     assert "torch was not timed: its y is wrong by" in table
     assert table.count("onnxruntime was not timed: it has a day off") == 1
     assert fakes["rnnfast"].turns == 2 * 3
@@ -112,15 +112,15 @@ def test_right_answers_end_with_status_0(fakes):
     assert main(["bench", "--T", "2", "--H", "3", "--rounds", "1"]) == 0
 
 
-def test_rnnfast_itself_is_not_spared(fakes, capsys):
+def test_wrong_results_of_rnnfast_are_errors_too(fakes, capsys):
     fakes["rnnfast"].spoil, fakes["rnnfast"].seconds = 1e-3, None
     assert main(["bench", "--T", "2", "--H", "3", "--mode", "inference", "--rounds", "1"]) == 1
     row = capsys.readouterr().out.splitlines()[4]
-    assert row.split()[6:] == ["WRONG", "4", "µs", "WRONG", "-"]
+    assert row.split()[7:] == ["WRONG", "4", "µs", "WRONG", "-"]
 
 
-def test_bench_in_processes_of_their_own(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "installed", lambda: {"rnnfast": "1"})
+def test_bench_in_subprocesses(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "versions", lambda *_: {"rnnfast": "1"})
     before = dict(os.environ)
     path = tmp_path / "times.json"
     arguments = "bench --cell gru --T 3 --N 2 --I 4 --H 5 --layers 2 --bidirectional --dtype float64 --rounds 2 --json"
@@ -136,8 +136,8 @@ def test_bench_in_processes_of_their_own(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count("GFLOP/s") == 3
 
 
-def test_the_process_of_an_engine_knows_its_threads_and_may_fail():
-    with bench.workers(["rnnfast"], 3) as started:
+def test_worker_process_has_its_threads_and_may_fail():
+    with timing.workers(["rnnfast"], 3) as started:
         worker = started["rnnfast"]
         assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
         case = bench.Case("rnn", 2, 1, 3, 4)
@@ -145,7 +145,7 @@ def test_the_process_of_an_engine_knows_its_threads_and_may_fail():
         assert worker.ask(case._replace(cell="elman")) == "KeyError: 'elman'"
         assert worker.ask(1e-3) > 0
         worker._process.kill()
-        assert worker.ask(1e-3) == "its process came to an end"
+        assert worker.ask(1e-3) == "its process ended unexpectedly"
 
 
 def test_cases_that_are_chosen():
@@ -164,9 +164,9 @@ def test_cases_that_are_chosen():
 
 def test_timed_counts_calls(monkeypatch):
     clock = iter([0.0, 0.002, 10.0, 10.006])
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     calls = []
-    assert bench.timed(lambda: calls.append(1), 0.007) == pytest.approx(0.002)
+    assert timing.timed(lambda: calls.append(1), 0.007) == pytest.approx(0.002)
     assert len(calls) == 1 + 3
 
 
@@ -174,7 +174,7 @@ def test_timed_counts_calls(monkeypatch):
     ("seconds", "told"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 µs"), (5e-8, "50 ns")]
 )
 def test_duration(seconds, told):
-    assert bench.duration(seconds) == told
+    assert timing.duration(seconds) == told
 
 
 @pytest.mark.usefixtures("fakes")
@@ -186,9 +186,9 @@ def test_bench_draws(tmp_path):
     assert main(["bench", "--rounds", "1", "--T", "2", "--plot", str(tmp_path / "times.odd")]) == 2
 
 
-def test_bench_that_cannot_write_says_so_before_it_begins(fakes, tmp_path, capsys, monkeypatch):
+def test_bench_reports_unwritable_outputs_before_it_starts(fakes, tmp_path, capsys, monkeypatch):
     assert "cannot write" in failure(capsys, "bench", "--json", tmp_path / "missing" / "times.json")
-    assert "it is a folder" in failure(capsys, "bench", "--plot", tmp_path)
+    assert "it is a directory" in failure(capsys, "bench", "--plot", tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install matplotlib" in failure(capsys, "bench", "--plot", tmp_path / "times.png")
     assert fakes["rnnfast"].turns == 0

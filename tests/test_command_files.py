@@ -1,4 +1,4 @@
-"""The files that commands read and write."""
+"""Files that commands read and write, and failures to write them."""
 
 import os
 import shlex
@@ -12,23 +12,22 @@ from support.command_line import failure, main, random_model
 from support.processes import python
 
 import rnnfast
-from rnnfast import commands
-from rnnfast.commands import series
+from rnnfast.commands import program, series
 
 # --- the program
 
 
 def test_files_of_models_appear_complete_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "model"
-    commands.write(str(path), {"kind": "text"}, {"a": np.ones(2)})
+    program.write_model(str(path), {"kind": "text"}, {"a": np.ones(2)})
     before = path.read_bytes()
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(commands.os, "fsync", fail)
-    with pytest.raises(commands.CannotRun, match=r"cannot write .*model: No space left"):
-        commands.write(str(path), {"kind": "text"}, {"a": np.zeros(2)})
+    monkeypatch.setattr(program.os, "fsync", fail)
+    with pytest.raises(program.CannotRun, match=r"cannot write .*model: No space left"):
+        program.write_model(str(path), {"kind": "text"}, {"a": np.zeros(2)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -55,7 +54,7 @@ def test_no_command_overwrites_what_it_reads(alias, book, tmp_path, monkeypatch,
         assert book.read_bytes() == before
 
 
-def test_two_outputs_that_are_not_there_yet_are_one(tmp_path, capsys):
+def test_same_new_file_for_two_outputs(tmp_path, capsys):
     new = tmp_path / "new.png"
     assert "--output and --plot are the same file" in failure(capsys, "predict", "m", "--output", new, "--plot", new)
 
@@ -72,7 +71,7 @@ def test_two_outputs_that_are_not_there_yet_are_one(tmp_path, capsys):
 def test_empty_names_of_files(command, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(command)
-    assert "must be the name of a file, but is empty" in capsys.readouterr().err
+    assert "must be the name of a file, not an empty string" in capsys.readouterr().err
 
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is full")
@@ -109,7 +108,7 @@ def test_full_device_in_place_of_a_file(book, capsys):
     assert result.returncode == 2
     assert result.stderr.endswith("cannot write /dev/full: No space left on device\n")
     assert "Traceback" not in result.stderr
-    assert "not a file on a disk" in failure(capsys, "train", "text", book, "-o", "/dev/full")
+    assert "it is not a regular file" in failure(capsys, "train", "text", book, "-o", "/dev/full")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="of the shell of POSIX")
@@ -124,4 +123,7 @@ def test_output_that_is_closed():
             text=True,
         )
         assert result.returncode == 2
-        assert result.stderr in ("python -m rnnfast: there is no standard output: it was closed\n", "")
+        assert result.stderr in (
+            "python -m rnnfast: standard output is closed: open it, or redirect it to a file\n",
+            "",
+        )

@@ -15,7 +15,7 @@ from rnnfast.commands import info
 # --- info
 
 
-def test_info_tells_what_is_so():
+def test_info_is_correct():
     result = python("info", "--json", RNNFAST_NUM_THREADS="1")
     facts = json.loads(result.stdout)
     assert facts["version"] == rnnfast.__version__
@@ -30,15 +30,15 @@ def test_info_tells_what_is_so():
         assert fact in told
 
 
-def test_info_says_where_the_instruction_set_and_the_threads_come_from():
+def test_info_names_the_source_of_instruction_set_and_threads():
     told = python("info", RNNFAST_ISA="scalar", OMP_NUM_THREADS="1").stdout
-    assert "scalar, as RNNFAST_ISA says" in told
-    assert "1 by OMP_NUM_THREADS" in told
-    assert "no limit by" in told.partition("RNNFAST_NUM_THREADS")[0]
+    assert "scalar, set by RNNFAST_ISA" in told
+    assert "OMP_NUM_THREADS (1)" in told
+    assert "not set: " in told.partition("RNNFAST_NUM_THREADS")[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors")
-def test_info_heeds_the_processors_that_the_process_may_use():
+def test_info_respects_the_processor_affinity():
     first = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, {{{first}}}); from rnnfast.__main__ import main; main(['info', '--json'])"
@@ -46,7 +46,7 @@ def test_info_heeds_the_processors_that_the_process_may_use():
     assert json.loads(python(code=code).stdout)["threads"] == {
         "used": 1,
         "limits": {"processors": 1},
-        "not_numbers": {},
+        "invalid": {},
     }
 
 
@@ -75,8 +75,8 @@ def test_caches_as_linux_tells_them(tmp_path):
     ]
     assert [info.describe_cache(cache) for cache in found] == [
         "L1 48 KiB",
-        "L2 2 MiB for 2 CPUs",
-        "L3 33 MiB for 8 CPUs",
+        "L2 2 MiB shared by 2 CPUs",
+        "L3 33 MiB shared by 8 CPUs",
     ]
 
 
@@ -88,18 +88,18 @@ def test_info_where_the_system_says_nothing(monkeypatch, tmp_path):
     assert info.describe(facts).count("unknown") >= 2
 
 
-def test_info_says_what_a_cpu_lacks():
+def test_info_names_missing_cpu_features():
     isa = {"used": "base", "available": ["base", "scalar"], "RNNFAST_ISA": None}
     _, avx512, avx2 = info.why_isa(isa, {"features": ["avx2", "avx512f", "fma"]})
-    assert avx512 == "not avx512: this CPU lacks avx512vl, avx512dq, avx512bw"
+    assert avx512 == "avx512 is not available: the CPU lacks avx512vl, avx512dq, avx512bw"
     assert "not compiled" in avx2
 
 
 # --- files that are one
 
 
-def test_info_says_what_it_makes_of_strange_numbers_of_threads():
+def test_info_explains_invalid_thread_counts():
     told = python("info", RNNFAST_NUM_THREADS="x", OMP_NUM_THREADS="-3").stdout
-    assert "RNNFAST_NUM_THREADS is 'x', which is no number, and is passed over" in told
-    assert "-3 by OMP_NUM_THREADS (taken as 1)" in told
-    assert "RNNFAST_NUM_THREADS" not in told.partition("no limit by")[2].partition("\n")[0]
+    assert "RNNFAST_NUM_THREADS is 'x', which is not a number, and is ignored" in told
+    assert "OMP_NUM_THREADS (-3, taken as 1)" in told
+    assert "RNNFAST_NUM_THREADS" not in told.partition("not set: ")[2].partition("\n")[0]

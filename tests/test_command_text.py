@@ -12,13 +12,13 @@ import pytest
 from support.command_line import SMALL, TEXT, failure, main, random_model
 
 import rnnfast
-from rnnfast import commands, reference
-from rnnfast.commands import text
+from rnnfast import reference
+from rnnfast.commands import program, text
 
 # --- the program
 
 
-def test_memory_that_is_not_there(tmp_path, capsys):
+def test_not_enough_memory(tmp_path, capsys):
     path = tmp_path / "text"
     path.write_text(TEXT)
     line = failure(capsys, "train", "text", path, "-o", tmp_path / "model", *SMALL, "--hidden", 10**6)
@@ -47,7 +47,7 @@ def test_gradient_descends_in_every_parameter(cell):
         parameter[...] = before
 
 
-def test_bits_are_those_of_the_reference():
+def test_bits_per_character_agree_with_the_reference():
     model = random_model("lstm")
     codes = np.random.default_rng(2).integers(5, size=(21, 3))
     own = {name: array.astype(float) for name, array in model.parameters.items()}
@@ -60,7 +60,7 @@ def test_bits_are_those_of_the_reference():
     assert model.bits(codes, window=7) == pytest.approx(expected, rel=1e-5)
 
 
-def test_cold_sample_is_what_the_whole_model_finds_likeliest():
+def test_cold_sample_is_the_most_likely_text():
     model = random_model("gru", 2)
     written = "da" + "".join(model.write("da", 12, 1e-4, np.random.default_rng(0)))
     scores, _, _ = model.forward(model.encode(written, "")[:, None])
@@ -80,21 +80,21 @@ def test_hot_sample_is_drawn_from_the_scores():
 def test_training_learns_and_keeps_the_best_model(trained):
     path, (report, progress) = trained
     held_out = [float(line.rpartition(" ")[2]) for line in progress.splitlines()]
-    assert len(held_out) == text.LOOKS
+    assert len(held_out) == text.EVALUATIONS
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert held_out[-1] < held_out[0]
-    about, _ = commands.read(str(path), "text", "")
+    about, _ = program.read_model(str(path), "text", "")
     assert about["bits"] == pytest.approx(min(held_out), abs=1e-3)
-    assert f"{len(TEXT):,} characters, {len(set(TEXT))} different" in report
+    assert f"{len(TEXT):,} characters, {len(set(TEXT))} distinct" in report
     assert f"{min(held_out):.3f} bits per character" in report
 
 
 def test_later_models_that_are_worse_are_not_kept(book, tmp_path, monkeypatch):
-    told = iter([3.0, 2.0, *[2.5] * text.LOOKS])
+    told = iter([3.0, 2.0, *[2.5] * text.EVALUATIONS])
     monkeypatch.setattr(text.Model, "bits", lambda *_: next(told))
     path = tmp_path / "book.npz"
     assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 0
-    assert commands.read(str(path), "text", "")[0]["bits"] == 2.0
+    assert program.read_model(str(path), "text", "")[0]["bits"] == 2.0
 
 
 def test_model_that_is_read_is_the_one_that_was_written(tmp_path):
@@ -110,7 +110,7 @@ def test_seed_gives_the_same_model_and_text(book, trained, tmp_path, capsys):
     path, _ = trained
     assert main(["train", "text", str(book), "-o", str(tmp_path / "again"), *SMALL]) == 0
     assert main(["train", "text", str(book), "-o", str(tmp_path / "other"), *SMALL, "--seed", "1"]) == 0
-    arrays = [commands.read(str(file), "text", "")[1] for file in (path, tmp_path / "again", tmp_path / "other")]
+    arrays = [program.read_model(str(file), "text", "")[1] for file in (path, tmp_path / "again", tmp_path / "other")]
     assert all(array.tobytes() == arrays[1][name].tobytes() for name, array in arrays[0].items())
     assert any(array.tobytes() != arrays[2][name].tobytes() for name, array in arrays[0].items())
 
@@ -124,7 +124,7 @@ def test_seed_gives_the_same_model_and_text(book, trained, tmp_path, capsys):
     assert len(sample("0")) == len("7 times") + 80 + 1
 
 
-def test_sample_begins_with_a_new_line_that_is_not_shown(trained, capsys):
+def test_sample_starts_with_a_hidden_newline(trained, capsys):
     assert main(["sample", str(trained[0]), "--length", "0"]) == 0
     assert capsys.readouterr().out == "\n"
 
@@ -174,7 +174,7 @@ def test_ctrl_c_from_outside_leaves_no_traceback(book, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="of pipes of POSIX")
-def test_reader_that_leaves_early_is_no_error(trained):
+def test_closed_pipe_is_not_an_error(trained):
     command = [sys.executable, "-P", "-m", "rnnfast", "sample", trained[0], "--length", "100000"]
     environment = {**os.environ, "PYTHONPATH": str(Path(rnnfast.__file__).parents[1])}
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as process:
@@ -184,39 +184,39 @@ def test_reader_that_leaves_early_is_no_error(trained):
     assert process.returncode == 141
 
 
-def test_texts_that_cannot_be_learnt(tmp_path, capsys):
+def test_invalid_texts(tmp_path, capsys):
     path, model = tmp_path / "text", tmp_path / "model"
     assert "No such file" in failure(capsys, "train", "text", path, "-o", model)
     assert "cannot read" in failure(capsys, "train", "text", tmp_path, "-o", model)
     path.write_bytes(b"caf\xe9")
-    assert "UTF-8: see byte 3, counted from 0, in line 1" in failure(capsys, "train", "text", path, "-o", model)
+    assert "not valid UTF-8: the byte at offset 3, in line 1," in failure(capsys, "train", "text", path, "-o", model)
     for short in ("", "A short text."):
         path.write_text(short)
-        assert f"{len(short)} characters is too short" in failure(capsys, "train", "text", path, "-o", model)
+        assert f"the text has {len(short)} characters, but" in failure(capsys, "train", "text", path, "-o", model)
     assert not model.exists()
 
 
-def test_least_length_is_the_one_it_asks_for(tmp_path, capsys):
+def test_text_of_the_minimum_length_can_be_trained(tmp_path, capsys):
     path = tmp_path / "text"
     path.write_text("a")
     for small in (SMALL, [*SMALL, "--batch", "1", "--window", "1"]):
         line = failure(capsys, "train", "text", path, "-o", tmp_path / "model", *small)
-        least = int(line.split(" take ")[1].split()[0])
+        least = int(line.split(" at least ")[1].split()[0].rstrip(";"))
         path.write_text("ab" * (least // 2) + "a" * (least % 2))
         assert main(["train", "text", str(path), "-o", str(tmp_path / "model"), *small]) == 0
         path.write_text(path.read_text()[: least // 2])
         capsys.readouterr()
 
 
-def test_model_that_cannot_be_written_is_not_trained(book, tmp_path, capsys):
+def test_training_does_not_start_if_the_model_cannot_be_written(book, tmp_path, capsys):
     assert "No such file" in failure(capsys, "train", "text", book, "-o", tmp_path / "missing" / "model")
-    assert "it is a folder" in failure(capsys, "train", "text", book, "-o", tmp_path)
+    assert "it is a directory" in failure(capsys, "train", "text", book, "-o", tmp_path)
 
 
-def test_diverged_training_says_so(book, tmp_path, capsys):
+def test_diverged_training_is_reported(book, tmp_path, capsys):
     arguments = ["train", "text", book, "-o", tmp_path / "model", *SMALL, "--lr", "1e38"]
     assert main([str(argument) for argument in arguments]) == 2
-    assert "use a lower --lr than 1e+38" in capsys.readouterr().err.splitlines()[-1]
+    assert "use an --lr below 1e+38" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_files_that_are_no_models(book, trained, tmp_path, capsys):
@@ -229,14 +229,15 @@ def test_files_that_are_no_models(book, trained, tmp_path, capsys):
     half = tmp_path / "half.npz"
     half.write_bytes(trained[0].read_bytes()[:3000])
     assert "is not a model" in failure(capsys, "sample", half)
-    about, arrays = commands.read(str(trained[0]), "text", "")
+    about, arrays = program.read_model(str(trained[0]), "text", "")
     del arrays["readout.bias"]
-    commands.write(str(half), about, arrays)
+    program.write_model(str(half), about, arrays)
     assert "is damaged" in failure(capsys, "sample", half)
 
 
 def test_start_of_strange_characters(trained, capsys):
-    assert "--start has characters that the text has not: ! ß" in failure(capsys, "sample", trained[0], "--start", "ß!")
+    line = failure(capsys, "sample", trained[0], "--start", "ß!")
+    assert "--start contains characters that the training text does not: ! ß" in line
 
 
 # --- files that are one
@@ -254,8 +255,8 @@ def test_training_that_is_worse_than_guessing_is_not_saved(book, tmp_path, monke
     path.write_text("an older model")
     assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "use a lower --lr than 0.003" in line
-    assert f"9.000 bits per character, and {math.log2(len(set(TEXT))):.3f} by guessing" in line
+    assert "use an --lr below 0.003" in line
+    assert f"9.000 bits per character, against {math.log2(len(set(TEXT))):.3f}" in line
     assert path.read_text() == "an older model"
 
 

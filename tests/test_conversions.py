@@ -1,4 +1,4 @@
-"""Weights on their way through several hosts, in any order, come back as they were."""
+"""Weights survive conversion through several frameworks in any order."""
 
 import itertools
 import os
@@ -53,7 +53,7 @@ def assert_same_parameters(layer, other):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("way", list(itertools.permutations((through_torch, through_onnx, through_thinc))))
-def test_two_biases_come_back(way, bidirectional):
+def test_two_biases_survive(way, bidirectional):
     layer = rnnfast.LSTM(3, 4, 2, bidirectional=bidirectional, rng=0)
     for through in way:
         assert_same_parameters(layer, through(layer))
@@ -65,8 +65,8 @@ def test_two_biases_come_back(way, bidirectional):
 
 @pytest.mark.parametrize("kind", [rnnfast.LSTM, rnnfast.GRU, rnnfast.RNN])
 @pytest.mark.parametrize("way", list(itertools.permutations((through_torch, through_onnx, through_keras))))
-def test_keras_keeps_what_it_can_hold(way, kind):
-    """Both biases of a GRU with the reset gate behind the product, and the sum of the two elsewhere."""
+def test_keras_keeps_the_biases_that_it_has(way, kind):
+    """Both biases of a GRU that resets after the product; the sum of the two for other cells."""
     layer = kind(3, 4, rng=0)
     on = layer
     for through in way:

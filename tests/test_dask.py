@@ -1,4 +1,4 @@
-"""Models over dask's arrays and frames, against one call on the whole; what stays in memory, and what is pickled."""
+"""Models over dask arrays and frames against one call on all data; memory use and pickling."""
 
 import os
 import pickle
@@ -37,7 +37,7 @@ def form(results):
 
 
 def assert_computes(lazy, expected, scheduler="threads"):
-    """The same structure, shapes and bits; lazy until now."""
+    """Require lazy arrays with the structure, shapes and bits of the expected arrays."""
     assert form(lazy) == form(expected)
     assert all(isinstance(leaf, da.Array) for leaf in leaves(lazy))
     computed = dask.compute(*leaves(lazy), scheduler=scheduler)
@@ -68,7 +68,7 @@ def test_results_are_the_bits_of_one_call(kind, uneven, batch_first, dtype):
 
 
 def classify(ids):
-    """A model of several layers, on ids (N, T): the class of each row, and its odds with an axis of size 1."""
+    """A model of several layers on ids (N, T): the class of each row, and its odds with an axis of size 1."""
     embedding, gru, readout = rnnfast.Embedding(50, 4, rng=0), rnnfast.GRU(4, 8, rng=0), rnnfast.Linear(8, 3, rng=0)
     _, h = gru(embedding(ids.T))
     odds = readout(h[-1])
@@ -99,7 +99,7 @@ def test_batches_of_unknown_size():
     y, h = predict(layer, some)
     for got, whole in zip(dask.compute(y, h), layer(values[:, np.arange(N) % 3 > 0]), strict=True):
         np.testing.assert_array_equal(got, whole, strict=True)
-    with pytest.raises(ValueError, match=r"known sizes where lengths are given: call x.compute_chunk_sizes"):
+    with pytest.raises(ValueError, match=r"known sizes if lengths are given: call x.compute_chunk_sizes"):
         predict(layer, some, [1] * 15)
     with pytest.raises(ValueError, match=r"known size along axis 0: call x.compute_chunk_sizes"):
         predict(layer, x[da.from_array(np.arange(T) > 2, chunks=T)])
@@ -126,17 +126,17 @@ def test_a_model_is_called_once_for_each_chunk_and_not_before():
     ("error", "words", "change"),
     [
         (TypeError, "model must be a layer or another callable, got str", {"model": "lstm"}),
-        (TypeError, "x must be a dask array, got ndarray: dask.array.from_array", {"x": np.zeros((T, N, I))}),
+        (TypeError, "x must be a dask array, got ndarray: use dask.array.from_array", {"x": np.zeros((T, N, I))}),
         (ValueError, r"layout \(T, N, I\) for this LSTM, got shape \(23, 3\)", {"x": da.zeros((N, I))}),
         (ValueError, "x has 4 features in its last axis, but this LSTM", {"x": da.zeros((T, N, 4))}),
-        (ValueError, r"batch_axis must be an axis of x, which has 3, got 3", {"batch_axis": 3}),
+        (ValueError, r"batch_axis must be below 3, the number of axes of x, got 3", {"batch_axis": 3}),
         (TypeError, "batch_axis must be an integer", {"batch_axis": "N"}),
         (TypeError, "lengths must be integers, got dtype float64", {"lengths": np.ones(N)}),
         (ValueError, r"lengths must have shape \(N,\) = \(23,\), got \(5,\)", {"lengths": [1] * T}),
-        (ValueError, r"along one axis, but for one row it returned shape \(\)", {"model": lambda x: x.sum()}),
+        (ValueError, r"exactly one axis for the rows of x, but it returned shape \(\)", {"model": lambda x: x.sum()}),
         (
             ValueError,
-            r"shape \(3, 1, 1\), and for two \(3, 2, 2\)",
+            r"shape \(3, 1, 1\) for one row and \(3, 2, 2\) for two",
             {"model": lambda x: np.einsum("tni,tmi->inm", x, x)},
         ),
     ],
@@ -147,7 +147,7 @@ def test_refuses(error, words, change):
         predict(**given)
 
 
-def test_what_does_not_fit_is_refused_when_it_is_computed():
+def test_invalid_data_is_rejected_at_compute_time():
     y, _ = predict(rnnfast.LSTM(I, 4, rng=0), da.zeros((T, N, I), chunks=(T, 6, I)), [T + 1] * N)
     with pytest.raises(ValueError, match="lengths"):
         y.compute()
@@ -157,9 +157,11 @@ def test_what_does_not_fit_is_refused_when_it_is_computed():
 def test_other_chunks_are_refused_with_a_call_that_mends_it(batch_first):
     layer = rnnfast.LSTM(I, 4, batch_first=batch_first, rng=0)
     x = da.ones((6, 6, I), chunks=(2, 3, 1))
-    with pytest.raises(ValueError, match="x must be chunked along the batch alone, axis") as caught:
+    with pytest.raises(
+        ValueError, match=r"chunks along axis \d, but only the batch axis, \d, may have several"
+    ) as caught:
         predict(layer, x)
-    mended = eval(re.search(r"give (x\.rechunk\(.*\))", str(caught.value))[1], {"x": x})
+    mended = eval(re.search(r"use (x\.rechunk\(.*\))", str(caught.value))[1], {"x": x})
     assert_computes(predict(layer, mended), layer(np.ones((6, 6, I))))
 
 
@@ -178,7 +180,7 @@ def test_a_layer_pickles_to_its_parameters_and_little_more(kind, frozen):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc, which only Linux has")
 @pytest.mark.parametrize("shared", [False, True], ids=["one thread", "two threads"])
 def test_memory_is_that_of_a_few_chunks(shared):
-    """An array 64 times as large as a chunk, made, run over and summed up: at no time is more than some of it there."""
+    """An array of 64 chunks is created, processed and summed, with only a few chunks in memory at a time."""
     code = """
         import sys, dask, dask.array as da, numpy as np, rnnfast
         from pathlib import Path
@@ -267,9 +269,9 @@ def test_frames_that_are_refused(dd, frame):
     with pytest.raises(TypeError, match=r"frame must be a dask.dataframe.DataFrame, got DataFrame"):
         predict_frame(forecast, frame, ["mean"])
     others = dd.from_pandas(frame.assign(name="a", when=np.datetime64("2000-01-01")), npartitions=4)
-    with pytest.raises(TypeError, match=r"these hold others: name, when;"):
+    with pytest.raises(TypeError, match=r"these have others: name, when;"):
         predict_frame(forecast, others, ["mean"])
-    with pytest.raises(ValueError, match=r"columns must be different names, got \['m', 'm'\]"):
+    with pytest.raises(ValueError, match=r"columns must be unique, got \['m', 'm'\]"):
         predict_frame(forecast, lazy, ["m", "m"])
     assert list(predict_frame(forecast, lazy, [1, 2]).compute().columns) == ["1", "2"]
     with pytest.raises(ValueError, match=r"shape \(N, 1\) for N=1, got \(1, 2\)"):
@@ -284,7 +286,7 @@ def test_without_dask_the_error_says_what_to_install():
 
 
 def test_the_model_is_one_key_of_the_graph():
-    """So a worker gets it once, and not with every task."""
+    """The model is a single key of the graph, so each worker receives it once."""
     layer = rnnfast.LSTM(64, 64, rng=0)
     y, _ = predict(layer, da.ones((T, N, 64), chunks=(T, 2, 64)))
     sizes = [len(pickle.dumps(task)) for task in dict(y.__dask_graph__()).values()]

@@ -1,4 +1,4 @@
-"""Gradients against the lag, Jacobians of the recurrence, saturated gates."""
+"""Diagnostics: gradients by lag, Jacobians of the recurrence, saturated gates."""
 
 import itertools
 import sys
@@ -23,7 +23,7 @@ def layer_of(variant, **options):
 
 
 def copy_into(layer, parameters, end=""):
-    """The parameters of one layer and direction of a stack, as those of a layer of its own."""
+    """Copy the parameters of one layer and direction of a stack into a single layer."""
     for name, array in layer.parameters.items():
         array[...] = parameters[name.replace("_l0", end)]
     return layer
@@ -34,7 +34,7 @@ def steps_walked(reverse):
 
 
 def states_before(layer, x, state, reverse):
-    """The state before every step, by the step."""
+    """The state before each step, by step."""
     before = {}
     for t in steps_walked(reverse):
         before[t] = state
@@ -62,7 +62,7 @@ def parted(vector, state):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_singular_values_are_those_of_differences(variant, reverse):
+def test_singular_values_agree_with_differences(variant, reverse):
     layer, x, state = layer_of(variant, reverse=reverse), 2 * values(T, N, I), initial(variant)
     flow = gradient_flow(layer, x, state)
     before = states_before(layer, x, state, reverse)
@@ -83,7 +83,7 @@ def test_singular_values_are_those_of_differences(variant, reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_norms_are_those_of_differences(variant, reverse):
+def test_norms_agree_with_differences(variant, reverse):
     layer, x, state = layer_of(variant, reverse=reverse), values(T, N, I), initial(variant)
     flow = gradient_flow(layer, x, state)
     walked = list(steps_walked(reverse))
@@ -104,7 +104,7 @@ def test_norms_are_those_of_differences(variant, reverse):
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.25])
 def test_linear_rnn_follows_powers_of_the_singular_value(scale):
-    """With h at 0, where tanh has slope 1, dL/dh at a lag is 1 W^lag; W is orthogonal times scale."""
+    """At h = 0 tanh has slope 1, so dL/dh at a lag is 1 W^lag, with W orthogonal times scale."""
     layer = rnnfast.RNN(I, H, bias=False, init="orthogonal", dtype=np.float64, rng=0)
     layer.parameters["weight_hh_l0"][...] *= scale
     flow = gradient_flow(layer, np.zeros((40, N, I)))
@@ -130,14 +130,14 @@ def test_identity_keeps_the_gradient_whole():
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not has_c(variant)])
 def test_no_step_lengthens_the_gradient_by_more_than_its_singular_value(variant):
-    """Of a single row, where h is all of the state."""
+    """The Jacobian of a single row, for cells whose state is h."""
     flow = gradient_flow(layer_of(variant), 2 * values(30, 1, I))
     norms, bounds = flow.norms["l0"], flow.singular_values["l0"]
     assert (norms[1:] <= bounds[:-1] * norms[:-1] * (1 + 1e-12)).all()
 
 
 def test_stack_is_measured_layer_by_layer(variant):
-    """Against layers of their own, one above the other, by the chain rule."""
+    """A stack agrees with single layers and the chain rule."""
     stack = layer_of(variant, num_layers=2, rng=3)
     x = values(T, N, I)
     flow = gradient_flow(stack, x)
@@ -230,7 +230,7 @@ def test_long_batches_are_taken_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["layer", "pair"])
-def test_dropout_rests_and_the_layer_stays_as_it_is(kind):
+def test_dropout_is_off_and_the_layer_is_unchanged(kind):
     def build(dropout):
         layer = rnnfast.GRU(I, H, 2, dropout=dropout, rng=0, dtype=np.float64)
         return (layer, rnnfast.Bidirectional(layer)) if kind == "pair" else (layer, layer)
@@ -310,7 +310,7 @@ def test_repr_is_a_table():
         (rnnfast.LSTM(4, 5), values(T, N, I) * np.nan, ValueError, "x must be finite"),
     ],
 )
-def test_what_cannot_be_measured(layer, x, error, message):
+def test_gradient_flow_rejects_what_it_cannot_measure(layer, x, error, message):
     with pytest.raises(error, match=message):
         gradient_flow(layer, x)
 
@@ -351,7 +351,7 @@ def test_plot_of_one_flow(pyplot):
     assert axes.figure.number in pyplot.get_fignums()
 
 
-def test_plot_of_named_flows_where_it_is_told(pyplot):
+def test_plot_of_named_flows_on_given_axes(pyplot):
     _, given = pyplot.subplots()
     x = values(T, N, I)
     flows = {"RNN": gradient_flow(layer_of("rnn_tanh"), x), "stack": gradient_flow(layer_of("gru", num_layers=2), x)}
@@ -359,7 +359,7 @@ def test_plot_of_named_flows_where_it_is_told(pyplot):
     assert [line.get_label() for line in given.lines] == ["RNN", "stack l0", "stack l1"]
 
 
-def test_plot_ends_where_the_gradient_is_gone(pyplot):
+def test_plot_ends_where_the_gradient_vanishes(pyplot):
     layer = rnnfast.RNN(I, H, bias=False, rng=0)
     layer.parameters["weight_hh_l0"][...] = 0
     axes = plot_gradient_flow(gradient_flow(layer, values(T, N, I)))

@@ -1,4 +1,4 @@
-"""The pages of docs/: what is public stands in the reference, and the site is not built over an example that fails."""
+"""The reference covers every public name, and an example that fails stops the build of the documentation."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def test_all_that_is_public_stands_in_the_reference():
     assert sorted((names | adapters) - documented) == []
 
 
-def test_notebooks_are_kept_without_what_they_printed():
+def test_notebooks_have_no_stored_output():
     for path in DOCS.glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
@@ -52,7 +52,7 @@ assert rnnfast.RNN(2, 3).parameters["weight_hh_l0"].shape == {shape}
 
 
 @pytest.mark.parametrize(("shape", "builds"), [("(3, 3)", True), ("(3, 2)", False)])
-def test_the_site_is_not_built_over_an_example_that_fails(shape, builds, tmp_path):
+def test_an_example_that_fails_stops_the_build_of_the_site(shape, builds, tmp_path):
     pytest.importorskip("myst_nb", reason="pip install '.[docs]'")
     pytest.importorskip("furo", reason="pip install '.[docs]'")
     source = tmp_path / "docs"

@@ -7,7 +7,7 @@ import rnnfast
 
 
 def _copier(dropout, num_layers=2, **options):
-    """An RNN whose layers pass non-negative inputs on, so that y shows what was dropped."""
+    """An RNN whose layers return non-negative inputs unchanged, so that y shows what was dropped."""
     layer = rnnfast.RNN(50, 50, num_layers, nonlinearity="relu", bias=False, dropout=dropout, rng=0, **options)
     for name, array in layer.parameters.items():
         array[...] = np.eye(50) if "_ih_" in name else 0

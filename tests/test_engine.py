@@ -1,7 +1,7 @@
-"""The engine, through rnnfast.functional.
+"""The engine, called through rnnfast.functional.
 
-Against the reference and central differences, in every cell, dtype, instruction set, direction and depth; at the edges
-of its tiles; optional arguments; sizes and buffers.
+It agrees with the reference and with central differences for every cell, dtype, instruction set, direction and depth,
+and at the edges of its tiles. Optional arguments, sizes and buffers are tested too.
 """
 
 from copy import copy
@@ -17,7 +17,7 @@ from support.problems import EDGES, TOLERANCE, problem, run_reference, solved, v
 
 from rnnfast import functional
 
-# --- the right numbers
+# --- results
 
 
 @pytest.mark.cover(2, together=["variant", "dtype", "isa"])
@@ -43,11 +43,12 @@ def test_sizes_at_the_edges_of_tiles(variant, N, dtype, isa):
 
 @pytest.mark.parametrize(("T", "N", "I", "H"), [(300, 2, 3, 4), (60, 9, 300, 5), (5, 70, 4, 130), (2, 600, 7, 3)])
 def test_large_sizes(variant, T, N, I, H, dtype, isa):
-    """More steps, features, units and rows than one block of any of the loops takes."""
+    """More steps, features, units and rows than any loop handles in one block."""
     p, expected = solved(variant, T, N, I, H, dtype, "bidirectional")
     assert_close(run_engine(p, isa), expected, 4 * TOLERANCE[p.dtype])
 
 
+@pytest.mark.cover(2, full=2)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gradients_are_central_differences(variant, direction, isa):
     p = variant_problem(variant, 3, 2, 2, 3, num_layers=2, dropout=True, **DIRECTIONS[direction])
@@ -90,7 +91,7 @@ def test_any_shape_and_layout(p, isa, layout):
     ("T", "N", "isa"), [(1, 10**6, None), (10**6, 1, None), *((1000, 1000, isa) for isa in functional.isas())]
 )
 def test_gradients_are_sums_of_a_million_rows(T, N, isa):
-    """All summands are positive; one chain of float32 sums over them would be wrong in the fourth digit."""
+    """All terms are positive; a single chain of float32 sums would be wrong in the fourth digit."""
     p = problem("rnn_relu", T, N, 1, 1, dtype=np.float32)
     rng = np.random.default_rng(1)
     p.x, p.dy = rng.uniform(0.5, 1, (2, T, N, 1)).astype(np.float32)
@@ -112,7 +113,7 @@ def test_gradients_are_sums_of_a_million_rows(T, N, isa):
         assert results[f"d{name}_l0"].item() == pytest.approx(values.sum(dtype=np.float64), rel=1e-5), name
 
 
-# --- arguments that may be left out, and what is added to
+# --- optional arguments and accumulation
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -148,7 +149,7 @@ def test_gradients_of_parameters_are_added(variant, dtype, isa):
     assert_close(added, plain, TOLERANCE[p.dtype])
 
 
-def test_packed_weights_may_be_made_one_by_one(variant, isa):
+def test_weights_can_be_packed_separately(variant, isa):
     p = variant_problem(variant, 1, 1, 5, 6, num_layers=2, bidirectional=True, dtype=np.float32)
     engine = make_engine(p, isa)
     guards = Guards(p.dtype)
@@ -169,7 +170,7 @@ def test_packed_weights_may_be_made_one_by_one(variant, isa):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_engine_knows_its_shapes(variant, direction, num_layers, bias):
+def test_engine_shapes(variant, direction, num_layers, bias):
     p = variant_problem(variant, 1, 1, 5, 6, num_layers=num_layers, bias=bias, **DIRECTIONS[direction])
     engine = make_engine(p)
     options = {"num_layers": num_layers, "bias": bias, "bidirectional": direction == "bidirectional"}
@@ -204,7 +205,7 @@ def test_empty_is_aligned(count):
     buffer.fill(1)
 
 
-def test_empty_refuses_what_memory_cannot_hold():
+def test_empty_rejects_sizes_beyond_memory():
     with pytest.raises(MemoryError):
         functional.empty(2**60)
 
@@ -217,7 +218,7 @@ def test_use_isa_chooses_and_forgets():
         assert make_engine(problem("gru", 1, 1, 1, 1)).isa == chosen
 
 
-def test_use_isa_refuses_what_does_not_run_here():
+def test_use_isa_rejects_unavailable_instruction_sets():
     with pytest.raises(ValueError, match=f"isa is 'mmx', .* choose one of {', '.join(functional.isas())}"):
         functional.use_isa("mmx").__enter__()
 

@@ -1,4 +1,4 @@
-"""The linear map of the engine, against NumPy."""
+"""The engine's linear map against NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The engine as a part of a process: memory that it must not touch, threads, forks and signals."""
+"""The engine in a process: out-of-bounds reads, threads, forks and signals."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from rnnfast import functional
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("side", ["before", "behind"])
 def test_nothing_is_read_outside_of_a_buffer(isa, side):
-    """Not even where what is read does not matter: there may be no memory."""
+    """The kernels read nothing outside a buffer, because no memory may be mapped there."""
     script = f"""
     import numpy as np
     from support.cells import VARIANTS
@@ -70,7 +70,7 @@ def test_threads_are_made_when_they_are_needed():
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind a process to a processor")
 @pytest.mark.parametrize("shape", ["100, 1, 16, 256", "40, 32, 64, 128"])
 def test_threads_without_processors_cost_little(shape):
-    """Members that have no processor of their own are not waited for."""
+    """A call does not wait for workers that have no processor."""
     script = f"""
     import os, time
     from support.guards import Run
@@ -92,8 +92,8 @@ def test_threads_without_processors_cost_little(shape):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_goes_on():
-    """Also one forked while other threads are at work in the engine."""
+def test_forked_child_can_run_the_engine():
+    """A child can be forked while other threads run the engine."""
     script = """
     import os, threading
     from support.guards import run_engine
@@ -134,7 +134,7 @@ LONG_RUNS = {
 
 
 def long_call(call):
-    """A call that takes some tenths of a second at least."""
+    """A function that runs for at least some tenths of a second."""
     name, _, shape = call.partition(", ")
     if shape:
         run = LONG_RUNS[shape]()
@@ -155,7 +155,7 @@ LONG_CALLS = [f"{name}, {shape}" for name in ("forward", "backward") for shape i
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("call", [*LONG_CALLS, "linear_forward", "linear_backward"])
 def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
-    """And what comes after it is right. Up to three attempts, as the machine may have other work to do."""
+    """Later calls are right. There are three attempts, because the machine may be busy."""
     threads(count)
     call = long_call(call)
     sent = []

@@ -1,4 +1,4 @@
-"""The engine gives the same bits for any batch, chunk of time, number of threads and layout; NaN stays in its row."""
+"""Results have the same bits for any batch, split in time, number of threads and layout; NaN stays in its row."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -42,7 +42,7 @@ def test_a_row_alone_or_in_a_batch(variant, direction, N, H, dtype, isa):
 
 
 def test_a_row_alone_or_in_a_large_batch(threads, variant, dtype):
-    """Enough rows for several threads, which a row alone never is."""
+    """Enough rows for several threads; a single row never is."""
     p = variant_problem(variant, 6, 700, 21, 57, dtype=dtype, bidirectional=True)
     threads(2)
     batch = run_engine(p)
@@ -95,7 +95,7 @@ def test_any_strides(variant, layout, num_layers, dtype, isa):
 
 
 def test_backward_on_every_repeat(variant, dtype, isa):
-    """Twice on one tape, and after another forward."""
+    """Run backward twice on one tape, and again after another forward."""
     p = variant_problem(variant, 9, 7, 5, 20, num_layers=2, dropout=True, bidirectional=True, dtype=dtype)
     run = Run(p, isa)
     first = run.backward()

@@ -1,7 +1,8 @@
-"""Bad arguments: what is raised, that its text names the argument and what was expected, that nothing is changed."""
+"""Invalid arguments raise an error that names the argument and what was expected, and change nothing."""
 
 import numpy as np
 import pytest
+from support.layers import refused
 
 import rnnfast
 
@@ -12,22 +13,6 @@ LINEAR = rnnfast.Linear(I, 3)
 
 def lstm(**options):
     return rnnfast.LSTM(I, H, **{"rng": 0, **options})
-
-
-def snapshot(layer):
-    """What a refused call must leave as it is."""
-    layers = [layer.forward_layer, layer.backward_layer] if isinstance(layer, rnnfast.Bidirectional) else [layer]
-    arrays = {name: array.tobytes() for name, array in layer.parameters.items()}
-    writeable = [array.flags.writeable for array in layer.parameters.values()]
-    return arrays, writeable, [one._rng.bit_generator.state for one in layers]
-
-
-def refused(layer, call, error, match):
-    """The call raises this error, leaves the layer as it is, and the layer goes on working."""
-    before = snapshot(layer)
-    with pytest.raises(error, match=match):
-        call()
-    assert snapshot(layer) == before
 
 
 # ---- options

@@ -1,4 +1,4 @@
-"""Frozen layers give the same results, whatever the order of calls."""
+"""Frozen layers give the same results in any order of calls."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,7 +29,7 @@ def test_frozen(variant, rng):
     assert not np.array_equal(layer(x, state)[0], expected["y"])
 
 
-# How an array of the same numbers may come, in the order in which a layer that repeats its last call meets them.
+# Forms of an array of the same values, in the order in which a layer with a prepared call meets them.
 GUISES = {
     "as it is": lambda x: x,
     "again": lambda x: x,
@@ -51,7 +51,7 @@ GUISES = {
 @pytest.mark.parametrize("layout", ["time first", "batch first", "unbatched"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_frozen_calls_repeated(variant, layout, dtype, rng):
-    """Each call is as the first one, however x comes, and its results are its own."""
+    """Every call gives the result of the first one for any form of x, and returns new arrays."""
     layer = make(variant, num_layers=2, bidirectional=True, dtype=dtype, batch_first=layout == "batch first")
     shape = {"time first": (T, N, I), "batch first": (N, T, I), "unbatched": (T, I)}[layout]
     x = rng.integers(-9, 9, shape).astype(dtype)  # the same numbers in every dtype
@@ -77,8 +77,8 @@ def test_frozen_calls_repeated(variant, layout, dtype, rng):
                 got.fill(np.nan)
 
 
-def test_frozen_calls_refuse_what_does_not_fit(variant):
-    """As any call does: with an error, and the next one goes on."""
+def test_frozen_calls_reject_invalid_arguments(variant):
+    """A frozen layer rejects what any layer rejects, and the next call works."""
     layer = make(variant)
     layer.freeze()
     x = np.ones((T, N, I), np.float32)

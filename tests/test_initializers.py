@@ -1,4 +1,4 @@
-"""Initial values of recurrent layers: which numbers stand where."""
+"""Initial values of the parameters of recurrent layers."""
 
 import copy
 import itertools
@@ -15,9 +15,9 @@ from rnnfast.layers import saving
 
 STACK = {"num_layers": 2, "bidirectional": True}
 ENDS = ["_l0", "_l0_reverse", "_l1", "_l1_reverse"]
-# Each init with the cells that take it.
+# Each init with the cells that accept it.
 FITTING = [
-    *itertools.product(["torch", "keras", "orthogonal"], CELLS),
+    *itertools.product(["torch", "keras", "orthogonal"], LAYERS),
     *itertools.product([("chrono", 100)], ["lstm", "gru", "gru_reset_before"]),
     *itertools.product(["forget", ("forget", 2.5)], ["lstm"]),
     ("identity", "rnn_relu"),
@@ -30,12 +30,12 @@ def make(cell, I, H, *args, **options):
 
 
 def gates(cell, array):
-    """The rows of every gate, by its name."""
+    """The rows of each gate, by its letter."""
     return dict(zip(CELLS[cell].gates, np.split(array, gates_of(cell)), strict=True))
 
 
 def assert_uniform(values, low, high):
-    """Kolmogorov and Smirnov's distance; more than 1.95 / sqrt(n) has a chance below 0.001."""
+    """The Kolmogorov-Smirnov distance; more than 1.95 / sqrt(n) has a probability below 0.001."""
     values = np.sort(np.ravel(values))
     assert low <= values[0]
     assert values[-1] <= high
@@ -45,7 +45,7 @@ def assert_uniform(values, low, high):
 
 
 @pytest.mark.parametrize("options", [{}, {"init": "torch"}])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_default_bits_are_drawn_one_array_after_the_other(cell, options, dtype):
     layer = make(cell, 3, 5, dtype=dtype, rng=7, **STACK, **options)
     rng = np.random.default_rng(7)
@@ -100,7 +100,7 @@ def test_options_do_not_know_of_it(init, cell, tmp_path):
             assert same.parameters[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_keras_closed_forms(cell):
     I, H = 300, 40
     layer = make(cell, I, H, init="keras", **STACK)
@@ -127,7 +127,7 @@ def test_keras_values_where_keras_has_nothing():
     assert list(without.parameters) == ["weight_ih_l0", "weight_hh_l0"]
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_orthogonal_matrix_of_each_gate(cell):
     layer = make(cell, 8, 30, init="orthogonal", **STACK)
     seen = []
@@ -148,7 +148,7 @@ def test_orthogonal_with_projection_has_orthonormal_columns():
 
 
 def test_orthogonal_matrices_are_equally_likely():
-    """Of all rotations and reflections of the plane: each angle, each sign of the determinant, as often as another."""
+    """Orthogonal matrices are uniform: every angle and both signs of the determinant are equally likely."""
     matrices = [rnnfast.RNN(1, 2, init="orthogonal", dtype=np.float64, rng=seed) for seed in range(2000)]
     matrices = np.array([layer.parameters["weight_hh_l0"] for layer in matrices])
     assert_uniform(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]), -np.pi, np.pi)
@@ -197,7 +197,7 @@ def test_chrono_gates(cell):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
 def test_chrono_keeps_a_state_for_up_to_t_max_steps(cell):
-    """Without weights a unit forgets at the rate 1 - sigmoid(log u) = 1 / (1 + u), in 2 to T_max steps."""
+    """Without weights a unit forgets at the rate 1 - sigmoid(log u) = 1 / (1 + u), within 2 to T_max steps."""
     layer = make(cell, 2, 300, init=("chrono", 80))
     for name, array in layer.parameters.items():
         if name.startswith("weight"):
@@ -260,7 +260,7 @@ def test_bidirectional_makes_its_second_layer_alike():
         (rnnfast.LSTM, {}, ("torch", 1), ValueError, "init='torch' takes no number, got"),
     ],
 )
-def test_what_makes_no_sense(kind, options, init, error, message):
+def test_invalid_inits(kind, options, init, error, message):
     with pytest.raises(error, match=message):
         kind(3, 5, init=init, rng=0, **options)
 

@@ -1,4 +1,4 @@
-"""How many instructions the entry points take, in comparison with benchmarks/instructions.json."""
+"""Instruction counts of the entry points, compared with benchmarks/instructions.json."""
 
 import importlib.util
 
@@ -42,7 +42,7 @@ def test_complains_beyond_3_percent(instructions, counted, complaint):
     assert all(line.startswith(complaint) and "a case" in line and "--record" in line for line in wrong)
 
 
-def test_complains_of_a_case_that_is_not_recorded(instructions):
+def test_reports_cases_that_are_not_recorded(instructions):
     [line] = instructions.complaints({"an old case": 1000, "a new case": 1000}, {"an old case": 1000})
     assert "a new case" in line
     assert "an old case" not in line

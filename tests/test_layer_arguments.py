@@ -1,4 +1,4 @@
-"""The forms in which arrays may be passed to a layer."""
+"""Layers accept arrays of any layout, dtype and container."""
 
 import numpy as np
 import pytest

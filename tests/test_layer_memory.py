@@ -1,4 +1,4 @@
-"""Who owns the arrays that go into a layer and come out of it."""
+"""Ownership of the arrays that are passed to a layer and returned by it."""
 
 import threading
 import tracemalloc
@@ -12,7 +12,7 @@ import rnnfast
 from rnnfast import buffers
 
 
-def test_results_are_the_callers(variant, rng):
+def test_results_belong_to_the_caller(variant, rng):
     layer = make(variant)
     x, state, *_ = problem(layer, rng)
     y, end = layer(x, state)
@@ -97,8 +97,8 @@ def test_memory_of_many_tapes_is_given_back():
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_large_results_are_the_callers(frozen, rng):
-    """Their memory is used again, but not while any array or view of it is left."""
+def test_memory_of_large_results_is_not_reused_while_in_use(frozen, rng):
+    """Memory of large results is reused, but never while an array or a view of it is alive."""
     layer = rnnfast.GRU(8, 300, rng=0)
     if frozen:
         layer.freeze()

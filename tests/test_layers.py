@@ -1,4 +1,4 @@
-"""Layers against torch and the reference; their layouts, parameters and texts."""
+"""Layers against torch and the reference; layouts, parameters and repr."""
 
 import numpy as np
 import pytest
@@ -170,7 +170,7 @@ def test_many_shapes_in_turn(rng):
         np.testing.assert_array_equal(layer(x[:length])[0], y[:length])
 
 
-# --- who owns what
+# --- ownership
 
 
 def test_parameters_are_seen_by_the_next_call(variant, rng):
@@ -193,7 +193,7 @@ def test_parameters_can_be_exchanged():
     np.testing.assert_array_equal(other, before["bias_ih_l0"])
 
 
-# --- what is shown
+# --- repr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The base kernels of AArch64, cross-compiled and emulated: what tests/neon_check.py finds."""
+"""The base kernels for AArch64, cross-compiled and run in an emulator by tests/neon_check.py."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-"""The options of cells: activations, clipping, peepholes, coupled gates, forward and backward.
+"""Options of cells: activations, clipping, peepholes and coupled gates, forward and backward.
 
-The oracle of forward is a loop in NumPy, written here, that of backward central differences of forward.
+Forward is compared with a loop in NumPy that is written here, backward with central differences of forward.
 """
 
 import copy
@@ -35,7 +35,7 @@ FORMULAS = {
     "softplus": lambda x: np.logaddexp(0, x),
 }
 
-# Each with alpha and beta that are not those it has if it is not told.
+# Each function with an alpha and beta other than the defaults.
 GIVEN = {
     "affine": ("affine", 0.7, 0.1),
     "leaky_relu": ("leaky_relu", 0.3),
@@ -86,7 +86,7 @@ PLAIN = {rnnfast.LSTM: ["sigmoid", "tanh", "tanh"], rnnfast.GRU: ["sigmoid", "ta
 
 
 def by_numpy(layer, x, state, real=None, held=True):
-    """What a call of the layer returns, time first. real: (T, N), where there is a step; held: y repeats where not."""
+    """The results of a call, time first. real: (T, N), the valid steps; held: y is held elsewhere."""
     directions = 1 + layer.bidirectional
     plain = PLAIN.get(type(layer)) or [layer.nonlinearity]
     chosen = list(layer.activations or plain)
@@ -122,7 +122,7 @@ def by_numpy(layer, x, state, real=None, held=True):
 
 
 def turn(k, count):
-    """Functions k, k + 3, k + 6 ..., so that each of them comes to each place, with other ones beside it."""
+    """Functions k, k + 3, k + 6 ..., so that each function is used in each position with varying others."""
     names = list(FORMULAS)
     return [GIVEN.get(name, name) for name in (names[(k + 3 * i) % len(names)] for i in range(count))]
 
@@ -178,7 +178,7 @@ def make(case, stack="forward", sizes=(I, H), **given):
 
 
 def values(layer, shape=(T, N, I)):
-    """x, state, dy and dstate for a layer; small enough that gates without bounds do not blow it up."""
+    """x, state, dy and dstate for a layer, small enough that unbounded activations do not overflow."""
     rng = np.random.default_rng(5)
 
     def like(array):
@@ -207,7 +207,7 @@ def rows(values, which):
     return tuple(v[:, which] for v in values) if isinstance(values, tuple) else values[:, which]
 
 
-# ---- what is computed
+# ---- results
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -236,8 +236,8 @@ def test_forward_of_uneven_rows_is_that_of_numpy(case, stack, uneven):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * max(1, np.abs(expected).max()))
 
 
-def test_both_sides_of_a_clip_are_met():
-    """Or the tests here would show nothing of it."""
+def test_values_lie_on_both_sides_of_the_clip():
+    """The values of these tests lie on both sides of the clip."""
     layer = make("lstm clip", dtype=np.float64)
     x, state, _, _ = values(layer)
     a = np.abs(x @ layer.parameters["weight_ih_l0"].T)
@@ -285,7 +285,7 @@ def test_gradients_agree_on_every_instruction_set(case, stack, dtype, isa):
 
 @pytest.mark.parametrize("name", [*GIVEN, "relu"])
 def test_slopes_at_corners(name):
-    """There the slope is one of the two on either side."""
+    """At a corner the slope is that of one of the two sides."""
     corners = {"leaky_relu": [0], "thresholded_relu": [0.2], "elu": [0], "hard_sigmoid": [-2 / 3, 1], "relu": [0]}
     layer = rnnfast.RNN(1, 1, activations=[GIVEN.get(name, name)], bias=False, dtype=np.float64)
     layer.load_state_dict({"weight_ih_l0": [[1.0]], "weight_hh_l0": [[0.0]]})
@@ -386,7 +386,7 @@ def test_nan_stays_in_its_row(case, place, dtype, isa):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_far_from_zero(name, dtype, isa):
-    """Of numbers however large, and of infinity where the function has a limit."""
+    """Activations of very large values, and of infinity where the function has a limit."""
     largest = float(np.finfo(dtype).max)
     with functional.use_isa(isa):
         layer = rnnfast.RNN(1, 1, activations=[GIVEN.get(name, name)], clip=largest, bias=False, dtype=dtype)
@@ -406,7 +406,7 @@ def test_limits():
     np.testing.assert_array_equal(y.ravel(), np.array([0, 0, np.inf, np.nan], np.float32))
 
 
-# ---- what is plain, and what is kept
+# ---- plain cells and saved options
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -420,7 +420,7 @@ def test_limits():
         (rnnfast.RNN, ["relu"], {"nonlinearity": "relu"}),
     ],
 )
-def test_what_is_plain_runs_the_plain_cell(kind, names, given, bidirectional):
+def test_default_options_run_the_plain_cell(kind, names, given, bidirectional):
     plain = kind(I, H, bidirectional=bidirectional, rng=0, **given)
     x = np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)
     for chosen in (names, [(name,) for name in names], names * (1 + bidirectional)):
@@ -440,7 +440,7 @@ def test_activations_stand_in_place_of_the_nonlinearity():
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_alpha_and_beta_are_numbers_of_the_dtype(name):
-    """What float32 makes of them, as where a file keeps them in float32."""
+    """alpha and beta are rounded to float32, as a file stores them."""
     x = (np.random.default_rng(0).standard_normal((T, N, I)) - 1).astype(np.float32)
     numbers = [0.1, 0.3][: len(options.FUNCTIONS[name])]
     ours, rounded = (
@@ -485,7 +485,7 @@ def test_a_file_is_of_its_options(tmp_path):
 
 
 def test_a_file_of_before_the_options(tmp_path):
-    """It names none of them, as those of 0.1.0 do."""
+    """Files of version 0.1.0 do not name them."""
     layer = rnnfast.LSTM(I, H, rng=0)
     description = {
         k: v for k, v in saving.to_json(layer).items() if k not in ("activations", "clip", "peepholes", "coupled")
@@ -524,7 +524,7 @@ def test_bidirectional_of_two_layers(backward):
     np.testing.assert_array_equal(both(x)[0][..., H:], both.backward_layer(x)[0])
 
 
-# ---- what is refused
+# ---- rejected models
 
 
 @pytest.mark.parametrize(
@@ -537,7 +537,7 @@ def test_bidirectional_of_two_layers(backward):
             rnnfast.RNN,
             {"activations": ["tanh"] * 3, "bidirectional": True},
             ValueError,
-            "must name 1 functions, or 2, those of the reverse direction behind, for this cell, got 3",
+            "must name 1 functions, or 2, those of the reverse direction last, for this cell, got 3",
         ),
         (rnnfast.RNN, {"activations": ["Tanh"]}, ValueError, "activations.0. must be one of sigmoid, .*got 'Tanh'"),
         (rnnfast.RNN, {"activations": [3]}, ValueError, "activations.0. must be one of .*got 3"),

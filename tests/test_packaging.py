@@ -1,4 +1,4 @@
-"""What is in the wheel, that it builds to the same bytes anywhere, and what importing rnnfast costs."""
+"""Contents and reproducibility of the wheel, and the cost of `import rnnfast`."""
 
 import importlib.metadata
 import os
@@ -9,10 +9,10 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 from support.checkout import CHECKOUT
+from support.processes import python
 
 import rnnfast
 
@@ -43,7 +43,7 @@ def build(kind, directory, out):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A copy of the checkout without anything that was built in it."""
+    """A copy of the checkout without build products."""
     if not (CHECKOUT / "csrc").is_dir() or not (CHECKOUT / "setup.py").is_file():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there is nothing to build")
     if version_of("setuptools") < (77, 0) or version_of("cython") < (3, 1):
@@ -61,7 +61,7 @@ def wheel(sources, tmp_path_factory):
     return build("wheel", sources, tmp_path_factory.mktemp("wheel") / "dist")
 
 
-def test_sdist_holds_what_building_and_testing_take_and_nothing_generated(sdist, sources):
+def test_sdist_holds_all_sources_and_nothing_generated(sdist, sources):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     folders = ["csrc", "rnnfast", "tests", "benchmarks", "examples", "docs"]
@@ -79,7 +79,10 @@ def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel
     package = {path.relative_to(sources).as_posix() for path in files if path.suffix in {".py", ".pyi", ".pxd"}}
     [extension] = {name for name in names if name.endswith((".so", ".pyd"))}
     [info] = {name.partition("/")[0] for name in names if ".dist-info/" in name}
-    notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE", "top_level.txt")}
+    notes = {
+        f"{info}/{name}"
+        for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    }
     headers = {"rnnfast/include/rnnfast.h", "rnnfast/include/rnnfast_python.h"}
     assert names == package | {extension, "rnnfast/py.typed", *headers} | notes
 
@@ -92,7 +95,7 @@ def test_wheel_serves_every_cpython_from_3_11_on(wheel):
 
 @pytest.mark.full
 def test_wheel_is_small_and_without_debug_information(wheel):
-    assert wheel.stat().st_size < 1_000_000
+    assert wheel.stat().st_size <= 800_000
     with zipfile.ZipFile(wheel) as archive:
         [extension] = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
         assert b".debug_info" not in archive.read(extension)
@@ -125,16 +128,18 @@ def run_python(code, **environment):
     )
 
 
-def test_import_adds_less_than_20_ms_to_numpy():
-    code = "import time, numpy; start = time.perf_counter(); import rnnfast; print(time.perf_counter() - start)"
-    seconds = min(float(run_python(code).stdout) for _ in range(7))
-    assert seconds < 0.020
+def test_import_adds_at_most_20_ms_to_numpy(tmp_path):
+    # Processor time, which other programs lengthen less than they do elapsed time, with compiled modules as after pip.
+    code = "import time, numpy; start = time.process_time(); import rnnfast; print(time.process_time() - start)"
+    environment = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    seconds = min(float(run_python(code, **environment).stdout) for _ in range(7))
+    assert seconds <= 0.020
 
 
 def test_import_loads_nothing_but_numpy_and_the_standard_library():
     loaded = "{name.partition('.')[0] for name, module in sys.modules.items() if getattr(module, '__file__', None)}"
     code = f"import sys, numpy; before = {loaded}; import rnnfast; print(*{loaded} - before)"
-    names = set(run_python(code).stdout.split())
+    names = set(python(code=code).stdout.split())
     assert "rnnfast" in names
     assert names - {"rnnfast"} <= sys.stdlib_module_names
 
@@ -143,18 +148,18 @@ def test_import_loads_nothing_but_numpy_and_the_standard_library():
 def test_import_starts_no_thread():
     count = "len(os.listdir('/proc/self/task'))"
     code = f"import os, numpy; before = {count}; import rnnfast; print({count} - before)"
-    assert run_python(code).stdout.strip() == "0"
+    assert python(code=code).stdout.strip() == "0"
 
 
 @pytest.mark.parametrize("isa", rnnfast.isas())
 def test_rnnfast_isa_chooses_the_instruction_set(isa):
     code = "import numpy, rnnfast; print(rnnfast.LSTM(3, 4, rng=0)(numpy.ones((2, 1, 3)))[0].shape)"
-    result = run_python(code, RNNFAST_ISA=isa)
+    result = python(code=code, RNNFAST_ISA=isa)
     assert result.stdout.strip() == "(2, 1, 4)", result.stderr
 
 
-def test_rnnfast_isa_with_an_unusable_name_says_what_can_be_used():
-    result = run_python("import rnnfast", RNNFAST_ISA="no-such-set")
+def test_rnnfast_isa_with_an_invalid_name_lists_the_valid_ones():
+    result = python(code="import rnnfast", RNNFAST_ISA="no-such-set")
     assert result.returncode != 0
     message = result.stderr.splitlines()[-1]
     for word in ["RNNFAST_ISA", "no-such-set", *rnnfast.isas()]:

@@ -1,4 +1,4 @@
-"""Training that is spread over processes, against one process on the joined batch; what it refuses, on all processes.
+"""Data-parallel training agrees with one process on the whole batch, and errors reach every process.
 
 The processes are real ones, started by mpiexec; ``support/data_parallel.py`` is what they run.
 """
@@ -19,7 +19,7 @@ from rnnfast import training
 
 HERE = Path(__file__).resolve().parent
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-# Open MPI's words for: more processes than cores, and by root, as in a container.
+# Open MPI options: allow more processes than cores, and allow root, as in a container.
 ALLOWED = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -49,13 +49,13 @@ def run(count, folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """For each number of processes the results of each."""
+    """The results of every process, by number of processes."""
     return {count: run(count, tmp_path_factory.mktemp(f"{count}-processes")) for count in COUNTS}
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """The results of one process on the joined batch, without MPI."""
+    """The results of one process on the whole batch, without MPI."""
     return {(loss, dtype): train(loss, dtype, np.arange(ROWS)) for loss in LOSSES for dtype in DTYPES}
 
 
@@ -63,7 +63,7 @@ def alone():
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", COUNTS)
-def test_gradients_and_training_are_those_of_one_process_on_the_joined_batch(runs, alone, count, dtype, loss, shares):
+def test_gradients_and_training_agree_with_one_process_on_the_whole_batch(runs, alone, count, dtype, loss, shares):
     tolerance = {"float64": 1e-12, "float32": 2e-6}[dtype]
     expected = alone[loss, dtype]
     assert sorted(name.partition(" ")[0] for name in expected) == ["gradient"] * 10 + ["parameter"] * 10
@@ -100,8 +100,8 @@ def test_a_repeated_run_gives_the_same_bits(runs, tmp_path):
             r"process 1 must have .* process 0: .*\['bias'\] must have shape \(2,\), got",
         ),
         ("other names", -1, "ValueError", "names weight, bias, but it lacks bias"),
-        ("other dtype", -1, "ValueError", r"parameters\['bias'\] must be of float64, got float32"),
-        ("read-only", -1, "ValueError", r"parameters\['bias'\] must be an array that may be written to"),
+        ("other dtype", -1, "ValueError", r"parameters\['bias'\] must have dtype float64, got float32"),
+        ("read-only", -1, "ValueError", r"parameters\['bias'\] must be writeable, but is read-only"),
         ("no arrays", -1, "TypeError", r"parameters\['weight'\] must be a NumPy array of .*, got a list"),
         ("process 0 has no arrays", 0, "TypeError", r"parameters\['weight'\] must be a NumPy array of .*, got a list"),
         (
@@ -111,13 +111,13 @@ def test_a_repeated_run_gives_the_same_bits(runs, tmp_path):
             r"gradients\['bias'\] must have shape \(2,\), got shape \(3,\)",
         ),
         ("gradient is missing", -1, "ValueError", "names weight, bias, but it lacks weight"),
-        ("no gradients", -1, "ValueError", "gradients must be given where weight is above 0, got None"),
+        ("no gradients", -1, "ValueError", "gradients must be arrays unless weight is 0, got None"),
         ("weight is negative", -1, "ValueError", "weight must be at least 0, got -1"),
         ("weight is infinite", -1, "ValueError", "weight must be finite, got inf"),
         ("weight is no number", -1, "TypeError", "weight must be a number, got '3'"),
     ],
 )
-def test_what_one_process_does_wrong_all_refuse(runs, case, at_fault, error, words):
+def test_errors_of_one_process_are_raised_in_all(runs, case, at_fault, error, words):
     own, other = (str(runs[2][rank][f"said: {case}"]) for rank in (at_fault, at_fault + 1))
     name, _, text = own.partition(": ")
     assert name == error
@@ -127,7 +127,7 @@ def test_what_one_process_does_wrong_all_refuse(runs, case, at_fault, error, wor
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_none_of_the_batch_in_any_process_is_refused_by_all(runs, count):
+def test_all_processes_reject_a_batch_without_rows(runs, count):
     for results in runs[count]:
         assert str(results["said: all have none"]).startswith("ValueError: weight is 0 in all processes")
 

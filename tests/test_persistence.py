@@ -1,4 +1,4 @@
-"""Saving, loading, pickling and copying: what comes back, and what is on the disk when something goes wrong."""
+"""Saving, loading, pickling and copying of layers, and the state of the disk after a failure."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def kind(request):
 
 
 def outputs(layer):
-    """All arrays that a call of the layer gives."""
+    """All arrays that a call of the layer returns."""
     x = np.array([[0, 2, 1], [1, 1, 0]])
     result = layer(x if isinstance(layer, rnnfast.Embedding) else x / 7)
     flat, rest = [], [result]
@@ -43,7 +43,7 @@ def outputs(layer):
 
 
 def assert_same_layer(got, expected):
-    """Another layer of the same class, options, parameters and results."""
+    """Require another layer with the same class, options, parameters and results."""
     assert got is not expected
     assert repr(got) == repr(expected)
     assert list(got.parameters) == list(expected.parameters)
@@ -127,10 +127,10 @@ def test_permissions(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "model").st_mode) == 0o640
 
 
-# ---- options that may differ, and those that may not
+# ---- options that may differ, and those that must not
 
 
-def test_load_takes_what_fits(tmp_path):
+def test_load_into_a_layer_of_another_dtype(tmp_path):
     layer = rnnfast.LSTM(3, 4, 2, dropout=0.5, batch_first=True, rng=1)
     layer.save(tmp_path / "model")
     other = rnnfast.LSTM(3, 4, 2, dtype=np.float64)
@@ -168,7 +168,7 @@ def test_load_refuses_another_kind(saved, other, tmp_path):
         np.testing.assert_array_equal(array, before[name])
 
 
-# ---- files that are not ours
+# ---- other files
 
 
 def _npz(path, **arrays):
@@ -348,7 +348,7 @@ def test_copies(kind, frozen, way, dtype):
     assert all(array.any() for array in layer.parameters.values())
 
 
-def test_copies_go_on_drawing_as_the_layer_does():
+def test_copies_draw_the_same_dropout_as_the_layer():
     layer = rnnfast.LSTM(3, 4, 2, dropout=0.5, rng=1)
     copies = [COPIES[way](layer) for way in ("pickle", "deepcopy")]
     x = np.ones((5, 2, 3), np.float32)
@@ -384,12 +384,12 @@ def test_tape_does_not_pickle(kind):
             way(tape)
 
 
-def test_save_refuses_what_is_no_regular_file(tmp_path):
+def test_save_rejects_special_files(tmp_path):
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(OSError, match="is no regular file"):
+    with pytest.raises(OSError, match="is not a regular file"):
         rnnfast.RNN(2, 3).save(path)
     assert path.is_fifo()
 

@@ -1,4 +1,4 @@
-"""Ragged batches against the reference, in every cell, dtype, instruction set, direction and depth."""
+"""Ragged batches against the reference, for every cell, dtype, instruction set, direction and depth."""
 
 from copy import copy
 
@@ -28,7 +28,7 @@ from support.ragged import (
 
 import rnnfast
 
-# --- the right numbers
+# --- results
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -60,12 +60,12 @@ def test_any_shape(p, isa, checkpoint):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_plain_steps_from_inside(variant, direction, dtype):
-    """Inner states and their gradients of a batch of whole rows, as of any other."""
+    """Inner states and their gradients are available for full batches too."""
     p, expected = solved(None, variant, direction, 6, 5, 4, 9, dtype, num_layers=2)
     assert_close(run(layer_of(p), p), expected, TOLERANCE[p.dtype])
 
 
-# --- layouts, and what may be given
+# --- layouts and forms of arguments
 
 
 @pytest.mark.parametrize("checkpoint", [None, 2])
@@ -108,7 +108,7 @@ def test_forms_of_arrays(kind, form):
 
 
 def test_broadcast_flags():
-    """Strides of zero."""
+    """Flags with strides of zero."""
     p = uneven_problem("mask and reset", "gru", 6, 5, 3, 4, dtype=np.float32)
     q = copy(p)
     for axis in (0, 1):
@@ -165,7 +165,7 @@ def test_none_is_zeros(variant, kind, absent):
                 assert_same_bits(run(layer, none, checkpoint), run(layer, zeros, checkpoint))
 
 
-# --- nothing at all
+# --- no rows and no steps
 
 
 def test_cells_and_steps_of_shapes():

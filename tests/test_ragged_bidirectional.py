@@ -1,4 +1,4 @@
-"""Bidirectional on ragged batches, against the reference of both directions."""
+"""Bidirectional on ragged batches, against the reference in both directions."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ MERGES = {
 
 
 def two_layers(kind, seed=0, dtype=np.float64, other="gru"):
-    """The problems of a forward LSTM of two layers and of a backward layer, on the same rows."""
+    """Problems for a forward LSTM of two layers and for a backward layer, on the same batch."""
     p = uneven_problem(kind, "lstm", 7, 90, 3, 4, num_layers=2, dtype=dtype, seed=seed)
     q = uneven_problem(kind, other, 7, 90, 3, 4, reverse=True, dtype=dtype, seed=seed)
     q.x = p.x
@@ -94,7 +94,7 @@ def test_bidirectional(kind, merge, turned, checkpoint, other, dtype):
 
 @given(problems(), st.sampled_from(list(VARIANTS)), isas, st.booleans(), st.sampled_from([None, 1]))
 def test_a_backward_layer_with_and_without_reverse(p, other, isa, batch_first, checkpoint):
-    """The same bits, but where the parts of a row add up."""
+    """The bits agree, except in sums over the parts of a row."""
     p.options["masks"] = None
     I, H = p.input_size, p.proj_size or p.hidden_size
     options = {"dtype": p.dtype, "batch_first": batch_first}
@@ -156,7 +156,7 @@ def test_bidirectional_is_a_layer_of_both_directions(variant, kind, turned):
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("merge", ["concat", "sum", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bidirectional_what_stands_at_gaps_reaches_nothing(kind, merge, turned):
+def test_bidirectional_masked_out_steps_affect_nothing(kind, merge, turned):
     p, _ = two_layers(kind)
     layer = rnnfast.Bidirectional(
         make_layer("gru", 3, 4, dtype="f8"), make_layer("lstm", 3, 4, reverse=not turned, dtype="f8"), merge

@@ -1,4 +1,4 @@
-"""Errors of lengths, masks, resets, checkpoints and per-step gradients."""
+"""Invalid lengths, masks, resets, checkpoints and per-step gradients are rejected."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ BAD = [
 
 
 def attempts(layer):
-    """A layer's calls, and those of Bidirectional around it."""
+    """The calls of a layer, and of Bidirectional around it."""
     both = rnnfast.Bidirectional(layer, make_layer("gru", I, H, batch_first=layer.batch_first))
     return [layer, layer.forward, both, both.forward]
 

@@ -1,4 +1,4 @@
-"""Who owns the arrays of a call with lengths, masks or resets."""
+"""Ownership of the arrays of a call with lengths, masks or resets."""
 
 from copy import copy
 
@@ -9,13 +9,13 @@ from support.ragged import KINDS, cast, cells_of, layer_of, run, run_backward, u
 
 import rnnfast
 
-# --- who owns what
+# --- ownership
 
 
 @pytest.mark.parametrize("checkpoint", [None, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_backward_does_not_see_later_changes(variant, kind, checkpoint):
-    """Of lengths, masks, resets, initial states and parameters, after forward."""
+    """Lengths, masks, resets, initial states and parameters may change after forward."""
     p = uneven_problem(kind, variant, 70, 6, 3, 4, dtype=np.float32, bidirectional=True, num_layers=2)
     q = copy(p)
     q.state = cast(p.state, np.float32)
@@ -70,10 +70,10 @@ def test_cells_are_copies():
 # --- the same bits
 
 
-@pytest.mark.cover(1)
+@pytest.mark.cover(1, full=1)
 @pytest.mark.parametrize("kind", KINDS)
-def test_large_results_are_the_callers(variant, kind):
-    """Their memory is used again, but not while any array of it is left; what was there before reaches nothing."""
+def test_memory_of_large_results_is_not_reused_while_in_use(variant, kind):
+    """Memory of large results is reused, never while an array of it is alive, and old values affect nothing."""
     p = uneven_problem(kind, variant, 60, 32, 8, 200, dtype=np.float32)
     layer = layer_of(p)
     expected = {name: value.copy() for name, value in run(layer, p).items()}

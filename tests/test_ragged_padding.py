@@ -1,4 +1,4 @@
-"""Padding and masked-out steps affect nothing; rows and batches without any step."""
+"""Padding and masked-out steps affect nothing; rows and batches may have no step at all."""
 
 from copy import copy
 
@@ -9,14 +9,14 @@ from support.compare import assert_close, assert_same_bits, members
 from support.layers import outputs
 from support.ragged import KINDS, is_real, layer_of, of_rows, run, shown, swapped, uneven, uneven_problem, without_cells
 
-# --- what is not read reaches nothing
+# --- padding affects nothing
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("checkpoint", [None, 1])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_at_gaps_reaches_nothing(variant, kind, direction, checkpoint, value):
+def test_masked_out_steps_affect_nothing(variant, kind, direction, checkpoint, value):
     p = uneven_problem(
         kind, variant, 20, 30, 4, 9, num_layers=2, dropout=True, dtype=np.float32, **DIRECTIONS[direction]
     )
@@ -45,7 +45,7 @@ def test_what_stands_at_gaps_reaches_nothing(variant, kind, direction, checkpoin
 @pytest.mark.parametrize("checkpoint", [None, 1])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_held_outputs_take_gradients(variant, direction, checkpoint):
-    """dy at a masked step counts at the step that it repeats; it is as if that step had been given the sum."""
+    """dy at a masked-out step adds to dy of the step whose output it repeats."""
     p = uneven_problem("mask", variant, 9, 90, 3, 5, **DIRECTIONS[direction])
     q = copy(p)
     q.options = {**p.options, "zero_masked": True}
@@ -68,7 +68,7 @@ def test_held_outputs_take_gradients(variant, direction, checkpoint):
 @pytest.mark.parametrize("kind", ["lengths", "mask", "zero_masked", "mask and reset", "lengths and reset"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_rows_without_steps(variant, kind, direction, checkpoint):
-    """They return their initial state, NaN and all, and pass its gradient on."""
+    """Rows without steps return their initial state, even NaN, and pass its gradient through."""
     p = uneven_problem(kind, variant, 6, 9, 3, 5, dtype=np.float32, **DIRECTIONS[direction])
     none = np.arange(9) % 3 == 1
     for name, value in uneven(p).items():
@@ -117,7 +117,7 @@ def test_nan_stays_in_its_row(variant, kind):
             assert any(np.isnan(value).any() for value in got.values())
 
 
-# --- nothing at all
+# --- no rows and no steps
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -147,7 +147,7 @@ def test_no_rows(variant, kind, checkpoint, batch_first):
 @pytest.mark.parametrize("checkpoint", [None, 1, "auto"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_steps(variant, kind, checkpoint, direction):
-    """As lengths or a mask say: the state is the initial one, and so is its gradient, many times with cuts."""
+    """If no row has a step, the state and its gradient pass through unchanged."""
     if kind == "reset":
         return
     p = uneven_problem(kind, variant, 6, 5, 3, 4, num_layers=2, dropout=True, **DIRECTIONS[direction])

@@ -1,4 +1,4 @@
-"""Ragged batches give the same bits however they are described, batched, padded or repeated."""
+"""Ragged batches give the same bits for any description, batch, padding or repetition."""
 
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -42,8 +42,8 @@ def test_a_row_alone_or_in_any_batch(p, isa, seed):
 
 
 def test_a_row_alone_or_in_a_large_batch(threads, variant, dtype):
-    """Enough rows for several threads, which a row alone never is."""
-    kind = list(KINDS)[list(VARIANTS).index(variant)]
+    """Enough rows for several threads; a single row never is."""
+    kind = list(KINDS)[list(VARIANTS).index(variant) % len(KINDS)]
     p = uneven_problem(kind, variant, 6, 700, 21, 57, dtype=dtype, bidirectional=True)
     threads(2)
     batch = run(layer_of(p), p)
@@ -53,7 +53,7 @@ def test_a_row_alone_or_in_a_large_batch(threads, variant, dtype):
 
 
 def parts_of(p, n):
-    """The steps of each sequence of a row, in order."""
+    """The steps of each sequence in a row, in order."""
     T = p.x.shape[0]
     real = is_real(p)[:, n]
     length = T if "lengths" not in p.options else p.options["lengths"][n]
@@ -64,7 +64,7 @@ def parts_of(p, n):
 
 @given(problems(["lengths", "zero_masked", "reset", "zero_masked and reset", "lengths and reset"], large=False), isas)
 def test_a_sequence_alone_in_a_plain_call(p, isa):
-    """The real steps between two cuts, as a whole row without lengths, mask or reset."""
+    """The valid steps between two resets give the same bits as a full row."""
     p.options["masks"] = None
     layer = layer_of(p, isa)
     batch = run(layer, p)
@@ -129,7 +129,7 @@ def test_whole_rows_with_resets_are_resets_alone(p, isa):
 
 @given(problems([kind for kind in KINDS if kind != "reset"]), isas, st.integers(1, 300), seeds)
 def test_padded_further(p, isa, more, seed):
-    """Of the steps behind the last one none is real; where y repeats there, dy is 0."""
+    """Further padding changes nothing; where y is held in the padding, dy is 0 there."""
     expected = run(layer_of(p, isa), p)
     T, N, _ = p.x.shape
     rng = np.random.default_rng(seed)
@@ -221,7 +221,7 @@ def test_backward_on_every_repeat(p, isa, checkpoint):
 @pytest.mark.parametrize("kind", ["lengths", "mask", "zero_masked and reset"])
 @pytest.mark.parametrize("at", range(len(SHAPES_FOR_THREADS)))
 def test_any_number_of_threads(threads, at, kind):
-    """Calls in a row: threads that the first one wakes may come too late for it, but not for the next."""
+    """Calls are repeated: workers that the first call wakes may join only the next one."""
     T, N, I, H, num_layers = SHAPES_FOR_THREADS[at]
     for k, variant in enumerate(list(VARIANTS)[at % 2 :: 2]):
         direction = list(DIRECTIONS)[(k + at) % 3]

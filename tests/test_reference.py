@@ -1,7 +1,7 @@
-"""The reference against central differences, against torch, and against a GRU written number by number.
+"""The reference against central differences, torch, and a GRU written out for single elements.
 
-Rows with lengths, masked steps and resets are compared with torch's packed sequences, where it can do the same, and
-with plain runs of every row and every part of it alone.
+Ragged batches are compared with torch's packed sequences, where torch supports them, and with separate runs of every
+part of every row.
 """
 
 import itertools
@@ -10,21 +10,22 @@ import warnings
 
 import numpy as np
 import pytest
-from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c
+from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c, is_trained
 from support.compare import assert_close, central_differences, gradient_by_differences, members, named
 from support.problems import problem, run_reference
+from support.ragged import is_real, run_all
 
 from rnnfast import reference
 from rnnfast.functional import CELLS
 
 
 def rows(*texts):
-    """A bool array (T, N) from one text of 0 and 1 per row."""
+    """A bool array (T, N) from one string of 0 and 1 per row."""
     return np.array([[character == "1" for character in text] for text in texts]).T
 
 
-# Four rows of four steps: with leading, inner, trailing and no real steps; with parts of one step and of none real;
-# with cuts at masked steps and in padding.
+# Four rows of four steps, with gaps at the start, inside, at the end and everywhere; with parts of one valid step and
+# of none; with resets at masked-out steps and in the padding.
 SEQUENCES = {
     "lengths": {"lengths": [2, 4, 0, 3]},
     "mask": {"mask": rows("0100", "1001", "0000", "1011")},
@@ -39,21 +40,14 @@ SEQUENCES = {
 
 
 def random_sequences(kind, T, N):
-    """As one of SEQUENCES, for any number of rows."""
+    """Random arguments like those of SEQUENCES, for any number of rows."""
     rng = np.random.default_rng(0)
     arrays = {"lengths": rng.integers(0, T + 1, N), "mask": rng.random((T, N)) < 0.5, "reset": rng.random((T, N)) < 0.3}
     return {name: arrays.get(name, True) for name in SEQUENCES[kind]}
 
 
-def is_real(p):
-    """Which steps are real, (T, N)."""
-    T, N, _ = p.x.shape
-    mask = p.options.get("mask", np.ones((T, N), bool))
-    return mask & (np.arange(T)[:, None] < np.array(p.options.get("lengths", [T] * N)))
-
-
 def sequences(kind, cell, *, T=4, N=4, direction="forward", projected=False, dtype=np.float64):
-    """A problem of two layers with rows of the kind given."""
+    """A problem of two layers on a ragged batch of a kind."""
     p = problem(
         cell,
         T,
@@ -143,7 +137,7 @@ def test_sequence_gradients_are_central_differences(variant, direction, kind):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_step_gradients_are_central_differences(variant, direction, kind, monkeypatch):
-    """Something is added to every h where its step computes it: the loss differs by the gradient of h times that."""
+    """Adding to h inside a step changes the loss by the gradient of that h times the change."""
     cell, projected = VARIANTS[variant]
     p = sequences(kind or "lengths", cell, direction=direction, projected=projected)
     if kind is None:
@@ -174,7 +168,7 @@ def test_step_gradients_are_central_differences(variant, direction, kind, monkey
 
 
 def run_alone(p):
-    """The results of `run_all` by plain runs of every part of every row alone, on its real steps."""
+    """The results of `run_all`, from separate runs of every part of every row on its valid steps."""
     T, N, _ = p.x.shape
     options = {name: p.options[name] for name in ("num_layers", "bidirectional", "reverse")}
     directions = [False, True] if p.options["bidirectional"] else [p.options["reverse"]]
@@ -191,7 +185,8 @@ def run_alone(p):
     cells = np.zeros((layers, T, N, p.hidden_size))
     state = [member.copy() for member in members(p.state)]
     dstate = [np.zeros_like(member) for member in state]
-    dparameters = {name: np.zeros_like(value) for name, value in p.parameters.items()}
+    trained = {name: value for name, value in p.parameters.items() if is_trained(p.cell, name)}
+    dparameters = {name: np.zeros_like(value) for name, value in trained.items()}
     for n in range(N):
         one = slice(n, n + 1)
         start = [member[:, one] for member in members(p.state)]
@@ -240,13 +235,6 @@ def run_alone(p):
     return {**results, "dh": dh, **({"cells": cells} if has_c(p.cell) else {})}
 
 
-def run_all(p):
-    """All results by name, with the gradient of every h and, for lstm, every c."""
-    y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
-    *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
-    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if has_c(p.cell) else {})}
-
-
 @pytest.mark.parametrize("N", [4, 30])
 @pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -260,7 +248,7 @@ def test_sequences_are_runs_of_their_parts(variant, direction, kind, N):
 @pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_nan_at_steps_that_are_not_real_reaches_nothing(cell, direction, kind):
+def test_nan_at_masked_out_steps_affects_nothing(cell, direction, kind):
     p = sequences(kind, cell, direction=direction)
     expected = run_all(p)
     real = is_real(p)
@@ -293,7 +281,7 @@ def test_nan_in_the_state_of_a_row_without_real_steps(cell, kind):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sequences_that_are_plain(variant, direction):
-    """Where every step is real and nothing is cut the results are the same, bit for bit."""
+    """If every step is valid and nothing is reset, the bits are those of a full batch."""
     cell, projected = VARIANTS[variant]
     T, N = 4, 3
     p = problem(cell, T, N, 2, 3, proj_size=2 * projected, num_layers=2, dropout=True, **DIRECTIONS[direction])
@@ -327,7 +315,7 @@ def test_sequences_in_the_dtype_given(cell, dtype, kind):
 
 
 def test_gru_reset_before_number_by_number():
-    """Torch has no such cell: the equations once more, on plain numbers."""
+    """torch lacks this cell, so the equations are written out again for single elements."""
     T, N, I, H = 4, 2, 3, 2
     p = problem("gru_reset_before", T, N, I, H)
     w, u, b, c = (p.parameters[kind + "_l0"].tolist() for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))

@@ -1,4 +1,4 @@
-"""The estimators under scikit-learn's own checks, and in its tools."""
+"""The estimators pass scikit-learn's own checks and work in its tools."""
 
 import pickle
 import sys
@@ -23,7 +23,7 @@ from rnnfast.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegr
 
 
 class LastTag(ClassifierMixin, SequenceTagger):
-    """A tagger as a classifier: each step has the row's class, and the last step's answer is the row's."""
+    """A tagger as a classifier: every step has the class of its row, and the last step predicts it."""
 
     def _repeated(self, X, y):
         # Where that is not possible, y goes on as it is, to be refused by the tagger.
@@ -58,8 +58,8 @@ def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
-# A forecaster has no y, and its predict takes a number of steps in place of X, so that the checks which call predict(X)
-# do not apply. These are the others.
+# A forecaster has no y, and its predict takes a number of steps instead of X. Checks that call predict(X) therefore do
+# not apply; these are the others.
 WITHOUT_PREDICT = [
     "check_estimator_cloneable",
     "check_estimator_tags_renamed",
@@ -94,7 +94,7 @@ def test_checks_of_scikit_learn_on_the_fit_of_a_forecaster(name):
     getattr(estimator_checks, name)("SequenceForecaster", SequenceForecaster(**SMALL))
 
 
-# --- in company
+# --- in scikit-learn's tools
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -121,7 +121,7 @@ def test_a_clone_has_the_options_alone(kind):
 
 
 def threads_of_a_worker(estimator, X, y):
-    """A scorer that tells the number of threads that rnnfast has where it runs."""
+    """A scorer that returns the number of rnnfast threads in its process."""
     estimator.score(X, y)
     return rnnfast.get_num_threads()
 
@@ -174,3 +174,8 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=r"pip install 'rnnfast\[sklearn\]'"):
         import rnnfast.sklearn  # noqa: F401
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_pickles_from_before_the_package_was_split_find_the_estimators(kind):
+    assert pickle.loads(f"crnnfast.sklearn\n{kind.__name__}\n.".encode()) is kind

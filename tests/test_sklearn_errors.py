@@ -1,4 +1,4 @@
-"""Arguments of the estimators that are rejected."""
+"""Invalid arguments of the estimators are rejected."""
 
 import pickle
 
@@ -38,10 +38,13 @@ OWN_BAD = [
     (SequenceClassifier, "bidirectional", "yes", "bidirectional must be True or False"),
     (SequenceClassifier, "class_weight", "even", "class_weight must be"),
     (SequenceClassifier, "class_weight", {0: -1.0}, r"class_weight\[0\] must be at least 0"),
-    (SequenceTagger, "class_weight", {"x": 1.0}, "class_weight must have keys of the classes"),
+    (SequenceTagger, "class_weight", {"x": 1.0}, "class_weight has the key 'x', which is not one of the classes"),
+    (SequenceClassifier, "leak", 0.5, "leak=0.5 needs cell='rnn', got cell='lstm'"),
+    (SequenceRegressor, "leak", 1.5, "leak must"),
+    (SequenceTagger, "leak", "slow", "leak must be a number"),
     (SequenceForecaster, "horizon", 0, "horizon must be at least 1"),
     (SequenceForecaster, "window", 0, "window must be at least 1"),
-    (SequenceForecaster, "differences", (1, 0), "differences, its lags, must be at least 1"),
+    (SequenceForecaster, "differences", (1, 0), "each lag in differences must be at least 1"),
     (SequenceForecaster, "bptt_steps", 2.0, "bptt_steps must be an integer"),
     (SequenceForecaster, "multivariate", "yes", "multivariate must be True or False"),
 ]
@@ -63,14 +66,14 @@ X3 = np.ones((4, 3, 2))
 @pytest.mark.parametrize(
     ("X", "match"),
     [
-        (np.ones((4, 3, 2, 1)), r"X must be \(N, T, F\)"),
-        (np.ones((4, 0, 2)), "X must be|minimum of 1"),
+        (np.ones((4, 3, 2, 1)), r"X must have shape \(N, T, F\)"),
+        (np.ones((4, 0, 2)), "X must have shape|minimum of 1"),
         (np.where(np.arange(24).reshape(4, 3, 2) == 5, np.nan, 1), "Input X contains NaN"),
         ([np.ones(3), np.array([1, np.inf]), np.ones(1), np.ones(1)], "Input X contains infinity"),
-        ([np.ones((3, 2)), np.ones((2, 1)), np.ones((3, 2)), np.ones((3, 2))], "one number of features"),
-        ([np.ones((3, 2)), np.ones((0, 2)), np.ones((3, 2)), np.ones((3, 2))], "one step at least"),
-        ([[[1, 2], [3]], [[1, 2]], [[1, 2]], [[1, 2]]], "members? differ"),
-        (np.ones(4), r"X must be .*got shape \(4,\)"),
+        ([np.ones((3, 2)), np.ones((2, 1)), np.ones((3, 2)), np.ones((3, 2))], "same number of features"),
+        ([np.ones((3, 2)), np.ones((0, 2)), np.ones((3, 2)), np.ones((3, 2))], r"T >= 1, got shape \(0, 2\)"),
+        ([[[1, 2], [3]], [[1, 2]], [[1, 2]], [[1, 2]]], "steps of one sequence differ"),
+        (np.ones(4), r"X must have shape .*got shape \(4,\)"),
     ],
 )
 @pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor, SequenceTagger])
@@ -90,11 +93,11 @@ def test_bad_sequences_are_refused_and_change_nothing(kind, X, match):
 
 
 def test_targets_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"X\[1\] has 2 steps, but y\[1\] has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"but X\[1\] has 2 steps and y\[1\] has shape \(3,\)"):
         SequenceTagger().fit([np.ones(3), np.ones(2)], [[0, 0, 1], [0, 1, 1]])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         SequenceTagger().fit(X3, [[0, 1, 1]] * 3)
-    with pytest.raises(ValueError, match="y must have 1 targets, as in the first call, got 2"):
+    with pytest.raises(ValueError, match="y has 2 targets for each sequence, but the first call had 1"):
         SequenceRegressor(**SMALL).partial_fit(X3, np.ones(4)).partial_fit(X3, np.ones((4, 2)))
     with pytest.raises(ValueError, match=r"validation_fraction=0\.1 holds out 1 of 4"):
         SequenceRegressor(early_stopping=True).fit(X3, np.ones(4))
@@ -103,15 +106,15 @@ def test_targets_that_do_not_fit_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-def test_a_loss_that_is_not_finite_is_an_error():
+def test_nonfinite_loss_is_an_error():
     regressor = SequenceRegressor(**SMALL, standardize=False, clip=None, learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"epoch \d: the loss is (inf|nan). Give a smaller learning_rate"):
+    with pytest.raises(ValueError, match=r"diverged: after epoch \d, the loss is (inf|nan). Reduce learning_rate"):
         regressor.fit(np.random.default_rng(0).normal(size=(300, 3)), np.arange(300.0))
     assert not hasattr(regressor, "layer_")
 
 
 def everything(estimator):
-    """All that later calls depend on, as bytes."""
+    """All state that later calls depend on, as bytes."""
     return pickle.dumps((vars(estimator), estimator._rng.bit_generator.state))
 
 
@@ -158,7 +161,7 @@ def test_parameters_that_the_last_update_broke_are_an_error(monkeypatch):
         return value, gradient * np.nan
 
     monkeypatch.setattr(SequenceRegressor, "_loss", broken)
-    with pytest.raises(ValueError, match="epoch 2: the parameters after it are not finite"):
+    with pytest.raises(ValueError, match="diverged: after epoch 2, the parameters are not finite"):
         regressor.partial_fit(X, y)
     assert np.isfinite(regressor.predict(X)).all()
 
@@ -168,25 +171,25 @@ def test_numbers_beyond_the_dtype_are_refused_by_name(factor):
     X, y, s = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2, np.arange(40.0)
     classifier = SequenceClassifier(**SMALL, max_epochs=1).fit(X, y)
     for answer in (classifier.predict, classifier.predict_proba, lambda X: classifier.score(X, y)):
-        with pytest.raises(ValueError, match="X holds numbers that are too large for dtype float32"):
+        with pytest.raises(ValueError, match="X has values that are too large for dtype float32"):
             answer(X * factor)
-    with pytest.raises(ValueError, match="X holds numbers that are too large"):
+    with pytest.raises(ValueError, match="X has values that are too large"):
         SequenceClassifier(standardize=False).fit(X * factor, y)
     regressor = SequenceRegressor(**SMALL).partial_fit(X, y)
-    with pytest.raises(ValueError, match="y holds numbers that are too large"):
+    with pytest.raises(ValueError, match="y has values that are too large"):
         regressor.partial_fit(X, y * factor)
     forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(s)
-    with pytest.raises(ValueError, match="series holds numbers that are too large for dtype"):
+    with pytest.raises(ValueError, match="series has values that are too large for dtype"):
         forecaster.predict(series=s * factor)
-    with pytest.raises(ValueError, match="series holds numbers that are too large to take differences of"):
+    with pytest.raises(ValueError, match="series has values that are too large: their differences must be finite"):
         SequenceForecaster(differences=1).fit([*s, 1.7e308, -1.7e308, *s])
 
 
 @pytest.mark.parametrize(
     "X", [[], [1, 2, 3], [None, None], None, np.ones(3), np.ones((3, 2, 0)), [np.ones((2, 0))] * 3]
 )
-def test_what_is_no_sequence_is_refused_by_name(X):
-    with pytest.raises(ValueError, match=r"X must be \(N, T, F\)|X has 0 features"):
+def test_invalid_sequences_are_rejected_by_name(X):
+    with pytest.raises(ValueError, match=r"X must have shape \(N, T, F\)|X must have at least one feature"):
         SequenceRegressor().fit(X, [1.0, 2.0, 3.0])
 
 
@@ -196,9 +199,9 @@ def test_errors_name_the_argument():
         with pytest.raises(ValueError, match="classes must be"):
             SequenceClassifier().partial_fit(X, y, classes=classes)
     for weights in ({0: 0, 1: 0}, {0: 1e308, 1: 1e308}):
-        with pytest.raises(ValueError, match="class_weight gives weights whose sum"):
+        with pytest.raises(ValueError, match="class_weight gives weights with the sum"):
             SequenceClassifier(class_weight=weights).fit(X, y)
-    with pytest.raises(ValueError, match="sample_weight holds weights that are too large"):
+    with pytest.raises(ValueError, match="sample_weight is too large"):
         SequenceRegressor().fit(X, y, sample_weight=np.full(20, 1e308))
     with pytest.raises(ValueError, match="early_stopping=True cannot hold out validation_fraction"):
         SequenceClassifier(early_stopping=True).fit(X, [1] + [0] * 19)
@@ -210,17 +213,17 @@ def test_errors_name_the_argument():
         SequenceRegressor().fit(X, dates)
     with pytest.raises(TypeError, match="series must hold real numbers"):
         SequenceForecaster().fit(dates)
-    with pytest.raises(TypeError, match="y must hold strings or numbers"):
+    with pytest.raises(TypeError, match="y must hold either strings or numbers"):
         SequenceTagger().fit([np.ones(2), np.ones(1)], [["u", "d"], [1]])
-    with pytest.raises(ValueError, match=r"classes of \['d', 'u'\], got 'x'"):
+    with pytest.raises(ValueError, match=r"y has the label 'x', which is not one of the classes \['d', 'u'\]"):
         SequenceClassifier(**SMALL).partial_fit(X[:1], ["x"], classes=["u", "d"])
     tagger = SequenceTagger(**SMALL, max_epochs=1).fit(X, np.tile(y[:, None], 5))
     with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
         tagger.score(X, np.tile(y[:, None], 5), sample_weight=-np.ones(20))
-    with pytest.raises(ValueError, match=r"one sequence is X\[0\]\[None\] or \[X\[0\]\]"):
+    with pytest.raises(ValueError, match=r"pass a single one as X\[0\]\[None\] or \[X\[0\]\]"):
         tagger.predict(X[0][:, :1] + np.ones(3))
     table = SequenceRegressor(**SMALL, max_epochs=1).fit([[1, 2], [3, 4]], [1.0, 2.0])
-    with pytest.raises(ValueError, match=r"give arrays, or \(N, T, 1\)"):
+    with pytest.raises(ValueError, match=r"pass arrays or shape \(N, T, 1\) to fit"):
         table.predict([[1, 2, 3], [3, 4, 5]])
 
 

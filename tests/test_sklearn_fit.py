@@ -1,4 +1,4 @@
-"""What the estimators learn, and what a fit promises."""
+"""What the estimators learn, and the guarantees of fit and partial_fit."""
 
 import pickle
 
@@ -10,13 +10,14 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed: no estimat
 from sklearn.base import clone
 from support.estimators import ALL, SMALL, assert_same_fit, bits, learnt, task
 
+import rnnfast
 from rnnfast.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegressor, SequenceTagger
 
 # --- tasks with known answers
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_tagger_learns_to_copy_what_came_three_steps_before(cell):
+def test_tagger_learns_a_delay_of_three_steps(cell):
     X = np.random.default_rng(0).integers(0, 2, (200, 12))
     y = np.roll(X, 3, axis=1)
     y[:, :3] = 0
@@ -90,7 +91,7 @@ def test_a_random_state_object_is_drawn_from():
     assert first.loss_curve_ != second.loss_curve_
 
 
-# --- going on
+# --- partial fits
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -112,13 +113,13 @@ def test_partial_fits_are_epochs_of_a_fit(kind):
     assert parts.loss_curve_ == pytest.approx(whole.loss_curve_, rel=1e-9)
 
 
-def test_partial_fit_knows_classes_that_come_later():
+def test_partial_fit_accepts_classes_that_appear_later():
     X, y = np.eye(3)[[0, 1, 2]], np.array(["a", "b", "c"])
     classifier = SequenceClassifier(**SMALL).partial_fit(X[:2], y[:2], classes=y)
     for _ in range(100):
         classifier.partial_fit(X, y)
     assert classifier.predict(X).tolist() == y.tolist()
-    with pytest.raises(ValueError, match=r"y must hold classes of .* got .*'d'"):
+    with pytest.raises(ValueError, match=r"y has the label 'd', which is not one of the classes"):
         classifier.partial_fit(X, ["a", "b", "d"])
     with pytest.raises(ValueError, match="classes must be those of the first call"):
         classifier.partial_fit(X, y, classes=["a", "b"])
@@ -209,7 +210,7 @@ def test_the_scale_of_inputs_and_targets_does_not_matter():
     assert raw.scale_.tolist() == [1, 1]
 
 
-# --- what is refused
+# --- rejected arguments
 
 
 @pytest.mark.parametrize("factor", [1e300, 1e39, 1e-200])
@@ -247,3 +248,30 @@ def test_options_set_after_fit_do_not_change_the_network(kind):
             estimator.partial_fit(*data)
         estimator.set_params(**{name: own})
     estimator.partial_fit(*data)
+
+
+# --- the leaky RNN
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_leak_is_that_of_the_layer(kind):
+    data = task(kind, np.random.default_rng(0), count=20)
+    options = {**SMALL, "max_epochs": 2, "num_layers": 2}
+    estimator = kind("rnn", leak=0.25, **options).fit(*data)
+    layer = estimator.layer_
+    options = {"bidirectional": layer.bidirectional, "rng": 0}
+    expected = rnnfast.RNN(layer.input_size, layer.hidden_size, layer.num_layers, leak=0.25, **options)
+    expected.load_state_dict(layer.state_dict())
+    x = np.random.default_rng(1).normal(size=(7, 3, layer.input_size)).astype(np.float32)
+    np.testing.assert_array_equal(layer(x)[0], expected(x)[0])
+    assert estimator.loss_curve_ != kind("rnn", **SMALL, max_epochs=2, num_layers=2).fit(*data).loss_curve_
+
+
+def test_estimators_from_before_the_leak_go_on():
+    X, y = task(SequenceRegressor, np.random.default_rng(0), count=20)
+    one, other = (SequenceRegressor("rnn", **SMALL, max_epochs=2).fit(X, y) for _ in range(2))
+    del other.leak
+    del other._built["leak"]
+    other = pickle.loads(pickle.dumps(other))
+    assert_same_fit(one.partial_fit(X, y), other.partial_fit(X, y))
+    assert clone(other).get_params() == one.get_params()

@@ -12,7 +12,7 @@ from support.estimators import SMALL, assert_same_fit, learnt
 
 from rnnfast.sklearn import SequenceForecaster
 
-# --- what is refused
+# --- rejected arguments
 
 
 def test_horizon_set_after_fit_is_how_many_steps_are_given():
@@ -55,7 +55,7 @@ def test_a_trend_with_a_season_is_continued_better_than_by_the_last_season(optio
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("window", [None, 7])
-def test_forecasts_go_on_from_forecasts(window, cell):
+def test_long_forecasts_feed_back_forecasts(window, cell):
     rng = np.random.default_rng(0)
     x = rng.normal(5, 2, size=(60, 2))
     options = {**SMALL, "horizon": 2, "window": window, "cell": cell, "max_epochs": 2}
@@ -86,7 +86,7 @@ def test_differences_are_summed_up_again(differences):
     np.testing.assert_allclose(whole[-30:], told, atol=1e-9)
 
 
-def test_examples_of_a_forecaster_are_what_follows():
+def test_examples_of_a_forecaster_are_the_following_values():
     x = np.arange(20.0)[:, np.newaxis]
     plain = SequenceForecaster(horizon=3)._examples([x], [5])
     np.testing.assert_array_equal(plain.sequences.flat[:, 0], np.arange(19))
@@ -132,7 +132,7 @@ def test_several_series_are_forecast_each_by_itself():
         np.testing.assert_array_equal(forecaster.predict(5, series=x), forecasts)
 
 
-def test_update_goes_on_and_learns_nothing():
+def test_update_extends_the_series_without_training():
     x = np.random.default_rng(0).normal(size=80)
     forecaster = SequenceForecaster(**SMALL, max_epochs=2).fit(x[:60])
     before = learnt(forecaster)
@@ -140,7 +140,7 @@ def test_update_goes_on_and_learns_nothing():
     for name, array in learnt(forecaster).items():
         np.testing.assert_array_equal(array, before[name])
     np.testing.assert_array_equal(forecaster.predict(5), forecaster.predict(5, series=x))
-    with pytest.raises(ValueError, match="series must go on with the 1 known"):
+    with pytest.raises(ValueError, match="series must continue the 1 series of fit"):
         forecaster.update(np.ones((2, 5)))
     with pytest.raises(ValueError, match="contains NaN"):
         forecaster.update([np.nan])
@@ -148,7 +148,7 @@ def test_update_goes_on_and_learns_nothing():
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_partial_fit_of_a_forecaster_learns_what_is_new(window):
+def test_partial_fit_of_a_forecaster_learns_new_data(window):
     t = np.arange(400)
     x = np.where(t < 200, np.sin(t / 3), np.sin(t / 3) ** 3 + 1)  # a new shape from there on
     forecaster = SequenceForecaster(**SMALL, window=window, bptt_steps=25).fit(x[:200])
@@ -168,7 +168,7 @@ def test_the_score_is_minus_the_mean_absolute_error():
     assert search.set_params(estimator__max_epochs=10).fit(series).best_params_ == {"differences": 12}
 
 
-def test_intervals_cover_what_they_promise():
+def test_intervals_have_the_requested_coverage():
     rng = np.random.default_rng(0)
     x = np.zeros(1400)
     for t in range(1, len(x)):
@@ -197,21 +197,21 @@ def test_intervals_need_enough_that_was_held_out():
     np.testing.assert_allclose((upper - lower) / 2, [first[8], second[7]], rtol=1e-6)
     np.testing.assert_allclose((upper + lower) / 2, forecaster.predict(2), rtol=1e-6)
     forecaster.predict_interval(2, coverage=0.9)  # rank 9
-    with pytest.raises(ValueError, match=r"horizon=3 leaves 8 held-out forecasts .* coverage=0.9"):
+    with pytest.raises(ValueError, match=r"the held-out set has 8 forecasts of horizon=3, .* coverage=0.9"):
         forecaster.predict_interval(3, coverage=0.9)
-    with pytest.raises(ValueError, match="leaves 0 held-out forecasts"):
+    with pytest.raises(ValueError, match="the held-out set has 0 forecasts"):
         SequenceForecaster(**SMALL, early_stopping=False, max_epochs=1).fit(x).predict_interval(1)
     with pytest.raises(ValueError, match="coverage must be above 0 and below 1"):
         forecaster.predict_interval(2, coverage=90)
 
 
 def test_series_that_are_too_short_are_refused():
-    with pytest.raises(ValueError, match="series 1 has 15 steps, 3 of them held out, but at least 14 are needed"):
+    with pytest.raises(ValueError, match=r"series 1 has 15 steps, of which 3 are held out, .* at least 14"):
         SequenceForecaster(differences=12).fit([np.ones(30), np.ones(15)])
     forecaster = SequenceForecaster(**SMALL, differences=2, window=3, max_epochs=1).fit(np.arange(20.0))
-    with pytest.raises(ValueError, match="series must have 5 steps to go on from, but series 0 has 4"):
+    with pytest.raises(ValueError, match="series 0 has 4 steps, but a forecast needs at least 5"):
         forecaster.predict(series=np.arange(4.0))
-    with pytest.raises(ValueError, match="series must have 1 features in each, got 2"):
+    with pytest.raises(ValueError, match="series 0 has 2 variables, expected 1"):
         forecaster.predict(series=np.ones((1, 20, 2)))
     with pytest.raises(ValueError, match="series must be one"):
         forecaster.fit(np.ones((2, 20, 1, 1)))

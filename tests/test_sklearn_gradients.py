@@ -1,4 +1,4 @@
-"""The gradients that the estimators train with."""
+"""The gradients with which the estimators train."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from rnnfast.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegr
 
 
 class Recorder:
-    """In the place of an optimiser: keeps the gradients, changes nothing."""
+    """An optimiser that records the gradients and changes nothing."""
 
     def step(self, gradients):
         self.gradients = {name: array.copy() for name, array in gradients.items()}
 
 
 def examples_of(estimator, rng):
-    """Scaled examples of an estimator that has begun, of unequal lengths and weights."""
+    """Scaled examples of a partly fitted estimator, with different lengths and weights."""
     if isinstance(estimator, SequenceForecaster):
         series = [rng.normal(size=(length, 2)) for length in (9, 6, 7)]
         estimator.partial_fit(series)
@@ -40,7 +40,7 @@ def examples_of(estimator, rng):
 
 
 def loss_of(estimator, examples):
-    """The loss by its formula, from what the estimator gives without training."""
+    """The loss by its formula, from the outputs of the estimator."""
     outputs, weights = estimator._outputs(examples.sequences), examples.weights
     if isinstance(estimator, (SequenceRegressor, SequenceForecaster)):
         return np.mean(weights * (outputs - examples.targets) ** 2)
@@ -53,6 +53,7 @@ NETWORKS = [
     SequenceClassifier("gru", pooling="mean", bidirectional=True, class_weight={0: 3.0}),
     SequenceClassifier(bidirectional=True, num_layers=2),
     SequenceRegressor("rnn", bidirectional=True),
+    SequenceRegressor("rnn", leak=0.3, num_layers=2),
     SequenceRegressor(pooling="mean"),
     SequenceTagger("gru", class_weight={2: 2.0}),
     SequenceTagger(bidirectional=False),
@@ -107,7 +108,7 @@ def test_each_batch_has_each_row_once_and_lengths_that_are_alike():
     assert {tuple(sorted(rows)) for rows in batches} != {tuple(sorted(rows)) for rows in again}
 
 
-def test_dropout_acts_on_what_is_read_off_in_training_alone():
+def test_dropout_before_the_readout_acts_in_training_only():
     X = np.random.default_rng(0).normal(size=(20, 4, 1))
     y = np.arange(20) % 2
     plain = SequenceClassifier(**SMALL, max_epochs=1).fit(X, y)

@@ -1,4 +1,4 @@
-"""The forms of sequences that the estimators take, and what they answer."""
+"""Forms of sequences that the estimators accept, and the form of their predictions."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from support.estimators import SMALL, assert_same_fit, bits
 
 from rnnfast.sklearn import SequenceClassifier, SequenceRegressor, SequenceTagger
 
-# --- sequences as they are
+# --- forms of sequences
 
 
 def by_hand(estimator, x):
-    """Outputs for one sequence, by the layers alone."""
+    """Outputs for one sequence, computed with the layers."""
     x = (np.asarray(x, float).reshape(len(x), -1) - estimator.mean_) / estimator.scale_
     y, state = estimator.layer_(x)
     h = state[0] if isinstance(state, tuple) else state
@@ -25,7 +25,7 @@ def by_hand(estimator, x):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_answers_are_those_of_each_sequence_alone(pooling, bidirectional):
+def test_predictions_are_those_of_each_sequence_alone(pooling, bidirectional):
     rng = np.random.default_rng(0)
     X = [rng.normal(3, 2, size=(length, 2)) for length in rng.integers(1, 20, 300)]
     options = {**SMALL, "max_epochs": 2, "bidirectional": bidirectional}
@@ -36,7 +36,7 @@ def test_answers_are_those_of_each_sequence_alone(pooling, bidirectional):
     np.testing.assert_array_equal(predicted[:7], regressor.predict(X[:7]))
 
 
-def test_tags_are_those_of_each_sequence_alone():
+def test_tags_agree_with_each_sequence_alone():
     rng = np.random.default_rng(0)
     X = bits(rng, rng.integers(1, 9, 50))
     y = [np.array(list("ab"))[x] for x in X]
@@ -85,7 +85,7 @@ def test_tagger_answers_in_the_form_of_its_input():
     assert tagger.score(X, y, sample_weight=[1, 0, 0, 0, 0, 0]) == np.mean(tagger.predict(X)[0] == y[0])
 
 
-# --- what is refused
+# --- rejected arguments
 
 
 def test_a_series_of_arrays_is_a_list():

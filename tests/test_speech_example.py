@@ -1,4 +1,4 @@
-"""The example that tells speakers by their vowels."""
+"""examples/speech.py: recognition of speakers by their vowels."""
 
 import re
 
@@ -13,7 +13,7 @@ speech = load_example("speech")
 
 @pytest.fixture(scope="module")
 def utterances():
-    """Of each of nine speakers five utterances, noise about a place of his own; and who speaks."""
+    """Five utterances of each of nine speakers, as noise around a point for each speaker; and the speakers."""
     rng = np.random.default_rng(0)
     speakers = np.repeat(np.arange(speech.SPEAKERS), 5)
     places = rng.standard_normal((speech.SPEAKERS, 12))
@@ -46,7 +46,7 @@ def test_settings_are_chosen_on_the_last_utterances_of_each_speaker():
     np.testing.assert_array_equal(kept, ([True] * 20 + [False] * 10) * 3)
 
 
-def test_frame_by_frame_is_what_the_tagger_says_of_the_whole(utterances):
+def test_frame_by_frame_agrees_with_the_tagger_on_whole_utterances(utterances):
     x, speakers = utterances
     tagger = speech.listener(x, speakers, epochs=15, seed=0)
     heard = [speech.listen(tagger, utterance) for utterance in x]
@@ -55,7 +55,7 @@ def test_frame_by_frame_is_what_the_tagger_says_of_the_whole(utterances):
     assert speech.accuracy_by_frames(heard, speakers)[-1] > 0.9
 
 
-def test_accuracy_keeps_the_last_answer_of_what_is_over():
+def test_accuracy_keeps_the_last_prediction_of_finished_utterances():
     heard = [np.eye(3)[[0, 1]], np.eye(3)[[2, 0, 1, 1]]]
     np.testing.assert_array_equal(speech.accuracy_by_frames(heard, np.array([1, 1])), [0, 0.5, 1, 1])
 
@@ -79,7 +79,7 @@ def test_data_are_the_ones_of_the_repository():
 
 @pytest.fixture
 def small(monkeypatch, utterances):
-    """The example on few utterances, without choosing among settings."""
+    """The example on a few utterances, without the search for settings."""
     pytest.importorskip("dtaidistance")
     monkeypatch.setattr(speech, "load", lambda split: utterances)  # noqa: ARG005
     monkeypatch.setattr(speech, "KEPT", 3)
@@ -134,7 +134,7 @@ def test_missing_packages_are_one_line(module, package, capsys, monkeypatch, utt
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--epochs", "many"], ["--threads", "-1"]])
-def test_options_that_cannot_be(arguments, capsys):
+def test_invalid_options(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         speech.main(arguments)
-    assert "must be a whole number from 1 to" in capsys.readouterr().err
+    assert "must be an integer from 1 to" in capsys.readouterr().err

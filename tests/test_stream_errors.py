@@ -1,4 +1,4 @@
-"""Arguments of streams and pools that are rejected."""
+"""Invalid arguments of streams and pools are rejected."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from support.streams import H, I, bits, sequence, snapshot
 
 import rnnfast
 
-# --- where results are written to
+# --- the out argument
 
 
 BAD_OUT = [
@@ -142,7 +142,7 @@ def test_layers_that_run_backwards(variant, options):
 
 
 @pytest.mark.parametrize("other", [rnnfast.Bidirectional(make_layer("gru", I, H)), rnnfast.Linear(I, H), None, "LSTM"])
-def test_what_is_no_recurrent_layer(other):
+def test_streams_reject_other_layers(other):
     for make in (rnnfast.Stream, lambda layer: rnnfast.StreamPool(layer, 3)):
         with pytest.raises((TypeError, ValueError), match=r"layer must be an RNN, LSTM or GRU, got|runs backwards"):
             make(other)

@@ -1,4 +1,4 @@
-"""The example that times the steps of a stream."""
+"""examples/stream.py: latency of the steps of a stream."""
 
 import re
 
@@ -25,28 +25,28 @@ def test_run_from_end_to_end(tmp_path, capsys):
     report, errors = capsys.readouterr()
     assert not errors
     assert "1,000 frames one by one, in chunks of 7, and in one call: the same bits." in report
-    assert "Latency of 2,000 steps, one thread" in report
+    assert "Latency of 2,000 steps in µs" in report
     median, p99, p999, most = map(
         float, re.search(r"median ([\d.]+)   p99 ([\d.]+)   p99.9 ([\d.]+)   max ([\d.]+)\n", report).groups()
     )
     assert 0 < median <= p99 <= p999 <= most + 0.05
     assert "times the median" in report
     assert report.count("streams in real time") == 2
-    assert "each with the bits of a stream alone" in report
+    assert "each had the same bits as a separate stream" in report
     rows = re.findall(r"µs +([\d,]+)(  #+)?$", report, re.MULTILINE)
     assert sum(int(count.replace(",", "")) for count, _ in rows) == 2000
     assert all((count == "0") == (not bar) for count, bar in rows)
 
 
-def test_picture_is_drawn(tmp_path, capsys):
+def test_plot_is_written(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert run(tmp_path / "picture.png") == 0
-    assert f"Drew them to {tmp_path / 'picture.png'}" in capsys.readouterr().out
+    assert f"Saved the picture to {tmp_path / 'picture.png'}" in capsys.readouterr().out
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["picture.odd", "missing/picture.png"])
-def test_picture_that_cannot_be_drawn(tmp_path, capsys, name):
+def test_plot_that_cannot_be_written(tmp_path, capsys, name):
     pytest.importorskip("matplotlib")
     assert run(tmp_path / name) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -65,12 +65,12 @@ def test_least_values(tmp_path, options):
     assert run(tmp_path / "picture.png", *options) == 0
 
 
-def test_results_that_differ_are_told(tmp_path, capsys, monkeypatch):
+def test_different_results_are_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(example, "same_bits", lambda a, b: False)  # noqa: ARG005
     assert run(tmp_path / "picture.png") == 1
     report = capsys.readouterr().out
     assert "THEY DIFFER" in report
-    assert "NOT ALL with the bits" in report
+    assert "NOT ALL had the same bits" in report
 
 
 def test_ctrl_c_ends_it_in_a_word(tmp_path, capsys, monkeypatch):
@@ -82,7 +82,7 @@ def test_ctrl_c_ends_it_in_a_word(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "\nStopped.\n"
 
 
-def test_collection_of_garbage_goes_on_after_an_error():
+def test_garbage_collection_is_enabled_after_an_error():
     def failing(frame, out):  # noqa: ARG001
         raise ValueError("no step")
 
@@ -94,7 +94,7 @@ def test_collection_of_garbage_goes_on_after_an_error():
 def test_frames_follow_the_tone():
     frames = example.make_frames(3, np.random.default_rng(0))
     assert frames.shape == (300, example.FEATURES)
-    seconds = (np.arange(300) + 0.5) / example.FRAMES_A_SECOND
+    seconds = (np.arange(300) + 0.5) / example.FRAMES_PER_SECOND
     pitch = 1500 + 1000 * np.sin(2 * np.pi * seconds / 3)
     loudest = 100 * (1 + frames.argmax(axis=1))  # features lie 100 Hz apart, from 100 Hz on
     assert abs(loudest - pitch).max() <= 100
@@ -103,15 +103,15 @@ def test_frames_follow_the_tone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "--steps: must be a whole number from 1 to 100,000,000, not 0"),
-        (["--steps", "many"], "--steps: must be a whole number from 1 to 100,000,000, not many"),
-        (["--hidden", "1.5"], "--hidden: must be a whole number from 1 to 4,096, not 1.5"),
-        (["--clients", "-1"], "--clients: must be a whole number from 1 to 1,000, not -1"),
-        (["--seed", "-1"], "--seed: must be a whole number from 0 to"),
+        (["--steps", "0"], "--steps: must be an integer from 1 to 100,000,000, not '0'"),
+        (["--steps", "many"], "--steps: must be an integer from 1 to 100,000,000, not 'many'"),
+        (["--hidden", "1.5"], "--hidden: must be an integer from 1 to 4,096, not '1.5'"),
+        (["--clients", "-1"], "--clients: must be an integer from 1 to 1,000, not '-1'"),
+        (["--seed", "-1"], "--seed: must be an integer from 0 to"),
         (["--speed", "3"], "unrecognized arguments: --speed 3"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         example.main(arguments)
     assert message in capsys.readouterr().err.splitlines()[-1]

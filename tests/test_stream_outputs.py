@@ -74,7 +74,7 @@ def test_neighbours_of_out_are_left_alone(rng):
 
 
 def test_out_that_is_x(rng):
-    """In whole or in part. Where x is copied before it is read, it may do no harm."""
+    """`out` may not overlap x, unless x is copied before it is read."""
     layer = make_layer("gru", I, I)
     stream, pool = layer.stream(3), rnnfast.StreamPool(layer, 3)
     ids = [pool.join() for _ in range(3)]

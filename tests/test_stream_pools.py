@@ -1,4 +1,4 @@
-"""Pools of streams: each gives what a stream alone gives."""
+"""Each stream in a pool gives the same bits as a stream alone."""
 
 import sys
 import threading
@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.cells import VARIANTS, make_layer
 from support.compare import members
-from support.streams import DTYPES, H, I, bits, isas, random_state, row_of, seeds, sequence
+from support.ragged import isas, seeds
+from support.streams import DTYPES, H, I, bits, random_state, row_of, sequence
 
 import rnnfast
 from rnnfast import functional
 
 
 class Model:
-    """A pool beside streams of their own."""
+    """A pool, and the single streams that it must agree with."""
 
     def __init__(self, layer, capacity):
         self.layer, self.pool, self.streams = layer, rnnfast.StreamPool(layer, capacity), {}
@@ -52,7 +53,7 @@ class Model:
 
 
 @given(st.sampled_from(list(VARIANTS)), isas, st.integers(1, 3), st.integers(1, 9), seeds)
-def test_a_pool_is_streams_of_their_own(variant, isa, num_layers, capacity, seed):
+def test_pool_agrees_with_single_streams(variant, isa, num_layers, capacity, seed):
     rng = np.random.default_rng(seed)
     with functional.use_isa(isa):
         layer = make_layer(
@@ -190,7 +191,7 @@ def test_ids_are_never_used_again():
     assert pool.join() not in seen
 
 
-def test_a_full_pool_goes_on(rng):
+def test_full_pool_still_works(rng):
     layer = make_layer("lstm", I, H)
     pool = rnnfast.StreamPool(layer, 2)
     ids = [pool.join(), pool.join()]
@@ -208,7 +209,7 @@ def test_a_full_pool_goes_on(rng):
 
 
 def test_a_pool_from_many_threads(rng):
-    """Streams join, step and leave in threads of their own."""
+    """Streams join, step and leave in different threads."""
     layer = make_layer("gru", I, H)
     pool = rnnfast.StreamPool(layer, 8)
     x = sequence(rng, 20, 1)
@@ -241,7 +242,7 @@ def test_a_pool_from_many_threads(rng):
 
 
 def test_names_of_arguments():
-    """The names by which arguments may be given."""
+    """Arguments can be passed by name."""
     layer = make_layer("gru", I, H)
     stream, pool = layer.stream(batch_size=2), rnnfast.StreamPool(layer=layer, capacity=1)
     assert stream.step(x_t=np.ones((2, I)), out=None).shape == (2, H)

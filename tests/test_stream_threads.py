@@ -1,4 +1,4 @@
-"""Streams and memory, threads and signals."""
+"""Streams: memory, threads and signals."""
 
 import gc
 import time
@@ -39,7 +39,7 @@ def test_steps_with_out_allocate_nothing(N):
 
 
 def test_nothing_grows(rng):
-    """Of steps that convert, of chunks, of states, of pools."""
+    """Memory does not grow with converted steps, chunks, states or pools."""
     layer = make_layer("gru", I, H)
     stream, pool = layer.stream(3), rnnfast.StreamPool(layer, 3)
     x = sequence(rng, 4, 3)
@@ -96,7 +96,7 @@ def test_different_streams_in_different_threads(rng, threads):
 
 
 def test_one_stream_in_two_threads(rng):
-    """Each step is taken whole or refused."""
+    """Each step either completes or is rejected."""
     layer = make_layer("lstm", 400, 500)
     stream, x = layer.stream(8), sequence(rng, 1, 8, features=400)
     done, refused = [], []
@@ -117,7 +117,7 @@ def test_one_stream_in_two_threads(rng):
     with ThreadPoolExecutor(3) as workers:
         list(workers.map(work, range(3)))
     assert len(done) + len(refused) == 75
-    assert all("at work in another thread" in text for text in refused)
+    assert all("in use by another thread" in text for text in refused)
     _, state = layer(np.repeat(x, len(done), axis=0))
     assert bits(stream.state) == bits(state)
 
@@ -138,14 +138,14 @@ def test_a_stream_at_work_refuses():
         stream.reset,
     ]
     for call in calls:
-        with pytest.raises(RuntimeError, match="at work in another thread: give each thread a stream of its own"):
+        with pytest.raises(RuntimeError, match="in use by another thread: make a stream for each thread"):
             call()
     stream._step.end()
     assert snapshot(stream) == before
 
 
 def test_interrupted_steps_leave_the_state():
-    """KeyboardInterrupt in the middle of steps: the state is that of a whole number of them."""
+    """After KeyboardInterrupt the state is that of a whole number of steps."""
     run_script(
         """
         import signal, threading

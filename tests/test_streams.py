@@ -1,4 +1,4 @@
-"""Streams give the bits of one call; their state and weights."""
+"""Streams give the same bits as one call; their state and weights."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from support.arrays import FORMS
 from support.cells import VARIANTS, make_layer
 from support.compare import assert_same_bits, members
 from support.layers import outputs
-from support.streams import DTYPES, H, I, bits, isas, random_state, seeds, sequence
+from support.ragged import isas, seeds
+from support.streams import DTYPES, H, I, bits, random_state, sequence
 
 import rnnfast
 from rnnfast import functional
@@ -53,7 +54,7 @@ def test_sizes(variant, N, features, size, bias, threads, rng):
 
 @given(st.sampled_from(list(VARIANTS)), isas, st.booleans(), st.integers(1, 4), seeds)
 def test_any_chunks(variant, isa, batch_first, num_layers, seed):
-    """Steps and chunks in any order, with resets and states put back."""
+    """Steps and chunks in any order, with resets and restored states."""
     rng = np.random.default_rng(seed)
     dtype, N, size = DTYPES[seed % 2], int(rng.choice([1, 1, 2, 5])), int(rng.integers(1, 24))
     with functional.use_isa(isa):
@@ -116,7 +117,7 @@ def test_shapes(variant, batch_first):
 
 
 def test_one_feature():
-    """Where (N, I) and (I,) might be taken for each other."""
+    """With one feature, (N, I) and (I,) must not be confused."""
     layer = make_layer("gru", 1, 3)
     for N in (1, 2):
         stream, x = layer.stream(N), np.ones((4, N, 1), np.float32)
@@ -267,7 +268,7 @@ def test_reset(variant, rows, which, rng):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("N", [1, 3])
-def test_weights_are_those_of_the_beginning(variant, N, frozen, rng):
+def test_streams_keep_their_initial_weights(variant, N, frozen, rng):
     layer = make_layer(variant, I, H, num_layers=2, dropout=0.5)
     x = sequence(rng, 8, N)
     expected, _ = layer(x)

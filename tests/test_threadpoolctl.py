@@ -1,4 +1,4 @@
-"""threadpoolctl sees and bounds rnnfast's threads once it is told of them, and does without rnnfast before."""
+"""threadpoolctl reports and limits rnnfast's threads once they are registered."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from support.processes import python
 
 import rnnfast
 import rnnfast.threads
@@ -15,7 +16,7 @@ threadpoolctl = pytest.importorskip("threadpoolctl", minversion="3.2", reason="t
 
 @pytest.fixture
 def listed(threads):
-    """Where threadpoolctl lists rnnfast, with 3 threads."""
+    """A function that returns threadpoolctl's entries for rnnfast, with 3 threads."""
     rnnfast.threads.register()
     threads(3)
     return lambda: [entry for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "rnnfast"]
@@ -52,13 +53,13 @@ def test_limits_within_each_other(listed):
     assert listed()[0]["num_threads"] == 3
 
 
-def test_what_is_no_number_of_threads_changes_nothing(listed):
+def test_invalid_thread_counts_change_nothing(listed):
     for nothing in (0, -1):
         with threadpoolctl.threadpool_limits(nothing, user_api="rnnfast"):
             assert listed()[0]["num_threads"] == 3
 
 
-def test_what_is_set_in_python_is_what_it_shows(listed):
+def test_shows_the_number_of_threads_set_in_python(listed):
     rnnfast.set_num_threads(5)
     assert listed()[0]["num_threads"] == 5
 
@@ -73,7 +74,7 @@ def test_limit_keeps_a_call_from_starting_threads():
         "with threadpoolctl.threadpool_limits(1, user_api='rnnfast'): layer(x)\n"
         "limited = count(); layer(x); print(limited - before, count() - before)"
     )
-    assert python(code).split() == ["0", "2"]
+    assert python(code=code).stdout.split() == ["0", "2"]
 
 
 def test_results_are_the_same_under_a_limit(listed):  # noqa: ARG001
@@ -97,15 +98,13 @@ def test_threads_of_python_may_ask_at_once(listed):
 
 
 def test_import_of_rnnfast_does_not_import_it():
-    assert python("import sys, rnnfast, rnnfast.threads; print('threadpoolctl' in sys.modules)") == "False\n"
+    assert (
+        python(code="import sys, rnnfast, rnnfast.threads; print('threadpoolctl' in sys.modules)").stdout == "False\n"
+    )
 
 
 @pytest.mark.parametrize("old", ["None", "types.ModuleType('threadpoolctl')"])
-def test_without_a_new_one_it_says_what_to_install(old):
+def test_an_old_version_says_what_to_install(old):
     code = f"import sys, types, rnnfast.threads; sys.modules['threadpoolctl'] = {old}; rnnfast.threads.register()"
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert result.stderr.splitlines()[-1].endswith("pip install 'threadpoolctl>=3.2'")
-
-
-def python(code):
-    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""The example that forecasts the CO2 of the air and the sunspots."""
+"""examples/time_series.py: forecasts of CO2 and sunspots."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def silent(what):
 
 
 def made_up(values, **changes):
-    """A small series of the example's kind."""
+    """A small series like those of the example."""
     series = time_series.Series(
         name="Made up",
         unit="m",
@@ -53,7 +53,7 @@ def test_naive_repeats_the_last_season():
     np.testing.assert_array_equal(time_series.seasonal_naive(3)(np.arange(7), 5), [4, 5, 6, 4, 5])
 
 
-def test_no_method_sees_what_comes_after_its_origin(walk):
+def test_no_method_sees_values_after_the_origin(walk):
     changed = walk.copy()
     changed[80:] += 1000
     settings = {"cell": "rnn", "hidden_size": 3, "max_epochs": 3, "validation_fraction": 0.3}
@@ -88,7 +88,7 @@ def test_forecast_is_the_mean_over_seeds_within_its_bounds(walk):
     assert (ahead < upper).all()
 
 
-def test_scale_of_errors_is_the_seasonal_naive_error_of_what_is_known(walk):
+def test_scale_of_errors_is_the_seasonal_naive_error_of_known_values(walk):
     series = made_up(walk)
     expected = [np.mean([abs(walk[t] - walk[t - 12]) for t in range(12, origin)]) for origin in series.origins]
     np.testing.assert_allclose(time_series.scales(series), expected)
@@ -172,7 +172,7 @@ def test_missing_packages_are_one_line(module, package, capsys, monkeypatch, wal
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--threads", "two"]])
-def test_options_that_cannot_be(arguments, capsys):
+def test_invalid_options(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         time_series.main(arguments)
-    assert "must be a whole number from 1 to" in capsys.readouterr().err
+    assert "must be an integer from 1 to" in capsys.readouterr().err

@@ -1,10 +1,11 @@
-"""Losses and optimisers against central differences and torch; what they refuse; runs that are saved and go on.
+"""Losses and optimisers against central differences and torch; rejected arguments; saved and resumed runs.
 
 Long sequences in windows against one run over the whole.
 """
 
 import io
 import math
+import pickle
 import weakref
 
 import numpy as np
@@ -160,10 +161,10 @@ def test_losses_take_any_layout_and_real_dtype(layout):
         (ValueError, r"targets must have shape \(2,\), .* got shape \(2, 1\)", {"targets": [[0], [1]]}),
         (ValueError, "targets must lie between 0 and 2, .* got 3", {"targets": [0, 3]}),
         (ValueError, "targets must lie between 0 and 2, .* got -1", {"targets": [-1, 0], "mask": [True, True]}),
-        (TypeError, "mask must be booleans, .* got dtype int64", {"mask": np.array([1, 0], np.int64)}),
+        (TypeError, "mask must be boolean, .* got dtype int64", {"mask": np.array([1, 0], np.int64)}),
         (ValueError, r"mask must have shape \(2,\), .* got shape \(1,\)", {"mask": [True]}),
-        (ValueError, "logits and mask leave no position", {"mask": [False, False]}),
-        (ValueError, "logits and mask leave no position", {"logits": np.zeros((0, 3)), "targets": np.zeros(0, int)}),
+        (ValueError, r"logits of shape \(2, 3\) have no valid positions", {"mask": [False, False]}),
+        (ValueError, "logits .* have no valid positions", {"logits": np.zeros((0, 3)), "targets": np.zeros(0, int)}),
     ],
 )
 def test_cross_entropy_refuses(error, words, change):
@@ -204,7 +205,7 @@ def test_squared_error_of_one_number():
 @pytest.mark.parametrize(
     ("error", "words", "y", "target"),
     [
-        (ValueError, r"target must have shape \(2, 1\), that is y.shape, got shape \(2,\)", [[1], [2]], [1, 2]),
+        (ValueError, r"target must have shape \(2, 1\), equal to y.shape, got shape \(2,\)", [[1], [2]], [1, 2]),
         (ValueError, r"y must have at least one element, got shape \(0, 3\)", np.zeros((0, 3)), np.zeros((0, 3))),
         (TypeError, "y must hold real numbers, got dtype complex128", [1j], [1.0]),
         (TypeError, "target must hold real numbers, got dtype object", [1.0], [None]),
@@ -244,7 +245,7 @@ def test_optimizers_agree_with_torch(torch, name, dtype):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_give_the_same_bits_in_any_layout(name):
-    """Arrays of several chunks, in C and Fortran order and with holes, whatever the order of their gradients."""
+    """Arrays of several chunks, in C and Fortran order and with gaps, with gradients in any order."""
     rng = np.random.default_rng(8)
     start, gradient = rng.normal(size=(2, 300, 301)).astype(np.float32)
     plain = start.copy()
@@ -268,7 +269,7 @@ def test_optimizers_give_the_same_bits_in_any_layout(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_restored_run_goes_on_along_the_same_curve(name):
+def test_resumed_run_has_the_same_losses(name):
     rng = np.random.default_rng(9)
     parameters = arrays(rng, np.float32)
     steps = [arrays(rng, np.float32) for _ in range(8)]
@@ -311,7 +312,7 @@ def test_state_dict_is_a_copy_under_torchs_names():
 
 
 def test_the_state_of_a_fresh_optimizer_can_be_loaded():
-    """It forgets the steps taken since."""
+    """A fresh state can be restored after steps, which it forgets."""
     parameters = {"a": np.ones(2)}
     adam = training.Adam(parameters)
     fresh = adam.state_dict()
@@ -444,7 +445,7 @@ def test_clipping_agrees_with_torch(torch, dtype, max_norm):
 
 
 def test_the_norm_is_computed_in_float64():
-    """In float32 the square of 1e25 overflows, and the million small squares beside 1 would be lost one by one."""
+    """In float32 the square of 1e25 overflows, and a million small squares would each be lost beside 1."""
     assert training.clip_grad_norm({"a": np.full(4, 1e25, np.float32)}, math.inf) == pytest.approx(2e25)
     tail = np.full(10**6, 1e-4, np.float32)
     tail[0] = 1
@@ -486,7 +487,7 @@ LAYERS = {
     "LSTM": lambda **options: rnnfast.LSTM(3, 4, 2, proj_size=2, rng=0, **options),
     "GRU": lambda **options: rnnfast.GRU(3, 4, rng=0, **options),
 }
-# Of x: the layout, its shape for 11 steps, and the axis of time.
+# For each layout: options, the shape of x with 11 steps, and the time axis.
 LAYOUTS = {
     "time first": ({}, (11, 2, 3), 0),
     "batch first": ({"batch_first": True}, (2, 11, 3), 1),
@@ -496,7 +497,7 @@ LAYOUTS = {
 
 
 def sequence(kind, layout, dtype=np.float32):
-    """A layer, a sequence for it, the axis of time, and an initial state that is not zero."""
+    """A layer, a sequence for it, the time axis, and a nonzero initial state."""
     options, shape, axis = LAYOUTS[layout]
     layer = LAYERS[kind](dtype=dtype, **options)
     rng = np.random.default_rng(13)
@@ -530,7 +531,7 @@ def test_windows_tile_the_sequence(window):
 @pytest.mark.parametrize("window", [1, 4, 11, 20])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_windows_give_what_one_run_gives(kind, layout, window, given):
+def test_windows_agree_with_one_run(kind, layout, window, given):
     layer, x, axis, state = sequence(kind, layout)
     state = state if given else None
     y, last, _ = layer.forward(x, state)
@@ -543,7 +544,7 @@ def test_windows_give_what_one_run_gives(kind, layout, window, given):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_gradients_of_a_window_are_those_of_its_steps_alone(kind, layout):
+def test_gradients_of_a_window_come_from_its_steps_only(kind, layout):
     layer, x, axis, state = sequence(kind, layout)
     rng = np.random.default_rng(14)
     for each in training.truncated_bptt(layer, x, 4, state):
@@ -558,7 +559,7 @@ def test_gradients_of_a_window_are_those_of_its_steps_alone(kind, layout):
 
 
 def test_no_gradient_crosses_into_the_window_before():
-    """The gradient of a sum over all outputs is, in the last window, that of one run; before it is another one."""
+    """Gradients agree with one run in the last window, and differ before it."""
     layer, x, _, _ = sequence("GRU", "time first", np.float64)
     y, _, tape = layer.forward(x)
     whole = layer.backward(tape, np.ones_like(y)).x
@@ -580,7 +581,7 @@ def test_new_parameters_act_from_the_next_window_on(kind):
             parameter *= -1.5
 
 
-def test_what_is_written_into_a_state_acts_on_the_next_window():
+def test_a_modified_state_acts_on_the_next_window():
     layer, x, _, state = sequence("LSTM", "time first")
     given = [array.copy() for array in state]
     windows = training.truncated_bptt(layer, x, 4, state)
@@ -594,7 +595,7 @@ def test_what_is_written_into_a_state_acts_on_the_next_window():
 
 
 class Model:
-    """The running sum of what it is given, and a tape that is asked for no more than whether it still is there."""
+    """A layer that returns the running sum of its input, with a tape that shows whether it is still alive."""
 
     class Tape:
         pass
@@ -622,7 +623,7 @@ def test_any_model_gets_parts_of_x_as_they_are(shape, dtype):
 
 
 def test_a_model_is_asked_for_batch_first():
-    """With fewer than three axes x has no batch that could come first."""
+    """With fewer than three axes, x has no batch axis."""
     model = Model()
     for batch_first, shape, expected in [(True, (2, 5, 1), 2), (False, (2, 5, 1), 1), (True, (2, 5), 1)]:
         model.calls.clear()
@@ -642,7 +643,7 @@ def test_windows_are_run_when_they_are_asked_for():
     assert len(model.calls) == 3
 
 
-def test_what_the_loop_lets_go_is_gone_when_the_next_window_is_run():
+def test_a_released_window_is_freed_before_the_next_one():
     tapes, alive = [], []
 
     class Watched(Model):
@@ -660,7 +661,7 @@ def test_what_the_loop_lets_go_is_gone_when_the_next_window_is_run():
     assert tapes[0]() is kept.tape
 
 
-def test_a_run_goes_on_from_the_state_of_another():
+def test_run_continues_from_the_state_of_another():
     layer, x, _, _ = sequence("LSTM", "time first")
     whole = list(training.truncated_bptt(layer, x, 3))
     rest = list(training.truncated_bptt(layer, x[6:], 3, whole[1].state))
@@ -670,18 +671,18 @@ def test_a_run_goes_on_from_the_state_of_another():
 
 
 BACKWARDS = (
-    "layer must run forwards in time only, got {}: a reverse direction starts at the end of the sequence, .*whole"
+    "layer must run forward in time only, got {}: a reverse direction starts at the end of the sequence, .*whole"
 )
 
 
 @pytest.mark.parametrize(
     ("error", "words", "change"),
     [
-        (TypeError, "window must be an integer, .* got 2.0", {"window": 2.0}),
-        (TypeError, "window must be an integer, .* got '2'", {"window": "2"}),
-        (TypeError, "window must be an integer, .* got None", {"window": None}),
-        (TypeError, "window must be an integer, .* got True", {"window": True}),
-        (TypeError, "window must be an integer, .* got .*True", {"window": np.True_}),
+        (TypeError, "window must be an integer, got 2.0", {"window": 2.0}),
+        (TypeError, "window must be an integer, got '2'", {"window": "2"}),
+        (TypeError, "window must be an integer, got None", {"window": None}),
+        (TypeError, "window must be an integer, got True", {"window": True}),
+        (TypeError, "window must be an integer, got .*True", {"window": np.True_}),
         (ValueError, "window must be at least 1, got 0", {"window": 0}),
         (ValueError, "window must be at least 1, got -3", {"window": -3}),
         (ValueError, r"x must have at least one time step: .*\(T, ...\) .* got shape \(\)", {"x": 1.0}),
@@ -703,9 +704,14 @@ def test_windows_are_refused_when_they_are_called_for(error, words, change):
         training.truncated_bptt(**{"layer": rnnfast.GRU(3, 4), "x": np.zeros((5, 2, 3)), "window": 2, **change})
 
 
-def test_what_does_not_fit_the_layer_it_refuses_itself():
+def test_the_layer_rejects_invalid_arguments():
     layer = rnnfast.GRU(3, 4)
     with pytest.raises(ValueError, match="input_size=3"):
         next(training.truncated_bptt(layer, np.zeros((5, 2, 7)), 2))
     with pytest.raises(ValueError, match=r"state must have shape .* = \(1, 2, 4\), got \(1, 9, 4\)"):
         next(training.truncated_bptt(layer, np.zeros((5, 2, 3)), 2, np.zeros((1, 9, 4))))
+
+
+@pytest.mark.parametrize("name", training.__all__)
+def test_pickles_from_before_the_package_was_split_find_the_names(name):
+    assert pickle.loads(f"crnnfast.training\n{name}\n.".encode()) is getattr(training, name)

@@ -1,4 +1,4 @@
-"""The example that translates sequences with attention."""
+"""examples/translation.py: translation of sequences with attention."""
 
 import importlib.util
 import itertools
@@ -23,7 +23,7 @@ def rng():
 
 
 def random_batch(rng):
-    """Sources and targets of unequal lengths: codes, lengths, codes, and which of those count."""
+    """Variable-length sources and targets: codes, lengths, codes, and the mask of the targets."""
     lengths, ends = np.array([5, 1, 3]), np.array([2, 4, 1])
     source, target = rng.integers(1, 6, (5, 3)), rng.integers(1, 5, (4, 3))
     return source, lengths, target, np.arange(4)[:, None] < ends
@@ -114,7 +114,7 @@ def test_translation_ends_where_all_have(rng):
 # -------------------------------------------------------------------------------------------------------- the measures
 
 
-def test_codes_come_back():
+def test_codes_round_trip():
     alphabet = translation.Alphabet(["abc", ("d",)])
     codes, lengths = alphabet.encode(["cab", "d", ""])
     assert codes.tolist() == [[3, 4, 0], [1, 0, 0], [2, 0, 0]]
@@ -137,13 +137,13 @@ def test_edit_distance_is_the_shortest_way(rng):
 
 def test_score_takes_the_closest_of_several_right_answers():
     task = SimpleNamespace(held_out=[("x", ["abcd", "xy"]), ("y", ["abc"]), ("z", ["ab"])])
-    right, errors = translation.score(task, ["xy", "abx", ""])
-    assert right == pytest.approx(1 / 3)
+    correct, errors = translation.score(task, ["xy", "abx", ""])
+    assert correct == pytest.approx(1 / 3)
     assert errors == pytest.approx((0 + 1 + 2) / (2 + 3 + 2))
 
 
 def spelling_task(rng, held_out=60, learnt=600):
-    """Words of a language in which each letter has its sounds: none, one, two, and one that depends on the next."""
+    """Words of a regular language: a letter has no sound, one, two, or one that depends on the next letter."""
     words = ["".join(rng.choice(list("abcde"), rng.integers(2, 6))) for _ in range(learnt + held_out)]
     sounds = {"a": "A", "b": "B", "c": "", "d": "DZ"}
 
@@ -164,7 +164,7 @@ def test_letters_in_context_say_a_regular_language(rng):
 def train(task, seed=0, epochs=1, seconds=60, **options):
     options = {"embedding": 8, "hidden": 24, "batch": 16, "lr": 0.02, "seed": seed, **options}
     training = translation.Training(task, SimpleNamespace(**options), epochs, seconds)
-    training.run(SimpleNamespace(show=lambda *_: None))
+    training.run(SimpleNamespace(step=lambda *_: None, note=lambda *_: None))
     return training
 
 
@@ -172,7 +172,7 @@ def test_network_learns_a_regular_language(rng):
     task = spelling_task(rng)
     training = train(task, epochs=8)
     answers, weights = training.answer()
-    assert translation.score(task, answers).right > 0.9
+    assert translation.score(task, answers).correct > 0.9
     assert training.evaluations[-1] == (training.step, translation.score(task, answers))
     np.testing.assert_allclose(weights.sum(axis=2), 1, rtol=1e-5)
 
@@ -201,7 +201,7 @@ def test_every_pair_is_read_once_in_an_epoch(rng, monkeypatch):
     training = train(task, epochs=1)
     assert training.step == 7
     words = [training.sources.decode(np.array([word]).T)[0] for word, _ in read]
-    expected = [(tuple(word), len(sound) + 1) for word, sound in task.learnt]
+    expected = [(tuple(word), len(sound) + 1) for word, sound in task.training]
     assert sorted(zip(words, [count for _, count in read], strict=True)) == sorted(expected)
 
 
@@ -214,7 +214,7 @@ def test_fewer_steps_where_time_runs_out(rng):
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def test_pronunciations_are_gathered_by_word(tmp_path):
+def test_pronunciations_are_grouped_by_word(tmp_path):
     path = tmp_path / "dict"
     path.write_text("a AH\na(2) EY\na's EY Z\nabbe AE B IY\n", encoding="utf-8")
     assert translation.read_pronunciations(path) == {"a": [("AH",), ("EY",)], "abbe": [("AE", "B", "IY")]}
@@ -223,16 +223,16 @@ def test_pronunciations_are_gathered_by_word(tmp_path):
 def test_words_held_out_are_not_learnt(rng):
     pytest.importorskip("pocketsphinx")
     task = translation.g2p_task(500, rng)
-    assert len(task.learnt) > 100_000
-    assert not {word for word, _ in task.learnt} & {word for word, _ in task.held_out}
+    assert len(task.training) > 100_000
+    assert not {word for word, _ in task.training} & {word for word, _ in task.held_out}
     assert all(targets for _, targets in task.held_out)
 
 
-def test_dates_are_those_of_their_phrases_and_no_day_held_out_is_learnt(rng):
+def test_dates_match_their_phrases_and_held_out_days_are_not_in_training(rng):
     dates = pytest.importorskip("babel.dates")
-    task = translation.dates_task(300, rng, learnt=600)
-    assert not {target for _, target in task.learnt} & {target for _, [target] in task.held_out}
-    pairs = task.learnt + [(source, target) for source, [target] in task.held_out]
+    task = translation.dates_task(300, rng, training=600)
+    assert not {target for _, target in task.training} & {target for _, [target] in task.held_out}
+    pairs = task.training + [(source, target) for source, [target] in task.held_out]
     assert {source[0].strip() for source, _ in pairs} == set(translation.LOCALES)
     for (locale, *text), target in pairs:
         day = translation.datetime.date.fromisoformat("".join(target))
@@ -250,10 +250,10 @@ def test_dates_are_those_of_their_phrases_and_no_day_held_out_is_learnt(rng):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Little data, so that a run takes a moment."""
+    """A small data set, so that a run is short."""
     read, dates = translation.read_pronunciations, translation.TASKS["dates"]
     monkeypatch.setattr(translation, "read_pronunciations", lambda path: dict(list(read(path).items())[:5000:20]))
-    monkeypatch.setitem(translation.TASKS, "dates", lambda size, rng: dates(size, rng, learnt=60))
+    monkeypatch.setitem(translation.TASKS, "dates", lambda size, rng: dates(size, rng, training=60))
 
 
 def run(tmp_path, *options):
@@ -268,15 +268,15 @@ def test_run_from_end_to_end(tmp_path, capsys):
     report, progress = capsys.readouterr()
     assert "letters in context" in report
     assert "babel's parse_date" in report
-    assert report.count("the network  ") == 2
-    assert "#] epoch 1.00  " in progress.splitlines()[-1]
+    assert report.count("  network  ") == 2
+    assert progress.splitlines()[-1].startswith("epoch 1.00  ")
     drawn = importlib.util.find_spec("matplotlib") is not None
     assert (tmp_path / "picture.png").is_file() == drawn
     assert ("pip install matplotlib" in report) != drawn
 
 
 @pytest.mark.usefixtures("few")
-def test_picture_that_cannot_be_drawn(tmp_path, capsys):
+def test_plot_that_cannot_be_written(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("babel")
     assert run(tmp_path, "--task", "dates", "--picture", str(tmp_path / "picture.odd")) == 2
@@ -298,26 +298,26 @@ def test_without_its_data_it_says_what_to_install(tmp_path, capsys, monkeypatch,
     monkeypatch.setitem(sys.modules, module, None)
     assert run(tmp_path, "--task", task) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"is missing: pip install {package}")
+    assert line.endswith(f"is not installed: pip install {package}")
 
 
 @pytest.mark.usefixtures("few")
-def test_diverged_training_says_so(tmp_path, capsys):
+def test_diverged_training_is_reported(tmp_path, capsys):
     pytest.importorskip("babel")
     assert run(tmp_path, "--task", "dates", "--lr", "1e38") == 2
-    assert "lower --lr" in capsys.readouterr().err.splitlines()[-1]
+    assert "an --lr below" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hidden", "0"], "must be a whole number, 1 or more, not 0"),
-        (["--seconds", "nan"], "must be a number above 0, not nan"),
-        (["--seed", "-1"], "must be a whole number, 0 or more, not -1"),
+        (["--hidden", "0"], "must be an integer of at least 1, not '0'"),
+        (["--seconds", "nan"], "must be a number greater than 0, not 'nan'"),
+        (["--seed", "-1"], "must be an integer of at least 0, not '-1'"),
         (["--task", "poems"], "choose from"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         translation.main(arguments)
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The example that shows gradients vanish."""
+"""examples/vanishing.py: vanishing gradients."""
 
 import threading
 
@@ -28,7 +28,7 @@ def train(task, name, lag, steps, clipped=True, hidden=16, rows=20):
 
 
 def rows_of(report, heading):
-    """The cells of the table below a heading, by the name of the model."""
+    """The cells of the table below a heading, by model."""
     lines = report[report.index(heading) :].split("\n\n")[0].splitlines()
     return {line[2:26].strip(): line[26:].split() for line in lines if line[2:26].strip() in vanishing.MODELS}
 
@@ -83,9 +83,9 @@ def test_clipping_acts(monkeypatch):
 
 
 def test_divergence_ends_a_run(monkeypatch):
-    model = vanishing.MODELS["RNN of relu, identity"]
-    monkeypatch.setitem(vanishing.MODELS, "RNN of relu, identity", model._replace(learning_rate=1e30))
-    run = train(vanishing.Adding, "RNN of relu, identity", 8, 20, clipped=False)
+    model = vanishing.MODELS["RNN with relu, identity"]
+    monkeypatch.setitem(vanishing.MODELS, "RNN with relu, identity", model._replace(learning_rate=1e30))
+    run = train(vanishing.Adding, "RNN with relu, identity", 8, 20, clipped=False)
     assert len(run.losses) < 20
     assert vanishing.written(run.score) == "diverged"
 
@@ -119,14 +119,14 @@ def test_same_seed_gives_the_same_scores_with_any_threads(tmp_path, capsys, monk
     assert reports[0] == reports[1] != reports[2]
 
 
-def test_picture_is_drawn(tmp_path, capsys):
+def test_plot_is_written(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert run(tmp_path / "picture.png") == 0
-    assert f"Drew it to {tmp_path / 'picture.png'}" in capsys.readouterr().out
+    assert f"Saved the picture to {tmp_path / 'picture.png'}" in capsys.readouterr().out
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_picture_that_cannot_be_drawn(tmp_path, capsys):
+def test_plot_that_cannot_be_written(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert run(tmp_path / "picture.odd") == 2
     assert "cannot draw" in capsys.readouterr().err.splitlines()[-1]
@@ -150,12 +150,12 @@ def test_ctrl_c_ends_it(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--adding", "1"], "must be a whole number, 2 or more, not 1"),
-        (["--hidden", "0"], "must be a whole number, 1 or more, not 0"),
-        (["--seed", "-1"], "must be a whole number, 0 or more, not -1"),
+        (["--adding", "1"], "must be an integer of at least 2, not '1'"),
+        (["--hidden", "0"], "must be an integer of at least 1, not '0'"),
+        (["--seed", "-1"], "must be an integer of at least 0, not '-1'"),
     ],
 )
-def test_options_that_cannot_be(arguments, message, capsys):
+def test_invalid_options(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         vanishing.main(arguments)
     assert message in capsys.readouterr().err

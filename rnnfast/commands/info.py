@@ -1,4 +1,4 @@
-"""``python -m rnnfast info``: what rnnfast is on this machine, and why."""
+"""``rnnfast info``: the instruction set, threads and build that rnnfast uses on this machine, and why."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import numpy as np
 import rnnfast
 from rnnfast import _core, functional
 
-# What the processor must have for an instruction set, by the names of Linux. base and scalar run on every one.
+# The CPU features that an instruction set requires, as Linux names them. base and scalar run everywhere.
 NEEDS = {"avx512": ("avx512f", "avx512vl", "avx512dq", "avx512bw"), "avx2": ("avx2", "fma")}
 UNKNOWN = "unknown"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Tell which instruction set rnnfast uses on this machine and how many threads, and why; the caches of the CPU;
-    and what was compiled, how, and where it lies.
+    """Show the instruction set and the number of threads that rnnfast uses on this machine, and why; the caches of
+    the CPU; and where the compiled extension is and how it was built. RNNFAST_ISA and RNNFAST_NUM_THREADS in the
+    environment change the first two.
 
     Examples:
-      python -m rnnfast info
-      python -m rnnfast info --json
-      RNNFAST_ISA=base RNNFAST_NUM_THREADS=1 python -m rnnfast info
+      rnnfast info
+      rnnfast info --json
     """
-    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gather() -> dict[str, Any]:
-    """All that the command tells; None where the system does not say."""
+    """Collect what the command shows; None where the system does not tell."""
     model, features = processor()
     return {
         "version": rnnfast.__version__,
@@ -59,7 +59,7 @@ def gather() -> dict[str, Any]:
         "threads": {
             "used": rnnfast.get_num_threads(),
             "limits": functional.thread_limits(),
-            "not_numbers": not_numbers(),
+            "invalid": invalid_variables(),
         },
         "caches": caches(),
         "build": {
@@ -73,14 +73,14 @@ def gather() -> dict[str, Any]:
     }
 
 
-def not_numbers() -> dict[str, str]:
-    """The variables of the number of threads that are set to something else, which is passed over."""
+def invalid_variables() -> dict[str, str]:
+    """Return the variables for the number of threads whose values are not numbers; they are ignored."""
     names = {"RNNFAST_NUM_THREADS", "OMP_NUM_THREADS"} - functional.thread_limits().keys()
     return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
 
 
 def processor() -> tuple[str | None, set[str] | None]:
-    """The model and the features of the CPU, None where the system does not say: Linux does, on x86-64."""
+    """Return the model and the features of the CPU. The features are None except on Linux for x86-64."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -90,7 +90,7 @@ def processor() -> tuple[str | None, set[str] | None]:
 
 
 def caches(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> list[dict[str, Any]] | None:
-    """The caches for data of the first CPU, nearest first: level, bytes, and how many CPUs share it."""
+    """Return the data caches of the first CPU, L1 first: level, bytes, and how many CPUs share each."""
     found = []
     for index in sorted(Path(folder).glob("index*")):
         try:
@@ -103,12 +103,12 @@ def caches(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> list[dict[str,
             continue
         if kind != "Instruction":
             nbytes = int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
-            found.append({"level": int(level), "bytes": nbytes, "shared_by": _members(shared)})
+            found.append({"level": int(level), "bytes": nbytes, "shared_by": _cpus_in(shared)})
     return found or None
 
 
-def _members(spans: str) -> int:
-    """How many CPUs a list such as 0-3,8 names."""
+def _cpus_in(spans: str) -> int:
+    """Count the CPUs in a list such as 0-3,8."""
     ends = [list(map(int, span.split("-"))) for span in spans.split(",")]
     return sum(end[-1] - end[0] + 1 for end in ends)
 
@@ -117,13 +117,10 @@ def describe(facts: dict[str, Any]) -> str:
     isa, cpu, threads, build = (facts[name] for name in ("instruction_set", "cpu", "threads", "build"))
     lines = {
         "instruction set": why_isa(isa, cpu),
-        "CPU": [cpu["model"] or UNKNOWN, f"features that rnnfast can use: {listed(cpu['features'])}"],
+        "CPU": [cpu["model"] or UNKNOWN, f"features used by rnnfast: {listed(cpu['features'])}"],
         "threads": why_threads(threads),
         "caches": [", ".join(map(describe_cache, facts["caches"] or [])) or UNKNOWN],
-        "compiled part": [
-            build["extension"],
-            f"by {build['compiler']}; version {build['interface']} of the C interface",
-        ],
+        "extension": [build["extension"], f"built with {build['compiler']}, C interface version {build['interface']}"],
         "runs on": [f"{build['python']}, NumPy {build['numpy']}, {build['platform']}"],
     }
     rows = [f"rnnfast {facts['version']}"]
@@ -138,42 +135,34 @@ def listed(names: list[str] | None) -> str:
 
 def why_isa(isa: dict[str, Any], cpu: dict[str, Any]) -> list[str]:
     used, available = isa["used"], isa["available"]
-    asked = isa["RNNFAST_ISA"]
-    lines = [
-        f"{used}, {'as RNNFAST_ISA says' if asked else 'the best that runs here'}; there are {', '.join(available)}"
-    ]
+    why = "set by RNNFAST_ISA" if isa["RNNFAST_ISA"] else "the best one available"
+    lines = [f"{used}, {why}; available: {', '.join(available)}"]
     for name, needs in NEEDS.items():
         if name not in available and cpu["features"] is not None:
             lacks = [need for need in needs if need not in cpu["features"]]
-            reason = f"this CPU lacks {', '.join(lacks)}" if lacks else "it was not compiled, or the system forbids it"
-            lines.append(f"not {name}: {reason}")
+            reason = f"the CPU lacks {', '.join(lacks)}" if lacks else "it was not compiled, or the system disables it"
+            lines.append(f"{name} is not available: {reason}")
     return lines
 
 
 def why_threads(threads: dict[str, Any]) -> list[str]:
     words = {
-        "processors": "the processors that this process may use",
-        "cgroup quota": "the quota of its container",
+        "processors": "processors available to this process",
+        "cgroup quota": "CPU quota of the container",
         "RNNFAST_NUM_THREADS": "RNNFAST_NUM_THREADS",
         "OMP_NUM_THREADS": "OMP_NUM_THREADS",
     }
-    limits, *others = (
-        {name: text for name, text in words.items() if (name in threads["limits"]) == there} for there in (True, False)
-    )
-    told = ", ".join(
-        f"{n} by {text}" + (" (taken as 1)" if n < 1 else "")
-        for n, text in ((threads["limits"][name], text) for name, text in limits.items())
-    )
-    wrong = threads["not_numbers"]
-    unset = {name: text for name, text in others[0].items() if name not in wrong}
+    limits, invalid = threads["limits"], threads["invalid"]
+    found = [f"{words[name]} ({limits[name]}{', taken as 1' * (limits[name] < 1)})" for name in words if name in limits]
+    unset = [text for name, text in words.items() if name not in limits and name not in invalid]
     return [
-        f"{threads['used']}, the least of: {told}",
-        *([f"no limit by {', '.join(unset.values())}"] if unset else []),
-        *(f"{name} is {value!r}, which is no number, and is passed over" for name, value in wrong.items()),
+        f"{threads['used']}, the least of: {', '.join(found)}",
+        *([f"not set: {', '.join(unset)}"] if unset else []),
+        *(f"{name} is {value!r}, which is not a number, and is ignored" for name, value in invalid.items()),
     ]
 
 
 def describe_cache(cache: dict[str, Any]) -> str:
     scale, unit = (20, "MiB") if cache["bytes"] >= 1 << 20 else (10, "KiB")
-    shared = f" for {cache['shared_by']} CPUs" if cache["shared_by"] > 1 else ""
+    shared = f" shared by {cache['shared_by']} CPUs" if cache["shared_by"] > 1 else ""
     return f"L{cache['level']} {cache['bytes'] >> scale} {unit}{shared}"

@@ -41,7 +41,7 @@ class Kept(NamedTuple):
 
     forward: Tape
     backward: Tape
-    outputs: tuple[Array, Array]  # of both layers
+    outputs: tuple[Any, Any]  # of both layers
     shape: tuple[int, ...] | None  # of y; None with merge=None
 
 
@@ -201,7 +201,7 @@ class Bidirectional(Layer):
         forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
         y, state, tape = self.forward_layer._train(forward, checkpoint)
         y_backward, state_backward, tape_backward = self.backward_layer._train(backward, checkpoint)
-        outputs = y, self._turn(y_backward)
+        outputs: tuple[Array, Any] = y, self._turn(y_backward)
         with np.errstate(all="ignore"):  # what is not finite is data
             merged = _MERGES[self.merge][0](*outputs)
         shape = None if self.merge is None else merged.shape

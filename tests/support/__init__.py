@@ -1,1 +1,1 @@
-"""Helpers of the tests: cells, random problems, comparisons, guarded buffers, and programs that run as processes."""
+"""Test helpers: cells, random problems, comparisons, guarded buffers and subprocesses."""

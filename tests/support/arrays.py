@@ -1,4 +1,4 @@
-"""The forms in which an array of the same elements may be passed."""
+"""Ways to pass the same elements as an array."""
 
 import numpy as np
 
@@ -48,5 +48,5 @@ FORMS = {
     "own dtype object": lambda a: a.astype(np.dtype(a.dtype.str, metadata={"unit": "m"})),
 }
 
-# Those that do not depend on the element type and take arrays of one axis too.
+# The forms that work for any element type and for one-dimensional arrays.
 FORMS_OF_FLAGS = ["list", "fortran", "padded", "backwards", "backwards along all axes", "subclass", "read-only"]

@@ -1,7 +1,7 @@
-"""The cells under test, taken from the registry; their layers; names and shapes of their parameters.
+"""The cells under test, as the registry declares them, with their layers and the shapes of their parameters.
 
-A cell that is added to the registry in C and to rnnfast.reference is tested without a change here. Only its layer, or
-the option of a layer that selects it, must be added to OPTIONS.
+A cell that is added to the registry in C and to rnnfast.reference is tested without a change here. To test its layer,
+add the class and the options that select it to OPTIONS.
 """
 
 import inspect
@@ -11,7 +11,7 @@ import pytest
 import rnnfast
 from rnnfast.functional import CELLS
 
-# Every cell, and every cell that supports a projection once more with one: the cell's name, and whether to project.
+# Each cell, and again with a projection where the cell supports one: the name of the cell, and whether to project.
 VARIANTS = {cell: (cell, False) for cell in CELLS}
 VARIANTS |= {f"{cell}_projected": (cell, True) for cell, info in CELLS.items() if info.projects}
 
@@ -45,29 +45,29 @@ def gates_of(cell):
 
 
 def is_trained(cell, name):
-    """Whether backward gives a gradient of a parameter."""
+    """Whether backward computes the gradient of a parameter."""
     info = CELLS[cell]
     return not info.extra or info.extra_trained or not name.startswith(f"{info.extra}_l")
 
 
 def has_c(variant):
-    """Whether the state of a cell or variant is h and c."""
+    """Whether the state of a cell or variant is the pair (h, c)."""
     return CELLS[VARIANTS[variant][0]].has_c
 
 
 def make_layer(variant, I, H, **options):
-    """A layer of one of VARIANTS, with H outputs; a projected LSTM, which needs P < H, has one unit more."""
+    """A layer of one of VARIANTS with H outputs. With a projection it has H + 1 units, as P must be less than H."""
     cell, projected = VARIANTS[variant]
     if cell not in LAYERS:
         pytest.skip(f"support.cells.OPTIONS has no layer of the cell {cell}")
     maker, own = LAYERS[cell]
     if projected:
         own = {"proj_size": H}
-    return maker(I, H + projected, **own, **{"rng": 0, **options})
+    return maker(I, H + projected, **{"rng": 0, **own, **options})
 
 
 def parameter_shapes(cell, I, H, *, proj_size=0, num_layers=1, bidirectional=False, bias=True):
-    """The names and shapes of torch's parameters, in torch's order, and of what torch does not have, such as a leak."""
+    """Names and shapes of the parameters in torch's order, including those that torch lacks, such as a leak."""
     shapes, info, width = {}, CELLS[cell], proj_size or H
     rows = len(info.gates) * H
     suffixes = ("", "_reverse") if bidirectional else ("",)

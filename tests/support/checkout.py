@@ -1,4 +1,4 @@
-"""Where the parts of a checkout lie, and the examples as modules."""
+"""Paths in a checkout, and the example programs as modules."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ EXAMPLES = CHECKOUT / "examples"
 
 
 def load_example(name):
-    """The program examples/NAME.py as a module of its own."""
+    """Import examples/NAME.py as a module."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Calls of the command line, and the texts, sheets and models that its tests work on."""
+"""Calls of the command line, and the inputs that its tests share."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ FAST = ["--hidden", "4", "--epochs", "3", "--season", "4"]
 
 
 def failure(capsys, *arguments):
-    """What a command says that cannot run: one line."""
+    """Run a command that must fail, and return the one line that it prints."""
     assert main([str(argument) for argument in arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("python -m rnnfast: ")

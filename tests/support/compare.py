@@ -6,12 +6,12 @@ from support.cells import is_trained
 
 
 def members(state):
-    """The parts of a state as a list: h, or h and c."""
+    """The arrays of a state as a list: [h] or [h, c]."""
     return list(state) if isinstance(state, tuple) else [state]
 
 
 def named(y, state, dx, dstate, dparameters):
-    """All results of a forward and backward under one name each."""
+    """The results of forward and backward in one dict."""
     results = {"y": y, "dx": dx}
     results.update({f"state {i}": member for i, member in enumerate(members(state))})
     results.update({f"dstate {i}": member for i, member in enumerate(members(dstate))})
@@ -20,7 +20,7 @@ def named(y, state, dx, dstate, dparameters):
 
 
 def assert_close(got, expected, tolerance):
-    """All named arrays agree, to `tolerance` times the largest magnitude of the expected one (at least 1)."""
+    """Compare dicts of arrays: errors must be below `tolerance` times the largest expected magnitude (at least 1)."""
     assert got.keys() == expected.keys()
     for name, want in expected.items():
         assert got[name].shape == want.shape, name
@@ -29,14 +29,14 @@ def assert_close(got, expected, tolerance):
 
 
 def assert_same(got, expected):
-    """The same values, shapes and dtypes under the same names; NaN is the same as NaN."""
+    """Require equal values, shapes and dtypes under the same names; NaN equals NaN."""
     assert got.keys() == expected.keys()
     for name, want in expected.items():
         np.testing.assert_array_equal(got[name], want, err_msg=name, strict=True)
 
 
 def assert_same_bits(got, expected):
-    """The same bits and shapes under the same names."""
+    """Require equal bits and shapes under the same names."""
     assert got.keys() == expected.keys()
     for name, want in expected.items():
         assert got[name].shape == want.shape, name
@@ -44,7 +44,7 @@ def assert_same_bits(got, expected):
 
 
 def central_differences(loss, array, step=1e-5):
-    """The gradient of loss() by every element of the float64 array, which loss() reads."""
+    """The gradient of loss() with respect to a float64 array that loss() reads."""
     gradient = np.empty_like(array)
     for index in np.ndindex(array.shape):
         value = array[index]
@@ -58,7 +58,7 @@ def central_differences(loss, array, step=1e-5):
 
 
 def gradient_by_differences(p, run_forward):
-    """What `named` calls dx, dstate and the parameters' gradients, where run_forward(p) returns y and the state."""
+    """Gradients by central differences, under the names of `named`; run_forward(p) returns y and the state."""
 
     def loss():
         y, state = run_forward(p)

@@ -1,4 +1,4 @@
-"""What test_parallel.py runs under mpiexec, and its reference: the same training on shares of a batch and on the whole.
+"""The program that test_parallel.py runs under mpiexec: one training run on parts of a batch, and on the whole batch.
 
 mpiexec -n 2 python -m mpi4py tests/support/data_parallel.py FOLDER    each process writes FOLDER/RANK.npz
 """
@@ -39,7 +39,7 @@ class Model:
         self.parameters = {**self.lstm.parameters, **self.readout.parameters}
 
     def gradients(self, step, rows):
-        """Those of the mean over these rows of a step's batch, and over how many it goes; None and 0 without rows."""
+        """Gradients of the mean loss over some rows of a step's batch, and its weight; None and 0 without rows."""
         if not len(rows):
             return None, 0
         rng = np.random.default_rng(step)
@@ -59,7 +59,7 @@ class Model:
 
 
 def train(loss, dtype, rows, parallel_to=None):
-    """The gradients of the first step, and the parameters after all of them."""
+    """The gradients of the first step, and the parameters after the last one."""
     rank = 0 if parallel_to is None else parallel_to.Get_rank()
     model = Model(loss, dtype, seed=rank)
     parallel = None if parallel_to is None else training.DataParallel(model.parameters, parallel_to)
@@ -75,7 +75,7 @@ def train(loss, dtype, rows, parallel_to=None):
 
 
 def failures(comm):
-    """What each process says where one of them, or all, hand in what does not fit; then calls that go well."""
+    """The error of each process when one or all pass invalid arguments, then the results of valid calls."""
     rank, last = comm.Get_rank(), comm.Get_size() - 1
     good = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
 

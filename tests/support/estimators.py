@@ -23,7 +23,7 @@ def assert_same_fit(one, other):
 
 
 def task(kind, rng, count=150):
-    """Data that the kind of estimator can be fitted to."""
+    """Training data for an estimator class."""
     X = [rng.normal(size=(length, 2)) for length in rng.integers(1, 12, count)]
     if kind is SequenceForecaster:
         return ([rng.normal(size=length).cumsum() for length in (150, 90, 120)],)

@@ -1,4 +1,4 @@
-"""Runs the engine on watched buffers: what it must not write stays as it is, what it must write starts as NaN."""
+"""Run the engine on guarded buffers: outputs start as NaN, and a write anywhere else is detected."""
 
 import ctypes
 import math
@@ -19,20 +19,20 @@ FILL = {np.dtype(np.float32): np.uint32(0x7FA5A5A5), np.dtype(np.float64): np.ui
 
 
 class Guards:
-    """Hands out buffers and remembers all that lies around them and all that is only to be read."""
+    """Allocates buffers and checks that the memory around them and all read-only inputs stay unchanged."""
 
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
         self._watched = []
 
     def _filled(self, memory):
-        """Flat bytes of memory, now all FILL."""
+        """Fill flat bytes with FILL."""
         fill = FILL[self.dtype]
         memory.view(fill.dtype)[...] = fill
         return memory
 
     def bytes(self, count, offset=0):
-        """Bytes without a value between guards, offset from a multiple of 64."""
+        """Uninitialized bytes between guards, at an offset from a multiple of 64."""
         memory = self._filled(functional.empty(count + offset + 2 * GUARD))
         before, inside, after = np.split(memory, [GUARD + offset, GUARD + offset + count])
         kept = before.tobytes(), after.tobytes()
@@ -45,12 +45,12 @@ class Guards:
         return inside
 
     def array(self, shape):
-        """A contiguous array, aligned to its items and no further."""
+        """A contiguous array that is aligned to its item size and to nothing larger."""
         item = self.dtype.itemsize
         return self.bytes(math.prod(shape) * item, offset=item).view(self.dtype).reshape(shape)
 
     def sequence(self, shape, layout):
-        """An array (T, N, features) that lies in memory as LAYOUTS[layout] says, the gaps between its rows watched."""
+        """An array (T, N, features) with the memory layout LAYOUTS[layout]; the gaps between its rows are guarded."""
         outer, inner = LAYOUTS[layout]
         memory = self.array(outer(*shape))
         window = inner(memory, shape[2])
@@ -67,7 +67,7 @@ class Guards:
         return window
 
     def constant(self, values, layout=None):
-        """A copy of the values that must stay as it is; None stays None."""
+        """A read-only copy of the values; None stays None."""
         if values is None:
             return None
         array = self.array(values.shape) if layout is None else self.sequence(values.shape, layout)
@@ -86,7 +86,7 @@ class Guards:
 
 
 class Fences(Guards):
-    """Guards that cannot even be read: a buffer ends where an inaccessible page begins, or begins where one ends.
+    """Guards against reads as well: a buffer ends where an inaccessible page begins, or begins where one ends.
 
     To touch them ends the process. Flat buffers, which the engine wants at multiples of 64 bytes, end at one as well.
     """
@@ -140,7 +140,7 @@ def make_engine(p, isa=None):
 
 
 def pair(state):
-    """h and c, None for a c that is not there."""
+    """h and c; c is None for cells without one."""
     h, *c = members(state)
     return h, (c[0] if c else None)
 
@@ -150,7 +150,7 @@ def unpair(h, c):
 
 
 class Run:
-    """A forward of the engine on guarded buffers, and any number of backwards on its tape."""
+    """One forward pass of the engine on guarded buffers, and any number of backward passes on its tape."""
 
     def __init__(self, p, isa=None, *, layout="plain", keep_tape=True, guards=None):
         self.p, self.layout = p, layout
@@ -187,7 +187,7 @@ class Run:
         return {"y": self.y, **{f"state {i}": member for i, member in enumerate(members(self.state))}}
 
     def prepare_backward(self, start=0.0):
-        """A backward to be called, and the results that the call will write; gradients of parameters from `start`."""
+        """A function that runs backward, and the results it writes. Parameter gradients start at `start`."""
         p, engine, guards = self.p, self.engine, self.guards
         dy = guards.constant(p.dy, self.layout)
         dh_n, dc_n = map(guards.constant, pair(p.dstate))
@@ -213,7 +213,7 @@ class Run:
         return backward, named(self.y, self.state, dx, unpair(dh0, dc0), dparameters)
 
     def backward(self, start=0.0):
-        """All results by name."""
+        """Run backward; return all results by name."""
         backward, results = self.prepare_backward(start)
         self.y.setflags(write=False)
         self.tape.setflags(write=False)
@@ -226,14 +226,14 @@ class Run:
 
 
 def run_engine(p, isa=None, *, layout="plain"):
-    """All results of a forward and a backward by name."""
+    """The results of forward and backward by name."""
     return Run(p, isa, layout=layout).backward()
 
 
 def run_in_a_row(p, isa=None):
-    """All results of calls in a row: threads that the first one wakes may come too late for it, but not for the next.
+    """The results of repeated calls: workers that the first call wakes may join only the next one.
 
-    What one has left is wiped out before the next. What backward adds up it adds up again and again.
+    Outputs and workspaces are overwritten with NaN between calls. Parameter gradients accumulate over the calls.
     """
     run = Run(p, isa)
 

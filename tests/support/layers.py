@@ -1,4 +1,4 @@
-"""Small layers of every kind, calls of them, and what a refused call must leave as it is."""
+"""Small layers of every variant, their results, and checks that a rejected call changes nothing."""
 
 import numpy as np
 import pytest
@@ -19,18 +19,18 @@ T, N, I, H = 5, 3, 4, 6
 
 
 def make(kind, **options):
-    """A layer of one of VARIANTS with I inputs and H outputs."""
+    """A layer of one of VARIANTS with I features and H outputs."""
     return make_layer(kind, I, H, **options)
 
 
 def like(state, rng):
-    """Random values in the structure of a state."""
+    """Random values with the structure and shapes of a state."""
     values = tuple(rng.standard_normal(member.shape).astype(member.dtype) for member in members(state))
     return values if isinstance(state, tuple) else values[0]
 
 
 def results(layer, x, state=None, dy=None, dstate=None):
-    """All that a forward and its backward give."""
+    """The results of forward and backward by name."""
     y, end, tape = layer.forward(x, state)
     return named(y, end, *layer.backward(tape, dy, dstate))
 
@@ -41,7 +41,7 @@ def outputs(y, state):
 
 
 def reference_parameters(layer):
-    """The parameters that the reference takes: those of the layer, and what it has as an option, such as a leak."""
+    """The parameters for the reference: those of the layer, and those that are its options, such as a leak."""
     engine = layer.execution.engine
     fixed = {
         name: np.full(shape, getattr(layer, engine.extra), layer.dtype)
@@ -52,14 +52,14 @@ def reference_parameters(layer):
 
 
 def problem(layer, rng, shape=(T, N, I)):
-    """x, state, dy and dstate for a layer."""
+    """Random x, state, dy and dstate for a layer."""
     x = rng.standard_normal(shape).astype(layer.dtype)
     y, state = layer(x)
     return x, like(state, rng), rng.standard_normal(y.shape).astype(layer.dtype), like(state, rng)
 
 
 def snapshot(layer):
-    """What a refused call must leave as it is."""
+    """The parts of a layer that a rejected call must not change."""
     layers = [layer.forward_layer, layer.backward_layer] if isinstance(layer, rnnfast.Bidirectional) else [layer]
     arrays = {name: array.tobytes() for name, array in layer.parameters.items()}
     writeable = [array.flags.writeable for array in layer.parameters.values()]
@@ -67,7 +67,7 @@ def snapshot(layer):
 
 
 def refused(layer, call, error, match):
-    """The call raises this error, leaves the layer as it is, and the layer goes on working."""
+    """Require that a call raises an error and does not change the layer."""
     before = snapshot(layer)
     with pytest.raises(error, match=match):
         call()

@@ -1,4 +1,4 @@
-"""The linear map on guarded buffers, and by NumPy."""
+"""The linear map on guarded buffers, and in NumPy."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def linear_problem(M, I, O, dtype, bias):
 
 
 def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain", guards=None):
-    """y, dx, dweight and dbias, on guarded buffers."""
+    """y, dx, dweight and dbias, computed on guarded buffers."""
     guards = guards or Guards(x.dtype)
 
     def rows(values):

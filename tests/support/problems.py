@@ -1,4 +1,4 @@
-"""Random problems for the kernels, with the results that the reference gives."""
+"""Random problems for the kernels, and their solutions by the reference."""
 
 from copy import copy
 from functools import cache
@@ -37,7 +37,7 @@ def problem(
     dtype=np.float64,
     seed=0,
 ):
-    """A random instance: parameters, x, state, masks; dy and dstate; options as the reference takes them."""
+    """Random parameters, x, state, dropout masks, dy and dstate, with the options as the reference takes them."""
     rng = np.random.default_rng(seed)
     directions = 1 + bidirectional
     width, info = proj_size or H, CELLS[cell]
@@ -81,13 +81,13 @@ def problem(
 
 
 def variant_problem(variant, T, N, I, H, **options):
-    """A problem of one of VARIANTS; a projected LSTM, which needs P < H, is given one unit more than P."""
+    """A problem for one of VARIANTS. With a projection it has H + 1 units, because P must be less than H."""
     cell, projected = VARIANTS[variant]
     return problem(cell, T, N, I, H + projected, proj_size=H * projected, **options)
 
 
 def run_reference(p, dtype=None):
-    """All results of the reference by name, computed in the problem's dtype or another."""
+    """The results of the reference by name, computed in the dtype of the problem or in another one."""
     cast = (lambda a: a) if dtype is None else (lambda a: a.astype(dtype))
     state, dstate = (tuple(map(cast, members(s))) if isinstance(s, tuple) else cast(s) for s in (p.state, p.dstate))
     options = dict(p.options)
@@ -101,13 +101,13 @@ def run_reference(p, dtype=None):
 
 @cache
 def solved(variant, T, N, I, H, dtype, direction="forward", **options):
-    """A problem and its results by the reference in float64; the same for every instruction set."""
+    """A problem and its solution by the reference in float64, computed once for all instruction sets."""
     p = variant_problem(variant, T, N, I, H, dtype=dtype, **DIRECTIONS[direction], **options)
     return p, run_reference(p, np.float64)
 
 
 def rows(p, which):
-    """The problem of some rows of the batch."""
+    """The problem restricted to some rows of the batch."""
     q = copy(p)
     q.x, q.dy = p.x[:, which], p.dy[:, which]
     q.state, q.dstate = (
@@ -120,11 +120,11 @@ def rows(p, which):
 
 
 def of_rows(results, which):
-    """The results that belong to some rows of the batch."""
+    """The results of some rows of the batch."""
     return {name: value[:, which] for name, value in results.items() if name in PER_ROW}
 
 
-# T, N, I, H and layers of problems that threads share in different ways.
+# (T, N, I, H, num_layers): between them, threads divide the work in every way that the schedule has.
 SHAPES_FOR_THREADS = [
     (20, 64, 32, 48, 2),
     (6, 13, 200, 100, 2),

@@ -1,4 +1,4 @@
-"""Programs that run in processes of their own."""
+"""Run scripts and commands in subprocesses."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def run_script(script):
-    """A script in a process of its own, which may end badly, and where no other library has made threads."""
+    """Run a script in a fresh process: it may crash, and no other library has started threads in it."""
     path = os.pathsep.join([str(TESTS), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -27,10 +27,12 @@ def run_script(script):
 
 
 def python(*arguments, code=None, **environment):
-    """What comes of ``python -m rnnfast``, or of other code, in a process of its own."""
+    """Run ``python -m rnnfast``, or other code, in a subprocess."""
     start = ["-m", "rnnfast"] if code is None else ["-c", code]
     inherited = {
-        name: value for name, value in os.environ.items() if "NUM_THREADS" not in name and name != "RNNFAST_ISA"
+        name: value
+        for name, value in os.environ.items()
+        if "NUM_THREADS" not in name and not name.startswith("RNNFAST_")
     }
     return subprocess.run(
         [sys.executable, "-P", *start, *map(str, arguments)],

@@ -1,4 +1,4 @@
-"""Random batches of rows that are not all of one length, and runs of layers on them."""
+"""Random ragged batches, and runs of layers on them."""
 
 import contextlib
 from copy import copy
@@ -13,7 +13,7 @@ from support.cells import DIRECTIONS, VARIANTS, has_c, make_layer
 from support.compare import named
 from support.problems import variant_problem
 
-# What each kind of batch is made of.
+# The arguments that describe each kind of batch.
 KINDS = {
     "lengths": ("lengths",),
     "mask": ("mask",),
@@ -27,7 +27,7 @@ UNEVEN = ("lengths", "mask", "reset", "zero_masked")
 
 
 def draw_sequences(kind, T, N, seed=0):
-    """Lengths, mask and reset of N rows: of some rows all steps, of some none, of the others any part."""
+    """Random lengths, mask or reset of N rows: some rows have every step, some none, others a part."""
     rng = np.random.default_rng(seed)
 
     def flags():
@@ -39,7 +39,7 @@ def draw_sequences(kind, T, N, seed=0):
 
 
 def uneven_problem(kind, variant, T, N, I, H, *, seed=0, **options):
-    """A random instance with rows of the kind given; None for plain ones."""
+    """A random problem on a ragged batch of a kind; None for a full batch."""
     p = variant_problem(variant, T, N, I, H, seed=seed, **options)
     p.variant = variant
     if kind is not None:
@@ -48,19 +48,19 @@ def uneven_problem(kind, variant, T, N, I, H, *, seed=0, **options):
 
 
 def uneven(p):
-    """The arguments of a call that say what the rows are."""
+    """The arguments of a call that describe a ragged batch."""
     return {name: p.options[name] for name in UNEVEN if name in p.options}
 
 
 def extras_of(p):
-    """The option of a layer that stands for what the cell has per unit, such as a leak."""
+    """The per-unit extras of a cell that are an option of its layer, such as a leak."""
     extra = functional.CELLS[p.cell].extra
     values = [value for name, value in p.parameters.items() if name.startswith(f"{extra}_l")]
     return {extra: np.concatenate(values)} if extra else {}
 
 
 def layer_of(p, isa=None, **options):
-    """A layer with the parameters of a problem, and with its dropout."""
+    """A layer with the parameters and the dropout masks of a problem."""
     masks = p.options["masks"]
     with contextlib.nullcontext() if isa is None else functional.use_isa(isa):
         layer = make_layer(
@@ -83,7 +83,7 @@ def layer_of(p, isa=None, **options):
 
 
 def spoil(p):
-    """Leave NaN in memory that is free, where the next results may lie."""
+    """Leave NaN in free memory, where the next results may be placed."""
     states = p.options["num_layers"] * (1 + p.options["bidirectional"])
     for shape in (np.shape(p.dy), np.shape(p.x), (states, *np.shape(p.x)[:-1], p.hidden_size)):
         spoiled = [np.full(shape, np.nan, p.dtype) for _ in range(3)]
@@ -91,7 +91,7 @@ def spoil(p):
 
 
 def run(layer, p, checkpoint=None):
-    """All results by name, with the gradient of every h and, where the tape has it, every c."""
+    """The results by name, with the gradient of every h and, if the tape keeps it, every c."""
     spoil(p)
     y, state, tape = layer.forward(p.x, p.state, **uneven(p), checkpoint=checkpoint)
     return {**run_backward(layer, p, y, state, tape), **cells_of(p, tape, checkpoint)}
@@ -125,14 +125,14 @@ def in_float64(p):
 
 
 def is_real(p):
-    """Which steps are real, (T, N)."""
+    """Which steps are valid, (T, N)."""
     T, N, _ = p.x.shape
     mask = p.options.get("mask", np.ones((T, N), bool))
     return mask & (np.arange(T)[:, None] < np.array(p.options.get("lengths", [T] * N)))
 
 
 def run_all(p):
-    """All results by name, with the gradient of every h and, for lstm, every c."""
+    """The results of the reference by name, with the gradient of every h and, for an LSTM, every c."""
     y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
     *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
     return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if has_c(p.cell) else {})}
@@ -140,13 +140,13 @@ def run_all(p):
 
 @cache
 def solved(kind, variant, direction, T, N, I, H, dtype, **options):
-    """A problem and its results by the reference in float64; the same for every instruction set."""
+    """A problem and its solution by the reference in float64, computed once for all instruction sets."""
     p = uneven_problem(kind, variant, T, N, I, H, dtype=dtype, **DIRECTIONS[direction], **options)
     return p, run_all(in_float64(p))
 
 
 def rows(p, which):
-    """The problem of some rows of the batch."""
+    """The problem restricted to some rows of the batch."""
     q = plain.rows(p, which)
     parts = {name: np.asarray(value)[..., which] for name, value in uneven(p).items() if name != "zero_masked"}
     q.options = {**q.options, **parts}
@@ -154,13 +154,13 @@ def rows(p, which):
 
 
 def of_rows(results, which):
-    """The results that belong to some rows of the batch."""
+    """The results of some rows of the batch."""
     axes = {"y": 1, "dx": 1, "dh": 2, "cells": 2, "state 0": 1, "state 1": 1, "dstate 0": 1, "dstate 1": 1}
     return {name: value.take(which, axes[name]) for name, value in results.items() if name in axes}
 
 
 def shown(p):
-    """Where y is not 0 because no step is there to be shown, (T, N, D*H_out)."""
+    """Where y shows a step, (T, N, D*H_out); it is 0 elsewhere."""
     T, N, width = p.dy.shape
     suffixes = ("_l0", "_l0_reverse") if p.options["bidirectional"] else ("_l0",)
     parameters = {f"{kind}{end}": np.ones((1, 1)[: 1 + ("weight" in kind)]) for end in suffixes for kind in PARAMETERS}
@@ -174,7 +174,7 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 @st.composite
 def problems(draw, kinds=tuple(KINDS), directions=tuple(DIRECTIONS), large=True):
-    """Problems of any small shape, and of some that take more than one block of sums."""
+    """Problems of any small shape, and some whose weight gradients are summed in several blocks."""
     sizes = st.tuples(st.integers(1, 7), st.integers(1, 9))
     T, N = draw(st.one_of(sizes, sizes, st.sampled_from([(40, 9), (3, 140), (300, 2)])) if large else sizes)
     num_layers = draw(st.integers(1, 2))
@@ -199,7 +199,7 @@ seeds = st.integers(0, 1 << 30)
 
 
 def swapped(p):
-    """The arguments of a batch-first layer."""
+    """The same problem for a batch-first layer."""
     q = copy(p)
     q.x, q.dy = p.x.swapaxes(0, 1), p.dy.swapaxes(0, 1)
     q.options = {**p.options, **{name: value.T for name, value in uneven(p).items() if name in ("mask", "reset")}}

@@ -1,15 +1,11 @@
-"""Sequences, states and snapshots for the tests of streams and pools."""
+"""Inputs and states for the tests of streams and pools."""
 
 import numpy as np
-from hypothesis import strategies as st
 
-from rnnfast import functional
 from support.compare import members
 
 I, H = 5, 11
 DTYPES = (np.float32, np.float64)
-seeds = st.integers(0, 1 << 30)
-isas = st.sampled_from(functional.isas())
 
 
 def sequence(rng, T, N, dtype=np.float32, features=I):
@@ -17,7 +13,7 @@ def sequence(rng, T, N, dtype=np.float32, features=I):
 
 
 def random_state(layer, N, rng):
-    """Values in the structure of a state."""
+    """Random values with the structure of a layer's state."""
     width = layer.engine.output_size
     h = rng.standard_normal((layer.num_layers, N, width)).astype(layer.dtype)
     if not layer.engine.has_cell:
@@ -30,7 +26,7 @@ def bits(state):
 
 
 def row_of(state, n):
-    """(L, ...) of one row, as a pool has it."""
+    """The state of one row, (L, ...), as a pool returns it."""
     values = tuple(member[:, n] for member in members(state))
     return values if isinstance(state, tuple) else values[0]
 

@@ -1,0 +1,35 @@
+"""Pytest plugin of .ci/run: do not repeat a test that passed in an earlier step of the same run.
+
+.ci/run installs it into its virtual environments. Hypothesis tests always run: --full draws more cases.
+"""
+
+from pathlib import Path
+
+RECORD = ".ci-passed"
+
+
+class Passed:
+    def __init__(self, record: Path) -> None:
+        self.record = record
+        self.before = set(record.read_text().splitlines()) if record.exists() else set()
+
+    def pytest_collection_modifyitems(self, config, items):
+        # Runs after the selection in tests/conftest.py, whose plugin is registered later and so is called first.
+        again = [item for item in items if item.nodeid in self.before and not drawn(item)]
+        if again:
+            items[:] = [item for item in items if item.nodeid not in self.before or drawn(item)]
+            config.hook.pytest_deselected(items=again)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            with self.record.open("a") as file:
+                file.write(report.nodeid + "\n")
+
+
+def drawn(item):
+    return getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+
+
+def pytest_configure(config):
+    if (config.rootpath / ".ci" / "passed.py").exists():  # else the tests of another package, which ours may start
+        config.pluginmanager.register(Passed(config.rootpath / RECORD))

@@ -1,0 +1,332 @@
+"""Building blocks that the commands and the examples share: errors, options, files, progress and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+import rnnfast
+from rnnfast import _core, files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+
+class CannotRun(Exception):
+    """An error that the user can fix. The message is one line and says how."""
+
+
+def program_name() -> str:
+    """Return how the command line was started: by the console command, or by ``python -m rnnfast``."""
+    return "rnnfast" if os.path.splitext(os.path.basename(sys.argv[0]))[0] == "rnnfast" else "python -m rnnfast"
+
+
+def runtime() -> str:
+    """Describe the version, the instruction set and the number of threads in use."""
+    return f"rnnfast {rnnfast.__version__}, {_core.get_default_isa()}, threads: {rnnfast.get_num_threads()}"
+
+
+def run_program(name: str, program: Callable[..., int], *arguments: Any, smaller: str = "sizes") -> int:
+    """Run a program, report what went wrong in one line on stderr, and return the exit status.
+
+    Parameters
+    ----------
+    name
+        Name of the program, which starts the error line.
+    program, *arguments
+        Function that does the work, and what it is called with. It returns an exit status.
+    smaller
+        Options to reduce when memory runs out, as they appear in the error.
+
+    Returns
+    -------
+    int
+        The status that `program` returns; 2 after an error, 130 after Ctrl-C, 141 if the reader of the output has gone.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        if sys.stdout is None:
+            raise CannotRun("standard output is closed: open it, or redirect it to a file")
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # the terminal may not be able to show every character
+        try:
+            return program(*arguments)
+        finally:
+            sys.stdout.flush()  # reports a full disk here, where the error can still be handled
+    except CannotRun as error:
+        reason = str(error)
+    except (MemoryError, OverflowError):
+        reason = f"not enough memory: use smaller {smaller}"
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has gone, as in "| head"
+        _discard_output()
+        return 141
+    except OSError as error:
+        _discard_output()
+        reason = f"cannot write {error.filename or 'the output'}: {error.strerror or error}"
+    print(f"{name}: {reason}", file=sys.stderr)
+    return 2
+
+
+def _discard_output() -> None:
+    """Send unwritten output to the null device; otherwise Python would try to write it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def interruptible(stop: Callable[[], object]) -> Iterator[None]:
+    """Make the first Ctrl-C call `stop`, which ends the work early; a second one raises KeyboardInterrupt."""
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---------------------------------------------------------------------------------------------------- option values
+
+
+def checked(kind: Callable[[str], Any], valid: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """Return a parser for an option's value; `expected` completes the error "must be ..."."""
+
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if "_" not in text and valid(value := kind(text)):  # Python itself would read 1_000 as a number
+                return value
+        raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}")
+
+    return parse
+
+
+def whole(least: int, most: float = math.inf) -> Callable[[str], Any]:
+    """Return a parser for integers within bounds."""
+    bounds = f"of at least {least:,}" if most == math.inf else f"from {least:,} to {most:,}"
+    return checked(int, lambda value: least <= value <= most, f"an integer {bounds}")
+
+
+count = whole(1)
+positive = checked(float, lambda value: 0 < value < math.inf, "a number greater than 0")
+fraction = checked(float, lambda value: 0 < value < 1, "a number between 0 and 1")
+
+
+def file_name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file, not an empty string")
+    return text
+
+
+def option(group: Any, name: str, kind: Callable[[str], Any], default: Any, text: str) -> Any:
+    """Add an option with a value to a parser or a group; its help ends with the default, unless that is None."""
+    shown = "" if default is None else " (default: %(default)s)"
+    metavar = "FILE" if kind is file_name else "N"
+    return group.add_argument(name, metavar=metavar, type=kind, default=default, help=text + shown)
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def require_writable(path: str, device: bool = False) -> None:
+    """Raise CannotRun now, rather than after the work, if `path` cannot be written; `device` allows a device."""
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "it is a directory")
+        if os.path.exists(path) and not os.path.isfile(path):
+            if not device:
+                raise OSError(0, "it is not a regular file")
+            return
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+            pass
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
+
+
+def require_distinct(paths: Mapping[str, str | None]) -> None:
+    """Raise CannotRun if two of the named files are the same file; None stands for a file that is not used."""
+    given = [(name, path) for name, path in paths.items() if path is not None]
+    for (first, one), (second, other) in itertools.combinations(given, 2):
+        same = os.path.realpath(one) == os.path.realpath(other)
+        with contextlib.suppress(OSError):
+            same = same or os.path.samefile(one, other)  # finds hard links
+        if same:
+            raise CannotRun(f"{first} and {second} are the same file, {other}: give {second} another name")
+
+
+@contextlib.contextmanager
+def writing(path: str, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file for writing."""
+    try:
+        with open(path, "w", encoding="utf-8", newline=newline) as file:
+            yield file
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_text(path: str, encoding: str = "utf-8", newline: str | None = None) -> str:
+    try:
+        with open(path, encoding=encoding, newline=newline) as file:
+            return file.read()
+    except OSError as error:
+        raise CannotRun(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        with open(path, "rb") as raw:
+            content = raw.read()
+        actual = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
+        start = error.start + (content.startswith(b"\xef\xbb\xbf") and 3 * (encoding == "utf-8-sig"))
+        line = content.count(b"\n", 0, start) + 1
+        raise CannotRun(
+            f"{path} is not valid UTF-8: the byte at offset {start}, in line {line}, cannot be decoded; "
+            f"convert the file to UTF-8, for example with iconv -f {actual} -t UTF-8"
+        ) from None
+
+
+def write_model(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    try:
+        files.write(path, about, arrays)
+    except OSError as error:
+        raise CannotRun(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def read_model(path: str, kind: str, command: str, build: Callable[..., Any] = lambda *parts: parts) -> Any:
+    """Read what `write_model` wrote with about["kind"] == kind, and return build(about, arrays).
+
+    `command` is the one that makes such files.
+    """
+    try:
+        about, arrays = files.read(path)
+        if about.get("kind") == kind:
+            return build(about, arrays)
+    except OSError as error:
+        raise CannotRun(f"cannot read {path}: {error.strerror or error}") from None
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise CannotRun(f"{path} is not a model for this command, or it is damaged; make one: {program_name()} {command}")
+
+
+# ------------------------------------------------------------------------------------------------ progress, pictures
+
+
+class Progress:
+    """Progress of a program on stderr: one line on a terminal, rewritten as the work goes on; elsewhere a log."""
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done = total, done
+        self._terminal = sys.stderr.isatty()
+        self._resumed, self._began, self._shown = done, time.monotonic(), -math.inf
+        self._text = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def step(self, describe: Callable[[], str] | None = None) -> None:
+        """Count one unit of work. `describe` is called only if the line is redrawn, at most ten times a second."""
+        self.done += 1
+        if self._terminal and time.monotonic() > self._shown + 0.1:
+            self._text = describe() if describe else self._text
+            self._draw()
+
+    def begin(self, text: str) -> None:
+        """Begin the next unit of work: show what it is, and count it."""
+        if text != self._text:
+            self.note(text)
+        self.step()
+
+    def note(self, text: str) -> None:
+        """Report a milestone. Off a terminal this prints a line."""
+        self._text = text
+        if self._terminal:
+            self._draw()
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        """Print a line of the program's output, which stays."""
+        self._clear()
+        print(text, flush=True)
+
+    def _draw(self) -> None:
+        self._shown = time.monotonic()
+        share = min(1.0, self.done / self.total)
+        left = (self._shown - self._began) * (self.total - self.done) / max(1, self.done - self._resumed)
+        text = f"] {share:4.0%} {int(left) // 60}:{int(left) % 60:02} left  {self._text}"
+        columns = shutil.get_terminal_size().columns
+        width = min(max(4, columns - len(text) - 2), 24)
+        line = f"[{'#' * round(width * share):.<{width}}{text}"
+        sys.stderr.write(f"\r\x1b[K{line[: columns - 1]}")
+        sys.stderr.flush()
+
+    def _clear(self) -> None:
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def require_drawable(path: str | None) -> None:
+    """Raise CannotRun if no picture can be drawn to `path`; None stands for no picture."""
+    if path is None:
+        return
+    formats = _figure_of(1, 1).canvas.get_supported_filetypes()
+    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    if ending and ending not in formats:
+        raise CannotRun(f"cannot draw {path}: the name must end in one of .{', .'.join(sorted(formats))}")
+
+
+def _figure_of(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure; sizes in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise CannotRun("--plot needs matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextlib.contextmanager
+def axes_of(path: str, width: float, height: float) -> Iterator[Any]:
+    """Give the axes of a new picture, which is written to `path` when the context ends."""
+    figure = _figure_of(width, height)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#ececec")
+    axes.set_axisbelow(True)
+    yield axes
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Any, dpi: int = 120) -> None:
+    try:
+        figure.savefig(path, dpi=dpi)
+    except (OSError, ValueError) as error:
+        raise CannotRun(f"cannot draw {path}: {error}") from None
+
+
+def save_picture(path: Any, draw: Callable[..., None], *arguments: Any) -> None:
+    """Call draw(*arguments, path) and say where the picture is, or that matplotlib is not installed."""
+    try:
+        draw(*arguments, path)
+    except ImportError:
+        print("No picture: matplotlib is not installed (pip install matplotlib)")
+    else:
+        print(f"Saved the picture to {path}")

@@ -1,0 +1,339 @@
+"""The network inside every estimator, a recurrent layer and a linear readout, and the loop that trains it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from .. import arguments, training
+from ..layers import GRU, LSTM, RNN, Linear
+from .sequences import Array, Examples, SequenceInput, Sequences, equal, mean_and_scale, standardize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+STRUCTURE = (  # options that the structure of the network, or the meaning of its inputs and outputs, depends on
+    "cell",
+    "leak",
+    "hidden_size",
+    "num_layers",
+    "bidirectional",
+    "pooling",
+    "standardize",
+    "horizon",
+    "window",
+    "multivariate",
+)
+EVALUATION_BATCH = 256  # sequences that are run at a time outside training
+BUCKET = 16  # number of mini-batches whose sequences are sorted by length together
+
+
+class Diverged(ValueError):
+    """Raised when the loss or the parameters are no longer finite during training."""
+
+
+class Network(SequenceInput):
+    """Base class of all estimators: options, network, training, evaluation.
+
+    Subclasses define the loss and the score, what the readout reads, and how targets are encoded.
+    """
+
+    _argument = "X"  # the name of the sequences in error messages
+    leak: float | None = None  # Estimators pickled by versions without this option lack the attribute.
+
+    validation_scores_: list[float] | None
+
+    def _set_options(self, options: dict[str, Any]) -> None:
+        """Set the arguments of the constructor, passed as its locals(), as attributes."""
+        self.__dict__.update({name: value for name, value in options.items() if name != "self"})
+
+    @contextlib.contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        """Restore the attributes, parameters and random generator if the block raises, Ctrl-C included."""
+        before = self.__dict__.copy()
+        layers = [before[name] for name in ("layer_", "readout_") if name in before]
+        parameters = [layer.state_dict() for layer in layers]
+        random: Any = before["_rng"].bit_generator.state if layers else None
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            for layer, arrays in zip(layers, parameters, strict=True):
+                layer.unfreeze()
+                layer.load_state_dict(arrays)
+                layer.freeze()
+            if layers:
+                self._rng.bit_generator.state = random
+            raise
+
+    def _check_options(self) -> None:
+        arguments.choice("cell", self.cell, tuple(CELLS))
+        if hasattr(self, "pooling"):
+            arguments.choice("pooling", self.pooling, ("last", "mean"))
+        if self.leak is not None:
+            arguments.fraction("leak", self.leak)
+            if self.cell != "rnn":
+                raise ValueError(f"leak={self.leak} needs cell='rnn', got cell={self.cell!r}: use leak=None, or an RNN")
+        for name in ("hidden_size", "num_layers", "max_epochs", "batch_size", "n_iter_no_change"):
+            arguments.size(name, getattr(self, name))
+        for name in ("bidirectional", "early_stopping", "standardize"):
+            arguments.flag(name, getattr(self, name))
+        arguments.number("dropout", self.dropout, below=1)
+        arguments.number("learning_rate", self.learning_rate, below=math.inf, positive=True)
+        arguments.number("validation_fraction", self.validation_fraction, below=1, positive=True)
+        arguments.number("tol", self.tol, below=math.inf)
+        if self.clip is not None:
+            arguments.number("clip", self.clip, below=math.inf, positive=True)
+        if not isinstance(self.verbose, (bool, np.bool_)):
+            arguments.size("verbose", self.verbose, least=0)
+        try:
+            check_random_state(self.random_state)
+        except ValueError as error:
+            raise ValueError(
+                "random_state must be None, an integer from 0 to 2**32 - 1 or a numpy.random.RandomState, got "
+                f"{self.random_state!r}"
+            ) from error
+        arguments.dtype(self.dtype)
+
+    def _structure(self) -> dict[str, Any]:
+        """Return the current values of the options that the network depends on."""
+        options = {name: getattr(self, name) for name in STRUCTURE if hasattr(self, name)}
+        return {**options, "dtype": arguments.dtype(self.dtype)}
+
+    def _option(self, name: str) -> Any:
+        """Return such an option as it was when the network was built: set_params does not change the network."""
+        return (self._built if hasattr(self, "_built") else self._structure()).get(name)
+
+    def _require_structure(self) -> None:
+        for name, value in self._structure().items():
+            if value != self._option(name):
+                raise ValueError(
+                    f"{name} is {value!r}, but the network was built with {name}={self._option(name)!r}: call fit to "
+                    f"build a new network, or restore {name} before calling partial_fit"
+                )
+
+    # Hooks for subclasses.
+
+    def _pooling(self) -> str:
+        """Return what the readout reads: the "last" state, the "mean" over the steps, or the outputs of all "steps"."""
+        return str(self._option("pooling"))
+
+    def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
+        """Return the loss and its gradient; the mean squared error unless a subclass has another."""
+        return training.mean_squared_error(output, targets, weights)
+
+    def _evaluate(self, examples: Examples) -> float:
+        """Return the score on the held-out set; higher is better."""
+        raise NotImplementedError
+
+    def _passes(self, x: Array, lengths: Array) -> Iterator[tuple[slice, Array, Any, Any]]:
+        """Run the layer over a mini-batch; yield (steps, y, state, tape) for each update of the parameters."""
+        yield slice(None), *self.layer_.forward(x, lengths=None if equal(lengths) else lengths)
+
+    # The network.
+
+    def _scaled(self, sequences: Sequences) -> Sequences:
+        scale = self.mean_, self.scale_
+        return sequences._replace(flat=standardize(self._argument, sequences.flat, scale, self.layer_.dtype))
+
+    def _build(self, sequences: Sequences, weights: Array, outputs: int, random: np.random.RandomState) -> None:
+        """Create a network with fresh parameters, and set the scale of X; `weights` are those of the steps."""
+        features = sequences.flat.shape[1]
+        self.mean_, self.scale_ = np.zeros(features), np.ones(features)
+        if self.standardize:
+            self.mean_, self.scale_ = mean_and_scale(sequences.flat, weights)
+        self._built = self._structure()
+        self._rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max))
+        self.layer_ = CELLS[self.cell](
+            features,
+            self.hidden_size,
+            self.num_layers,
+            dropout=self.dropout if self.num_layers > 1 else 0.0,
+            bidirectional=bool(self.bidirectional),
+            dtype=self.dtype,
+            rng=self._rng,
+            **({} if self.leak is None else {"leak": self.leak}),
+        )
+        width = self.hidden_size * (1 + bool(self.bidirectional))
+        self.readout_ = Linear(width, outputs, dtype=self.dtype, rng=self._rng)
+        self._moments: dict[str, Array] | None = None
+        self.n_iter_ = 0
+        self.loss_curve_: list[float] = []
+        self.validation_scores_ = None
+
+    def _pool(self, y: Array, state: Any, lengths: Array) -> Array:
+        """Return the input of the readout: (n, D*H), or (T, n, D*H) if it reads all steps."""
+        pooling = self._pooling()
+        if pooling == "steps":
+            return y
+        if pooling == "mean":
+            mean: Array = y.sum(axis=0) / lengths[:, np.newaxis].astype(y.dtype)
+            return mean
+        return self._last_state(state)
+
+    def _last_state(self, state: Any) -> Array:
+        """Return h of the last layer with the directions concatenated, (n, D*H)."""
+        h: Array = state[0] if isinstance(state, tuple) else state
+        return h[-(1 + bool(self._option("bidirectional"))) :].transpose(1, 0, 2).reshape(h.shape[1], -1)
+
+    def _unpool(self, dfeatures: Array, y: Array, state: Any, lengths: Array) -> tuple[Array | None, Any]:
+        """Return the gradients of y and of the state, given that of the result of `_pool`."""
+        pooling = self._pooling()
+        if pooling == "steps":
+            return dfeatures, None
+        if pooling == "mean":
+            return np.broadcast_to(dfeatures / lengths[:, np.newaxis].astype(y.dtype), y.shape), None
+        pair = isinstance(state, tuple)
+        dh = np.zeros_like(state[0] if pair else state)
+        directions = 1 + bool(self._option("bidirectional"))
+        dh[-directions:] = dfeatures.reshape(len(dfeatures), directions, -1).transpose(1, 0, 2)
+        return None, (dh, None) if pair else dh
+
+    def _outputs(self, sequences: Sequences) -> Array:
+        """Return the output of the readout for scaled sequences, (N, outputs), or (sum of lengths, outputs)."""
+        steps = self._pooling() == "steps"
+        count = len(sequences.flat if steps else sequences.lengths)
+        outputs = np.empty((count, self.readout_.out_features), self.layer_.dtype)
+        order = np.argsort(sequences.lengths, kind="stable")
+        for first in range(0, len(order), EVALUATION_BATCH):
+            rows = order[first : first + EVALUATION_BATCH]
+            indices, lengths = sequences.padded_indices(rows), sequences.lengths[rows]
+            y, state = self.layer_(sequences.flat[indices], lengths=None if equal(lengths) else lengths)
+            output = self.readout_(self._pool(y, state, lengths))
+            if steps:
+                valid = np.arange(len(indices))[:, np.newaxis] < lengths
+                outputs[indices[valid]] = output[valid]
+            else:
+                outputs[rows] = output
+        return outputs
+
+    # Training.
+
+    def _train(self, examples: Examples, held_out: Examples | None, epochs: int) -> None:
+        """Train for at most `epochs` epochs, until the score stops improving. Sequences are not yet standardized."""
+        examples = examples._replace(sequences=self._scaled(examples.sequences))
+        if held_out is not None:
+            held_out = held_out._replace(sequences=self._scaled(held_out.sequences))
+            scores: list[float] = []
+            self.validation_scores_ = scores
+        self.loss_curve_ = list(self.loss_curve_)  # The old list must not change, as an error restores it.
+        for layer in (self.layer_, self.readout_):
+            layer.unfreeze()
+        parameters = {**self.layer_.parameters, **self.readout_.parameters}
+        adam = training.Adam(parameters, lr=self.learning_rate)
+        if self._moments is not None:
+            adam.load_state_dict(self._moments)
+        best, best_parameters, since = -math.inf, {}, 0
+        with self._progress_bar(epochs) as bar:
+            for _ in range(epochs):
+                loss = self._epoch(examples, adam)
+                self._require_finite(loss, parameters)
+                self.n_iter_ += 1
+                self.loss_curve_.append(loss)
+                score, shown = -loss, {"loss": f"{loss:.4g}"}
+                if held_out is not None:
+                    score = self._evaluate(held_out)
+                    scores.append(score)
+                    shown["validation"] = f"{score:.4g}"
+                if bar is not None:
+                    bar.set_postfix(shown, refresh=False)
+                    bar.update()
+                since = 0 if score > best + self.tol else since + 1
+                if score > best:
+                    best = score
+                    if held_out is not None:
+                        best_parameters = {name: array.copy() for name, array in parameters.items()}
+                if since >= self.n_iter_no_change:
+                    break
+        for name, array in best_parameters.items():
+            parameters[name][...] = array
+        self._moments = adam.state_dict()
+        for layer in (self.layer_, self.readout_):
+            layer.freeze()
+
+    def _require_finite(self, loss: float, parameters: dict[str, Array]) -> None:
+        # The loss of an epoch is measured before its last update, so the parameters are checked separately.
+        if math.isfinite(loss) and all(np.isfinite(array).all() for array in parameters.values()):
+            return
+        what = "parameters are not finite" if math.isfinite(loss) else f"loss is {loss}"
+        raise Diverged(
+            f"training diverged: after epoch {self.n_iter_ + 1}, the {what}. Reduce learning_rate or clip, or scale "
+            "the data"
+        )
+
+    @contextlib.contextmanager
+    def _progress_bar(self, epochs: int) -> Iterator[Any]:
+        if not self.verbose:
+            yield None
+            return
+        try:
+            from tqdm.auto import tqdm
+        except ImportError as error:
+            raise ImportError(
+                "verbose=1 needs tqdm for its progress bar: pip install tqdm, or set verbose=0"
+            ) from error
+        with tqdm(total=epochs, desc=type(self).__name__, unit="epoch") as bar:
+            yield bar
+
+    def _epoch(self, examples: Examples, adam: training.Adam) -> float:
+        """Train on all examples once; return the mean of the losses before each update."""
+        total = positions = 0.0
+        for rows in self._batches(examples.sequences.lengths):
+            for loss, count in self._updates(examples, rows, adam):
+                total += loss * count
+                positions += count
+        return total / positions
+
+    def _batches(self, lengths: Array) -> Iterator[Array]:
+        """Yield the rows of random mini-batches, whose sequences are of similar lengths to avoid padding."""
+        if len(lengths) <= self.batch_size:
+            yield np.arange(len(lengths))
+            return
+        order = self._rng.permutation(len(lengths))
+        if not equal(lengths):
+            size = BUCKET * self.batch_size
+            parts = [order[first : first + size] for first in range(0, len(order), size)]
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        for number in self._rng.permutation(len(batches)):
+            yield batches[number]
+
+    def _updates(self, examples: Examples, rows: Array, adam: training.Adam) -> Iterator[tuple[float, int]]:
+        """Train on a mini-batch; yield the loss of each update and the number of targets in it."""
+        sequences, targets, weights = examples
+        lengths = sequences.lengths[rows]
+        steps = self._pooling() == "steps"
+        indices = sequences.padded_indices(rows)
+        targets, weights = (array[indices if steps else rows] for array in (targets, weights))
+        valid = np.arange(len(indices))[:, np.newaxis] < lengths
+        for window, y, state, tape in self._passes(sequences.flat[indices], lengths):
+            features = self._pool(y, state, lengths)
+            if self.dropout:
+                kept = self._rng.random(features.shape, np.float32) >= self.dropout
+                kept = np.multiply(kept, 1 / (1 - self.dropout), dtype=features.dtype)
+                features = features * kept
+            output, readout_tape = self.readout_.forward(features)
+            count = len(rows)
+            expected, factors = (targets[window], weights[window]) if steps else (targets, weights)
+            if steps:
+                within = valid[window]
+                count = int(within.sum())
+                axes = (1,) * (factors.ndim - 2)
+                factors = np.where(within.reshape(within.shape + axes), factors, 0) * (within.size / count)
+                if not factors.any():
+                    continue
+            loss, doutput = self._loss(output, expected, factors)
+            of_readout = self.readout_.backward(readout_tape, doutput)
+            dfeatures = of_readout.x * kept if self.dropout else of_readout.x
+            of_layer = self.layer_.backward(tape, *self._unpool(dfeatures, y, state, lengths))
+            gradients = {**of_layer.parameters, **of_readout.parameters}
+            if self.clip is not None:
+                training.clip_grad_norm(gradients, self.clip)
+            adam.step(gradients)
+            yield loss, count

@@ -1,0 +1,224 @@
+"""Sequences of different lengths in one array: reading X, selecting rows, padding batches, standardizing features."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+Array = NDArray[Any]
+
+DTYPES = (np.float64, np.float32)  # of X, before standardizing; others become the first
+
+
+class Sequences(NamedTuple):
+    """N sequences, concatenated along time."""
+
+    flat: Array  # (sum of lengths, F)
+    lengths: Array  # (N,)
+
+    @classmethod
+    def join(cls, arrays: list[Array]) -> Sequences:
+        return cls(np.concatenate(arrays), np.array([len(array) for array in arrays]))
+
+    @property
+    def starts(self) -> Array:
+        starts: Array = np.cumsum(self.lengths) - self.lengths
+        return starts
+
+    def padded_indices(self, rows: Array) -> Array:
+        """Return the indices into `flat` of a padded batch of `rows`, (T, n); padding repeats a row's last step."""
+        lengths = self.lengths[rows]
+        indices: Array = self.starts[rows] + np.minimum(np.arange(lengths.max())[:, np.newaxis], lengths - 1)
+        return indices
+
+    def indices(self, rows: Array) -> Array:
+        """Return the indices into `flat` of all steps of `rows`, row after row."""
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        indices: Array = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        return indices
+
+    def split(self, flat: Array) -> list[Array]:
+        """Split an array in the order of `flat` into one array for each sequence."""
+        return np.split(flat, self.starts[1:])
+
+
+class Examples(NamedTuple):
+    """Training examples. Targets and weights are (N, ...), or (sum of lengths, ...) with a target for each step."""
+
+    sequences: Sequences
+    targets: Array
+    weights: Array
+
+    def _per_step(self) -> bool:
+        return len(self.targets) != len(self.sequences.lengths)
+
+    def select(self, rows: Array) -> Examples:
+        steps = self.sequences.indices(rows)
+        of_targets = steps if self._per_step() else rows
+        sequences = Sequences(self.sequences.flat[steps], self.sequences.lengths[rows])
+        return Examples(sequences, self.targets[of_targets], self.weights[of_targets])
+
+    def merge(self) -> Examples:
+        """Merge equal rows into one with the sum of their weights, in an order independent of the rows' order."""
+        per_step = self._per_step()
+        targets = self.sequences.split(self.targets) if per_step else self.targets
+        rows: dict[tuple[bytes, bytes], list[int]] = {}
+        for row, x in enumerate(self.sequences.split(self.sequences.flat)):
+            rows.setdefault((x.tobytes(), targets[row].tobytes()), []).append(row)
+        groups = [rows[key] for key in sorted(rows)]
+        merged = self.select(np.array([group[0] for group in groups]))
+        weights = self.sequences.split(self.weights) if per_step else self.weights
+        # Adding the weights in ascending order makes the rounding independent of the order of the rows.
+        sums = [sum(sorted((weights[row] for row in group), key=np.max)) for group in groups]
+        return merged._replace(weights=np.concatenate(sums) if per_step else np.array(sums))
+
+
+def equal(lengths: Array) -> bool:
+    """Return whether all sequences have the same length."""
+    return bool((lengths == lengths[0]).all())
+
+
+def mean_and_scale(values: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the weighted mean and standard deviation of each column; the deviation of a constant column is 1."""
+    values = values.astype(np.float64, copy=False)
+    # Dividing by a power of two near the largest value is exact, and keeps the squares in range.
+    exponents = np.frexp(np.abs(values).max(axis=0))[1]
+    values = np.ldexp(values, -exponents)
+    mean = np.average(values, axis=0, weights=weights)
+    deviation = np.sqrt(np.average(np.square(values - mean), axis=0, weights=weights))
+    spread = deviation > 1e-12 * np.abs(mean)  # The deviation of a constant column is not 0, but rounding noise.
+    return np.ldexp(mean, exponents), np.where(spread, np.ldexp(deviation, exponents), 1.0)
+
+
+def standardize(name: str, values: Array, scale: tuple[Array, Array], dtype: np.dtype[Any]) -> Array:
+    """Return ``(values - mean) / deviation`` as `dtype`, where `scale` is the pair (mean, deviation)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled: Array = ((values - scale[0]) / scale[1]).astype(dtype)
+    # The square root of the largest number: products of values with parameters must stay finite, too.
+    limit = math.sqrt(np.finfo(dtype).max)
+    if not (np.abs(scaled) <= limit).all():
+        raise ValueError(
+            f"{name} has values that are too large for dtype {np.dtype(dtype).name} after standardizing: they must be "
+            f"within {limit:.1g} standard deviations of the mean of the training data (with standardize=False, of 0)"
+        )
+    return scaled
+
+
+def refuse_dates(name: str, value: Any) -> None:
+    """Raise for datetime64 and timedelta64, which scikit-learn's checks would convert to numbers."""
+    dtype = getattr(value, "dtype", None)
+    if getattr(dtype, "kind", None) in ("m", "M"):
+        raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
+
+
+def list_of_sequences(X: Any) -> list[Array] | None:
+    """Return X as a list of arrays (T_i,) or (T_i, F) if it is a list of sequences, or None if it is one array."""
+    if getattr(getattr(X, "dtype", None), "kind", None) == "O" and X.ndim == 1:
+        X = list(X)  # an object array or pandas Series of arrays
+    if not isinstance(X, (list, tuple)) or not len(X):
+        return None
+    try:
+        one_shape = len({np.shape(x) for x in X}) == 1
+    except ValueError:
+        raise ValueError(
+            "X must be a list of arrays (T_i, F), but the steps of one sequence differ in length"
+        ) from None
+    if one_shape and not all(hasattr(x, "shape") and np.ndim(x) for x in X):
+        return None  # nested lists that form one array
+    return [np.asarray(x) for x in X]
+
+
+class SequenceInput(BaseEstimator):
+    """Base class that reads X and remembers its form: a table, or sequences of `n_features_in_` features."""
+
+    _columns: tuple[Any, ...] | None  # of the DataFrames in a list
+
+    def _read(self, X: Any, reset: bool) -> Sequences:
+        """Return the sequences of X, validated but not standardized; `reset` is True on the first call of a fit."""
+        members, table = list_of_sequences(X), False
+        if members is None:
+            X = X if hasattr(X, "ndim") else np.asarray(X)
+            table = X.ndim < 3
+            array = self._read_array(X, reset)
+            sequences = Sequences(array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1]))
+        else:
+            self._check_columns(X, reset)
+            sequences = _join_members(members)
+        features = sequences.flat.shape[1]
+        if reset:
+            self._from_table = table
+            if not table:
+                self.n_features_in_ = features
+                self.__dict__.pop("feature_names_in_", None)
+            if members is None:
+                self._columns = None
+        elif features != self.layer_.input_size:
+            raise ValueError(
+                f"X has {features} features, but {type(self).__name__} is expecting {self.layer_.input_size} features "
+                "as input"
+                + (
+                    ". A 2-D X holds one sequence in each row: pass a single one as X[0][None] or [X[0]]"
+                    if table
+                    else ""
+                )
+            )
+        return sequences
+
+    def _read_array(self, X: Any, reset: bool) -> Array:
+        """Return X, an array or DataFrame, as an array (N, T, F)."""
+        if X.ndim < 2:
+            raise ValueError(
+                "X must have shape (N, T, F) or (N, T), or be a list of arrays of shape (T_i, F) or (T_i,), got shape "
+                f"{X.shape}. Reshape your data: pass a single sequence x as x[None] or [x]"
+            )
+        if X.ndim > 2:
+            array: Array = check_array(X, allow_nd=True, input_name="X", dtype=DTYPES)
+            if array.ndim != 3 or not array.shape[1]:
+                raise ValueError(f"X must have shape (N, T, F) with T >= 1, or (N, T), or be a list, got {array.shape}")
+        elif reset or self._from_table:
+            if not reset and not hasattr(X, "columns") and X.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"X has {X.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                    "features as input, because X in fit was a table (N, T) or nested lists of equal lengths. For "
+                    "sequences of other lengths, pass arrays or shape (N, T, 1) to fit"
+                )
+            array = validate_data(self, X, reset=reset, dtype=DTYPES)[..., np.newaxis]
+        else:
+            array = check_array(X, input_name="X", dtype=DTYPES)[..., np.newaxis]
+        if not array.shape[2]:
+            raise ValueError(f"X must have at least one feature, got shape {array.shape}")
+        return array
+
+    def _check_columns(self, members: Any, reset: bool) -> None:
+        """Check that the DataFrames in a list have the same columns, which are those of the list in fit."""
+        names = {tuple(x.columns) for x in members if hasattr(x, "columns")}
+        known = None if reset else getattr(self, "_columns", None)
+        if names and known:
+            names.add(known)
+        if len(names) > 1:
+            raise ValueError(
+                "all DataFrames in X must have the same columns in the same order as in fit, got "
+                f"{sorted(map(list, names), key=str)}"
+            )
+        if reset:
+            self._columns = next(iter(names), None)
+
+
+def _join_members(members: list[Array]) -> Sequences:
+    for number, x in enumerate(members):
+        if x.ndim not in (1, 2) or not len(x):
+            raise ValueError(f"X[{number}] must have shape (T, F) or (T,) with T >= 1, got shape {x.shape}")
+    columns = [x if x.ndim == 2 else x[:, np.newaxis] for x in members]
+    widths = sorted({x.shape[1] for x in columns})
+    if len(widths) > 1:
+        raise ValueError(f"all sequences in X must have the same number of features, got {widths}")
+    if widths == [0]:
+        raise ValueError(f"X must have at least one feature, got sequences of shape {members[0].shape}")
+    flat = check_array(np.concatenate(columns), input_name="X", dtype=DTYPES)
+    return Sequences(flat, np.array([len(x) for x in columns]))

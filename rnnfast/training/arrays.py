@@ -1,0 +1,74 @@
+"""Checks of arrays and of mappings from names to arrays, which the other modules of this package share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import arguments
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Arrays = Mapping[str, Array]
+
+# Elements that an optimizer step or a norm processes at a time: a chunk and its scratch fit in the L2 cache.
+CHUNK = 32768
+
+
+def real(name: str, value: Any) -> Array:
+    """Convert `value` to an array of native float32 or float64; real dtypes other than these become float64."""
+    array = arguments.array(name, value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    native = array.dtype.newbyteorder("=")
+    return array.astype(native if native in arguments.DTYPES else np.float64, copy=False)
+
+
+def require_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], source: str) -> None:
+    """Raise unless `shape` is `expected`, which is the value of the expression `source`."""
+    if shape != expected:
+        raise ValueError(f"{name} must have shape {expected}, equal to {source}, got shape {shape}")
+
+
+def sum_of_squares(array: Array) -> float:
+    """Sum the squares of all elements in float64, chunk by chunk."""
+    chunks = np.nditer(
+        array, ["external_loop", "buffered", "zerosize_ok"], ["readonly"], op_dtypes=[np.float64], buffersize=CHUNK
+    )
+    # einsum, because a dot product would start BLAS threads, which compete with rnnfast's threads for the cores.
+    return sum(float(np.einsum("i,i->", chunk, chunk)) for chunk in chunks)
+
+
+def float_arrays(argument: str, mapping: Any) -> dict[str, Array]:
+    """Return the mapping as a dict after checking that its values are float32 or float64 arrays."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{argument} must be a mapping from names to arrays, got a {type(mapping).__name__}")
+    for name, array in mapping.items():
+        if not isinstance(array, np.ndarray) or array.dtype not in arguments.DTYPES:
+            came = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            raise TypeError(f"{argument}[{name!r}] must be a NumPy array of float32 or float64, got {came}")
+    return dict(mapping)
+
+
+def require_writeable(argument: str, name: str, array: Array) -> None:
+    """Raise if the array is read-only."""
+    if not array.flags.writeable:
+        raise ValueError(
+            f"{argument}[{name!r}] must be writeable, but is read-only (the arrays of a frozen layer are: call the "
+            "layer's unfreeze(), or leave them out)"
+        )
+
+
+def require_match(argument: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise unless the arrays have exactly the given names and shapes."""
+    missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    if missing or extra:
+        lists = [f"{words} {', '.join(names)}" for words, names in (("lacks", missing), ("also has", extra)) if names]
+        raise ValueError(f"{argument} must have the names {', '.join(shapes)}, but it {' and '.join(lists)}")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{argument}[{name!r}] must have shape {shape}, got shape {arrays[name].shape}")

@@ -1,0 +1,181 @@
+"""Data-parallel training with MPI."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import arguments
+from .arrays import float_arrays, require_match, require_writeable
+
+if TYPE_CHECKING:
+    from .arrays import Array, Arrays
+
+
+class DataParallel:
+    """Average gradients over MPI processes, each of which holds a part of every batch.
+
+    Every process holds a copy of the parameters, runs forward and backward on its own rows, and passes its gradients
+    to :meth:`average`. All processes receive the gradients of the whole batch, bitwise equal, so all take the same step
+    and the copies stay equal. Each step needs one Allreduce, on a buffer with all gradients.
+
+    The constructor and :meth:`average` are collective: all processes of `comm` must call them. The constructor checks
+    that all processes have parameters of the same form, and copies the values of process 0 to the others. So each
+    process can create its layers with a different seed, as dropout requires.
+
+    Run the program with ``mpiexec -n 2 python -m mpi4py train.py``. With ``-m mpi4py``, an exception that is raised in
+    one process only, for example in a layer, ends all of them. Without it, the others would wait forever.
+
+    Source: MPI: A Message-Passing Interface Standard 4.1, section 6.9 (MPI_Allreduce).
+
+    Parameters
+    ----------
+    parameters : mapping of str to ndarray
+        Writeable arrays of float32 or float64, the ones that the optimizer updates. Names, shapes and dtypes must be
+        the same in all processes; the order may differ.
+    comm : mpi4py.MPI.Intracomm
+        For example ``MPI.COMM_WORLD``.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py is not installed.
+    TypeError
+        If `comm` is not an intracommunicator, or `parameters` is not a mapping to float32 or float64 arrays.
+    ValueError
+        If a parameter is read-only, or names, shapes or dtypes differ from those of process 0. Nothing is changed
+        then.
+    RuntimeError
+        If another process raised one of these errors. The message has its rank and its message.
+
+    Examples
+    --------
+    ``docs/parallel.md`` has a complete program. Each process runs this step:
+
+    >>> from mpi4py import MPI  # doctest: +SKIP
+    >>> parallel = DataParallel(layer.parameters, MPI.COMM_WORLD)  # doctest: +SKIP
+    >>> y, state, tape = layer.forward(x)  # doctest: +SKIP
+    >>> loss, dy = mean_squared_error(y, target)  # doctest: +SKIP
+    >>> grads = layer.backward(tape, dy)  # doctest: +SKIP
+    >>> optimizer.step(parallel.average(grads.parameters, weight=x.shape[1]))  # doctest: +SKIP
+    """
+
+    def __init__(self, parameters: Arrays, comm: Any) -> None:
+        try:
+            from mpi4py import MPI
+        except ImportError as error:
+            raise ImportError("training.DataParallel needs mpi4py: pip install 'rnnfast[mpi]'") from error
+        if not isinstance(comm, MPI.Intracomm):
+            raise TypeError(f"comm must be a communicator of mpi4py such as MPI.COMM_WORLD, got {comm!r}")
+        self._comm: Any = comm
+        self._in_place: Any = MPI.IN_PLACE
+        fault: Exception | None = None
+        own: dict[str, Array] = {}
+        forms = None
+        try:
+            own = float_arrays("parameters", parameters)
+            for name, array in own.items():
+                require_writeable("parameters", name, array)
+            forms = {name: (array.shape, array.dtype.name) for name, array in own.items()}
+        except (TypeError, ValueError) as error:
+            fault = error
+        expected = self._comm.bcast(forms)
+        if fault is None and expected is not None:
+            fault = self._difference(own, expected)
+        self._raise_together(fault)
+
+        own = {name: own[name] for name in expected}
+        # Layout: all gradients, then the sum of the weights, then the number of processes that failed.
+        size = sum(array.size for array in own.values()) + 2
+        self._buffer: Array = np.zeros(size, np.result_type(np.float32, *own.values()))
+        self._views: dict[str, Array] = {}
+        start = 0
+        for name, array in own.items():
+            self._views[name] = self._buffer[start : start + array.size].reshape(array.shape)
+            self._views[name][...] = array
+            start += array.size
+        self._comm.Bcast(self._buffer)
+        for name, array in own.items():
+            array[...] = self._views[name]
+
+    def average(self, gradients: Arrays | None, weight: float) -> dict[str, Array]:
+        """Compute the gradients of the whole batch: the weighted mean of the gradients of all processes.
+
+        Parameters
+        ----------
+        gradients : mapping of str to ndarray, or None
+            Arrays of float32 or float64 with the names and shapes of the parameters: the gradients of the mean loss
+            over this process's part of the batch. They are not modified. Unused, and may be None, if `weight` is 0.
+        weight : float
+            The number of terms in that mean: rows, or valid targets for sequences of different lengths. 0 if this
+            process has no part of the batch.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Writeable arrays, for example for :func:`clip_grad_norm`. The next call overwrites them; copy what you want
+            to keep.
+
+        Raises
+        ------
+        TypeError
+            If `gradients` is not a mapping to float32 or float64 arrays, or `weight` is not a number.
+        ValueError
+            If names or shapes differ from those of the parameters, `weight` is negative or not finite, or `weight` is 0
+            in all processes.
+        RuntimeError
+            If another process raised one of these errors. The message has its rank and its message.
+        """
+        fault = None
+        try:
+            self._fill(gradients, weight)
+        except Exception as error:  # Any error must be reported, because the other processes wait for this one.
+            fault = error
+            self._buffer[:-1] = 0
+            self._buffer[-1] = 1
+        self._comm.Allreduce(self._in_place, self._buffer)
+        if self._buffer[-1]:
+            self._raise_together(fault)
+        if not self._buffer[-2]:
+            raise ValueError("weight is 0 in all processes, so the mean is undefined: at least one must be above 0")
+        self._buffer /= self._buffer[-2]
+        return dict(self._views)
+
+    def _fill(self, gradients: Arrays | None, weight: float) -> None:
+        """Write this process's gradients, times its weight, and the weight into the buffer."""
+        weight = arguments.number("weight", weight)
+        if not math.isfinite(weight):
+            raise ValueError(f"weight must be finite, got {weight}")
+        if weight:
+            if gradients is None:
+                raise ValueError(f"gradients must be arrays unless weight is 0, got None with weight={weight}")
+            gradients = float_arrays("gradients", gradients)
+            require_match("gradients", gradients, {name: view.shape for name, view in self._views.items()})
+            for name, view in self._views.items():
+                np.multiply(gradients[name], weight, out=view)
+        else:
+            self._buffer[:-2] = 0
+        self._buffer[-2:] = weight, 0
+
+    def _difference(self, own: Arrays, expected: dict[str, tuple[tuple[int, ...], str]]) -> ValueError | None:
+        """Return the error to raise if the parameters differ in form from those of process 0, else None."""
+        try:
+            require_match("parameters", own, {name: shape for name, (shape, _) in expected.items()})
+            for name, (_, dtype) in expected.items():
+                if own[name].dtype != dtype:
+                    raise ValueError(f"parameters[{name!r}] must have dtype {dtype}, got {own[name].dtype}")
+        except ValueError as error:
+            rank = self._comm.Get_rank()
+            return ValueError(f"process {rank} must have parameters of the same form as process 0: {error}")
+        return None
+
+    def _raise_together(self, fault: Exception | None) -> None:
+        """Raise this process's error, or report the error of another process."""
+        reports = self._comm.allgather(None if fault is None else str(fault))
+        if fault is not None:
+            raise fault
+        for rank, report in enumerate(reports):
+            if report is not None:
+                raise RuntimeError(f"process {rank} of {len(reports)} failed: {report}")

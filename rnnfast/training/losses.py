@@ -1,0 +1,159 @@
+"""Losses with their gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import arguments
+from .arrays import real, require_shape, sum_of_squares
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from .arrays import Array
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, mask: ArrayLike | None = None, weights: ArrayLike | None = None
+) -> tuple[float, Array]:
+    """Compute the mean softmax cross-entropy and its gradient.
+
+    Parameters
+    ----------
+    logits : array_like of float, (..., C)
+        Unnormalized scores of the C classes. Dtypes other than float32 and float64 are converted to float64.
+    targets : array_like of int, (...)
+        The class of each position, from 0 to C - 1.
+    mask : array_like of bool, (...), optional
+        True at the valid positions. Logits and targets of masked-out positions are never read. By default all
+        positions are valid.
+    weights : array_like of float, (...), optional
+        A factor for the loss of each position. The mean is still taken over the number of valid positions; weights
+        with a mean of 1 keep the scale of the loss.
+
+    Returns
+    -------
+    loss : float
+        The mean of ``-log(softmax(logits)[target])`` over the valid positions.
+    dlogits : ndarray, (..., C), float32 or float64
+        The gradient of `loss`: ``(softmax(logits) - onehot(targets)) / number_of_valid_positions``, multiplied by the
+        weights. It is zero at masked-out positions.
+
+    Raises
+    ------
+    TypeError
+        If `logits` or `weights` are not real, `targets` are not integers, or `mask` is not boolean.
+    ValueError
+        If the shape of `targets`, `mask` or `weights` is not ``logits.shape[:-1]``, a target at a valid position is
+        outside 0 to C - 1, or no position is valid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.training import softmax_cross_entropy
+    >>> logits = np.zeros((2, 4), np.float32)
+    >>> loss, dlogits = softmax_cross_entropy(logits, [1, 3], mask=[True, False])
+    >>> round(loss, 4)
+    1.3863
+    >>> dlogits
+    array([[ 0.25, -0.75,  0.25,  0.25],
+           [ 0.  ,  0.  ,  0.  ,  0.  ]], dtype=float32)
+    """
+    scores, labels = real("logits", logits), arguments.array("targets", targets)
+    if scores.ndim == 0 or scores.shape[-1] == 0:
+        raise ValueError(f"logits must have shape (..., C) with at least one class C, got shape {scores.shape}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"targets must be integers, got dtype {labels.dtype}")
+    *positions, classes = scores.shape
+    require_shape("targets", labels.shape, tuple(positions), "logits.shape[:-1]")
+    valid = None if mask is None else arguments.array("mask", mask)
+    rows, labels = scores.reshape(-1, classes), labels.reshape(-1)
+    factors = None
+    if weights is not None:
+        factors = real("weights", weights)
+        require_shape("weights", factors.shape, tuple(positions), "logits.shape[:-1]")
+        factors = factors.reshape(-1)
+    if valid is not None:
+        if valid.dtype != bool:
+            raise TypeError(f"mask must be boolean, with True at valid positions, got dtype {valid.dtype}")
+        require_shape("mask", valid.shape, tuple(positions), "logits.shape[:-1]")
+        chosen = np.flatnonzero(valid)
+        rows, labels = rows[chosen], labels[chosen]
+        factors = None if factors is None else factors[chosen]
+    if len(rows) == 0:
+        raise ValueError(
+            f"logits of shape {scores.shape} have no valid positions, so their mean loss is undefined: there must be "
+            "at least one position, with mask=True where a mask is given"
+        )
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        raise ValueError(
+            f"targets must lie between 0 and {classes - 1}, because logits have {classes} classes, "
+            f"got {labels[wrong.argmax()]}; use mask to exclude positions"
+        )
+
+    targeted = np.arange(len(rows)), labels
+    rows = rows - rows.max(axis=1, keepdims=True)
+    of_targets = rows[targeted]
+    np.exp(rows, out=rows)
+    totals = rows.sum(axis=1)
+    terms = np.log(totals) - of_targets
+    loss = float(np.mean(terms if factors is None else factors * terms, dtype=np.float64))
+    rows *= (1 / (len(rows) * totals))[:, None]
+    rows[targeted] -= rows.dtype.type(1 / len(rows))
+    if factors is not None:
+        rows *= factors[:, None]
+    if valid is None:
+        return loss, rows.reshape(scores.shape)
+    dlogits = np.zeros(scores.shape, rows.dtype)
+    dlogits[valid] = rows
+    return loss, dlogits
+
+
+def mean_squared_error(y: ArrayLike, target: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
+    """Compute the mean squared error and its gradient.
+
+    Parameters
+    ----------
+    y : array_like of float, any shape
+        Dtypes other than float32 and float64 are converted to float64.
+    target : array_like of float, same shape as `y`
+    weights : array_like of float, same shape as `y`, optional
+        A factor for the square of each element. The mean is still taken over the number of elements.
+
+    Returns
+    -------
+    loss : float
+        The mean of ``(y - target)**2`` over all elements.
+    dy : ndarray, same shape as `y`, float32 or float64
+        The gradient of `loss`, ``2 * (y - target) / y.size``, multiplied by the weights.
+
+    Raises
+    ------
+    TypeError
+        If `y`, `target` or `weights` are not real.
+    ValueError
+        If the shapes differ or `y` is empty.
+
+    Examples
+    --------
+    >>> from rnnfast.training import mean_squared_error
+    >>> mean_squared_error([1.0, 2.0], [1.0, 4.0])
+    (2.0, array([ 0., -2.]))
+    """
+    y, target = real("y", y), real("target", target)
+    require_shape("target", target.shape, y.shape, "y.shape")
+    if y.size == 0:
+        raise ValueError(f"y must have at least one element, got shape {y.shape}")
+    difference: Array = np.asarray(np.subtract(y, target, dtype=y.dtype, casting="same_kind"))
+    if weights is None:
+        loss = sum_of_squares(difference) / y.size
+    else:
+        weights = real("weights", weights)
+        require_shape("weights", weights.shape, y.shape, "y.shape")
+        loss = float(np.mean(np.square(difference, dtype=np.float64) * weights))
+        difference *= weights
+    difference *= 2 / y.size
+    return loss, difference

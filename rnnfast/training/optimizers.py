@@ -1,0 +1,282 @@
+"""Gradient clipping and optimizers, which update arrays in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import arguments
+from .arrays import CHUNK, float_arrays, require_match, require_writeable, sum_of_squares
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .arrays import Array, Arrays
+
+
+def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
+    """Scale all gradients in place so that their joint L2 norm is at most `max_norm`.
+
+    As in PyTorch, the factor is ``max_norm / (norm + 1e-6)`` where that is below 1. Otherwise nothing is scaled.
+
+    Parameters
+    ----------
+    gradients : mapping of str to ndarray
+        Writeable arrays of float32 or float64.
+    max_norm : float
+        At least 0. With ``math.inf`` the norm is computed and nothing is scaled.
+
+    Returns
+    -------
+    norm : float
+        The L2 norm of all elements of all arrays before scaling, computed in float64. It is NaN if a gradient is NaN;
+        then nothing is scaled. Check it with ``math.isfinite`` to skip steps with bad gradients.
+
+    Raises
+    ------
+    TypeError
+        If `gradients` is not a mapping to float32 or float64 arrays, or `max_norm` is not a number.
+    ValueError
+        If an array is read-only or `max_norm` is negative. Nothing is scaled then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.training import clip_grad_norm
+    >>> gradients = {"weight": np.array([3.0, 4.0])}
+    >>> clip_grad_norm(gradients, 1.0)
+    5.0
+    >>> gradients["weight"].round(4)
+    array([0.6, 0.8])
+    """
+    max_norm = arguments.number("max_norm", max_norm)
+    arrays = float_arrays("gradients", gradients)
+    for name, array in arrays.items():
+        require_writeable("gradients", name, array)
+    norm = math.sqrt(sum(map(sum_of_squares, arrays.values())))
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1:
+        for array in arrays.values():
+            array *= factor
+    return norm
+
+
+class _Optimizer:
+    """Base class of the optimizers: parameters, their moments, and the loop over all of them."""
+
+    def __init__(self, parameters: Arrays, lr: float, kinds: Sequence[str]) -> None:
+        self.lr = arguments.number("lr", lr)
+        self._parameters = float_arrays("parameters", parameters)
+        self._moments: dict[str, Array] = {
+            f"{kind}.{name}": np.zeros_like(parameter, order="C")
+            for kind in kinds
+            for name, parameter in self._parameters.items()
+        }
+        self._kinds = kinds
+        self._steps = 0
+
+    def _update(self, parameter: Array, gradient: Array, moments: Sequence[Array], scratch: Array) -> None:
+        """Update a chunk of a parameter and of its moments in place; all arrays are 1-D and of the same length."""
+        raise NotImplementedError
+
+    def step(self, gradients: Arrays) -> None:
+        """Update all parameters in place.
+
+        Parameters
+        ----------
+        gradients : mapping of str to ndarray
+            Arrays of float32 or float64 with the names and shapes of the parameters. They are not modified.
+
+        Raises
+        ------
+        TypeError
+            If `gradients` is not a mapping to float32 or float64 arrays.
+        ValueError
+            If names or shapes differ from those of the parameters, or a parameter is read-only because its layer is
+            frozen. Nothing is changed then.
+        """
+        gradients = float_arrays("gradients", gradients)
+        require_match("gradients", gradients, {name: array.shape for name, array in self._parameters.items()})
+        for name, parameter in self._parameters.items():
+            require_writeable("parameters", name, parameter)
+        self._steps += 1
+        for name, parameter in self._parameters.items():
+            operands = [parameter, gradients[name], *(self._moments[f"{kind}.{name}"] for kind in self._kinds)]
+            access: Any = [["readwrite"], ["readonly"]] + [["readwrite"]] * len(self._kinds)
+            scratch = np.empty(CHUNK, parameter.dtype)
+            with np.nditer(
+                operands,
+                ["external_loop", "buffered", "zerosize_ok"],
+                access,
+                op_dtypes=[parameter.dtype] * len(operands),
+                casting="same_kind",
+                buffersize=CHUNK,
+            ) as chunks:
+                for values, gradient, *moments in chunks:
+                    self._update(values, gradient, moments, scratch[: values.size])
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the step count and the moments as a flat dict of arrays.
+
+        Together with the parameters, this is what a later run needs to resume training exactly. `lr` and the other
+        options are not included: pass them to the constructor again.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``step``, the number of steps taken, and each moment under PyTorch's name for it followed by the name of
+            the parameter, such as ``exp_avg.weight_ih_l0``.
+        """
+        return {"step": np.array(self._steps), **{name: moment.copy() for name, moment in self._moments.items()}}
+
+    def load_state_dict(self, arrays: Arrays) -> None:
+        """Restore the step count and the moments from a `state_dict`.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            From `state_dict` of an optimizer of the same class, for parameters of the same names and shapes. The
+            values are copied.
+
+        Raises
+        ------
+        TypeError
+            If `arrays` is not a mapping, a moment is not a float32 or float64 array, or ``step`` is not an integer.
+        ValueError
+            If names or shapes differ, or ``step`` is negative. The optimizer is unchanged then.
+        """
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays must be a mapping from names to arrays, got a {type(arrays).__name__}")
+        given = {name: np.asarray(array) for name, array in arrays.items()}
+        require_match("arrays", given, {"step": (), **{name: moment.shape for name, moment in self._moments.items()}})
+        step = given.pop("step")
+        if step.dtype.kind not in "iu":
+            raise TypeError(f"arrays['step'] must be an integer, got dtype {step.dtype}")
+        if step < 0:
+            raise ValueError(f"arrays['step'] must be at least 0, got {step}")
+        float_arrays("arrays", given)
+        self._steps = int(step)
+        for name, moment in self._moments.items():
+            moment[...] = given[name]
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    A step computes ``buffer = momentum * buffer + gradient`` and ``parameter -= lr * buffer``.
+
+    Parameters
+    ----------
+    parameters : mapping of str to ndarray
+        Arrays of float32 or float64, which are updated in place.
+    lr : float
+        The learning rate, at least 0. It is a plain attribute and can be changed between steps.
+    momentum : float, default 0
+        At least 0 and below 1. With 0, no buffer is allocated.
+
+    Raises
+    ------
+    TypeError
+        If `parameters` is not a mapping to float32 or float64 arrays, or an option is not a number.
+    ValueError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.training import SGD
+    >>> parameters = {"weight": np.array([1.0, 2.0])}
+    >>> SGD(parameters, lr=0.5).step({"weight": np.array([2.0, 0.0])})
+    >>> parameters["weight"]
+    array([0., 2.])
+    """
+
+    def __init__(self, parameters: Arrays, lr: float, momentum: float = 0.0) -> None:
+        self._momentum = arguments.number("momentum", momentum, below=1)
+        super().__init__(parameters, lr, ["momentum_buffer"] if self._momentum else [])
+
+    def __repr__(self) -> str:
+        return f"SGD(lr={self.lr}, momentum={self._momentum})"
+
+    def _update(self, parameter: Array, gradient: Array, moments: Sequence[Array], scratch: Array) -> None:
+        for buffer in moments:  # none or one
+            buffer *= self._momentum
+            buffer += gradient
+            gradient = buffer
+        np.multiply(gradient, self.lr, out=scratch)
+        parameter -= scratch
+
+
+class Adam(_Optimizer):
+    """Adam: steps scaled by running averages of the gradient and of its square.
+
+    At step t, counted from 1::
+
+        m = beta1 * m + (1 - beta1) * gradient
+        v = beta2 * v + (1 - beta2) * gradient**2
+        parameter -= lr * m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps)
+
+    Source: D. Kingma and J. Ba, "Adam: A method for stochastic optimization", ICLR 2015, algorithm 1.
+
+    Parameters
+    ----------
+    parameters : mapping of str to ndarray
+        Arrays of float32 or float64, which are updated in place. Adam allocates two arrays of each one's size.
+    lr : float, default 0.001
+        The learning rate, at least 0. It is a plain attribute and can be changed between steps.
+    betas : pair of float, default (0.9, 0.999)
+        Decay rates of the two averages, each at least 0 and below 1.
+    eps : float, default 1e-8
+        Added to the denominator; at least 0.
+
+    Raises
+    ------
+    TypeError
+        If `parameters` is not a mapping to float32 or float64 arrays, `betas` is not a pair, or an option is not a
+        number.
+    ValueError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rnnfast.training import Adam
+    >>> parameters = {"weight": np.array([1.0, 2.0])}
+    >>> Adam(parameters, lr=0.5).step({"weight": np.array([2.0, 0.0])})
+    >>> parameters["weight"].round(6)
+    array([0.5, 2. ])
+    """
+
+    def __init__(
+        self, parameters: Arrays, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        try:
+            beta1, beta2 = betas
+        except (TypeError, ValueError):
+            raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from None
+        self._betas = arguments.number("betas[0]", beta1, below=1), arguments.number("betas[1]", beta2, below=1)
+        self._eps = arguments.number("eps", eps)
+        super().__init__(parameters, lr, ["exp_avg", "exp_avg_sq"])
+
+    def __repr__(self) -> str:
+        return f"Adam(lr={self.lr}, betas={self._betas}, eps={self._eps})"
+
+    def _update(self, parameter: Array, gradient: Array, moments: Sequence[Array], scratch: Array) -> None:
+        (m, v), (beta1, beta2) = moments, self._betas
+        correction1, correction2 = 1 - beta1**self._steps, math.sqrt(1 - beta2**self._steps)
+        np.multiply(gradient, 1 - beta1, out=scratch)
+        m *= beta1
+        m += scratch
+        np.multiply(gradient, 1 - beta2, out=scratch)
+        scratch *= gradient
+        v *= beta2
+        v += scratch
+        # Both bias corrections are combined into one factor of the quotient, which requires scaling eps.
+        np.sqrt(v, out=scratch)
+        scratch += self._eps * correction2
+        np.divide(m, scratch, out=scratch)
+        scratch *= self.lr * correction2 / correction1
+        parameter -= scratch
