@@ -129,7 +129,7 @@ def draw(results, size, N, path):
     times.set_ylim(0, 1.3 * times.get_ylim()[1])  # space for the legend
     memory.set(title="Peak memory beyond x, y, dy, dx", ylabel="MiB", yscale="log")
     memory.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    times.legend(frameon=False)
+    times.legend(loc="upper left", frameon=False)
     figure.suptitle(f"LSTM, forward and backward, N={N} I=H={size}, float32, one thread")
     save_figure(figure, path)
 

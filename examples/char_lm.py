@@ -366,7 +366,7 @@ def draw(training, ngrams, path):
         if value < top:
             axes.axhline(value, color="gray", linewidth=0.8, linestyle=":")
             axes.text(1, value, f" {order}-gram", transform=axes.get_yaxis_transform(), va="center", color="gray")
-    axes.legend()
+    axes.legend(loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 

@@ -107,7 +107,7 @@ def draw(times, layer, path):
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.set_title(f"Latency of {len(times):,} steps of a stream, LSTM({FEATURES}, {layer.hidden_size}), one thread")
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     axes.grid(color="#e4e4e4")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -287,7 +287,7 @@ def draw(runs, flows, options, path):
         ylabel="mean squared error / 0.167",
         yscale="log",
     )
-    clip_axes.legend(fontsize="small")
+    clip_axes.legend(loc="center right", fontsize="small")
     for axes in (flow_axes, clip_axes, adding_axes, copy_axes):
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*adding_axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
