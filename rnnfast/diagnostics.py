@@ -228,7 +228,8 @@ def _measure(
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
     x, h0, c0 = (None if a is None else a.astype(np.float64) for a in execution.engine_view(plan, x, h0, c0))
     cell, info, directions = layer.engine.cell, layer.engine.info, layer.engine.directions
-    parameters = {name: array.astype(np.float64) for name, array in layer.parameters.items()}
+    every = {**layer.parameters, **layer.execution.extras}
+    parameters = {name: array.astype(np.float64) for name, array in every.items()}
     stack = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "reverse": reverse}
     _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if info.has_c else h0, **stack)
     dh = dh.reshape(layer.num_layers * directions, plan.T, plan.N, -1).astype(np.float64)

@@ -1,10 +1,14 @@
-"""Options of a cell as the ONNX standard has them: activations, clipping, peepholes, coupled gates."""
+"""Options of a cell: activations, clipping, peepholes and coupled gates as in the ONNX standard, and the leak."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import arguments
 
 __all__ = ["Options", "read"]
 
@@ -29,6 +33,8 @@ CLIP_LEAST = 2.0**-126  # lower ones might become 0 in float32, which is no clip
 DEFAULTS = {
     "rnn_tanh": ("tanh",),
     "rnn_relu": ("relu",),
+    "rnn_tanh_leaky": ("tanh",),
+    "rnn_relu_leaky": ("relu",),
     "lstm": ("sigmoid", "tanh", "tanh"),
     "gru": ("sigmoid", "tanh"),
     "gru_reset_before": ("sigmoid", "tanh"),
@@ -74,6 +80,30 @@ def _activation(name: str, value: Any) -> Any:
     if not all(map(math.isfinite, given)):
         raise ValueError(f"{name} must have finite numbers for alpha and beta, got {value!r}")
     return (function, *map(float, given)) if given else function
+
+
+def leak(value: Any, states: int, hidden_size: int) -> Any:
+    """Check the option, for a layer of `states` = num_layers * directions; return None, a number, or nested tuples."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"leak is {value!r}, but it must be a number or an array of numbers")
+    alpha = arguments.real("leak", value, np.dtype(np.float64))
+    if not ((alpha > 0) & (alpha <= 1)).all():
+        wrong = alpha[~((alpha > 0) & (alpha <= 1))][0]
+        raise ValueError(f"leak is {wrong:g}, but every value must be above 0 and at most 1")
+    try:
+        np.broadcast_to(alpha, (states, hidden_size))
+    except ValueError:
+        raise ValueError(
+            f"leak has shape {alpha.shape}, but it must be one number, (hidden_size,) = {(hidden_size,)}, or broadcast "
+            f"to (num_layers * directions, hidden_size) = {(states, hidden_size)}"
+        ) from None
+    return _tuples(alpha.tolist())
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def clip(value: Any) -> float | None:

@@ -95,7 +95,7 @@ class Stream:
     def __init__(self, layer: Any, batch_size: int = 1) -> None:
         _check(layer)
         self.batch_size = N = arguments.size("batch_size", batch_size)
-        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters.values())
+        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
         engine, states = layer.engine, layer.num_layers
 
         def pair(width: int) -> tuple[Array, Array]:
@@ -276,7 +276,7 @@ class StreamPool:
     def __init__(self, layer: Any, capacity: int) -> None:
         _check(layer)
         self.capacity = arguments.size("capacity", capacity)
-        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters.values())
+        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
         engine = layer.engine
         widths = (engine.output_size, layer.hidden_size)[: 1 + engine.info.has_c]
         shapes = [arguments.countable("the states", (layer.num_layers, self.capacity, width)) for width in widths]
