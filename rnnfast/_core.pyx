@@ -736,7 +736,7 @@ cdef class PreparedCall:
     def begin(self):
         """Reserve the state for one thread, until `end`; RuntimeError if another call has reserved it."""
         if self.busy:
-            raise RuntimeError("this stream is at work in another thread: give each thread a stream of its own")
+            raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
         self.busy = True
 
     def end(self):

@@ -12,7 +12,7 @@ from . import arguments
 
 __all__ = ["Options", "read"]
 
-# What alpha and beta are where they are not given: those of the ONNX standard.
+# The defaults of alpha and beta, from the ONNX standard.
 FUNCTIONS: dict[str, tuple[float, ...]] = {
     "sigmoid": (),
     "tanh": (),
@@ -27,9 +27,9 @@ FUNCTIONS: dict[str, tuple[float, ...]] = {
     "softplus": (),
 }
 
-CLIP_LEAST = 2.0**-126  # lower ones might become 0 in float32, which is no clipping to the engine
+CLIP_LEAST = 2.0**-126  # smaller values might become 0 in float32, which means no clipping to the engine
 
-# Of each cell, those that it has if it is not told: of the gates, of the candidate, and of c on its way to h.
+# The functions of each cell by default: of the gates, of the candidate, and of c on its way to h.
 DEFAULTS = {
     "rnn_tanh": ("tanh",),
     "rnn_relu": ("relu",),
@@ -42,7 +42,7 @@ DEFAULTS = {
 
 
 class Options(NamedTuple):
-    """What the engine is told. activations: (function, alpha, beta), three for each direction."""
+    """The options as the engine takes them. activations: (function, alpha, beta), three for each direction."""
 
     activations: tuple[tuple[str, float, float], ...]
     clip: float | None
@@ -50,19 +50,19 @@ class Options(NamedTuple):
     coupled: bool
 
     def of_direction(self, direction: int) -> Options:
-        """Those of one of two directions alone."""
+        """Return the options of one of two directions."""
         return self._replace(activations=self.activations[3 * direction : 3 * direction + 3])
 
 
 def activations(value: Any, cell: str, directions: int) -> tuple[Any, ...] | None:
-    """The option as it is kept: names, and where something is to be set tuples (name, alpha) or (name, alpha, beta)."""
+    """Check the option; return names, and tuples (name, alpha) or (name, alpha, beta) where these are given."""
     if value is None:
         return None
     count = len(DEFAULTS[cell])
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
         raise TypeError(f"activations must be a list of {count} names, got {value!r}")
     if len(value) not in {count, count * directions}:
-        twice = f", or {count * directions}, those of the reverse direction behind," if directions == 2 else ""
+        twice = f", or {count * directions}, those of the reverse direction last," if directions == 2 else ""
         raise ValueError(f"activations must name {count} functions{twice} for this cell, got {len(value)}: {value!r}")
     return tuple(_activation(f"activations[{i}]", one) for i, one in enumerate(value))
 
@@ -107,20 +107,21 @@ def _tuples(value: Any) -> Any:
 
 
 def clip(value: Any) -> float | None:
-    """The option as it is kept."""
+    """Check the option."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"clip must be a number or None, got {value!r}")
-    if not CLIP_LEAST <= value < math.inf:
+    limit = float(value)
+    if not CLIP_LEAST <= limit < math.inf:
         raise ValueError(f"clip must be above 0, 2**-126 at least, and finite, or None, got {value!r}")
-    return float(value)
+    return limit
 
 
 def read(
     cell: str, directions: int, functions: Any, limit: float | None, peepholes: bool, coupled: bool
 ) -> Options | None:
-    """The options of a cell; None where they are what the plain cell does."""
+    """Return the options of a cell; None if they are the defaults, which the plain cell has."""
     names = DEFAULTS[cell]
     plain = functions is None or all(one == names[i % len(names)] for i, one in enumerate(functions))
     if plain and limit is None and not peepholes and not coupled:

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     N: int
     time_major: bool  # whether the caller's arrays have the engine's layout
     large: bool  # whether x or a result is
-    sizes: functional.Sizes | None  # of tape and workspaces; None with N = 0
+    sizes: Any  # functional.Sizes of tape and workspaces; None with N = 0
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class Kept(NamedTuple):
 
     call: Call
     y: Array
-    tape: Array | None  # None with checkpoints
+    tape: Any  # an array; None with checkpoints
     weights: Weights
     saved: checkpoints.Saved | None
 
@@ -219,7 +219,7 @@ class Execution:
 
     def pack_forward(self, parameters: Mapping[str, Array]) -> Array:
         """Pack the parameters for forward alone, into a buffer of `packs`."""
-        packed = self.packs.acquire(self.engine.packed_size)
+        packed: Array = self.packs.acquire(self.engine.packed_size)
         functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 

@@ -124,7 +124,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         return self.execution.engine
 
     @property
-    def _frozen(self) -> Weights | None:  # type: ignore[override]
+    def _frozen(self) -> Weights | None:
         return self.execution.frozen
 
     @_frozen.setter
