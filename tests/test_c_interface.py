@@ -177,7 +177,7 @@ EDITS = {  # of the header: what is replaced, by what, and how the module is ref
     "version": (
         r"RNNFAST_ABI \d+",
         f"RNNFAST_ABI {VERSION + 1}",
-        rf"version {VERSION + 1} .* has {VERSION}: compile the",
+        rf"version {VERSION + 1} .* has version {VERSION}: compile the",
     ),
     "cell": ("(    RNNFAST_CELLS)$", r"    RNNFAST_MORE,\n\1", "rnnfast_cell has size .* compile the"),
     "function": ("(    RNNFAST_ACTIVATIONS)$", r"    RNNFAST_MORE,\n\1", "rnnfast_function has size"),
