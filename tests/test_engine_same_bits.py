@@ -12,6 +12,7 @@ from support.problems import SHAPES_FOR_THREADS, of_rows, rows, variant_problem
 # --- the same bits
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize(("T", "N", "I", "H", "num_layers"), SHAPES_FOR_THREADS)
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_any_number_of_threads(threads, variant, direction, T, N, I, H, num_layers, dtype):
