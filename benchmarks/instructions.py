@@ -1,14 +1,14 @@
-"""Count the instructions of some small calls and compare them with those recorded.
+"""Count the instructions of small calls and compare them with recorded counts.
 
     python benchmarks/instructions.py               compare; exit status 1 if a case is off by more than 3%
-    python benchmarks/instructions.py --record      record them anew, to be compared with from now on
+    python benchmarks/instructions.py --record      record new counts to compare with
 
-A clock shows no change of a few percent on a machine that does other things as well; the number of instructions is the
-same in every run. Counted is what happens inside forward and backward of the C interface: one thread, instruction set
-AVX2 (valgrind knows no AVX-512). The number depends on the compiler, so instructions.json has figures for each. Fewer
-instructions do not always take less time: measure that too.
+On a busy machine a clock cannot show a change of a few percent, but the number of instructions is the same in every
+run. Counted are forward and backward of the C interface with one thread on AVX2 (valgrind does not support AVX-512).
+Counts depend on the compiler, so instructions.json has counts for each. Fewer instructions do not always take less
+time: measure that too.
 
-Needs Linux, valgrind, and a C compiler: cc, or what the environment variable CC says. CFLAGS are not heeded.
+Needs Linux, valgrind, and a C compiler: cc, or the one that the environment variable CC names. CFLAGS are ignored.
 """
 
 import argparse
@@ -50,37 +50,39 @@ CASES = [
 
 
 class CannotCount(Exception):
-    """This machine lacks something; the text says what."""
+    """This machine lacks something that the message names."""
 
 
 def find_tools():
-    """The commands that compile and count, and the name under which the compiler's figures are recorded."""
+    """Return the commands that compile and count, and the name under which the compiler's counts are recorded."""
     compiler, valgrind = shlex.split(os.environ.get("CC") or "cc"), shutil.which("valgrind")
     if not shutil.which(compiler[0]):
-        raise CannotCount(f"no C compiler {compiler[0]}: install one, or name yours in the environment variable CC")
+        raise CannotCount(f"C compiler {compiler[0]} not found: install one, or set the environment variable CC")
     if not valgrind:
-        raise CannotCount("valgrind is not installed: apt install valgrind, or what does the same on your system")
+        raise CannotCount("valgrind is not installed: apt install valgrind, or the equivalent on your system")
     if "avx2" not in rnnfast.isas():
-        raise CannotCount("this processor has no AVX2, whose instructions are counted")
+        raise CannotCount("this processor has no AVX2, the instruction set that is counted")
     version, *_ = subprocess.check_output([*compiler, "--version"], text=True).splitlines()
-    # gcc says first how it was called: cc, gcc-12, x86_64-linux-gnu-gcc.
+    # gcc prints first how it was called: cc, gcc-12, x86_64-linux-gnu-gcc.
     version = re.sub(r"^\S+ (?=\()", "gcc ", version)
     return compiler, valgrind, f"{version}, {platform.machine()}"
 
 
 def read_record():
-    """By compiler, then by case."""
+    """Read the recorded counts, by compiler and case."""
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
 
 
 def build(compiler, directory):
-    """Compile the driver and what it needs of the library, with the library's own flags."""
+    """Compile the driver and the kernels that it needs, with the library's flags."""
     try:
         with mock.patch("setuptools.setup"):
             setup = runpy.run_path(str(ROOT / "setup.py"))
     except ImportError:
-        raise CannotCount("setup.py, which has the flags, needs setuptools: pip install 'setuptools>=77'") from None
-    # Python's own flags, which come before those of setup.py, leave out the assertions.
+        raise CannotCount(
+            "setuptools is missing, which setup.py needs for the flags: pip install 'setuptools>=77'"
+        ) from None
+    # Python's own flags, which come before those of setup.py, define NDEBUG.
     common, csrc = [*compiler, "-DNDEBUG", *setup["FLAGS"]], ROOT / "csrc"
     units = [csrc / "f32_avx2.c", csrc / "f64_avx2.c"]
     rest = [DRIVER, csrc / "threads.c", *(f"{unit.stem}.o" for unit in units)]
@@ -89,13 +91,13 @@ def build(compiler, directory):
 
 
 def count(compiler, valgrind):
-    """Pairs of a case and its instructions, one after the other."""
+    """Yield each case and its number of instructions."""
     options = ["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no", "--toggle-collect=counted"]
     with tempfile.TemporaryDirectory() as directory:
         build(compiler, directory)
         for case in CASES:
             command = [valgrind, *options, "./instructions", *case.split()]
-            # No environment: neither options of valgrind nor a server of debug symbols come in.
+            # An empty environment keeps out valgrind's options and debuginfod servers.
             done = subprocess.run(command, cwd=directory, env={}, capture_output=True, text=True)
             found = re.search(r"Collected : ([1-9]\d*)", done.stderr)
             if done.returncode or not found:
@@ -108,15 +110,15 @@ def change(counted, recorded):
 
 
 def complaints(counted, recorded):
-    """What is not as recorded, in words; both are numbers by case."""
+    """Describe the cases that differ from the record. Both arguments map cases to counts."""
     new = [case for case in counted if case not in recorded]
     changes = {case: change(counted[case], recorded[case]) for case in counted if case in recorded}
     more = [f"{case} ({part:+.1%})" for case, part in changes.items() if part > TOLERANCE]
     fewer = [f"{case} ({part:+.1%})" for case, part in changes.items() if part < -TOLERANCE]
     record = "python benchmarks/instructions.py --record"
     said = {
-        f"More instructions than recorded; if that cannot be helped, {record} accepts it": more,
-        f"Fewer instructions than recorded; so that they stay fewer, record them anew: {record}": fewer,
+        f"More instructions than recorded; if that is intended, record them: {record}": more,
+        f"Fewer instructions than recorded; record them to keep it so: {record}": fewer,
         f"Not recorded yet: {record}": new,
     }
     return ["\n    ".join([what, *cases]) for what, cases in said.items() if cases]
@@ -124,7 +126,7 @@ def complaints(counted, recorded):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="record what is counted as the figures of this compiler")
+    parser.add_argument("--record", action="store_true", help="record the counts for this compiler")
     arguments = parser.parse_args()
     try:
         compiler, valgrind, name = find_tools()
@@ -143,9 +145,7 @@ def main():
         RECORD.write_text(json.dumps(record, indent=4) + "\n", encoding="utf-8")
         print(f"Recorded in {RECORD.relative_to(ROOT)}.")
     elif not recorded:
-        print(
-            "NOTHING WAS COMPARED: no figures are recorded for this compiler. --record some without your change first."
-        )
+        print("NOTHING WAS COMPARED: no counts are recorded for this compiler. Use --record without your change first.")
     elif wrong := complaints(counted, recorded):
         sys.exit("\n".join(wrong))
     else:

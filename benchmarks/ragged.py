@@ -135,7 +135,7 @@ def main():
 
 
 def report(options):
-    import rnnfast
+    from rnnfast import _core
 
     try:
         import torch
@@ -144,7 +144,7 @@ def report(options):
         print("torch is not installed, so only rnnfast is timed (pip install torch).\n")
     installed = ", ".join(f"{name} {version}" for name, version in versions("torch").items() if version)
     sizes = f"N={options.N} T={options.T} I={options.I or options.H} H={options.H}"
-    print(f"{installed}, {rnnfast.isas()[0]}; {sizes}, float32")
+    print(f"{installed}, {_core.get_default_isa()}; {sizes}, float32")
     print("valid: share of valid steps; of full: time relative to the full padded batch (ideally the share)")
     if torch:
         print("lead: time of torch, packed or on the full batch, relative to rnnfast with lengths=")

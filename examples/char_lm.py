@@ -34,6 +34,7 @@ from rnnfast.commands.program import (
     option,
     positive,
     run_program,
+    runtime,
     save_figure,
     save_picture,
     whole,
@@ -439,7 +440,7 @@ def report(run, options):
     parameters = sum(array.size for array in training.model.parameters.values())
     print(f"Text: {training.source}, {len(codes):,} characters, {len(characters)} distinct.")
     print(f"Model: embedding of {training.options['embedding']}, {layers}, readout: {parameters:,} parameters.")
-    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
+    print(f"{runtime()}.", flush=True)
     interrupted = threading.Event()
     with interruptible(interrupted.set), Progress(training.steps, training.step) as bar:
         training.run(run.minutes, interrupted, bar, run.model)

@@ -23,7 +23,7 @@ import time
 import numpy as np
 
 import rnnfast
-from rnnfast.commands.program import CannotRun, Progress, option, run_program, save_figure, save_picture, whole
+from rnnfast.commands.program import CannotRun, Progress, option, run_program, runtime, save_figure, save_picture, whole
 
 SPEAKERS = 9
 UTTERANCES, KEPT = 30, 20  # per speaker in the training set; of these, used for training while settings are chosen
@@ -211,7 +211,7 @@ def report(run):
         f"{len(utterances)} training utterances and {len(unknown)} test utterances of "
         f"{min(lengths)} to {max(lengths)} frames."
     )
-    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
+    print(f"{runtime()}.", flush=True)
 
     choosing = min(run.seeds, 3)
     with Progress(1 + choosing * len(HIDDEN) * len(LAYERS) + 2 * run.seeds) as progress:

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 import rnnfast
-from rnnfast.commands.program import option, run_program, save_figure, save_picture, whole
+from rnnfast.commands.program import option, run_program, runtime, save_figure, save_picture, whole
 
 RATE, FRAME, FEATURES = 16_000, 160, 64  # samples per second, samples per frame of 10 ms, features per frame
 FRAMES_PER_SECOND = RATE // FRAME
@@ -169,7 +169,7 @@ def report(run):
         part.freeze()  # constant weights are packed once
     print(f"Sound: 10 seconds in frames of 10 ms with {FEATURES} features.")
     print(f"Model: LSTM({FEATURES}, {run.hidden}) and Linear({run.hidden}, 2).")
-    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.\n")
+    print(f"{runtime()}.\n")
     equal = show_equal(layer, readout, frames)
     times, idle = measure(layer.stream().step, frames, run.steps, run.hidden)
     print_latencies(times, idle)

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rnnfast
-from rnnfast.commands.program import CannotRun, Progress, option, run_program, save_figure, save_picture, whole
+from rnnfast.commands.program import CannotRun, Progress, option, run_program, runtime, save_figure, save_picture, whole
 
 CELLS, HIDDEN = ("rnn", "gru"), (16, 32)  # settings to choose from
 COVERAGE = 0.9
@@ -315,7 +315,7 @@ def report(run):
     began = time.monotonic()
     rnnfast.set_num_threads(run.threads)
     both = load(run.quick)
-    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.", flush=True)
+    print(f"{runtime()}.", flush=True)
     total = sum(len(CELLS) * len(HIDDEN) * len(series.earlier) + len(series.origins) for series in both)
     results, told = [], []
     with Progress(total) as progress:

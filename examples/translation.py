@@ -39,6 +39,7 @@ from rnnfast.commands.program import (
     option,
     positive,
     run_program,
+    runtime,
     save_figure,
     save_picture,
     whole,
@@ -587,7 +588,7 @@ def report(options):
     names = [*TASKS] if options.task == "both" else [options.task]
     # All data first, so that a missing package is reported before a long training.
     tasks = {name: TASKS[name](options.held_out, np.random.default_rng(options.seed)) for name in names}
-    print(f"rnnfast {rnnfast.__version__} with {rnnfast.isas()[0]}, threads: {rnnfast.get_num_threads()}.")
+    print(f"{runtime()}.")
     shares = sum(SHARES[name] for name in names)
     limits = {name: options.seconds * SHARES[name] / shares for name in names}
     results = []

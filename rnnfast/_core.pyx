@@ -195,32 +195,32 @@ cdef int finish(Watch *watch) except -1:
 
 # ---- buffers that a call holds ----
 
-cdef struct Memory:
+cdef struct Buffers:
     int count
-    Py_buffer taken[24]
+    Py_buffer held[24]
 
 
-cdef void *take(Memory *memory, obj, int flags) except? NULL:
+cdef void *acquire(Buffers *buffers, obj, int flags) except? NULL:
     if obj is None:
         return NULL
-    cdef Py_buffer *view = &memory.taken[memory.count]
+    cdef Py_buffer *view = &buffers.held[buffers.count]
     PyObject_GetBuffer(obj, view, flags)
-    memory.count += 1
+    buffers.count += 1
     return view.buf
 
 
-cdef ptrdiff_t stride(Memory *memory, int axis, size_t item) noexcept:
-    """Return a stride of the buffer taken last, in elements."""
-    return memory.taken[memory.count - 1].strides[axis] // <ptrdiff_t>item
+cdef ptrdiff_t stride(Buffers *buffers, int axis, size_t item) noexcept:
+    """Return a stride of the buffer acquired last, in elements."""
+    return buffers.held[buffers.count - 1].strides[axis] // <ptrdiff_t>item
 
 
-cdef ptrdiff_t length(Memory *memory, int axis) noexcept:
-    return memory.taken[memory.count - 1].shape[axis]
+cdef ptrdiff_t length(Buffers *buffers, int axis) noexcept:
+    return buffers.held[buffers.count - 1].shape[axis]
 
 
-cdef void give_back(Memory *memory) noexcept:
-    for i in range(memory.count):
-        PyBuffer_Release(&memory.taken[i])
+cdef void release(Buffers *buffers) noexcept:
+    for i in range(buffers.count):
+        PyBuffer_Release(&buffers.held[i])
 
 
 cdef class Pointers:
@@ -252,39 +252,39 @@ cdef class Pointers:
         PyMem_Free(self.views)
 
 
-cdef void describe_pattern(rnnfast_pattern *p, Memory *memory, Py_ssize_t T, Py_ssize_t N, lengths, mask, reset) except *:
+cdef void describe_pattern(rnnfast_pattern *p, Buffers *buffers, Py_ssize_t T, Py_ssize_t N, lengths, mask, reset) except *:
     memset(p, 0, sizeof(p[0]))
     p.T, p.N = T, N
-    p.lengths = <const ptrdiff_t *>take(memory, lengths, PyBUF_SIMPLE)
-    p.mask = <const unsigned char *>take(memory, mask, PyBUF_STRIDES)
+    p.lengths = <const ptrdiff_t *>acquire(buffers, lengths, PyBUF_SIMPLE)
+    p.mask = <const unsigned char *>acquire(buffers, mask, PyBUF_STRIDES)
     if mask is not None:
-        p.mask_step, p.mask_row = stride(memory, 0, 1), stride(memory, 1, 1)
-    p.reset = <const unsigned char *>take(memory, reset, PyBUF_STRIDES)
+        p.mask_step, p.mask_row = stride(buffers, 0, 1), stride(buffers, 1, 1)
+    p.reset = <const unsigned char *>acquire(buffers, reset, PyBUF_STRIDES)
     if reset is not None:
-        p.reset_step, p.reset_row = stride(memory, 0, 1), stride(memory, 1, 1)
+        p.reset_step, p.reset_row = stride(buffers, 0, 1), stride(buffers, 1, 1)
 
 
 cdef class Order:
     """The sequences of a ragged batch: rnnfast_order on arrays of intp, as csrc/rnnfast.h documents."""
     cdef rnnfast_order order
-    cdef Memory memory
+    cdef Buffers buffers
     cdef readonly object begin, positions, edges, masked_steps
 
     def __init__(self, Py_ssize_t sequences, begin, tuple positions, edges, masked_steps):
         cdef rnnfast_order *o = &self.order
         self.begin, self.positions, self.edges, self.masked_steps = begin, positions, edges, masked_steps
         o.sequences = sequences
-        o.begin = <const ptrdiff_t *>take(&self.memory, begin, PyBUF_STRIDES)
-        o.steps = length(&self.memory, 0) - 1
+        o.begin = <const ptrdiff_t *>acquire(&self.buffers, begin, PyBUF_STRIDES)
+        o.steps = length(&self.buffers, 0) - 1
         for way in range(2):
-            o.positions[way] = <const rnnfast_position *>take(&self.memory, positions[way], PyBUF_STRIDES)
-        o.edges = <const ptrdiff_t *>take(&self.memory, edges, PyBUF_STRIDES)
-        o.blocks = length(&self.memory, 0) - 1
-        o.masked = <const rnnfast_masked_step *>take(&self.memory, masked_steps, PyBUF_STRIDES)
-        o.masked_count = length(&self.memory, 0)
+            o.positions[way] = <const rnnfast_position *>acquire(&self.buffers, positions[way], PyBUF_STRIDES)
+        o.edges = <const ptrdiff_t *>acquire(&self.buffers, edges, PyBUF_STRIDES)
+        o.blocks = length(&self.buffers, 0) - 1
+        o.masked = <const rnnfast_masked_step *>acquire(&self.buffers, masked_steps, PyBUF_STRIDES)
+        o.masked_count = length(&self.buffers, 0)
 
     def __dealloc__(self):
-        give_back(&self.memory)
+        release(&self.buffers)
 
     @property
     def steps(self):
@@ -296,16 +296,16 @@ cdef class Order:
 
     def fill(self, int source, array):
         """Write all masked steps of an array (T, N, features) whose last axis has unit stride: rnnfast_fill."""
-        cdef Memory memory
+        cdef Buffers buffers
         cdef char *at
-        memory.count = 0
+        buffers.count = 0
         try:
-            at = <char *>take(&memory, array, PyBUF_STRIDES | PyBUF_WRITABLE)
+            at = <char *>acquire(&buffers, array, PyBUF_STRIDES | PyBUF_WRITABLE)
             with nogil:
-                rnnfast_fill(&self.order, source, at, memory.taken[0].shape[2] * memory.taken[0].itemsize,
-                             memory.taken[0].strides[0], memory.taken[0].strides[1])
+                rnnfast_fill(&self.order, source, at, buffers.held[0].shape[2] * buffers.held[0].itemsize,
+                             buffers.held[0].strides[0], buffers.held[0].strides[1])
         finally:
-            give_back(&memory)
+            release(&buffers)
 
 
 cdef const rnnfast_order *order_of(Order order) noexcept:
@@ -316,15 +316,15 @@ def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
     """Return the numbers of steps, sequences, entries and masked steps of a pattern's order."""
     cdef rnnfast_pattern p
     cdef rnnfast_order o
-    cdef Memory memory
+    cdef Buffers buffers
     cdef ptrdiff_t entries
-    memory.count = 0
+    buffers.count = 0
     try:
-        describe_pattern(&p, &memory, T, N, lengths, mask, reset)
+        describe_pattern(&p, &buffers, T, N, lengths, mask, reset)
         with nogil:
             entries = rnnfast_count(&p, &o)
     finally:
-        give_back(&memory)
+        release(&buffers)
     return o.steps, o.sequences, entries, o.masked_count
 
 
@@ -333,26 +333,27 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, re
     """Write the order of a pattern to arrays of the sizes that `count` returns; return the number of blocks."""
     cdef rnnfast_pattern p
     cdef rnnfast_order o
-    cdef Memory memory
+    cdef Buffers buffers
     cdef ptrdiff_t *of_sequences
     cdef ptrdiff_t *of_rows
     cdef ptrdiff_t *scratches
-    memory.count = 0
+    buffers.count = 0
     try:
-        describe_pattern(&p, &memory, T, N, lengths, mask, reset)
+        describe_pattern(&p, &buffers, T, N, lengths, mask, reset)
         memset(&o, 0, sizeof(o))
-        o.begin = <const ptrdiff_t *>take(&memory, begin, PyBUF_WRITABLE)
-        o.steps = memory.taken[memory.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
-        o.positions[0] = <const rnnfast_position *>take(&memory, forward, PyBUF_WRITABLE)
-        o.positions[1] = <const rnnfast_position *>take(&memory, reverse, PyBUF_WRITABLE)
-        o.edges = <const ptrdiff_t *>take(&memory, edges, PyBUF_WRITABLE)
-        o.masked = <const rnnfast_masked_step *>take(&memory, masked_steps, PyBUF_WRITABLE)
-        of_sequences, of_rows = <ptrdiff_t *>take(&memory, sequences_of, PyBUF_WRITABLE), <ptrdiff_t *>take(&memory, rows, PyBUF_WRITABLE)
-        scratches = <ptrdiff_t *>take(&memory, scratch, PyBUF_WRITABLE)
+        o.begin = <const ptrdiff_t *>acquire(&buffers, begin, PyBUF_WRITABLE)
+        o.steps = buffers.held[buffers.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
+        o.positions[0] = <const rnnfast_position *>acquire(&buffers, forward, PyBUF_WRITABLE)
+        o.positions[1] = <const rnnfast_position *>acquire(&buffers, reverse, PyBUF_WRITABLE)
+        o.edges = <const ptrdiff_t *>acquire(&buffers, edges, PyBUF_WRITABLE)
+        o.masked = <const rnnfast_masked_step *>acquire(&buffers, masked_steps, PyBUF_WRITABLE)
+        of_sequences = <ptrdiff_t *>acquire(&buffers, sequences_of, PyBUF_WRITABLE)
+        of_rows = <ptrdiff_t *>acquire(&buffers, rows, PyBUF_WRITABLE)
+        scratches = <ptrdiff_t *>acquire(&buffers, scratch, PyBUF_WRITABLE)
         with nogil:
             rnnfast_arrange(&p, &o, of_sequences, of_rows, scratches)
     finally:
-        give_back(&memory)
+        release(&buffers)
     return o.blocks
 
 
@@ -447,19 +448,19 @@ cdef void describe(rnnfast_problem *p, Engine engine, Watch *watch) noexcept:
 
 def pack(Engine engine, parameters, packed, packed_back):
     cdef Watch watch
-    cdef Memory memory
+    cdef Buffers buffers
     cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE)
     cdef void *forward_form
     cdef void *backward_form
-    memory.count = 0
+    buffers.count = 0
     try:
-        forward_form = take(&memory, packed, PyBUF_WRITABLE)
-        backward_form = take(&memory, packed_back, PyBUF_WRITABLE)
+        forward_form = acquire(&buffers, packed, PyBUF_WRITABLE)
+        backward_form = acquire(&buffers, packed_back, PyBUF_WRITABLE)
         with nogil:
             engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, threads, start(&watch))
         finish(&watch)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 cdef tuple record(value, Py_ssize_t members):
@@ -472,35 +473,35 @@ cdef tuple record(value, Py_ssize_t members):
 def forward(Engine engine, packed, inputs, outputs, workspace, tape=None):
     cdef rnnfast_problem p
     cdef Watch watch
-    cdef Memory memory
+    cdef Buffers buffers
     cdef size_t item = engine.table.item
     x, h0, c0, masks, order = record(inputs, 5)
     y, h_n, c_n = record(outputs, 3)
     describe(&p, engine, &watch)
     p.order = order_of(order)
-    memory.count = 0
+    buffers.count = 0
     try:
-        p.packed = take(&memory, packed, PyBUF_SIMPLE)
-        p.x = take(&memory, x, PyBUF_STRIDES)
-        p.T, p.N = length(&memory, 0), length(&memory, 1)
-        p.x_step, p.x_row = stride(&memory, 0, item), stride(&memory, 1, item)
-        p.h0, p.c0 = take(&memory, h0, PyBUF_SIMPLE), take(&memory, c0, PyBUF_SIMPLE)
-        p.y = take(&memory, y, PyBUF_STRIDES | PyBUF_WRITABLE)
-        p.y_step, p.y_row = stride(&memory, 0, item), stride(&memory, 1, item)
-        p.h_n, p.c_n = take(&memory, h_n, PyBUF_WRITABLE), take(&memory, c_n, PyBUF_WRITABLE)
-        p.tape, p.masks = take(&memory, tape, PyBUF_WRITABLE), take(&memory, masks, PyBUF_SIMPLE)
-        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE)
+        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.T, p.N = length(&buffers, 0), length(&buffers, 1)
+        p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
+        p.h0, p.c0 = acquire(&buffers, h0, PyBUF_SIMPLE), acquire(&buffers, c0, PyBUF_SIMPLE)
+        p.y = acquire(&buffers, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
+        p.h_n, p.c_n = acquire(&buffers, h_n, PyBUF_WRITABLE), acquire(&buffers, c_n, PyBUF_WRITABLE)
+        p.tape, p.masks = acquire(&buffers, tape, PyBUF_WRITABLE), acquire(&buffers, masks, PyBUF_SIMPLE)
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
         with nogil:
             engine.table.forward(&p)
         finish(&watch)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 def backward(Engine engine, packed_back, inputs, y, tape, output_gradients, input_gradients, workspace):
     cdef rnnfast_problem p
     cdef Watch watch
-    cdef Memory memory
+    cdef Buffers buffers
     cdef size_t item = engine.table.item
     x, h0, c0, masks, order = record(inputs, 5)
     dy, dh_n, dc_n = record(output_gradients, 3)
@@ -509,32 +510,32 @@ def backward(Engine engine, packed_back, inputs, y, tape, output_gradients, inpu
     describe(&p, engine, &watch)
     p.order = order_of(order)
     p.dparameters = pointers.at
-    memory.count = 0
+    buffers.count = 0
     try:
-        p.packed_back = take(&memory, packed_back, PyBUF_SIMPLE)
-        p.x = take(&memory, x, PyBUF_STRIDES)
-        p.T, p.N = length(&memory, 0), length(&memory, 1)
-        p.x_step, p.x_row = stride(&memory, 0, item), stride(&memory, 1, item)
-        p.h0, p.c0 = take(&memory, h0, PyBUF_SIMPLE), take(&memory, c0, PyBUF_SIMPLE)
-        p.y = take(&memory, y, PyBUF_STRIDES)
-        p.y_step, p.y_row = stride(&memory, 0, item), stride(&memory, 1, item)
-        p.tape, p.masks = take(&memory, tape, PyBUF_SIMPLE), take(&memory, masks, PyBUF_SIMPLE)
+        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE)
+        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.T, p.N = length(&buffers, 0), length(&buffers, 1)
+        p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
+        p.h0, p.c0 = acquire(&buffers, h0, PyBUF_SIMPLE), acquire(&buffers, c0, PyBUF_SIMPLE)
+        p.y = acquire(&buffers, y, PyBUF_STRIDES)
+        p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
+        p.tape, p.masks = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, masks, PyBUF_SIMPLE)
         if dy is not None:
-            p.dy = take(&memory, dy, PyBUF_STRIDES)
-            p.dy_step, p.dy_row = stride(&memory, 0, item), stride(&memory, 1, item)
-        p.dh_n, p.dc_n = take(&memory, dh_n, PyBUF_SIMPLE), take(&memory, dc_n, PyBUF_SIMPLE)
-        p.dx = take(&memory, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
-        p.dx_step, p.dx_row = stride(&memory, 0, item), stride(&memory, 1, item)
+            p.dy = acquire(&buffers, dy, PyBUF_STRIDES)
+            p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
+        p.dh_n, p.dc_n = acquire(&buffers, dh_n, PyBUF_SIMPLE), acquire(&buffers, dc_n, PyBUF_SIMPLE)
+        p.dx = acquire(&buffers, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dx_step, p.dx_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
         if dh is not None:
-            p.dh = take(&memory, dh, PyBUF_STRIDES | PyBUF_WRITABLE)
-            p.dh_state, p.dh_step, p.dh_row = stride(&memory, 0, item), stride(&memory, 1, item), stride(&memory, 2, item)
-        p.dh0, p.dc0 = take(&memory, dh0, PyBUF_WRITABLE), take(&memory, dc0, PyBUF_WRITABLE)
-        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+            p.dh = acquire(&buffers, dh, PyBUF_STRIDES | PyBUF_WRITABLE)
+            p.dh_state, p.dh_step, p.dh_row = stride(&buffers, 0, item), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.dh0, p.dc0 = acquire(&buffers, dh0, PyBUF_WRITABLE), acquire(&buffers, dc0, PyBUF_WRITABLE)
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
         with nogil:
             engine.table.backward(&p)
         finish(&watch)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 cdef struct Form:
@@ -584,7 +585,7 @@ cdef class PreparedCall:
     cdef readonly object packed
     cdef Engine engine
     cdef rnnfast_problem problem
-    cdef Memory memory              # holds the buffers that all calls share
+    cdef Buffers buffers              # holds the buffers that all calls share
     cdef object pool, empty, h, c
     cdef object own_h, own_c        # two buffers each
     cdef tuple shapes_of_y
@@ -602,7 +603,7 @@ cdef class PreparedCall:
         x, y, self.h, self.c = shapes
         self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
         memset(p, 0, sizeof(p[0]))
-        p.stack, p.packed = engine.stack, take(&self.memory, packed, PyBUF_SIMPLE)
+        p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE)
         p.T, p.N = x[0 if time_first else 1], 1 if len(x) == 2 else x[1 if time_first else 0]
         cdef Py_ssize_t step = p.N if time_first else 1
         cdef Py_ssize_t row = 1 if time_first else p.T
@@ -615,22 +616,22 @@ cdef class PreparedCall:
             # A step has no time axis, and with one row it may come without a batch axis.
             self.own_h, self.own_c = states
             for i in range(2):
-                self.states[i][0] = take(&self.memory, self.own_h[i], PyBUF_WRITABLE)
-                self.states[i][1] = NULL if self.own_c is None else take(&self.memory, self.own_c[i], PyBUF_WRITABLE)
+                self.states[i][0] = acquire(&self.buffers, self.own_h[i], PyBUF_WRITABLE)
+                self.states[i][1] = NULL if self.own_c is None else acquire(&self.buffers, self.own_c[i], PyBUF_WRITABLE)
             rows = (p.N,)
             without = () if p.N == 1 else rows
             self.shapes_of_y = rows + (outputs,), without + (outputs,)
             shapes = rows + (engine.input_size,), without + (engine.input_size,)
             for i in range(2):
                 self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes_of_y[i])
-            p.workspace = take(&self.memory, pool.acquire(self.workspace_size), PyBUF_WRITABLE)
+            p.workspace = acquire(&self.buffers, pool.acquire(self.workspace_size), PyBUF_WRITABLE)
         else:
             self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)
         # Another thread might take the GIL while it is released, for longer than such a step lasts.
         self.short = states is not None and p.N * engine.packed_size < 1 << 24
 
     def __dealloc__(self):
-        give_back(&self.memory)
+        release(&self.buffers)
 
     def run(self, x, state):
         """Return (y, last state) as the layers return them; None unless x and `state` are contiguous, of the one shape and dtype.
@@ -639,7 +640,7 @@ cdef class PreparedCall:
         """
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
-        cdef Memory memory
+        cdef Buffers buffers
         cdef char stack[STACK_ROOM + 64]
         h0, c0 = state, None
         if self.c is not None and state is not None:
@@ -650,34 +651,35 @@ cdef class PreparedCall:
             return None
         if c0 is not None and not PyObject_CheckBuffer(c0):
             return None
-        memory.count = 0
+        buffers.count = 0
         workspace = None
         p.threads, p.poll = threads, start(&watch)
         try:
-            p.x = take(&memory, x, PyBUF_RECORDS_RO)
-            if not has_form(&memory.taken[0], &self.of_x[0]):
+            p.x = acquire(&buffers, x, PyBUF_RECORDS_RO)
+            if not has_form(&buffers.held[0], &self.of_x[0]):
                 return None
             if h0 is not None:
-                p.h0 = take(&memory, h0, PyBUF_RECORDS_RO)
-                if not has_form(&memory.taken[memory.count - 1], &self.of_h):
+                p.h0 = acquire(&buffers, h0, PyBUF_RECORDS_RO)
+                if not has_form(&buffers.held[buffers.count - 1], &self.of_h):
                     return None
             if c0 is not None:
-                p.c0 = take(&memory, c0, PyBUF_RECORDS_RO)
-                if not has_form(&memory.taken[memory.count - 1], &self.of_c):
+                p.c0 = acquire(&buffers, c0, PyBUF_RECORDS_RO)
+                if not has_form(&buffers.held[buffers.count - 1], &self.of_c):
                     return None
             y, h_n, c_n = self.empty(self.shapes_of_y[0], self.engine.dtype), self.empty(self.h, self.engine.dtype), None
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
-            p.y, p.h_n, p.c_n = take(&memory, y, PyBUF_WRITABLE), take(&memory, h_n, PyBUF_WRITABLE), take(&memory, c_n, PyBUF_WRITABLE)
+            p.y, p.h_n = acquire(&buffers, y, PyBUF_WRITABLE), acquire(&buffers, h_n, PyBUF_WRITABLE)
+            p.c_n = acquire(&buffers, c_n, PyBUF_WRITABLE)
             p.workspace = stack + (-<size_t>stack & 63)
             if self.workspace_size > STACK_ROOM:
                 workspace = self.pool.acquire(self.workspace_size)
-                p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+                p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
             with nogil:
                 self.engine.table.forward(&p)
             finish(&watch)
         finally:
-            give_back(&memory)
+            release(&buffers)
             if workspace is not None:
                 self.pool.release(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
@@ -689,28 +691,28 @@ cdef class PreparedCall:
         """
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
-        cdef Memory memory
+        cdef Buffers buffers
         cdef int form = 0
         if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
             return None
         self.begin()
-        memory.count = 0
+        buffers.count = 0
         p.threads, p.poll = threads, start(&watch)
         try:
-            p.x = take(&memory, x, PyBUF_RECORDS_RO)
-            form = memory.taken[0].ndim == 1
-            if not has_form(&memory.taken[0], &self.of_x[form]):
+            p.x = acquire(&buffers, x, PyBUF_RECORDS_RO)
+            form = buffers.held[0].ndim == 1
+            if not has_form(&buffers.held[0], &self.of_x[form]):
                 return None
             y = out
             if out is None:
                 y = self.empty(self.shapes_of_y[form], self.engine.dtype)
             try:
-                p.y = take(&memory, y, PyBUF_RECORDS)
+                p.y = acquire(&buffers, y, PyBUF_RECORDS)
             except (BufferError, ValueError):       # read-only
                 return None
-            if not has_form(&memory.taken[1], &self.of_y[form]):
+            if not has_form(&buffers.held[1], &self.of_y[form]):
                 return None
-            if <char *>p.y < <char *>p.x + memory.taken[0].len and <char *>p.x < <char *>p.y + memory.taken[1].len:
+            if <char *>p.y < <char *>p.x + buffers.held[0].len and <char *>p.x < <char *>p.y + buffers.held[1].len:
                 return None
             p.h0, p.c0 = self.states[self.now][0], self.states[self.now][1]
             p.h_n, p.c_n = self.states[1 - self.now][0], self.states[1 - self.now][1]
@@ -722,7 +724,7 @@ cdef class PreparedCall:
             finish(&watch)
             self.now = 1 - self.now
         finally:
-            give_back(&memory)
+            release(&buffers)
             self.busy = False
         return y
 
@@ -734,7 +736,7 @@ cdef class PreparedCall:
     def begin(self):
         """Reserve the state for one thread, until `end`; RuntimeError if another call has reserved it."""
         if self.busy:
-            raise RuntimeError("this stream is at work in another thread: give each thread a stream of its own")
+            raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
         self.busy = True
 
     def end(self):
@@ -744,34 +746,34 @@ cdef class PreparedCall:
 def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None):
     """Write c of every step, (layers * directions, T, N, H), from the tape of a cell that has it."""
     cdef rnnfast_problem p
-    cdef Memory memory
+    cdef Buffers buffers
     cdef void *at
     memset(&p, 0, sizeof(p))
     p.stack, p.T, p.N, p.order = engine.stack, T, N, order_of(order)
-    memory.count = 0
+    buffers.count = 0
     try:
-        p.tape, at = take(&memory, tape, PyBUF_SIMPLE), take(&memory, out, PyBUF_WRITABLE)
+        p.tape, at = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, out, PyBUF_WRITABLE)
         with nogil:
             engine.table.cells(&p, at)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 def fold(Engine engine, dy, Order order):
     """Add dy (T, N, features of y) at the gaps of an order to the dy of the outputs that they repeat."""
     cdef rnnfast_problem p
-    cdef Memory memory
+    cdef Buffers buffers
     cdef void *at
     memset(&p, 0, sizeof(p))
     p.stack, p.order = engine.stack, order_of(order)
-    memory.count = 0
+    buffers.count = 0
     try:
-        at = take(&memory, dy, PyBUF_STRIDES | PyBUF_WRITABLE)
-        p.dy_step, p.dy_row = stride(&memory, 0, engine.table.item), stride(&memory, 1, engine.table.item)
+        at = acquire(&buffers, dy, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dy_step, p.dy_row = stride(&buffers, 0, engine.table.item), stride(&buffers, 1, engine.table.item)
         with nogil:
             engine.table.fold(&p, at)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 def linear_sizes(M, I, O, size_t item):
@@ -790,90 +792,90 @@ def linear_sizes(M, I, O, size_t item):
 def linear_pack(weight, bias, packed):
     cdef rnnfast_linear p
     cdef Watch watch
-    cdef Memory memory
+    cdef Buffers buffers
     cdef const rnnfast_table *table = table_of(weight.itemsize)
     memset(&p, 0, sizeof(p))
     p.threads, p.poll = threads, start(&watch)
-    memory.count = 0
+    buffers.count = 0
     try:
-        p.weight = take(&memory, weight, PyBUF_STRIDES)
-        p.O, p.I = length(&memory, 0), length(&memory, 1)
-        p.bias, p.packed = take(&memory, bias, PyBUF_SIMPLE), take(&memory, packed, PyBUF_WRITABLE)
+        p.weight = acquire(&buffers, weight, PyBUF_STRIDES)
+        p.O, p.I = length(&buffers, 0), length(&buffers, 1)
+        p.bias, p.packed = acquire(&buffers, bias, PyBUF_SIMPLE), acquire(&buffers, packed, PyBUF_WRITABLE)
         with nogil:
             table.linear_pack(&p)
         finish(&watch)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 def linear_forward(x, packed, y):
     cdef rnnfast_linear p
     cdef Watch watch
-    cdef Memory memory
+    cdef Buffers buffers
     cdef size_t item = x.itemsize
     cdef const rnnfast_table *table = table_of(item)
     memset(&p, 0, sizeof(p))
     p.threads, p.poll = threads, start(&watch)
-    memory.count = 0
+    buffers.count = 0
     try:
-        p.x = take(&memory, x, PyBUF_STRIDES)
-        p.M, p.I = length(&memory, 0), length(&memory, 1)
-        p.x_row = stride(&memory, 0, item)
-        p.packed = take(&memory, packed, PyBUF_SIMPLE)
-        p.y = take(&memory, y, PyBUF_STRIDES | PyBUF_WRITABLE)
-        p.O = length(&memory, 1)
-        p.y_row = stride(&memory, 0, item)
+        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.M, p.I = length(&buffers, 0), length(&buffers, 1)
+        p.x_row = stride(&buffers, 0, item)
+        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE)
+        p.y = acquire(&buffers, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.O = length(&buffers, 1)
+        p.y_row = stride(&buffers, 0, item)
         with nogil:
             table.linear_forward(&p)
         finish(&watch)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
     cdef rnnfast_linear p
     cdef Watch watch
-    cdef Memory memory
+    cdef Buffers buffers
     cdef size_t item = x.itemsize
     cdef const rnnfast_table *table = table_of(item)
     memset(&p, 0, sizeof(p))
     p.threads, p.poll = threads, start(&watch)
-    memory.count = 0
+    buffers.count = 0
     try:
-        p.x = take(&memory, x, PyBUF_STRIDES)
-        p.M, p.I = length(&memory, 0), length(&memory, 1)
-        p.x_row = stride(&memory, 0, item)
-        p.weight = take(&memory, weight, PyBUF_SIMPLE)
-        p.dy = take(&memory, dy, PyBUF_STRIDES)
-        p.O = length(&memory, 1)
-        p.dy_row = stride(&memory, 0, item)
-        p.dx = take(&memory, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
-        p.dx_row = stride(&memory, 0, item)
-        p.dweight, p.dbias = take(&memory, dweight, PyBUF_WRITABLE), take(&memory, dbias, PyBUF_WRITABLE)
-        p.workspace = take(&memory, workspace, PyBUF_WRITABLE)
+        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.M, p.I = length(&buffers, 0), length(&buffers, 1)
+        p.x_row = stride(&buffers, 0, item)
+        p.weight = acquire(&buffers, weight, PyBUF_SIMPLE)
+        p.dy = acquire(&buffers, dy, PyBUF_STRIDES)
+        p.O = length(&buffers, 1)
+        p.dy_row = stride(&buffers, 0, item)
+        p.dx = acquire(&buffers, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dx_row = stride(&buffers, 0, item)
+        p.dweight, p.dbias = acquire(&buffers, dweight, PyBUF_WRITABLE), acquire(&buffers, dbias, PyBUF_WRITABLE)
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
         with nogil:
             table.linear_backward(&p)
         finish(&watch)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 def activation(str name, a, out, isa=None):
-    cdef Memory memory
+    cdef Buffers buffers
     cdef const rnnfast_table *table = table_of(a.itemsize, isa)
     cdef size_t count = a.size
     cdef const void *source
     cdef void *target
-    memory.count = 0
+    buffers.count = 0
     try:
-        source, target = take(&memory, a, PyBUF_SIMPLE), take(&memory, out, PyBUF_WRITABLE)
+        source, target = acquire(&buffers, a, PyBUF_SIMPLE), acquire(&buffers, out, PyBUF_WRITABLE)
         with nogil:
             if name == "sigmoid":
                 table.sigmoid(source, target, count)
             else:
                 table.tanh(source, target, count)
     finally:
-        give_back(&memory)
+        release(&buffers)
 
 
 # ---- the interface for other compiled packages: rnnfast_python.h imports this capsule ----

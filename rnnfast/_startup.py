@@ -18,8 +18,9 @@ def import_error(error: Exception) -> BaseException:
         error = ImportError(
             f"rnnfast is not built: {here} contains no compiled extension _core; run pip install -e . in the checkout"
         )
-    command = os.path.splitext(os.path.basename((sys.argv or [""])[0]))[0]
-    if command not in ("-m", "rnnfast"):
+    command = os.path.splitext(os.path.basename((getattr(sys, "argv", None) or [""])[0]))[0]
+    as_module = command == "-m" and "rnnfast" in sys.orig_argv
+    if not as_module and command != "rnnfast":
         return error
-    print(f"{'python -m ' * (command == '-m')}rnnfast: {error}", file=sys.stderr)
+    print(f"{'python -m ' * as_module}rnnfast: {error}", file=sys.stderr)
     return SystemExit(2)

@@ -1,6 +1,6 @@
 """Checks of single arguments: each returns the value as it is used, or raises an error that names the argument.
 
-The error says what was expected, what came, and where it helps how to mend it.
+The error says what is wrong, what was expected, and how to fix it where that helps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "on
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
-    """An integer option of at least `least`."""
+    """Check an integer option, of at least `least`."""
     try:
         size = operator.index(value)
     except TypeError:
@@ -37,14 +37,14 @@ def size(name: str, value: Any, least: int = 1) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """An option that is True or False."""
+    """Check an option that is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def fraction(name: str, value: Any) -> float:
-    """An option from 0 to 1."""
+    """Check an option from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 <= (fraction := float(value)) <= 1:
@@ -53,7 +53,7 @@ def fraction(name: str, value: Any) -> float:
 
 
 def number(name: str, value: Any, below: float | None = None, positive: bool = False) -> float:
-    """A number from 0 on, without 0 where `positive`, and below a bound where there is one."""
+    """Check a number that is at least 0, above 0 if `positive`, and below a bound if there is one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     number = float(value)
@@ -64,14 +64,14 @@ def number(name: str, value: Any, below: float | None = None, positive: bool = F
 
 
 def choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """An option that is one of a few values."""
+    """Check an option that is one of a few values."""
     if not (value is None or isinstance(value, str)) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
 def dtype(value: Any) -> np.dtype[Any]:
-    """The dtype option, as the one object that native arrays of this dtype carry."""
+    """Check the dtype option, and return the one object that native arrays of this dtype have."""
     with contextlib.suppress(TypeError):
         if value is not None and np.dtype(value) in DTYPES:
             return DTYPES[DTYPES.index(np.dtype(value))]
@@ -79,7 +79,7 @@ def dtype(value: Any) -> np.dtype[Any]:
 
 
 def generator(rng: Any) -> np.random.Generator:
-    """The rng option: None for a fresh seed, a seed, or a Generator, which is then shared with the caller."""
+    """Check the rng option: None for a fresh seed, a seed, or a Generator, which is then shared with the caller."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
@@ -87,14 +87,14 @@ def generator(rng: Any) -> np.random.Generator:
 
 
 def array(name: str, value: Any) -> Array:
-    """`value` as an array: on its own memory where it is an array of another library, or any buffer, on the CPU.
+    """Return `value` as an array, without a copy if it is a buffer or an array of another library on the CPU.
 
     Raises
     ------
     ValueError
-        When its members do not make an array.
+        If its members do not make an array.
     TypeError
-        When its library does not hand out its memory.
+        If its library does not give access to its memory.
     """
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -107,10 +107,10 @@ def array(name: str, value: Any) -> Array:
 
 
 def _obstacle(value: Any) -> str | None:
-    """Why a library does not hand out the memory of its array, and how to mend it, where that is known."""
+    """Return why a library does not give access to the memory of its array, and how to fix it, if that is known."""
     if getattr(value, "requires_grad", False) is True:
-        return "it requires grad, and none would come back to it: give its detach(), or use rnnfast.backends.torch"
-    with contextlib.suppress(Exception):  # what a foreign method may raise is not the error to report
+        return "it requires grad, but rnnfast would not propagate one: pass x.detach(), or use rnnfast.backends.torch"
+    with contextlib.suppress(Exception):  # errors of a foreign method are not the ones to report
         kind, number = map(int, value.__dlpack_device__())
         if kind != 1:
             device = f"{_DEVICES.get(kind, f'number {kind} of DLPack')}:{number}"
@@ -119,9 +119,9 @@ def _obstacle(value: Any) -> str | None:
 
 
 def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
-    """`value` as an array that the kernels can read, itself where it is one.
+    """Return `value` as an array that the kernels can read, without a copy if it already is one.
 
-    That is: native `dtype`, aligned, whole strides, and neighbours in memory along the last axis.
+    Such an array has the native `dtype`, is aligned, has strides of whole elements, and unit stride on the last axis.
     """
     if type(value) is np.ndarray and value.dtype is dtype and value.flags.carray:
         return value
@@ -134,13 +134,13 @@ def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
             result = np.array(result, dtype, order="C")
         except ValueError as error:
             raise ValueError(f"{name} of shape {result.shape} cannot be converted to {dtype}: {error}") from error
-    return result if result.dtype is dtype else result.view(dtype)  # its own may spell the byte order out
+    return result if result.dtype is dtype else result.view(dtype)  # its dtype may spell out the byte order
 
 
 def shaped(
     name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], layout: str = "the shape of the tape's y"
 ) -> Array | None:
-    """`value` as `real` has it, of just this shape; None, which stands for zeros, stays None."""
+    """Return `value` as `real` does, after checking its shape; None, which stands for zeros, stays None."""
     if value is None:
         return None
     array = real(name, value, dtype)
@@ -150,7 +150,7 @@ def shaped(
 
 
 def pair(name: str, value: Any, members: str) -> tuple[Any, Any]:
-    """The two members of a pair."""
+    """Return the two members of a pair."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         got = f"{len(value)} members" if isinstance(value, (tuple, list)) else f"one {type(value).__name__}"
         raise ValueError(f"{name} must be the pair {members}, got {got}")
@@ -158,7 +158,7 @@ def pair(name: str, value: Any, members: str) -> tuple[Any, Any]:
 
 
 def countable(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Refuse the shape of an array whose bytes no address can count: NumPy's own error would not name it."""
+    """Reject the shape of an array that is larger than the address space: NumPy's own error would not name it."""
     if math.prod(shape) > sys.maxsize // 8:
         raise ValueError(f"{name} would have shape {shape}, more bytes than an address can count: take smaller sizes")
     return shape

@@ -1,12 +1,13 @@
-"""Forward and backward that keep the state of every so many steps alone: memory for time.
+"""Checkpointed forward and backward: only the states at some steps are kept, which trades time for memory.
 
-A sequence is cut into windows. Forward keeps the states with which windows begin; backward takes the windows from the
-last, computes each again with a tape, and goes back through it. Results are the bits of one call: the engine's do not
-depend on how steps are divided into calls, and windows are whole blocks of the sums for the gradients of weights.
+A sequence is cut into windows. Forward keeps the states at the start of each window. Backward takes the windows from
+the last to the first, computes each again with a tape, and runs backward through it. Results are the same bits as those
+of one call: the engine's results do not depend on how steps are divided into calls, and windows are whole blocks of
+the sums of weight gradients.
 
-Where both directions run, no layer can begin before the one below is through both ways: there each layer and direction
-is a stack of its own, and what goes from layer to layer is kept. Source: T. Chen et al., "Training deep nets with
-sublinear memory cost", 2016.
+In a bidirectional stack no layer can begin before both directions of the layer below have finished. There, each layer
+and direction is a stack by itself, and the outputs between layers are kept. Source: T. Chen et al., "Training deep nets
+with sublinear memory cost", 2016.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ __all__ = ["Scratch", "backward", "forward"]
 
 
 class Saved(NamedTuple):
-    """What a checkpointed forward leaves for its backward."""
+    """What a checkpointed forward keeps for its backward."""
 
-    edges: list[int]  # of windows: steps as they are walked, or with an order its blocks
+    edges: list[int]  # of windows: steps in the order of the walk, or blocks of an order
     starts: list[list[Any]]  # of each part, h and c at the beginning of each window
-    outputs: list[Array]  # of each layer but the last, where both directions run
+    outputs: list[Array]  # of each layer but the last of a bidirectional stack
 
 
 class Part(NamedTuple):
-    """A stack that runs in one direction: all of the engine's, or one layer and direction of it."""
+    """A stack that runs in one direction: the whole engine, or one layer and direction of it."""
 
     engine: functional.Engine
     states: slice
     parameters: slice
     packed: slice
     packed_back: slice
-    columns: slice  # of its outputs in those of its layer
+    columns: slice  # of its outputs in the outputs of its layer
 
 
 class Scratch:
-    """Buffers that are used again, from window to window and from call to call."""
+    """Buffers that are reused from window to window and from call to call."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._buffers: dict[str, Array] = {}
@@ -69,7 +70,7 @@ class Scratch:
 
 
 def _layers(engine: functional.Engine) -> list[list[Part]]:
-    """The parts, by what they take their input from."""
+    """Return the parts of an engine, layer by layer."""
     everything = slice(None)
     if not engine.bidirectional:
         return [[Part(engine, everything, everything, everything, everything, everything)]]
@@ -99,7 +100,7 @@ def _layers(engine: functional.Engine) -> list[list[Part]]:
 
 
 def _cut(T: int, N: int, order: functional.Order | None, every: Any) -> list[int]:
-    """Edges of windows of at least `every` steps, where sums begin."""
+    """Return the edges of windows of at least `every` steps, which lie where sums begin."""
     steps = T if order is None else order.steps
     if every == "auto":
         every = math.isqrt(max(steps, 1) - 1) + 1
@@ -115,14 +116,14 @@ def _cut(T: int, N: int, order: functional.Order | None, every: Any) -> list[int
 
 
 class _Window:
-    """Some steps of a sequence, as the engine walks them, made a short sequence of its own."""
+    """Consecutive steps of a sequence, in the order in which the engine walks them, as a sequence of their own."""
 
     def __init__(self, engine: functional.Engine, T: int, N: int, order: Any, first: int, last: int) -> None:
         self.T, self.N, self.sequences, self.order = last - first, N, N, None
         self._where: Any = slice(T - last, T - first) if engine.reverse else slice(first, last)
         self._gathered = order is not None
         if order is not None:
-            # Its entries, put one below the other, take no more room than they need.
+            # The entries are gathered one below the other, so that padding takes no memory.
             part = functional.window(order, first, last)
             self._where = tuple(part.positions[int(engine.reverse)].T)
             self.T, self.N, self.sequences = len(self._where[0]), 1, part.sequences
@@ -131,7 +132,7 @@ class _Window:
         self.sizes = engine.sizes(self.T, self.N, self.order)
 
     def take(self, array: Array | None, layers: bool = False) -> Any:
-        """What belongs to the steps of an array (T, N, features), or (layers, T, N, features): a view, or a copy."""
+        """Return a view or copy of the steps of an array (T, N, features), or (layers, T, N, features)."""
         if array is None:
             return None
         if layers:
@@ -151,7 +152,7 @@ def _windows(part: Part, T: int, N: int, order: Any, edges: list[int]) -> list[_
 
 
 def _of_part(states: tuple[Array | None, ...], part: Part, window: _Window) -> list[Any]:
-    """Of h and c those of a part and of the sequences of a window, copied."""
+    """Return copies of h and c of a part and of the sequences of a window."""
     return [None if a is None else a[part.states, : window.sequences].copy() for a in states]
 
 
@@ -178,7 +179,8 @@ def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
 def _inputs(part: Part, window: _Window, source: Array, start: list[Any], masks: Array | None) -> Inputs:
     """The inputs of a window of a part, whose x is in `source`."""
     own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
-    return Inputs(window.take(source), start[0], start[1], own_masks, window.order)
+    h0, c0 = start
+    return Inputs(window.take(source), h0, c0, own_masks, window.order)
 
 
 def forward(

@@ -228,7 +228,8 @@ def _measure(
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
     x, h0, c0 = (None if a is None else a.astype(np.float64) for a in execution.engine_view(plan, x, h0, c0))
     cell, info, directions = layer.engine.cell, layer.engine.info, layer.engine.directions
-    parameters = {name: array.astype(np.float64) for name, array in layer.parameters.items()}
+    every = {**layer.parameters, **layer.execution.extras}
+    parameters = {name: array.astype(np.float64) for name, array in every.items()}
     stack = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "reverse": reverse}
     _, _, tape = reference.forward(cell, parameters, x, (h0, c0) if info.has_c else h0, **stack)
     dh = dh.reshape(layer.num_layers * directions, plan.T, plan.N, -1).astype(np.float64)
@@ -262,8 +263,8 @@ def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Arra
         jacobians = _jacobians(cell, p, [values[first : first + chunk] for values in rows], widths)
         maps = (jacobians[:, :outputs, :outputs], jacobians)[: len(widths)]
         found.append([np.linalg.svd(one, compute_uv=False)[:, 0] for one in maps])
-    means: Array = np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
-    return means
+    values: Array = np.concatenate(found, axis=1).reshape(-1, T, N).mean(axis=2)
+    return values
 
 
 def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) -> Array:
@@ -271,7 +272,7 @@ def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) ->
 
     The reference's gradient of a step gives a row of each: that of one unit of the state.
     """
-    _, gradient = reference._CELLS[cell]
+    gradient: Any = reference._CELLS[cell][1]
     count = len(kept[0])
     jacobians = np.empty((count, sum(widths), sum(widths)))
     unused = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(p).items()})

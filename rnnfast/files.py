@@ -1,4 +1,4 @@
-"""Files of arrays, with what there is to say about them: ``.npz`` archives with one more member, "rnnfast", of JSON."""
+"""Files of arrays with a description: ``.npz`` archives with one more member, "rnnfast", that holds JSON."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ __all__ = ["read", "write"]
 
 
 def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a file that is complete on the disk before it takes the name `path`.
+    """Write a file that gets the name `path` only when it is complete on the disk.
 
     Raises
     ------
     OSError
-        When the file cannot be written, or `path` is there and no regular file; nothing is left behind.
+        If the file cannot be written, or `path` exists and is not a regular file; no partial file is left behind.
     """
-    import json  # here, to be quick to import
+    import json  # here, so that importing rnnfast stays fast
 
     path = os.path.realpath(os.fsdecode(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(f"{path!r} is no regular file: give the path of one, or of one to be made")
+        raise OSError(
+            f"{path!r} is not a regular file: give the path of a regular file, or of one that does not exist yet"
+        )
     unfinished = os.path.join(os.path.dirname(path), f".rnnfast-{os.urandom(8).hex()}")
     try:
         with open(unfinished, "xb") as file:
@@ -49,14 +51,14 @@ def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """What `write` wrote.
+    """Return the description and the arrays that `write` wrote.
 
     Raises
     ------
     ValueError
-        When the file is none of these, or damaged.
+        If the file was not saved by rnnfast, or is damaged.
     OSError
-        When it cannot be read.
+        If it cannot be read.
     """
     import json
 
@@ -66,5 +68,5 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
         return dict(json.loads(arrays.pop("rnnfast").item())), arrays
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # what a file that is not ours raises depends on how far it could be read
+    except Exception as error:  # which error a foreign file raises depends on how far it can be read
         raise ValueError(f"{path!r} is not a file that rnnfast saved, or it is damaged") from error

@@ -236,12 +236,11 @@ def arrange(
     (5, 3, [0, 2, 4, 5, 6, 7], [1, 2, 0])
     """
     steps, count, entries, masked = _core.count(T, N, lengths, mask, reset)
-    sizes = (steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * masked)
+    sizes = steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * masked
     begin, forward, reverse, edges, masked_list = (np.empty(size, np.intp) for size in sizes)
     sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count + T))
-    blocks = _core.arrange(
-        T, N, lengths, mask, reset, begin, forward, reverse, edges, masked_list, sequences, rows, scratch
-    )
+    arrays = begin, forward, reverse, edges, masked_list
+    blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
     places = forward.reshape(-1, 2), reverse.reshape(-1, 2)
     return Order(count, begin, places, edges[: blocks + 1], masked_list.reshape(-1, 4)), sequences, rows
 
@@ -291,8 +290,7 @@ def linear_forward(x: Array, packed: Array, y: Array) -> None:
 
 def linear_backward(x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None) -> None:
     """Write dx, and add the gradients of weight and bias (None: there is none) to dweight and dbias."""
-    rows, columns = x.shape
-    _, size = _core.linear_sizes(rows, columns, dy.shape[1], x.itemsize)
+    _, size = _core.linear_sizes(x.shape[0], x.shape[1], dy.shape[1], x.itemsize)
     _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size))
 
 

@@ -74,7 +74,8 @@ def _zeros(place: _Place) -> Array:
 
 
 def _identity(place: _Place) -> Array:
-    return np.eye(place.shape[0], place.shape[1])
+    rows, columns = place.shape
+    return np.eye(rows, columns)
 
 
 def _small_normal(place: _Place) -> Array:
@@ -236,7 +237,8 @@ def _number(init: Any, name: str, scheme: _Scheme, given: list[Any]) -> float | 
     [value] = given
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"init={name!r} takes a number, {scheme.takes}, got {init!r}")
-    if not (math.isfinite(value) and float(value) >= scheme.least):
+    number = float(value)
+    if not (math.isfinite(number) and number >= scheme.least):
         least = f" of at least {scheme.least:g}" if math.isfinite(scheme.least) else ""
         raise ValueError(f"init={name!r} takes a finite number{least}, {scheme.takes}, got {init!r}")
-    return float(value)
+    return number

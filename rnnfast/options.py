@@ -1,4 +1,4 @@
-"""Options of a cell as the ONNX standard has them: activations, clipping, peepholes, coupled gates."""
+"""Options of a cell: activations, clipping, peepholes and coupled gates as in the ONNX standard, and the leak."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import math
 import numbers
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from . import arguments
+
 __all__ = ["Options", "read"]
 
-# What alpha and beta are where they are not given: those of the ONNX standard.
+# The defaults of alpha and beta, from the ONNX standard.
 FUNCTIONS: dict[str, tuple[float, ...]] = {
     "sigmoid": (),
     "tanh": (),
@@ -23,12 +27,14 @@ FUNCTIONS: dict[str, tuple[float, ...]] = {
     "softplus": (),
 }
 
-CLIP_LEAST = 2.0**-126  # lower ones might become 0 in float32, which is no clipping to the engine
+CLIP_LEAST = 2.0**-126  # smaller values might become 0 in float32, which means no clipping to the engine
 
-# Of each cell, those that it has if it is not told: of the gates, of the candidate, and of c on its way to h.
+# The functions of each cell by default: of the gates, of the candidate, and of c on its way to h.
 DEFAULTS = {
     "rnn_tanh": ("tanh",),
     "rnn_relu": ("relu",),
+    "rnn_tanh_leaky": ("tanh",),
+    "rnn_relu_leaky": ("relu",),
     "lstm": ("sigmoid", "tanh", "tanh"),
     "gru": ("sigmoid", "tanh"),
     "gru_reset_before": ("sigmoid", "tanh"),
@@ -36,7 +42,7 @@ DEFAULTS = {
 
 
 class Options(NamedTuple):
-    """What the engine is told. activations: (function, alpha, beta), three for each direction."""
+    """The options as the engine takes them. activations: (function, alpha, beta), three for each direction."""
 
     activations: tuple[tuple[str, float, float], ...]
     clip: float | None
@@ -44,19 +50,19 @@ class Options(NamedTuple):
     coupled: bool
 
     def of_direction(self, direction: int) -> Options:
-        """Those of one of two directions alone."""
+        """Return the options of one of two directions."""
         return self._replace(activations=self.activations[3 * direction : 3 * direction + 3])
 
 
 def activations(value: Any, cell: str, directions: int) -> tuple[Any, ...] | None:
-    """The option as it is kept: names, and where something is to be set tuples (name, alpha) or (name, alpha, beta)."""
+    """Check the option; return names, and tuples (name, alpha) or (name, alpha, beta) where these are given."""
     if value is None:
         return None
     count = len(DEFAULTS[cell])
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
         raise TypeError(f"activations must be a list of {count} names, got {value!r}")
     if len(value) not in {count, count * directions}:
-        twice = f", or {count * directions}, those of the reverse direction behind," if directions == 2 else ""
+        twice = f", or {count * directions}, those of the reverse direction last," if directions == 2 else ""
         raise ValueError(f"activations must name {count} functions{twice} for this cell, got {len(value)}: {value!r}")
     return tuple(_activation(f"activations[{i}]", one) for i, one in enumerate(value))
 
@@ -76,21 +82,46 @@ def _activation(name: str, value: Any) -> Any:
     return (function, *map(float, given)) if given else function
 
 
+def leak(value: Any, states: int, hidden_size: int) -> Any:
+    """Check the option, for a layer of `states` = num_layers * directions; return None, a number, or nested tuples."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"leak is {value!r}, but it must be a number or an array of numbers")
+    alpha = arguments.real("leak", value, np.dtype(np.float64))
+    if not ((alpha > 0) & (alpha <= 1)).all():
+        wrong = alpha[~((alpha > 0) & (alpha <= 1))][0]
+        raise ValueError(f"leak is {wrong:g}, but every value must be above 0 and at most 1")
+    try:
+        np.broadcast_to(alpha, (states, hidden_size))
+    except ValueError:
+        raise ValueError(
+            f"leak has shape {alpha.shape}, but it must be one number, (hidden_size,) = {(hidden_size,)}, or broadcast "
+            f"to (num_layers * directions, hidden_size) = {(states, hidden_size)}"
+        ) from None
+    return _tuples(alpha.tolist())
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def clip(value: Any) -> float | None:
-    """The option as it is kept."""
+    """Check the option."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"clip must be a number or None, got {value!r}")
-    if not CLIP_LEAST <= float(value) < math.inf:
+    limit = float(value)
+    if not CLIP_LEAST <= limit < math.inf:
         raise ValueError(f"clip must be above 0, 2**-126 at least, and finite, or None, got {value!r}")
-    return float(value)
+    return limit
 
 
 def read(
     cell: str, directions: int, functions: Any, limit: float | None, peepholes: bool, coupled: bool
 ) -> Options | None:
-    """The options of a cell; None where they are what the plain cell does."""
+    """Return the options of a cell; None if they are the defaults, which the plain cell has."""
     names = DEFAULTS[cell]
     plain = functions is None or all(one == names[i % len(names)] for i, one in enumerate(functions))
     if plain and limit is None and not peepholes and not coupled:

@@ -166,11 +166,11 @@ def _gru_reset_before_gradient(p, d, kept, dh):
 _CELLS: dict[str, Any] = {
     "rnn_tanh": (_rnn_tanh_step, _rnn_gradient),
     "rnn_relu": (_rnn_relu_step, _rnn_gradient),
-    "rnn_tanh_leaky": (_rnn_tanh_leaky_step, _rnn_leaky_gradient),
-    "rnn_relu_leaky": (_rnn_relu_leaky_step, _rnn_leaky_gradient),
     "lstm": (_lstm_step, _lstm_gradient),
     "gru": (_gru_step, _gru_gradient),
     "gru_reset_before": (_gru_reset_before_step, _gru_reset_before_gradient),
+    "rnn_tanh_leaky": (_rnn_tanh_leaky_step, _rnn_leaky_gradient),
+    "rnn_relu_leaky": (_rnn_relu_leaky_step, _rnn_leaky_gradient),
 }
 
 _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "leak")
@@ -344,12 +344,12 @@ def forward(
 
     Parameters
     ----------
-    cell : {"rnn_tanh", "rnn_relu", "rnn_tanh_leaky", "rnn_relu_leaky", "lstm", "gru", "gru_reset_before"}
+    cell : {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "rnn_tanh_leaky", "rnn_relu_leaky"}
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (gates * H, I_k), ``weight_hh_l{k}`` (gates * H, H or P) and, where present,
-        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,) and, for a projected LSTM, ``weight_hr_l{k}`` (P, H), for a leaky RNN
-        ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for k > 0, I_k is the directions times
-        H (or P).
+        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,), for a projected LSTM ``weight_hr_l{k}`` (P, H) and for a leaky
+        RNN ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for
+        k > 0, I_k is the directions times H (or P).
     x : ndarray, (T, N, I), T >= 1
     state : ndarray, (layers * directions, N, H or P), or for lstm a pair with c (..., H), optional
         The state before the first step; index = layer * directions + direction. Zeros where it, or a member of the
@@ -427,7 +427,7 @@ def forward(
         layers.append(runs)
         y = np.concatenate(outputs, axis=2)
     state = _stack(cell, ends)
-    names = [name for name in parameters if not name.startswith("leak")]
+    names = [name for name in parameters if not name.startswith("leak_l")]
     return y, state, _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, y=y, state=state)
 
 
@@ -452,7 +452,7 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
     dstate : the structure of state
         The gradient of the initial state.
     dparameters : dict of str to ndarray
-        Under the names of the parameters; a leak is fixed and has none.
+        Under the names of the parameters; a leak is fixed and has no gradient.
     dh : ndarray, (layers * directions, T, N, H or P), only with `per_step`
         The gradient of h after every step, by all ways from it: as an output, and repeated as one, and as a state. In
         the order of x; 0 at the steps that are not real.

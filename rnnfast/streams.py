@@ -1,4 +1,4 @@
-"""Sequences that arrive step by step: one stream of some rows, and a pool of many independent ones."""
+"""Sequences that arrive step by step: a stream of one batch, and a pool of many independent streams."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Stream", "StreamPool"]
 
 
 def _check(layer: Any) -> None:
-    """Refuse what cannot be streamed."""
+    """Reject what cannot be streamed."""
     if not isinstance(getattr(layer, "engine", None), functional.Engine):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
     if layer.bidirectional or layer.reverse:
         raise ValueError(
-            f"{_describe(layer)} runs backwards, from the last step of a sequence, which a stream has not seen yet: "
+            f"{_describe(layer)} runs backwards, from the last step of a sequence, which has not arrived yet: "
             "stream a layer with bidirectional=False and reverse=False"
         )
 
@@ -39,7 +39,7 @@ def _describe(layer: Any) -> str:
 
 
 def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
-    """Features of one step as (N, I)."""
+    """Check the features of one step and return them as (N, I)."""
     x = arguments.real(name, value, layer.dtype)
     if x.shape != (N, layer.input_size) and (N != 1 or x.shape != (layer.input_size,)):
         alone = f", or {(layer.input_size,)} for the one row" if N == 1 else ""
@@ -48,7 +48,7 @@ def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
 
 
 def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array) -> Array:
-    """`out`, checked, or a fresh array."""
+    """Return `out`, checked, or a new array."""
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or not out.dtype.isnative:
@@ -57,30 +57,29 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
     if out.shape != shape or not out.flags.writeable:
         raise ValueError(f"out must be writable and have shape {shape}, got {out.shape}")
     if np.may_share_memory(out, x):
-        raise ValueError("out must not share memory with x: give an array of its own")
+        raise ValueError("out must not share memory with x: give another array")
     return out
 
 
 def _has_batch(members: Any) -> bool:
-    """Whether those of the members that are given have three axes."""
+    """Whether all members that are not None have three axes."""
     with contextlib.suppress(TypeError, ValueError):
         return all(member is None or arguments.array("state", member).ndim == 3 for member in members)
     return False
 
 
 class Stream:
-    """A layer that steps through sequences as they arrive; made by ``layer.stream(batch_size)``.
+    """Run a layer over sequences as their steps arrive; made by ``layer.stream(batch_size)``.
 
-    It holds the weights as they were when it was made, and a state, zeros at first. Results are the same bits as those
-    of one call of the layer over the whole sequence. It is for one thread at a time; different streams of a layer run
-    at once.
+    A stream keeps the weights of the time when it was made, and a state, which begins with zeros. Results are the same
+    bits as those of one call of the layer over the whole sequence. One thread at a time may use a stream; different
+    streams of a layer can run at the same time.
 
     Attributes
     ----------
     batch_size : int
     state : ndarray, for LSTM the pair (h, c)
-        (L, N, H_out), c (L, N, H): reading gives copies, to keep or to save; assigning copies the values, None is
-        zeros.
+        (L, N, H_out), c (L, N, H). Reading returns copies; assigning copies the values, and None is zeros.
 
     Examples
     --------
@@ -95,7 +94,7 @@ class Stream:
     def __init__(self, layer: Any, batch_size: int = 1) -> None:
         _check(layer)
         self.batch_size = N = arguments.size("batch_size", batch_size)
-        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters.values())
+        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
         engine, states = layer.engine, layer.num_layers
 
         def pair(width: int) -> tuple[Array, Array]:
@@ -118,34 +117,34 @@ class Stream:
         return f"{_describe(self._layer)}.stream({self.batch_size})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Stream can be neither pickled nor copied: keep its state, and give it to another stream")
+        raise TypeError("a Stream can be neither pickled nor copied: keep its state, and assign it to another stream")
 
     def step(self, x_t: ArrayLike, out: Array | None = None) -> Array:
-        """One step.
+        """Run one step.
 
         Parameters
         ----------
         x_t : array_like of real numbers, (N, I), with batch_size=1 also (I,)
         out : ndarray of the layer's dtype, in the shape of the result, optional
-            Where to write the result; then nothing is allocated. It must not share memory with `x_t`.
+            The array for the result; then nothing is allocated. It must not share memory with `x_t`.
 
         Returns
         -------
         ndarray, (N, H_out), or (H_out,) where x_t is (I,)
-            `out`, or a fresh array.
+            `out`, or a new array.
 
         Raises
         ------
         ValueError, TypeError
-            When an argument is not as above; the state is what it was.
+            If an argument is not as described; the state is then unchanged.
         RuntimeError
-            When the stream is at work in another thread.
+            If another thread is using the stream.
         """
         y = self._step.step(x_t, out)
         return self._step_anyhow(x_t, out) if y is None else y
 
     def _step_anyhow(self, x_t: Any, out: Any) -> Array:
-        """A step from what is no plain array."""
+        """A step from arguments that the prepared call does not take as they are."""
         layer, engine = self._layer, self._layer.engine
         x_t = arguments.real("x_t", x_t, layer.dtype)
         x = np.ascontiguousarray(_steps_of("x_t", x_t, layer, self.batch_size))
@@ -169,7 +168,7 @@ class Stream:
             self._step.end()
 
     def __call__(self, x: ArrayLike) -> Array:
-        """Some steps at once, in the layer's layout.
+        """Run any number of steps, in the layer's layout.
 
         Parameters
         ----------
@@ -182,9 +181,9 @@ class Stream:
         Raises
         ------
         ValueError, TypeError
-            When x is not as above; the state is what it was.
+            If x is not as described; the state is then unchanged.
         RuntimeError
-            When the stream is at work in another thread.
+            If another thread is using the stream.
         """
         layer = self._layer
         call = layer.execution.read(x)
@@ -199,8 +198,7 @@ class Stream:
             for own, last in zip((h, c), outputs[1:], strict=True):
                 if own is not None:
                     own[...] = last.reshape(own.shape)
-        y: Array = outputs.y
-        return y
+        return cast("Array", outputs.y)
 
     @property
     def state(self) -> Any:
@@ -219,17 +217,17 @@ class Stream:
                     array[...] = 0 if new is None else new
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state to zeros, of all rows or of some.
+        """Set the state of all rows, or of some, to zeros.
 
         Parameters
         ----------
         rows : int, array_like of int, or of bool (N,), optional
-            Which rows, as an index along the batch.
+            An index along the batch.
 
         Raises
         ------
         IndexError
-            When `rows` does not index the batch.
+            If `rows` does not index the batch.
         """
         which: Any = slice(None)
         if rows is not None:
@@ -247,17 +245,17 @@ class Stream:
 
 
 class StreamPool:
-    """Many independent streams of one layer, any of which step together as one batch.
+    """Many independent streams of one layer, of which any number can step together as one batch.
 
-    It holds the weights as they were when it was made. Results are the same bits as those of a stream alone. Threads
-    may step different streams at once.
+    A pool keeps the weights of the time when it was made. Results are the same bits as those of a stream alone. Threads
+    may step different streams at the same time.
 
     Parameters
     ----------
     layer : RNN, LSTM or GRU
         Neither bidirectional nor reverse.
     capacity : int
-        How many streams there may be at a time. Memory for all their states is taken now.
+        The number of streams that can exist at a time. Memory for all their states is allocated now.
 
     Attributes
     ----------
@@ -277,7 +275,7 @@ class StreamPool:
     def __init__(self, layer: Any, capacity: int) -> None:
         _check(layer)
         self.capacity = arguments.size("capacity", capacity)
-        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters.values())
+        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
         engine = layer.engine
         widths = (engine.output_size, layer.hidden_size)[: 1 + engine.info.has_c]
         shapes = [arguments.countable("the states", (layer.num_layers, self.capacity, width)) for width in widths]
@@ -296,25 +294,25 @@ class StreamPool:
         return id in self._slots
 
     def join(self, state: Any = None) -> int:
-        """Begin a stream.
+        """Start a stream and return its id.
 
         Parameters
         ----------
         state : ndarray (L, H_out), for LSTM the pair of it and (L, H), optional
-            Where it begins: what :meth:`leave` returned, say. With a batch axis of 1 in the middle, as a
-            :class:`Stream` has it, it does too. None, for all or for a member, is zeros.
+            The initial state, such as :meth:`leave` returned. It may also have a batch axis of 1 in the middle, as in a
+            :class:`Stream`. None, for all or for a member, is zeros.
 
         Returns
         -------
         int
-            The id of the stream, never used again by this pool.
+            The id of the stream. A pool never reuses an id.
 
         Raises
         ------
         RuntimeError
-            When the pool is full.
+            If the pool is full.
         ValueError, TypeError
-            When the state is not as above.
+            If the state is not as described.
         """
         layer, run = self._layer, self._layer.execution
         if state is not None:
@@ -335,7 +333,7 @@ class StreamPool:
         return self._next
 
     def _fault(self, id: Any) -> KeyError | None:  # noqa: A002
-        """What is wrong with an id."""
+        """Return the error for an id, or None if a stream has it."""
         with contextlib.suppress(TypeError):
             if id in self._slots:
                 return None
@@ -343,17 +341,17 @@ class StreamPool:
         return KeyError(f"{id!r} {'has left this pool' if has_left else 'is no id of this pool'}")
 
     def leave(self, id: int) -> Any:  # noqa: A002
-        """End a stream.
+        """End a stream and return its state.
 
         Returns
         -------
         ndarray (L, H_out), for LSTM the pair of it and (L, H)
-            Its state.
+            The state, a copy.
 
         Raises
         ------
         KeyError
-            When there is no stream of that id.
+            If no stream has this id.
         """
         try:
             slot = self._slots.pop(id)
@@ -364,27 +362,27 @@ class StreamPool:
         return state if len(state) == 2 else state[0]
 
     def step(self, ids: Iterable[int], x: ArrayLike, out: Array | None = None) -> Array:
-        """One step of some streams, as one batch.
+        """Run one step of some streams, as one batch.
 
         Parameters
         ----------
         ids : sequence of int
-            Which streams, each once, in any order.
+            The streams, each at most once, in any order.
         x : array_like of real numbers, (len(ids), I)
         out : ndarray of the layer's dtype, (len(ids), H_out), optional
-            Where to write the result. It must not share memory with `x`.
+            The array for the result. It must not share memory with `x`.
 
         Returns
         -------
         ndarray, (len(ids), H_out)
-            `out`, or a fresh array.
+            `out`, or a new array.
 
         Raises
         ------
         KeyError
-            When there is no stream of an id.
+            If no stream has one of the ids.
         ValueError, TypeError
-            When an id is there twice, or another argument is not as above. No stream has stepped then.
+            If an id occurs twice, or another argument is not as described. No stream has stepped then.
         """
         layer, engine = self._layer, self._layer.engine
         try:
@@ -407,12 +405,11 @@ class StreamPool:
             return y
         plain = y.flags.c_contiguous and y.flags.aligned
         result = y if plain else np.empty(y.shape, layer.dtype)
-        before = [own.take(slots, axis=1) for own in self._states]
+        before: list[Any] = [own.take(slots, axis=1) for own in self._states]
         after = [np.empty_like(own) for own in before]
-        (h, c), (h_n, c_n) = ((*states, None)[:2] for states in (before, after))
         workspaces = layer.execution.workspaces
         workspace = workspaces.acquire(engine.sizes(1, count).forward_workspace)
-        inputs, outputs = Inputs(x[np.newaxis], h, c), Outputs(result[np.newaxis], h_n, c_n)
+        inputs, outputs = Inputs(x[np.newaxis], *before), Outputs(result[np.newaxis], *after)
         functional.forward(engine, self._packed, inputs, outputs, workspace)
         workspaces.release(workspace)
         for own, new in zip(self._states, after, strict=True):

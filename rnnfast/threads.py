@@ -34,9 +34,7 @@ def register() -> None:
         import threadpoolctl
         from threadpoolctl import LibController
     except ImportError as error:
-        raise ImportError(
-            "rnnfast.threads needs threadpoolctl 3.2 or newer: pip install 'threadpoolctl>=3.2'"
-        ) from error
+        raise ImportError("rnnfast.threads needs threadpoolctl: pip install 'threadpoolctl>=3.2'") from error
 
     class Controller(LibController):  # type: ignore[misc]
         # Not "openmp", as rnnfast has its own thread group: limits on one of them do not affect the other.

@@ -1,14 +1,14 @@
-/* Runs the kernels on problems whose results are known, on a machine without Python: see neon_check.py, which writes the file.
+/* Runs the kernels on problems with known results, on a machine without Python. neon_check.py writes the file.
  *
  *     neon_check FILE
  *
- * On every instruction set, in float and double: the results, and whether they have the same bits without a tape and with two threads.
- * The exit status is 1 if anything is wrong.
+ * Checks, on every instruction set and in float and double, the results, and that they have the same bits without a tape and with two
+ * threads. The exit status is 1 if any check fails.
  *
- * The file, in native byte order: the number of problems; for each its name, cell, directions, reverse, layers, I, H, P, T, N, the
- * tolerances of float and double, and arrays of doubles, each behind the number of its elements, which is 0 where there is none:
- * parameters, x, h0, c0, masks, dy, dh_n, dc_n; then the results in the order of their names below. Numbers are 8 bytes long. The
- * inputs are exact in float, so that both number types have the same results.
+ * The file, in native byte order and 8-byte numbers: the number of problems; for each its name, cell, directions, reverse, layers, I, H,
+ * P, T, N, the tolerances of float and double, and arrays of doubles, each after the number of its elements (0: no array): parameters, x,
+ * h0, c0, masks, dy, dh_n, dc_n; then the results in the order of their names below. Inputs are exact in float, so both element types
+ * have the same results.
  */
 #define _GNU_SOURCE
 #include "rnnfast.h"
@@ -30,7 +30,7 @@ enum {
 };
 
 static const char *const result_names[] = {"y",          "h_n",        "c_n",      "dx",       "dh0",        "dc0",
-                                           "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_hr", "dpeephole"};
+                                           "dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_hr", "dextra"};
 
 typedef struct {
     int64_t count;
@@ -46,12 +46,12 @@ typedef struct {
     array results[BEFORE_GRADIENTS + RNNFAST_KINDS * STACKED];
 } golden;
 
-/* ---- memory: taken bit by bit, given back all at once ---- */
+/* ---- memory: allocated in pieces, released all at once ---- */
 
 static unsigned char *memory;
 static size_t taken;
 
-/* Bytes at a cache line, all NaN. */
+/* Allocates bytes at a cache line, filled with NaN. */
 static void *take(size_t bytes)
 {
     void *p = memory + taken;
@@ -63,12 +63,12 @@ static void *take(size_t bytes)
     return memset(p, 0xff, bytes);
 }
 
-static double number(const void *from, int64_t i, size_t item)
+static double element(const void *from, int64_t i, size_t item)
 {
     return item == sizeof(float) ? ((const float *)from)[i] : ((const double *)from)[i];
 }
 
-/* A copy in the number type of `item` bytes; NULL stays NULL. */
+/* Returns a copy in the element type of `item` bytes; NULL for no array. */
 static void *converted(array from, size_t item)
 {
     if (!from.count) return NULL;
@@ -129,10 +129,10 @@ static void read_golden(FILE *file, golden *g)
 
 /* ---- runs ---- */
 
-static int invited_runs, shared_runs; /* to which a second thread was invited, and in which it took part */
+static int invited_runs, shared_runs; /* runs to which a second worker was invited, and in which it took part */
 
-/* The linker puts these two between the kernels and the thread group (--wrap): nothing else tells whether a second thread came. It is given time
- * to come, as most calls here are a single run, which begins without those who are late. */
+/* The linker puts these two functions between the kernels and the thread group (--wrap), to see whether a second worker came. It gets
+ * time to come, because most calls here are a single run, which begins without late workers. */
 typedef struct {
     void (*work)(void *, int, int);
     void *argument;
@@ -159,7 +159,7 @@ void __wrap_rnnfast_threads_run(int group, void (*work)(void *, int, int), void 
     __real_rnnfast_threads_run(group, count_shared, &s);
 }
 
-/* A forward and, if a tape is kept, a backward; the results in their order. */
+/* Runs forward and, with a tape, backward; writes the results in their order. */
 static void run(const golden *g, const rnnfast_table *table, int threads, int keeps, void **results)
 {
     const size_t item = table->item;
@@ -206,19 +206,19 @@ static void run(const golden *g, const rnnfast_table *table, int threads, int ke
 
 /* ---- comparing ---- */
 
-/* The largest error, over the largest magnitude that is expected, or 1. */
+/* The largest error, relative to the largest expected magnitude or to 1. */
 static double error_of(array expected, const void *got, size_t item)
 {
     double error = 0, largest = 1;
     for (int64_t i = 0; i < expected.count; i++) {
-        double wrong = fabs(number(got, i, item) - expected.at[i]), magnitude = fabs(expected.at[i]);
+        double wrong = fabs(element(got, i, item) - expected.at[i]), magnitude = fabs(expected.at[i]);
         if (!(wrong <= error)) error = isnan(wrong) ? INFINITY : wrong;
         if (magnitude > largest) largest = magnitude;
     }
     return error / largest;
 }
 
-/* How many of the first results are not as they must be: by their numbers, or, if there are others, by their bits. */
+/* Counts the results that are wrong: by their tolerance, or, if `others` are given, by their bits. */
 static int faults_in(const golden *g, const rnnfast_table *table, int64_t results, void *const *got, void *const *others, const char *when)
 {
     const double tolerance = g->tolerance[table->item == sizeof(double)];
@@ -234,8 +234,8 @@ static int faults_in(const golden *g, const rnnfast_table *table, int64_t result
                result_names[gradient < 0 ? i : BEFORE_GRADIENTS + gradient % RNNFAST_KINDS]);
         if (gradient >= 0)
             printf(" of layer %d, direction %d", layer_and_direction / g->stack.directions, layer_and_direction % g->stack.directions);
-        if (others) printf(" has other bits %s", when);
-        else printf(" is wrong by %.2g, more than %.2g", error, tolerance);
+        if (others) printf(" has different bits %s", when);
+        else printf(" has an error of %.2g, more than %.2g", error, tolerance);
     }
     return faults;
 }
@@ -257,7 +257,7 @@ int main(int count, char **arguments)
     FILE *file = count == 2 ? fopen(arguments[1], "rb") : NULL;
     memory = aligned_alloc(64, MEMORY);
     if (!file || !memory) {
-        fputs(file ? "neon_check: no memory\n" : "neon_check: give one file, as neon_check.py writes it\n", stderr);
+        fputs(file ? "neon_check: out of memory\n" : "neon_check: expected one file, written by neon_check.py\n", stderr);
         return 1;
     }
     const int64_t problems = read_integer(file);
@@ -268,7 +268,7 @@ int main(int count, char **arguments)
         taken = 0;
         read_golden(file, &g);
         printf("%s:", g.name);
-        fflush(stdout); /* a crash is to be seen behind its problem */
+        fflush(stdout); /* so that a crash shows its problem */
         const size_t kept = taken;
         for (const char *const *isa = rnnfast_isas(); *isa; isa++)
             for (size_t item = sizeof(float); item <= sizeof(double); item *= 2) {

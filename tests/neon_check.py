@@ -1,10 +1,10 @@
-"""The kernels of AArch64, whose base instruction set is NEON, checked without such a machine: cross-compiled, emulated.
+"""Check the kernels of AArch64, whose base instruction set is NEON, on another machine: cross-compile and emulate them.
 
-    python tests/neon_check.py             # takes some packages of Debian and says which
-    python tests/neon_check.py --native    # the same check with this machine's gcc, on all that runs here
+    python tests/neon_check.py             # names the Debian packages that are missing
+    python tests/neon_check.py --native    # the same check with this machine's gcc and instruction sets
 
-The reference makes problems and their results, and neon_check.c runs the kernels on them. The exit status is not 0 if
-anything is wrong, or if there is no NEON in the base kernels.
+The reference makes problems and their results, and neon_check.c runs the kernels on them. The exit status is 1 if a
+result is wrong or if the base kernels contain no NEON.
 """
 
 import argparse
@@ -28,8 +28,8 @@ DRIVER = Path(__file__).with_suffix(".c")
 CSRC = DRIVER.parents[1] / "csrc"
 CROSS = "aarch64-linux-gnu-"
 EMULATOR = "qemu-aarch64"
-# The parameters in the order of rnnfast.h.
-KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
+# The parameters in the order of rnnfast.h; the per-unit extras of a cell follow.
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 FLOAT32, FLOAT64 = TOLERANCE
 
 
@@ -38,7 +38,7 @@ def output_of(*command):
 
 
 def missing(prefix=CROSS):
-    """What must be installed before this can run, as one line; empty if all is there."""
+    """Say in one line what must be installed first; empty if nothing is missing."""
     if not prefix:
         return "" if shutil.which("gcc") else "gcc is missing: apt-get install gcc"
     has_gcc = shutil.which(CROSS + "gcc")
@@ -48,14 +48,14 @@ def missing(prefix=CROSS):
         "qemu-user": shutil.which(EMULATOR),
     }
     packages = " ".join(package for package, found in there.items() if not found)
-    return packages and f"to run AArch64's kernels here takes more of Debian: apt-get install {packages}"
+    return packages and f"emulating AArch64 needs more Debian packages: apt-get install {packages}"
 
 
 # --- the problems
 
 
 def golden():
-    """Names, problems with their results, and how many times the tolerance is allowed."""
+    """Yield names, problems with their results, and factors on the tolerance."""
 
     def case(variant, T, N, I, H, direction, tolerance=1, **options):
         name = f"{variant} {direction} T={T} N={N} I={I} H={H}" + "".join(f" {k}={v}" for k, v in options.items())
@@ -69,14 +69,14 @@ def golden():
         for k, H in enumerate(EDGES):
             for N in (1, (5, 6, 7, 12, 13)[k % 5]):
                 yield case(variant, 1 + k % 3, N, EDGES[-1 - k], H, list(DIRECTIONS)[k % 3])
-        # Just enough work for a second thread: by rows; by units, whose gates begin at whole vectors, or do not.
+        # Just enough work for a second thread: by rows; by units, with gates at whole vectors, and without.
         yield case(variant, 6, 96 // gates_of(cell), 60, 64, "bidirectional", 4)
         yield case(variant, 48 // gates_of(cell), 3, 32, 160, "forward", 4)
         yield case(variant, 48 // gates_of(cell), 3, 32, 163, "reverse", 4)
 
 
 def write_golden(path):
-    """All problems in a file, as neon_check.c reads it."""
+    """Write all problems to a file in the format of neon_check.c."""
     cases = list(golden())
     with open(path, "wb") as file:
 
@@ -87,7 +87,8 @@ def write_golden(path):
         for name, p, results, times in cases:
             layers, directions = p.options["num_layers"], 1 + p.options["bidirectional"]
             ends = [f"_l{layer}{end}" for layer in range(layers) for end in ("", "_reverse")[:directions]]
-            parameters = [kind + end for end in ends for kind in KINDS]
+            kinds = (*KINDS, functional.CELLS[p.cell].extra)
+            parameters = [kind + end for end in ends for kind in kinds]
             arrays = [p.parameters.get(name) for name in parameters]
             arrays += [p.x, *pair(p.state), p.options["masks"], p.dy, *pair(p.dstate)]
             arrays += [results.get(name) for name in ("y", "state 0", "state 1", "dx", "dstate 0", "dstate 1")]
@@ -106,14 +107,14 @@ def write_golden(path):
 
 
 def flags_of(platform):
-    """FLAGS and ISA_FLAGS of setup.py on a platform."""
+    """Return FLAGS and ISA_FLAGS of setup.py on a platform."""
     with mock.patch("setuptools.setup"), mock.patch("sysconfig.get_platform", return_value=platform):
         names = runpy.run_path(str(CSRC.parent / "setup.py"))
     return names["FLAGS"], names["ISA_FLAGS"]
 
 
 def build(prefix, directory):
-    """Compile the kernels and the driver; its path."""
+    """Compile the kernels and the driver; return the driver's path."""
     machine = output_of(prefix + "gcc", "-dumpmachine").partition("-")[0]
     flags, isa_flags = flags_of(f"linux-{machine}")
     sources = {source: [] for source in (DRIVER, CSRC / "dispatch.c", CSRC / "threads.c", CSRC / "order.c")}
@@ -121,14 +122,14 @@ def build(prefix, directory):
     objects = {source: directory / f"{source.stem}.o" for source in sources}
     for source, own in sources.items():
         output_of(prefix + "gcc", *flags, *own, f"-I{CSRC}", "-c", source, "-o", objects[source])
-    # Without shared libraries the emulator needs no system of the other machine.
+    # A static binary needs no system libraries of the other machine.
     link = ["-lm", "-pthread", "-Wl,--wrap=rnnfast_threads_run", *["-static"] * bool(prefix)]
     output_of(prefix + "gcc", *objects.values(), *link, "-o", directory / DRIVER.stem)
     return directory / DRIVER.stem
 
 
 def count_neon(directory):
-    """How many fused multiply-adds of whole vectors there are in the base kernels, by number type."""
+    """Count the fused multiply-adds of whole vectors in the base kernels, by element type."""
     counts = {}
     for bits, lanes in ((32, "4s"), (64, "2d")):
         code = output_of(CROSS + "objdump", "-d", directory / f"f{bits}_base.o")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.checkout import CSRC
 
 pytest.importorskip("jax", reason="jax is not installed: pip install jax")
 
@@ -35,6 +36,7 @@ LAYERS = {
     "gru reset before": (rnnfast.GRU, {"reset_after": False, "num_layers": 2, "batch_first": True}),
     "rnn": (rnnfast.RNN, {"bidirectional": True, "bias": False}),
     "rnn relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
+    "rnn leaky": (rnnfast.RNN, {"num_layers": 2, "bidirectional": True, "leak": [0.1, 0.2, 0.5, 0.7, 1.0]}),
 }
 READ = ("proj_size", "peepholes", "bias")
 FINE_LAYER = rnnfast.LSTM(I, H, rng=0)
@@ -203,7 +205,6 @@ def test_training_under_jit():
 
 HAS_KERNELS = jax.default_backend() == "cpu" and backend._has_kernels()
 direct = pytest.mark.skipif(not HAS_KERNELS, reason="this jax has no jax.ffi: XLA calls Python, not the kernels")
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
 def operations(function, *given):
@@ -352,7 +353,7 @@ def test_layouts_agree_with_the_header_of_xla(tmp_path):
         pytest.skip("there is no compiler of C and C++: the layouts are not compared")
     if not (CSRC / "xla_ffi.c").is_file():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources to compile")
-    kernels = [CSRC / f"{name}.c" for name in ("rnnfast", "order", "pool", "f32_scalar", "f64_scalar")]
+    kernels = [CSRC / f"{name}.c" for name in ("dispatch", "order", "threads", "f32_scalar", "f64_scalar")]
     options = ["-O1", "-std=c11", "-ffp-contract=off", "-DRNNFAST_SCALAR_ONLY", "-Wall", "-Wextra", "-Werror"]
     checked = [c, "-c", *options, "-Drnnfast_get_table=checking_table", f"-I{CSRC}", CSRC / "xla_ffi.c"]
     subprocess.run(checked, cwd=tmp_path, check=True)
@@ -526,6 +527,7 @@ X = np.zeros((T, N, I), np.float32)
         ),
         ({"dropout": 0.5}, TypeError, "dropout is not an option of lstm: the options are num_layers, .*coupled"),
         ({"hidden_size": 5}, TypeError, "hidden_size is not an option of lstm: the parameters determine it"),
+        ({"parameters": {**FINE, "leak_l0": X}}, ValueError, "leak_l0 is not one of its parameters"),
         ({"bidirectional": True, "reverse": True}, ValueError, "mutually exclusive"),
     ],
 )

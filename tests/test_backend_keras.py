@@ -439,6 +439,7 @@ REFUSED = {
         ValueError,
         "proj_size=2, peepholes=True, coupled=True, clip=1.0",
     ),
+    "leak": (lambda: backend.layer_to_keras(rnnfast.RNN(3, 4, leak=0.5)), ValueError, "leak=0.5"),
     "alpha": (
         lambda: backend.layer_to_keras(rnnfast.GRU(3, 4, activations=["hard_sigmoid", "tanh"])),
         ValueError,

@@ -48,6 +48,7 @@ def test_large_sizes(variant, T, N, I, H, dtype, isa):
     assert_close(run_engine(p, isa), expected, 4 * TOLERANCE[p.dtype])
 
 
+@pytest.mark.cover(2, full=2)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gradients_are_central_differences(variant, direction, isa):
     p = variant_problem(variant, 3, 2, 2, 3, num_layers=2, dropout=True, **DIRECTIONS[direction])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.layers import refused
 
 import rnnfast
 
@@ -12,22 +13,6 @@ LINEAR = rnnfast.Linear(I, 3)
 
 def lstm(**options):
     return rnnfast.LSTM(I, H, **{"rng": 0, **options})
-
-
-def snapshot(layer):
-    """The parts of a layer that a rejected call must not change."""
-    layers = [layer.forward_layer, layer.backward_layer] if isinstance(layer, rnnfast.Bidirectional) else [layer]
-    arrays = {name: array.tobytes() for name, array in layer.parameters.items()}
-    writeable = [array.flags.writeable for array in layer.parameters.values()]
-    return arrays, writeable, [one._rng.bit_generator.state for one in layers]
-
-
-def refused(layer, call, error, match):
-    """Require that a call raises an error and does not change the layer."""
-    before = snapshot(layer)
-    with pytest.raises(error, match=match):
-        call()
-    assert snapshot(layer) == before
 
 
 # ---- options

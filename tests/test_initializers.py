@@ -17,7 +17,7 @@ STACK = {"num_layers": 2, "bidirectional": True}
 ENDS = ["_l0", "_l0_reverse", "_l1", "_l1_reverse"]
 # Each init with the cells that accept it.
 FITTING = [
-    *itertools.product(["torch", "keras", "orthogonal"], CELLS),
+    *itertools.product(["torch", "keras", "orthogonal"], LAYERS),
     *itertools.product([("chrono", 100)], ["lstm", "gru", "gru_reset_before"]),
     *itertools.product(["forget", ("forget", 2.5)], ["lstm"]),
     ("identity", "rnn_relu"),
@@ -45,7 +45,7 @@ def assert_uniform(values, low, high):
 
 
 @pytest.mark.parametrize("options", [{}, {"init": "torch"}])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_default_bits_are_drawn_one_array_after_the_other(cell, options, dtype):
     layer = make(cell, 3, 5, dtype=dtype, rng=7, **STACK, **options)
     rng = np.random.default_rng(7)
@@ -100,7 +100,7 @@ def test_options_do_not_know_of_it(init, cell, tmp_path):
             assert same.parameters[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_keras_closed_forms(cell):
     I, H = 300, 40
     layer = make(cell, I, H, init="keras", **STACK)
@@ -127,7 +127,7 @@ def test_keras_values_where_keras_has_nothing():
     assert list(without.parameters) == ["weight_ih_l0", "weight_hh_l0"]
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", LAYERS)
 def test_orthogonal_matrix_of_each_gate(cell):
     layer = make(cell, 8, 30, init="orthogonal", **STACK)
     seen = []

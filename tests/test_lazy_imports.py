@@ -1,26 +1,20 @@
 """Modules that `import rnnfast` leaves out until they are used."""
 
-import subprocess
-import sys
-
 import pytest
+from support.processes import python
 
 LAZY = ["backends", "dask", "diagnostics", "reference", "sklearn", "threads"]
 
 
-def python(code):
-    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
-
-
 def test_import_loads_no_lazy_module():
-    run = python("import sys, rnnfast; print([name for name in sys.modules if name.startswith('rnnfast.')])")
+    run = python(code="import sys, rnnfast; print([name for name in sys.modules if name.startswith('rnnfast.')])")
     assert not any(f"'rnnfast.{name}'" in run.stdout for name in LAZY)
     assert "'rnnfast.layers'" in run.stdout
 
 
 @pytest.mark.parametrize("name", ["diagnostics", "reference", "threads", "backends"])
 def test_modules_are_reachable_as_attributes(name):
-    run = python(f"import rnnfast; print(rnnfast.{name}.__name__, {name!r} in dir(rnnfast))")
+    run = python(code=f"import rnnfast; print(rnnfast.{name}.__name__, {name!r} in dir(rnnfast))")
     assert run.stdout.split() == [f"rnnfast.{name}", "True"], run.stderr
 
 
@@ -34,14 +28,14 @@ def test_modules_are_reachable_as_attributes(name):
     ],
 )
 def test_a_missing_extra_says_what_to_install(module, host, install):
-    run = python(f"import sys; sys.modules[{host!r}] = None; import rnnfast; rnnfast.{module}")
+    run = python(code=f"import sys; sys.modules[{host!r}] = None; import rnnfast; rnnfast.{module}")
     assert run.returncode == 1
     assert "ImportError" in run.stderr
     assert install in run.stderr.splitlines()[-1]
 
 
 def test_unknown_names_are_attribute_errors():
-    run = python("import rnnfast; rnnfast.nothing")
+    run = python(code="import rnnfast; rnnfast.nothing")
     assert "AttributeError: module 'rnnfast' has no attribute 'nothing'" in run.stderr
-    run = python("import rnnfast; rnnfast.backends.nothing")
+    run = python(code="import rnnfast; rnnfast.backends.nothing")
     assert "AttributeError: module 'rnnfast.backends' has no attribute 'nothing'" in run.stderr

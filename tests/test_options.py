@@ -537,7 +537,7 @@ def test_bidirectional_of_two_layers(backward):
             rnnfast.RNN,
             {"activations": ["tanh"] * 3, "bidirectional": True},
             ValueError,
-            "must name 1 functions, or 2, those of the reverse direction behind, for this cell, got 3",
+            "must name 1 functions, or 2, those of the reverse direction last, for this cell, got 3",
         ),
         (rnnfast.RNN, {"activations": ["Tanh"]}, ValueError, "activations.0. must be one of sigmoid, .*got 'Tanh'"),
         (rnnfast.RNN, {"activations": [3]}, ValueError, "activations.0. must be one of .*got 3"),

@@ -9,10 +9,10 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 from support.checkout import CHECKOUT
+from support.processes import python
 
 import rnnfast
 
@@ -139,7 +139,7 @@ def test_import_adds_at_most_20_ms_to_numpy(tmp_path):
 def test_import_loads_nothing_but_numpy_and_the_standard_library():
     loaded = "{name.partition('.')[0] for name, module in sys.modules.items() if getattr(module, '__file__', None)}"
     code = f"import sys, numpy; before = {loaded}; import rnnfast; print(*{loaded} - before)"
-    names = set(run_python(code).stdout.split())
+    names = set(python(code=code).stdout.split())
     assert "rnnfast" in names
     assert names - {"rnnfast"} <= sys.stdlib_module_names
 
@@ -148,18 +148,18 @@ def test_import_loads_nothing_but_numpy_and_the_standard_library():
 def test_import_starts_no_thread():
     count = "len(os.listdir('/proc/self/task'))"
     code = f"import os, numpy; before = {count}; import rnnfast; print({count} - before)"
-    assert run_python(code).stdout.strip() == "0"
+    assert python(code=code).stdout.strip() == "0"
 
 
 @pytest.mark.parametrize("isa", rnnfast.isas())
 def test_rnnfast_isa_chooses_the_instruction_set(isa):
     code = "import numpy, rnnfast; print(rnnfast.LSTM(3, 4, rng=0)(numpy.ones((2, 1, 3)))[0].shape)"
-    result = run_python(code, RNNFAST_ISA=isa)
+    result = python(code=code, RNNFAST_ISA=isa)
     assert result.stdout.strip() == "(2, 1, 4)", result.stderr
 
 
 def test_rnnfast_isa_with_an_invalid_name_lists_the_valid_ones():
-    result = run_python("import rnnfast", RNNFAST_ISA="no-such-set")
+    result = python(code="import rnnfast", RNNFAST_ISA="no-such-set")
     assert result.returncode != 0
     message = result.stderr.splitlines()[-1]
     for word in ["RNNFAST_ISA", "no-such-set", *rnnfast.isas()]:

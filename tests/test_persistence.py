@@ -389,7 +389,7 @@ def test_save_rejects_special_files(tmp_path):
         pytest.skip("this system has no named pipes")
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(OSError, match="is no regular file"):
+    with pytest.raises(OSError, match="is not a regular file"):
         rnnfast.RNN(2, 3).save(path)
     assert path.is_fifo()
 

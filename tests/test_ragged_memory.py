@@ -70,7 +70,7 @@ def test_cells_are_copies():
 # --- the same bits
 
 
-@pytest.mark.cover(1)
+@pytest.mark.cover(1, full=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_of_large_results_is_not_reused_while_in_use(variant, kind):
     """Memory of large results is reused, never while an array of it is alive, and old values affect nothing."""

@@ -10,9 +10,10 @@ import warnings
 
 import numpy as np
 import pytest
-from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c
+from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c, is_trained
 from support.compare import assert_close, central_differences, gradient_by_differences, members, named
 from support.problems import problem, run_reference
+from support.ragged import is_real, run_all
 
 from rnnfast import reference
 from rnnfast.functional import CELLS
@@ -43,13 +44,6 @@ def random_sequences(kind, T, N):
     rng = np.random.default_rng(0)
     arrays = {"lengths": rng.integers(0, T + 1, N), "mask": rng.random((T, N)) < 0.5, "reset": rng.random((T, N)) < 0.3}
     return {name: arrays.get(name, True) for name in SEQUENCES[kind]}
-
-
-def is_real(p):
-    """Which steps are valid, (T, N)."""
-    T, N, _ = p.x.shape
-    mask = p.options.get("mask", np.ones((T, N), bool))
-    return mask & (np.arange(T)[:, None] < np.array(p.options.get("lengths", [T] * N)))
 
 
 def sequences(kind, cell, *, T=4, N=4, direction="forward", projected=False, dtype=np.float64):
@@ -191,7 +185,8 @@ def run_alone(p):
     cells = np.zeros((layers, T, N, p.hidden_size))
     state = [member.copy() for member in members(p.state)]
     dstate = [np.zeros_like(member) for member in state]
-    dparameters = {name: np.zeros_like(value) for name, value in p.parameters.items()}
+    trained = {name: value for name, value in p.parameters.items() if is_trained(p.cell, name)}
+    dparameters = {name: np.zeros_like(value) for name, value in trained.items()}
     for n in range(N):
         one = slice(n, n + 1)
         start = [member[:, one] for member in members(p.state)]
@@ -238,13 +233,6 @@ def run_alone(p):
                 dparameters[name] += value
     results = named(y, whole(state), dx, whole(dstate), dparameters)
     return {**results, "dh": dh, **({"cells": cells} if has_c(p.cell) else {})}
-
-
-def run_all(p):
-    """The results of the reference by name, with the gradient of every h and, for an LSTM, every c."""
-    y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
-    *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
-    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if has_c(p.cell) else {})}
 
 
 @pytest.mark.parametrize("N", [4, 30])

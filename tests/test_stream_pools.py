@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.cells import VARIANTS, make_layer
 from support.compare import members
-from support.streams import DTYPES, H, I, bits, isas, random_state, row_of, seeds, sequence
+from support.ragged import isas, seeds
+from support.streams import DTYPES, H, I, bits, random_state, row_of, sequence
 
 import rnnfast
 from rnnfast import functional

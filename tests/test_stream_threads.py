@@ -117,7 +117,7 @@ def test_one_stream_in_two_threads(rng):
     with ThreadPoolExecutor(3) as workers:
         list(workers.map(work, range(3)))
     assert len(done) + len(refused) == 75
-    assert all("at work in another thread" in text for text in refused)
+    assert all("in use by another thread" in text for text in refused)
     _, state = layer(np.repeat(x, len(done), axis=0))
     assert bits(stream.state) == bits(state)
 
@@ -138,7 +138,7 @@ def test_a_stream_at_work_refuses():
         stream.reset,
     ]
     for call in calls:
-        with pytest.raises(RuntimeError, match="at work in another thread: give each thread a stream of its own"):
+        with pytest.raises(RuntimeError, match="in use by another thread: make a stream for each thread"):
             call()
     stream._step.end()
     assert snapshot(stream) == before

@@ -8,7 +8,8 @@ from support.arrays import FORMS
 from support.cells import VARIANTS, make_layer
 from support.compare import assert_same_bits, members
 from support.layers import outputs
-from support.streams import DTYPES, H, I, bits, isas, random_state, seeds, sequence
+from support.ragged import isas, seeds
+from support.streams import DTYPES, H, I, bits, random_state, sequence
 
 import rnnfast
 from rnnfast import functional

@@ -2,15 +2,14 @@
 
 import ast
 from itertools import combinations, product
-from pathlib import Path
 
 import pytest
 from support.cells import LAYERS
+from support.processes import TESTS
 from support.selection import cover
 
 from rnnfast import functional, reference
 
-TESTS = Path(__file__).parent
 MODULES = [*TESTS.glob("*.py"), *TESTS.glob("support/*.py")]
 
 

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from support.processes import python
 
 import rnnfast
 import rnnfast.threads
@@ -73,7 +74,7 @@ def test_limit_keeps_a_call_from_starting_threads():
         "with threadpoolctl.threadpool_limits(1, user_api='rnnfast'): layer(x)\n"
         "limited = count(); layer(x); print(limited - before, count() - before)"
     )
-    assert python(code).split() == ["0", "2"]
+    assert python(code=code).stdout.split() == ["0", "2"]
 
 
 def test_results_are_the_same_under_a_limit(listed):  # noqa: ARG001
@@ -97,7 +98,9 @@ def test_threads_of_python_may_ask_at_once(listed):
 
 
 def test_import_of_rnnfast_does_not_import_it():
-    assert python("import sys, rnnfast, rnnfast.threads; print('threadpoolctl' in sys.modules)") == "False\n"
+    assert (
+        python(code="import sys, rnnfast, rnnfast.threads; print('threadpoolctl' in sys.modules)").stdout == "False\n"
+    )
 
 
 @pytest.mark.parametrize("old", ["None", "types.ModuleType('threadpoolctl')"])
@@ -105,7 +108,3 @@ def test_an_old_version_says_what_to_install(old):
     code = f"import sys, types, rnnfast.threads; sys.modules['threadpoolctl'] = {old}; rnnfast.threads.register()"
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert result.stderr.splitlines()[-1].endswith("pip install 'threadpoolctl>=3.2'")
-
-
-def python(code):
-    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout

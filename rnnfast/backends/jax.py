@@ -60,7 +60,7 @@ class _Stack(NamedTuple):
     """A layer without its parameters."""
 
     execution: Execution
-    shapes: dict[str, tuple[int, ...]]  # of the parameters
+    shapes: dict[str, tuple[int, ...]]  # of the engine's parameters, in its order
     batch_first: bool
     description: str
 
@@ -109,10 +109,10 @@ class _Call(NamedTuple):
 # XLA calls these functions in its own threads and waits for them, so they must not call JAX.
 
 
-def _prepare(call: _Call, arrays: Iterable[Any]) -> tuple[Call, list[Any]]:
+def _prepare(call: _Call, arrays: Iterable[Any]) -> tuple[Call, dict[str, Any]]:
     """Check the arrays of a call, and separate the parameters."""
     named = dict(zip(call.names, map(np.asarray, arrays), strict=True))
-    return call.read(named), [named[name] for name in call.stack.shapes]
+    return call.read(named), {name: named[name] for name in call.stack.shapes}
 
 
 def _forward(call: _Call, *arrays: Any) -> list[Any]:
@@ -408,7 +408,8 @@ def rnn(
     x, parameters, state, lengths, mask, reset, zero_masked
         As for :func:`gru`.
     **options
-        nonlinearity, num_layers, bidirectional, reverse, batch_first, activations and clip, as in the constructor.
+        nonlinearity, num_layers, bidirectional, reverse, batch_first, activations, clip and leak, as in the
+        constructor.
 
     Returns
     -------
@@ -437,9 +438,12 @@ def _apply(
     arrays = {name: jnp.asarray(parameters[name]) for name in parameters}
     layer_options = _options(kind, arrays, options)
     stack = _stack(kind, layer_options)
-    faults = [f"{name} is not one of its parameters" for name in arrays if name not in stack.shapes]
+    extras = stack.execution.extras
+    faults = [f"{name} is not one of its parameters" for name in arrays if name not in stack.shapes or name in extras]
     for name, shape in stack.shapes.items():
-        if name not in arrays:
+        if name in extras:
+            arrays[name] = jnp.asarray(extras[name])
+        elif name not in arrays:
             faults.append(f"{name} is missing")
         elif arrays[name].shape != shape:
             faults.append(f"{name} must have shape {shape}, got {arrays[name].shape}")
@@ -488,6 +492,7 @@ def _options(kind: type[Any], arrays: Mapping[str, Any], options: Mapping[str, A
 
 
 def _hashable(option: Any) -> Any:
+    option = option.tolist() if hasattr(option, "tolist") else option
     return tuple(map(_hashable, option)) if isinstance(option, (list, tuple)) else option
 
 

@@ -462,7 +462,7 @@ def _sides(layer: Any) -> list[_Side]:
     kind = next((kind for kind in _KINDS if isinstance(layer, kind.ours)), None)
     if kind is None:
         raise TypeError(f"layer must be an rnnfast LSTM, GRU, RNN or Bidirectional, got {type(layer).__name__}")
-    only = {"num_layers": 1, "proj_size": 0, "peepholes": False, "coupled": False, "clip": None}
+    only = {"num_layers": 1, "proj_size": 0, "peepholes": False, "coupled": False, "clip": None, "leak": None}
     faults = [f"{name}={getattr(layer, name)}" for name, value in only.items() if getattr(layer, name) != value]
     if faults:
         raise _Unsupported(

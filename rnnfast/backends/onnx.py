@@ -494,7 +494,8 @@ def to_onnx(
     Parameters
     ----------
     layer : RNN, LSTM or GRU
-        Any options except a projection, which ONNX does not support. Dropout acts only in training, so it is omitted.
+        Any options except proj_size and leak, which ONNX does not support. Dropout acts only in training, so it is
+        omitted.
     opset : int, default 14
         At least 7.
     state : bool, default False
@@ -515,8 +516,8 @@ def to_onnx(
     TypeError
         If `layer` is not an RNN, LSTM or GRU.
     ValueError
-        If the layer has a projection, if a number in the options of a float64 layer is not exact in float32, in which
-        ONNX stores it, or if onnx does not know the opset.
+        If the layer has a projection or a leak, if a number in the options of a float64 layer is not exact in float32,
+        in which ONNX stores it, or if onnx does not know the opset.
 
     Examples
     --------
@@ -529,8 +530,9 @@ def to_onnx(
     """
     if not isinstance(layer, layers.Recurrent):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
-    if layer.proj_size:
-        raise ValueError(f"proj_size of layer must be 0, got {layer.proj_size}: ONNX has no LSTM with a projection")
+    for name, plain, what in (("proj_size", 0, "projection"), ("leak", None, "leaky RNN")):
+        if getattr(layer, name) != plain:
+            raise ValueError(f"{name} of layer must be {plain}, got {getattr(layer, name)}: ONNX has no {what}")
     newest = max(row[2] for row in helper.VERSION_TABLE)
     if not 7 <= opset <= newest:
         raise ValueError(

@@ -104,14 +104,8 @@ def measure(case: Case, engines: dict[str, Any], limits: dict[str, Any], rounds:
     }
     seconds = take_turns(timers, rounds, step)
     rates = [2e-9 * SQUARE**3 / min(both) for both in zip(*(seconds.pop(name) for name in limits), strict=True)]
-    return {
-        "case": case._asdict(),
-        "gflop": case.gflop(),
-        "seconds": seconds,
-        "limit_gflops": rates,
-        "refused": refused,
-        "wrong": wrong,
-    }
+    timed = {"case": case._asdict(), "gflop": case.gflop(), "seconds": seconds, "limit_gflops": rates}
+    return timed | {"refused": refused, "wrong": wrong}
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -120,10 +120,7 @@ def describe(facts: dict[str, Any]) -> str:
         "CPU": [cpu["model"] or UNKNOWN, f"features used by rnnfast: {listed(cpu['features'])}"],
         "threads": why_threads(threads),
         "caches": [", ".join(map(describe_cache, facts["caches"] or [])) or UNKNOWN],
-        "extension": [
-            build["extension"],
-            f"built with {build['compiler']}; version {build['interface']} of the C interface",
-        ],
+        "extension": [build["extension"], f"built with {build['compiler']}, C interface version {build['interface']}"],
         "runs on": [f"{build['python']}, NumPy {build['numpy']}, {build['platform']}"],
     }
     rows = [f"rnnfast {facts['version']}"]

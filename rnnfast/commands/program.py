@@ -14,7 +14,8 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rnnfast import files
+import rnnfast
+from rnnfast import _core, files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,11 @@ class CannotRun(Exception):
 def program_name() -> str:
     """Return how the command line was started: by the console command, or by ``python -m rnnfast``."""
     return "rnnfast" if os.path.splitext(os.path.basename(sys.argv[0]))[0] == "rnnfast" else "python -m rnnfast"
+
+
+def runtime() -> str:
+    """Describe the version, the instruction set and the number of threads in use."""
+    return f"rnnfast {rnnfast.__version__}, {_core.get_default_isa()}, threads: {rnnfast.get_num_threads()}"
 
 
 def run_program(name: str, program: Callable[..., int], *arguments: Any, smaller: str = "sizes") -> int:

@@ -79,12 +79,8 @@ def _moments(first: str) -> tuple[Any, Any]:
     return datetime.fromisoformat, write_one
 
 
-CLOCKS: dict[str, Callable[[str], tuple[Any, Any]]] = {
-    "numbers": _numbers,
-    "months": _months,
-    "ends of months": functools.partial(_months, end=True),
-    "moments": _moments,
-}
+CLOCKS: dict[str, Callable[[str], tuple[Any, Any]]] = {"numbers": _numbers, "months": _months}
+CLOCKS |= {"ends of months": functools.partial(_months, end=True), "moments": _moments}
 
 
 class Times:
@@ -189,9 +185,7 @@ def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
             hint = "; use a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
             raise CannotRun(f"{path}: row {i + 1} has {text!r} in column {name!r}, which is not a finite number{hint}")
         if abs(values[i]) > LARGEST:
-            raise CannotRun(
-                f"{path}: row {i + 1} has {text!r} in column {name!r}, which is too large; use another unit"
-            )
+            raise CannotRun(f"{path}: row {i + 1} has {text!r} in column {name!r}, which is too large; change the unit")
     return values
 
 
@@ -281,14 +275,8 @@ def train(arguments: argparse.Namespace) -> int:
     if clock and times is None:
         raise CannotRun(f"{path}: column {arguments.time_column!r}: {Times.fault(clock[0])}")
     program.require_writable(arguments.output)
-    options = {
-        "cell": arguments.cell,
-        "hidden_size": arguments.hidden,
-        "num_layers": arguments.layers,
-        "differences": season,
-        "learning_rate": arguments.lr,
-        "random_state": arguments.seed,
-    }
+    options = {"cell": arguments.cell, "hidden_size": arguments.hidden, "num_layers": arguments.layers}
+    options |= {"differences": season, "learning_rate": arguments.lr, "random_state": arguments.seed}
     terminal = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
     forecaster = forecaster_of({**options, "max_epochs": arguments.epochs, "verbose": int(terminal)})
     from rnnfast.sklearn import Diverged
@@ -309,9 +297,8 @@ def train(arguments: argparse.Namespace) -> int:
         try:
             forecaster.fit(series)
         except Diverged:
-            raise CannotRun(
-                f"{path}: training diverged: use an --lr below {arguments.lr:g}, and values of moderate size"
-            ) from None
+            remedy = f"use an --lr below {arguments.lr:g}, and values of moderate size"
+            raise CannotRun(f"{path}: training diverged: {remedy}") from None
         except ValueError as error:
             raise CannotRun(f"{path}: training on column {name!r} failed: {error}") from None
     interrupted = forecaster.n_iter_no_change != patience
@@ -362,11 +349,8 @@ def predict(arguments: argparse.Namespace) -> int:
     try:
         columns["lower"], columns["upper"] = forecaster.predict_interval(arguments.horizon, arguments.coverage)
     except ValueError:  # too few held-out values for this horizon
-        print(
-            f"No prediction interval: too few rows were held out for {arguments.horizon} steps at a coverage of "
-            f"{arguments.coverage:g}; use a lower --horizon or --coverage.",
-            file=sys.stderr,
-        )
+        what = f"{arguments.horizon} steps at a coverage of {arguments.coverage:g}"
+        print(f"No prediction interval: too few rows were held out for {what}; lower one of them.", file=sys.stderr)
     times: Times | None = about["times"]
 
     def label(offset: int) -> str:

@@ -41,7 +41,7 @@ class Kept(NamedTuple):
 
     forward: Tape
     backward: Tape
-    outputs: tuple[Array, Array]  # of both layers
+    outputs: tuple[Any, Any]  # of both layers
     shape: tuple[int, ...] | None  # of y; None with merge=None
 
 

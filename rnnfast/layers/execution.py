@@ -17,7 +17,7 @@ from rnnfast.buffers import LARGE, BufferPool, ResultPool
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     N: int
     time_major: bool  # whether the caller's arrays have the engine's layout
     large: bool  # whether x or a result is
-    sizes: Any  # Sizes of tape and workspaces; None with N = 0
+    sizes: Any  # functional.Sizes of tape and workspaces; None with N = 0
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class Kept(NamedTuple):
 
     call: Call
     y: Array
-    tape: Any  # an array, or None with checkpoints
+    tape: Any  # an array; None with checkpoints
     weights: Weights
     saved: checkpoints.Saved | None
 
@@ -94,12 +94,19 @@ class Execution:
     engine : functional.Engine
     frozen : Weights or None
         The weights of the layer while it is frozen.
+    extras : dict of str to ndarray
+        The engine's parameters that are options of the layer, such as a leak.
     packs, tapes, workspaces, scratch, results : BufferPool
         Buffers, which stay with the layer from call to call.
     """
 
-    def __init__(self, engine: functional.Engine, batch_first: bool, owner: str) -> None:
+    def __init__(self, engine: functional.Engine, batch_first: bool, owner: str, extras: Array | None = None) -> None:
         self.engine = engine
+        self._names = list(functional.parameter_shapes(engine))
+        names = [name for name in self._names if extras is not None and name.startswith(f"{engine.extra}_l")]
+        self.extras = {
+            name: np.array(row)[np.newaxis] for name, row in zip(names, [] if extras is None else extras, strict=True)
+        }
         self.frozen: Weights | None = None
         self.packs = BufferPool(4)
         self.tapes = BufferPool(4)
@@ -197,24 +204,31 @@ class Execution:
 
     # ---- weights
 
-    def pack(self, parameters: Iterable[Array]) -> Weights:
+    def _ordered(self, parameters: Mapping[str, Array]) -> list[Any]:
+        """The arrays of the engine's parameters, with the extras."""
+        if not self.extras:
+            return list(parameters.values())
+        every = {**self.extras, **parameters}
+        return [every[name] for name in self._names]
+
+    def pack(self, parameters: Mapping[str, Array]) -> Weights:
         """Pack the parameters for forward and backward, into buffers of `packs`."""
         weights = Weights(self.packs.acquire(self.engine.packed_size), self.packs.acquire(self.engine.packed_back_size))
-        functional.pack(self.engine, list(parameters), weights.packed, weights.packed_back)
+        functional.pack(self.engine, self._ordered(parameters), weights.packed, weights.packed_back)
         return weights
 
-    def pack_forward(self, parameters: Iterable[Array]) -> Array:
+    def pack_forward(self, parameters: Mapping[str, Array]) -> Array:
         """Pack the parameters for forward alone, into a buffer of `packs`."""
         packed: Array = self.packs.acquire(self.engine.packed_size)
-        functional.pack(self.engine, list(parameters), packed, None)
+        functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 
-    def snapshot(self, parameters: Iterable[Array]) -> Array:
+    def snapshot(self, parameters: Mapping[str, Array]) -> Array:
         """Return the packed weights of forward as they are now, in a buffer that is never reused."""
         if self.frozen is not None:
             return self.frozen.packed  # these cannot change
         packed = functional.empty(self.engine.packed_size)
-        functional.pack(self.engine, list(parameters), packed, None)
+        functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 
     def prepare(self, plan: Plan, weights: Weights) -> None:
@@ -279,7 +293,9 @@ class Execution:
         engine, weights, sizes = self.engine, kept.weights, plan.sizes
         dx, dh0, dc0 = self._empty(plan, plan.x)
         dh = np.empty((plan.h[0], *plan.steps, plan.h[-1]), engine.dtype) if per_step else None
-        results = InputGradients(dx, dh0, dc0, list(dparameters.values()), dh)
+        # Extras are not trained: they have no gradient.
+        trained = [dparameters.get(name) for name in self._names] if self.extras else list(dparameters.values())
+        results = InputGradients(dx, dh0, dc0, trained, dh)
         if not plan.N:
             return results
         y, outputs = kept.y, results

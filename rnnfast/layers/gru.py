@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from .base import Array, Init, Seed  # noqa: F401 - Array is used in a string
+    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
 
 __all__ = ["GRU"]
 

@@ -51,6 +51,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
     peepholes = coupled = False
+    leak: Any = None
     execution: Execution
     _cell: str
     _init: Init = "torch"
@@ -59,7 +60,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     def __init__(
         self, cell: str, stack: Stack, dtype: DTypeLike, rng: Seed, init: Init, own: dict[str, Any] | None = None
     ) -> None:
-        """`own`: those of proj_size, activations, clip, peepholes and coupled that the class has."""
+        """`own`: those of proj_size, activations, clip, peepholes, coupled and leak that the class has."""
         super().__init__(dtype, rng)
         own = own or {}
         self._cell = cell
@@ -85,16 +86,19 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.clip = options.clip(own.get("clip"))
         self.peepholes = arguments.flag("peepholes", own.get("peepholes", False))
         self.coupled = arguments.flag("coupled", own.get("coupled", False))
+        states = self.num_layers * (1 + self.bidirectional)
+        self.leak = options.leak(own.get("leak"), states, self.hidden_size)
         # Used by Bidirectional for the backward layer that it makes. Not an option: it acts at construction alone.
         self._init = init
         self._prepare()
         functions = self.activations or options.DEFAULTS[cell]
         relu = len(self.engine.info.gates) == 1 and set(functions) == {"relu"}
         initializer = initializers.read(init, self.engine.info.gates, relu, self.bias, self.coupled)
+        shapes = functional.parameter_shapes(self.engine)
         np.empty(self.engine.packed_size, np.uint8)  # a MemoryError now, not after many arrays have filled the memory
         self._draw(
             lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size),
-            functional.parameter_shapes(self.engine),
+            {name: shape for name, shape in shapes.items() if name not in self.execution.extras},
         )
 
     def _prepare(self) -> None:
@@ -111,7 +115,9 @@ class Recurrent(ArrayLayer, Generic[State]):
             bias=self.bias,
             options=options.read(self._cell, directions, self.activations, self.clip, self.peepholes, self.coupled),
         )
-        self.execution = Execution(engine, self.batch_first, type(self).__name__)
+        shape = (engine.num_layers * directions, engine.hidden_size)
+        extras = None if self.leak is None else np.broadcast_to(np.array(self.leak, self.dtype), shape)
+        self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
 
     @property
     def engine(self) -> functional.Engine:
@@ -292,11 +298,11 @@ class Recurrent(ArrayLayer, Generic[State]):
         return {name: zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
 
     def _pack(self) -> Weights:
-        return self.execution.pack(self._parameters.values())
+        return self.execution.pack(self._parameters)
 
     def _infer(self, call: Call) -> tuple[Array, State]:
         run, frozen = self.execution, self.execution.frozen
-        packed = run.pack_forward(self._parameters.values()) if frozen is None else frozen.packed
+        packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
         (y, h_n, c_n), _ = run.run(call, packed)
         if frozen is None:
             run.packs.release(packed)

@@ -13,9 +13,9 @@ from .recurrent import Recurrent, Stack
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import DTypeLike
+    from numpy.typing import ArrayLike, DTypeLike
 
-    from .base import Array, Init, Seed  # noqa: F401 - Array is used in a string
+    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
 
 __all__ = ["RNN"]
 
@@ -27,7 +27,16 @@ class RNN(Recurrent["Array"]):
 
         h = f(W_ih x + b_ih + W_hh h_before + b_hh)
 
-    Source: J. Elman, "Finding structure in time", 1990; the form of ``torch.nn.RNN``.
+    With a `leak` alpha it is a leaky RNN, the continuous-time RNN (CTRNN) of neuroscience::
+
+        h = (1 - alpha) h_before + alpha f(W_ih x + b_ih + W_hh h_before + b_hh)
+
+    which is ``tau dh/dt = -h + f(...)`` in Euler's method with steps of ``dt = alpha * tau``.
+
+    Sources: J. Elman, "Finding structure in time", 1990; the form of ``torch.nn.RNN``. The leaky RNN: H. Jaeger et al.,
+    "Optimization and applications of echo state networks with leaky-integrator neurons", 2007; H. F. Song, G. R. Yang
+    and X.-J. Wang, "Training excitatory-inhibitory recurrent neural networks for cognitive tasks: a simple and flexible
+    framework", 2016.
 
     Parameters
     ----------
@@ -57,6 +66,10 @@ class RNN(Recurrent["Array"]):
         tuple of the name and them.
     clip : float, optional
         Bounds the input of every activation to -clip .. clip.
+    leak : float or array_like, optional
+        alpha of the leaky RNN below, above 0 and at most 1: one number, one for each unit (H,), or anything that
+        broadcasts to (L*D, H). It is fixed: saved as an option, not trained, and not in ``state_dict``. Mutually
+        exclusive with `activations` and `clip`.
     dtype : {numpy.float32, numpy.float64}
     rng : None, int or numpy.random.Generator
         Gives the initial values, and then drives dropout.
@@ -92,6 +105,8 @@ class RNN(Recurrent["Array"]):
     >>> y, h = layer(np.ones((5, 2, 4)))
     >>> y.shape, h.shape
     ((5, 2, 8), (1, 2, 8))
+    >>> rnnfast.RNN(4, 8, nonlinearity="relu", leak=0.2, rng=0)  # dt = 20 ms, tau = 100 ms
+    RNN(4, 8, nonlinearity='relu', leak=0.2)  # 112 parameters
     """
 
     def __init__(
@@ -108,11 +123,16 @@ class RNN(Recurrent["Array"]):
         reverse: bool = False,
         activations: Sequence[Any] | None = None,
         clip: float | None = None,
+        leak: ArrayLike | None = None,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
         init: Init = "torch",
     ) -> None:
         self.nonlinearity = arguments.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        cell = f"rnn_{nonlinearity}"
+        if leak is not None and (activations is not None or clip is not None):
+            other = "clip" if activations is None else "activations"
+            raise ValueError(f"leak and {other} are mutually exclusive: a leaky RNN has the nonlinearity tanh or relu")
+        cell = f"rnn_{nonlinearity}" + ("" if leak is None else "_leaky")
         stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
-        super().__init__(cell, stack, dtype, rng, init, {"activations": activations, "clip": clip})
+        own = {"activations": activations, "clip": clip, "leak": leak}
+        super().__init__(cell, stack, dtype, rng, init, own)

@@ -63,7 +63,7 @@ def make_layer(variant, I, H, **options):
     maker, own = LAYERS[cell]
     if projected:
         own = {"proj_size": H}
-    return maker(I, H + projected, **own, **{"rng": 0, **options})
+    return maker(I, H + projected, **{"rng": 0, **own, **options})
 
 
 def parameter_shapes(cell, I, H, *, proj_size=0, num_layers=1, bidirectional=False, bias=True):

@@ -30,7 +30,9 @@ def python(*arguments, code=None, **environment):
     """Run ``python -m rnnfast``, or other code, in a subprocess."""
     start = ["-m", "rnnfast"] if code is None else ["-c", code]
     inherited = {
-        name: value for name, value in os.environ.items() if "NUM_THREADS" not in name and name != "RNNFAST_ISA"
+        name: value
+        for name, value in os.environ.items()
+        if "NUM_THREADS" not in name and not name.startswith("RNNFAST_")
     }
     return subprocess.run(
         [sys.executable, "-P", *start, *map(str, arguments)],

@@ -1,15 +1,11 @@
 """Inputs and states for the tests of streams and pools."""
 
 import numpy as np
-from hypothesis import strategies as st
 
-from rnnfast import functional
 from support.compare import members
 
 I, H = 5, 11
 DTYPES = (np.float32, np.float64)
-seeds = st.integers(0, 1 << 30)
-isas = st.sampled_from(functional.isas())
 
 
 def sequence(rng, T, N, dtype=np.float32, features=I):
