@@ -1,4 +1,4 @@
-"""How gradients vanish or explode on their way back through a layer, and what its gates do.
+"""How gradients vanish or explode on their way back through a layer, and how saturated its gates are.
 
 Sources: S. Hochreiter, "Untersuchungen zu dynamischen neuronalen Netzen", 1991, and Y. Bengio et al., "Learning
 long-term dependencies with gradient descent is difficult", 1994 (gradients against the lag). R. Pascanu et al., "On the
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 __all__ = ["GradientFlow", "Saturation", "gradient_flow", "plot_gradient_flow"]
 
 CLOSED, OPEN = 0.05, 0.95
-_MOST = 1 << 23  # numbers in the Jacobians that are held at a time
+_MOST = 1 << 23  # elements of the Jacobians that are in memory at a time
 
 CANDIDATES = "hgn"  # letters of what is no gate: the state of an RNN, the candidates of LSTM and GRU
 
 
 class Saturation(NamedTuple):
-    """The shares of a gate's values, over steps, rows and units, that are nearly 0 and nearly 1.
+    """The fractions of a gate's values, over steps, rows and units, that are close to 0 and close to 1.
 
-    There the gate's own slope is at most 0.0475, of 0.25 at best, and it hardly learns.
+    There the slope of the gate is at most 0.0475, compared with 0.25 at its centre, so it hardly learns.
 
     Attributes
     ----------
     closed : float
-        Share of values below 0.05.
+        Fraction of values below 0.05.
     open : float
-        Share of values above 0.95.
+        Fraction of values above 0.95.
     """
 
     closed: float
@@ -64,27 +64,27 @@ class Saturation(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientFlow:
-    """What :func:`gradient_flow` returns. Its repr is a table.
+    """The result of :func:`gradient_flow`. Its repr is a table.
 
-    All of its dicts have a member for each layer and direction, under the ending of its parameters' names: ``l0``,
+    Each dict has an entry for each layer and direction, named like the ending of its parameters' names: ``l0``,
     ``l0_reverse``, ``l1``, ...; for :class:`rnnfast.Bidirectional` ``forward.l0``, ``backward.l0``, ...
 
-    The lag of a step is its distance from the step that the direction walks last: T - 1 - t, for a direction that walks
-    from the last step to the first t. Arrays are indexed by it, float64, means over the batch.
+    The lag of a step is its distance from the last step that the direction walks: T - 1 - t, or t for a direction that
+    walks from the last step to the first. Arrays are float64, indexed by the lag, and hold means over the batch.
 
     Attributes
     ----------
     layer : str
-        The call that makes such a layer.
+        The call that makes a layer like the one measured.
     norms : dict of str to ndarray, (T,)
         The norm of dL/dh, over the features of h, at each lag.
     singular_values : dict of str to ndarray, (T,)
-        The largest singular value of dh/dh_before for the step at each lag, c_before held: by no more than this factor
-        the step can lengthen a gradient of h. Empty without Jacobians.
+        The largest singular value of dh/dh_before for the step at each lag, with c_before constant: the step can
+        lengthen a gradient of h by at most this factor. Empty without Jacobians.
     state_singular_values : dict of str to ndarray, (T,)
-        The same of the map from (h, c) before to (h, c), which is the whole recurrence of an LSTM. For LSTM alone.
+        The same for the map from (h, c) before to (h, c), which is the whole recurrence of an LSTM. Only for LSTM.
     saturation : dict of str to dict of str to Saturation
-        By the name of the gate: i, f and o of an LSTM, r and z of a GRU; none of an RNN.
+        By the name of the gate: i, f and o of an LSTM, r and z of a GRU. An RNN has no gates.
     """
 
     layer: str
@@ -95,7 +95,7 @@ class GradientFlow:
 
     @property
     def decay(self) -> dict[str, float]:
-        """The factor by which the norm changes from a lag to the next, as a geometric mean; NaN where there is none."""
+        """The factor by which the norm changes from one lag to the next, as a geometric mean; NaN if undefined."""
         return {name: _rate(norms) for name, norms in self.norms.items()}
 
     def __repr__(self) -> str:
@@ -133,22 +133,22 @@ def gradient_flow(
     *,
     jacobians: bool = True,
 ) -> GradientFlow:
-    """Measure how the gradient of a loss L falls or rises on its way back through time, and how saturated gates are.
+    """Measure how the gradient of a loss L shrinks or grows on its way back through time, and how saturated gates are.
 
-    Dropout does not act, and the layer stays as it is. The norms are computed by the layer, in its dtype: build it in
-    float64 where they fall below 1e-38. All else is computed in float64 by :mod:`rnnfast.reference`.
+    Dropout does not act, and the layer does not change. The layer computes the norms in its dtype: use float64 if they
+    fall below 1e-38. Everything else is computed in float64 by :mod:`rnnfast.reference`.
 
     Parameters
     ----------
     layer : RNN, LSTM, GRU or Bidirectional
         Without activations, clip, peepholes and coupled.
     x, state
-        As for a call of the layer, with one row at least.
+        As for a call of the layer, with at least one row.
     dy : array_like in the shape of y, optional
-        The gradient of L with respect to y. By default L is the sum of the features of the last layer's h after the
-        step that each direction walks last: the last step of y, for a reverse direction the first.
+        The gradient of L with respect to y. By default, L is the sum of the features of the last layer's h after the
+        last step that each direction walks: the last step of y, or the first for a reverse direction.
     jacobians : bool, default True
-        Whether to compute the singular values. It takes most of the time, which grows with T * N * H**3.
+        Whether to compute the singular values. This takes most of the time, which is proportional to T * N * H**3.
 
     Returns
     -------
@@ -157,10 +157,10 @@ def gradient_flow(
     Raises
     ------
     ValueError
-        When a shape does not fit, there is no row, `x` or y are not finite, or the layer has one of the options
-        named above.
+        If a shape does not fit, there is no row, `x` or y is not finite, or the layer has one of the options named
+        above.
     TypeError
-        When `layer` has no time, or an argument does not hold real numbers.
+        If `layer` is not recurrent, or an argument does not hold real numbers.
 
     Examples
     --------
@@ -179,9 +179,9 @@ def gradient_flow(
     layer = _at_rest(layer)
     y, last, tape = layer.forward(x, state)
     if not np.isfinite(arguments.array("x", x)).all():
-        raise ValueError("x must be finite, but holds NaN or infinity: take out such steps before")
+        raise ValueError("x must be finite, but contains NaN or infinity: remove such steps first")
     if not all(np.isfinite(part).all() for part in (y if isinstance(y, tuple) else (y,))):
-        raise ValueError("y is not finite: the state or the parameters are not, or are too large")
+        raise ValueError("y is not finite: the state or the parameters are not finite, or are too large")
     gradients = layer.backward(tape, dy, _last_h(layer, last) if dy is None else None, per_step=True)
     flow = GradientFlow(call, {}, {}, {}, {})
     if isinstance(layer, Bidirectional):
@@ -194,14 +194,14 @@ def gradient_flow(
 
 
 def _at_rest(layer: Any) -> Any:
-    """The layer, or where it has dropout a copy that has none."""
+    """Return the layer, or a copy without dropout if it has dropout."""
     if isinstance(layer, Bidirectional):
         sides = _at_rest(layer.forward_layer), _at_rest(layer.backward_layer)
         return Bidirectional(*sides, merge=layer.merge)
     if layer.engine.options is not None:
         raise ValueError(
             f"layer must be without activations, clip, peepholes and coupled, got {saving.describe(layer)}: "
-            "backward(tape, dy, per_step=True) gives the gradients of such layers too"
+            "backward(tape, dy, per_step=True) returns the gradients of such layers too"
         )
     if layer.dropout:
         layer = copy.copy(layer)
@@ -210,7 +210,7 @@ def _at_rest(layer: Any) -> Any:
 
 
 def _last_h(layer: Any, state: Any) -> Any:
-    """The gradient, by the last state, of the sum of the last layer's h."""
+    """Return the gradient of the sum of the last layer's h with respect to the last state."""
     if isinstance(layer, Bidirectional):
         return _last_h(layer.forward_layer, state[0]), _last_h(layer.backward_layer, state[1])
     h = state[0] if layer.engine.info.has_c else state
@@ -222,7 +222,7 @@ def _last_h(layer: Any, state: Any) -> Any:
 def _measure(
     flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
 ) -> None:
-    """Add what there is to say of one layer, or of one of the two of a Bidirectional, which walks x as given."""
+    """Add the measurements of one layer, which walks x as given, or of one of the two layers of a Bidirectional."""
     (x, h0, c0, *_), plan, _ = layer.execution.read(x, state)
     if not plan.N:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
@@ -253,7 +253,7 @@ def _measure(
 
 
 def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Array:
-    """The largest ones, means over the batch, at each step as walked: of the map of h, and of that of the state."""
+    """Return the largest ones at each step as walked, means over the batch, of the maps of h and of the whole state."""
     T, N, _ = kept[0].shape
     widths = (outputs, kept[1].shape[2]) if functional.CELLS[cell].has_c else (outputs,)
     rows = [values.reshape(T * N, -1) for values in kept]
@@ -268,9 +268,9 @@ def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Arra
 
 
 def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) -> Array:
-    """The derivatives of the state after a step by the state before it, (rows, sum of widths, sum of widths).
+    """Return the derivatives of the state after a step by the state before it, (rows, sum of widths, sum of widths).
 
-    The reference's gradient of a step gives a row of each: that of one unit of the state.
+    Each call of the reference's gradient of a step gives one row of each Jacobian, that of one unit of the state.
     """
     gradient: Any = reference._CELLS[cell][1]
     count = len(kept[0])
@@ -286,17 +286,17 @@ def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) ->
 
 
 def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axes | None = None) -> Axes:
-    """Draw the norm of dL/dh against the lag, with a logarithmic axis: a straight line is a constant factor per step.
+    """Plot the norm of dL/dh against the lag on a logarithmic axis: a straight line is a constant factor per step.
 
     Needs matplotlib: ``pip install 'rnnfast[plot]'``.
 
     Parameters
     ----------
     flows : GradientFlow or mapping of str to GradientFlow
-        A line for each layer and direction, labelled with its name; of a mapping with the flow's, and with both where
-        a flow has several.
+        A line for each layer and direction, labelled with its name. For a mapping, the label is the name of the flow,
+        followed by that of the layer and direction if the flow has several.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure of pyplot by default.
+        The axes to draw on; by default those of a new figure of pyplot.
 
     Returns
     -------
@@ -305,9 +305,9 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
     Raises
     ------
     ImportError
-        When matplotlib is missing.
+        If matplotlib is missing.
     TypeError, ValueError
-        When `flows` is not as above, or holds none.
+        If `flows` is not as described, or is empty.
     """
     named = flows if isinstance(flows, Mapping) else {"": flows}
     if not named:
@@ -320,7 +320,7 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
             )
     if ax is not None and not hasattr(ax, "plot"):
         raise TypeError(
-            f"ax must be one Axes of matplotlib, got {type(ax).__name__}: of an array of them give a member"
+            f"ax must be one Axes of matplotlib, got {type(ax).__name__}: pass one element of an array of Axes"
         )
     if ax is None:
         try:
@@ -331,7 +331,7 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
     for label, flow in named.items():
         for name, norms in flow.norms.items():
             text = f"{label} {name}".strip() if len(flow.norms) > 1 or not label else label
-            # What is 0 has no logarithm: the line ends there.
+            # 0 has no logarithm: the line ends there.
             ax.plot(np.arange(len(norms)), np.where(norms > 0, norms, np.nan), label=text)
     ax.set(xlabel="lag (steps before the loss)", ylabel="norm of dL/dh", yscale="log")
     ax.legend()

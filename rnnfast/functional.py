@@ -1,19 +1,19 @@
-"""The stateless level: buffers in, buffers out.
+"""The stateless interface to the kernels: buffers in, buffers out.
 
-An `Engine` says what a stack of layers is; it holds no weights and no state. Its `sizes` tell, from shapes alone, how
-many bytes each buffer takes; `pack` brings weights into the form that the kernels read; `forward` and `backward` run.
-Nothing is checked here and nothing is allocated by the kernels: `rnnfast.layers` does both, and back ends for other
-frameworks may do it their own way.
+An `Engine` describes a stack of layers; it holds neither weights nor state. Its `sizes` method computes, from shapes
+alone, the bytes that each buffer needs; `pack` rearranges weights for the kernels; `forward` and `backward` run them.
+These functions do not check their arguments, and the kernels allocate nothing: `rnnfast.layers` does both, and adapters
+to other frameworks may do it differently.
 
-Arrays are of the engine's dtype, in native byte order and aligned. `x`, `y`, `dy` and `dx` are (T, N, features) with
-any strides on the first two axes, also negative ones, and unit stride on the last, so ``a.transpose(1, 0, 2)`` makes
-them of batch-first arrays without a copy. States are C-contiguous (num_layers * directions, N, size). All others are
-C-contiguous, and flat buffers come from `empty`. T and N are at least 1. The functions drop the GIL, may be called from
-several threads at once, and raise KeyboardInterrupt on Ctrl-C, which leaves their outputs undefined.
+Arrays have the engine's dtype in native byte order and are aligned. `x`, `y`, `dy` and `dx` are (T, N, features) with
+any strides on the first two axes, negative ones included, and unit stride on the last, so ``a.transpose(1, 0, 2)``
+turns a batch-first array into one without a copy. States are C-contiguous (num_layers * directions, N, size). All other
+arrays are C-contiguous, and flat buffers come from `empty`. T and N are at least 1. The functions release the GIL, can
+be called from several threads at once, and raise KeyboardInterrupt on Ctrl-C, which leaves their outputs undefined.
 
 pack(engine, parameters, packed, packed_back)
-    `parameters`: arrays in the order of `parameter_shapes`. `packed` (engine.packed_size bytes) is what forward reads,
-    `packed_back` (engine.packed_back_size bytes) what backward reads; either may be None.
+    `parameters`: arrays in the order of `parameter_shapes`. Forward reads `packed` (engine.packed_size bytes), backward
+    reads `packed_back` (engine.packed_back_size bytes); either may be None.
 forward(engine, packed, inputs, outputs, workspace, tape=None)
     Reads `Inputs`, writes `Outputs` and the tape, if one is given. `workspace` has `forward_workspace` bytes of
     `engine.sizes(T, N)`, or of `engine.sizes(T, N, inputs.order)`. Masked steps of an order are neither read nor
@@ -28,7 +28,8 @@ order.fill(source, array), fold(engine, dy, order)
 cells(engine, T, N, tape, out, order=None)
     Writes c of all steps, (num_layers * directions, T, N, hidden_size).
 xla["forward"], xla["backward"]
-    The same two as capsules, handlers for XLA's foreign-function interface; their attribute is `engine.xla_call(...)`.
+    Capsules of both passes, as handlers for XLA's foreign-function interface. Their attribute is
+    `engine.xla_call(...)`.
 
 Examples
 --------
@@ -167,10 +168,11 @@ class InputGradients(NamedTuple):
     ----------
     dx, dh0, dc0 : ndarray
         Gradients with respect to `Inputs`; dc0 is None for a cell without c.
-    dparameters : list of ndarray
-        In the order of `parameter_shapes`. The gradients are added to what the arrays hold.
+    dparameters : list of ndarray or None
+        In the order of `parameter_shapes`; None for a parameter that is not trained. The gradients are added to the
+        values of the arrays.
     dh : ndarray or None, (num_layers * directions, T, N, output_size)
-        The total derivative with respect to h of every layer, direction and step, if it is wanted.
+        The total derivative with respect to h of every layer, direction and step; None to skip it.
     """
 
     dx: Any
@@ -181,7 +183,7 @@ class InputGradients(NamedTuple):
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters of an engine, in torch's flat order.
+    """Return names and shapes of the parameters of an engine, in torch's flat order.
 
     Examples
     --------
@@ -276,7 +278,7 @@ def window(order: Order, first: int, last: int) -> Order:
 
 
 def linear_pack(weight: Array, bias: Array | None) -> Array:
-    """weight (O, I) and bias (O,) or None, both C-contiguous, in the form that `linear_forward` reads."""
+    """Pack weight (O, I) and bias (O,) or None, both C-contiguous, for `linear_forward`."""
     rows, columns = weight.shape
     packed = empty(_core.linear_sizes(1, columns, rows, weight.itemsize)[0])
     _core.linear_pack(weight, bias, packed)
@@ -284,18 +286,18 @@ def linear_pack(weight: Array, bias: Array | None) -> Array:
 
 
 def linear_forward(x: Array, packed: Array, y: Array) -> None:
-    """y = x weight' + bias for x (M, I) and y (M, O), whose rows may lie any distance apart."""
+    """Compute y = x weight' + bias for x (M, I) and y (M, O), with any strides between rows."""
     _core.linear_forward(x, packed, y)
 
 
 def linear_backward(x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None) -> None:
-    """Write dx, and add the gradients of weight and bias (None: there is none) to dweight and dbias."""
+    """Write dx, and add the gradients of weight and bias (or None) to dweight and dbias."""
     _, size = _core.linear_sizes(x.shape[0], x.shape[1], dy.shape[1], x.itemsize)
     _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size))
 
 
 def activation(name: str, a: Array, isa: str | None = None) -> Array:
-    """ "sigmoid" or "tanh" of a contiguous array, as the cells compute it."""
+    """Apply "sigmoid" or "tanh" to a contiguous array, as the cells compute it."""
     out = np.empty_like(a)
     _core.activation(name, a, out, isa)
     return out
@@ -303,7 +305,7 @@ def activation(name: str, a: Array, isa: str | None = None) -> Array:
 
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Engines made in this context, and the linear functions, use this instruction set, in all threads."""
+    """Use an instruction set for engines made in this context and for the linear functions, in all threads."""
     before = _core.get_default_isa()
     _choose_isa(name, "isa")
     try:
@@ -319,7 +321,7 @@ def _choose_isa(name: str, source: str) -> None:
 
 
 def set_num_threads(n: SupportsIndex) -> None:
-    """The number of threads that a call may use from now on, taken to the letter.
+    """Set the number of threads that a call may use from now on.
 
     Raises
     ------
@@ -334,9 +336,9 @@ def set_num_threads(n: SupportsIndex) -> None:
 
 
 def thread_limits() -> dict[str, int]:
-    """What bounds the number of threads: the processors that this process may use, its share of them, the environment.
+    """Return the limits on the number of threads: the processors of this process, its cgroup quota, the environment.
 
-    The least of them is the number, if nothing is set: 1 where it is less.
+    The default number of threads is the least of them, but at least 1.
     """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = {"processors": processors}

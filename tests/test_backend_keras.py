@@ -437,7 +437,7 @@ REFUSED = {
     "options": (
         lambda: backend.layer_to_keras(rnnfast.LSTM(3, 4, proj_size=2, peepholes=True, coupled=True, clip=1.0)),
         ValueError,
-        "proj_size=2, peepholes=True, coupled=True, clip=1.0",
+        "proj_size=2, clip=1.0, peepholes=True, coupled=True",
     ),
     "leak": (lambda: backend.layer_to_keras(rnnfast.RNN(3, 4, leak=0.5)), ValueError, "leak=0.5"),
     "alpha": (

@@ -9,6 +9,7 @@ from support.compare import assert_close, assert_same_bits, members, named
 from support.problems import TOLERANCE
 from support.ragged import (
     KINDS,
+    extras_of,
     is_real,
     isas,
     layer_of,
@@ -126,9 +127,13 @@ def test_bidirectional_is_a_layer_of_both_directions(variant, kind, turned):
     p = uneven_problem(kind, variant, 7, 6, 3, 5, dtype=np.float32, bidirectional=True)
     expected = run(layer_of(p), p)
     I, H = 3, 5
-    layer = rnnfast.Bidirectional(make_layer(variant, I, H), make_layer(variant, I, H, reverse=not turned))
-    ours = {k: v for k, v in p.parameters.items() if not k.endswith("_reverse")}
-    theirs = {k.removesuffix("_reverse"): v for k, v in p.parameters.items() if k.endswith("_reverse")}
+    extra = [{name: value[k : k + 1] for name, value in extras_of(p).items()} for k in range(2)]
+    layer = rnnfast.Bidirectional(
+        make_layer(variant, I, H, **extra[0]), make_layer(variant, I, H, reverse=not turned, **extra[1])
+    )
+    names = layer.forward_layer.parameters
+    ours = {name: p.parameters[name] for name in names}
+    theirs = {name: p.parameters[name + "_reverse"] for name in names}
     layer.forward_layer.load_state_dict(ours)
     layer.backward_layer.load_state_dict(theirs)
 

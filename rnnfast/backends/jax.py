@@ -127,20 +127,15 @@ def _forward(call: _Call, *arrays: Any) -> list[Any]:
 def _backward(call: _Call, *arrays: Any) -> list[Any]:
     run, count = call.stack.execution, len(call.names)
     checked, parameters = _prepare(call, arrays[:count])
-    dy, *dlast = map(np.asarray, arrays[count:])
-    plan, sizes = checked.plan, checked.plan.sizes if checked.ragged is None else checked.ragged.sizes
-    weights = run.pack(parameters)
+    given = functional.OutputGradients(*map(np.ascontiguousarray, arrays[count:]))
+    weights, sizes = run.pack(parameters), (checked.ragged or checked.plan).sizes
     tape = None if sizes is None else run.tapes.acquire(sizes.tape)
     outputs, _ = run.run(checked, weights.packed, tape)
-    given = functional.OutputGradients(
-        arguments.shaped("dy", dy, run.engine.dtype, plan.y), *run.state("dstate", call.state(dlast), plan)
-    )
     zeros = {name: np.zeros(shape, run.engine.dtype) for name, shape in call.stack.shapes.items()}
     found = run.differentiate(Kept(checked, outputs.y, tape, weights, None), given, zeros, per_step=False)
-    for buffer in (weights.packed, weights.packed_back):
-        run.packs.release(buffer)
-    if tape is not None:
-        run.tapes.release(tape)
+    for pool, buffer in ((run.packs, weights.packed), (run.packs, weights.packed_back), (run.tapes, tape)):
+        if buffer is not None:
+            pool.release(buffer)
     return [found.dx, *found.dparameters, *(array for array in (found.dh0, found.dc0) if array is not None)]
 
 

@@ -54,7 +54,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rnnfast import arguments, layers, options
-from rnnfast.backends._gates import positions, reorder
+from rnnfast.backends._common import positions, reject, reorder
 from rnnfast.layers import saving
 
 if TYPE_CHECKING:
@@ -98,42 +98,24 @@ _FUNCTIONS = {id(getattr(keras.activations, name)): ours for name, ours in ACTIV
 class _Kind(NamedTuple):
     """A layer type in both libraries."""
 
-    cell: type
-    outer: type
+    name: str  # of Keras's layer
     ours: type[layers.Recurrent[Any]]
-    gates: list[int]  # positions of one library's gates among the other's; each permutation is its own inverse
+    cell: str  # rnnfast's
+    order: str  # of Keras's gates, in rnnfast's letters
     functions: tuple[str, ...]  # the Keras option that corresponds to each of rnnfast's `activations`
-    plain: dict[tuple[Any, ...], dict[str, Any]]  # options that replace `activations` of certain values
     shared: tuple[str, ...] = ()  # further options with the same name in both
+
+    @property
+    def gates(self) -> list[int]:
+        return positions(self.cell, self.order)  # each of these permutations is its own inverse
 
 
 _KINDS = (
-    _Kind(
-        keras.layers.SimpleRNNCell,
-        keras.layers.SimpleRNN,
-        layers.RNN,
-        positions("rnn_tanh", "h"),
-        ("activation",),
-        {("tanh",): {}, ("relu",): {"nonlinearity": "relu"}},
-    ),
-    _Kind(
-        keras.layers.LSTMCell,
-        keras.layers.LSTM,
-        layers.LSTM,
-        positions("lstm", "ifgo"),
-        ("recurrent_activation", "activation", "activation"),
-        {("sigmoid", "tanh", "tanh"): {}},
-    ),
-    _Kind(
-        keras.layers.GRUCell,
-        keras.layers.GRU,
-        layers.GRU,
-        positions("gru", "zrn"),
-        ("recurrent_activation", "activation"),
-        {("sigmoid", "tanh"): {}},
-        ("reset_after",),
-    ),
+    _Kind("SimpleRNN", layers.RNN, "rnn_tanh", "h", ("activation",)),
+    _Kind("LSTM", layers.LSTM, "lstm", "ifgo", ("recurrent_activation", "activation", "activation")),
+    _Kind("GRU", layers.GRU, "gru", "zrn", ("recurrent_activation", "activation"), ("reset_after",)),
 )
+_CELLS = {getattr(keras.layers, f"{kind.name}Cell"): kind for kind in _KINDS}
 
 _MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean", None: None}
 
@@ -415,15 +397,17 @@ def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = No
 
 def _options(cell: Any) -> tuple[_Kind, tuple[Any, ...]]:
     """The kind of a Keras cell, and the options of the corresponding rnnfast layer as pairs."""
-    kind = next((kind for kind in _KINDS if type(cell) is kind.cell), None)
+    kind = _CELLS.get(type(cell))
     if kind is None:
-        classes = ", ".join(kind.cell.__name__ for kind in _KINDS)
+        classes = ", ".join(f"{kind.name}Cell" for kind in _KINDS)
         raise _Unsupported(f"the cell of layer must be one of {classes}, got {type(cell).__name__}")
     functions = [getattr(cell, name) for name in kind.functions]
     names = tuple(_FUNCTIONS.get(id(function)) for function in functions)
     if None in names:
         raise _Unsupported(f"the activations of layer must be among Keras's {', '.join(ACTIVATIONS)}, got {functions}")
-    chosen = kind.plain.get(names, {"activations": names})
+    chosen: dict[str, Any] = {} if names == options.DEFAULTS[kind.cell] else {"activations": names}
+    if kind.ours is layers.RNN and names == ("relu",):
+        chosen = {"nonlinearity": "relu"}
     shared = {name: getattr(cell, name) for name in kind.shared}
     return kind, (*chosen.items(), *shared.items(), ("bias", cell.use_bias), ("batch_first", True))
 
@@ -462,13 +446,8 @@ def _sides(layer: Any) -> list[_Side]:
     kind = next((kind for kind in _KINDS if isinstance(layer, kind.ours)), None)
     if kind is None:
         raise TypeError(f"layer must be an rnnfast LSTM, GRU, RNN or Bidirectional, got {type(layer).__name__}")
-    only = {"num_layers": 1, "proj_size": 0, "peepholes": False, "coupled": False, "clip": None, "leak": None}
-    faults = [f"{name}={getattr(layer, name)}" for name, value in only.items() if getattr(layer, name) != value]
-    if faults:
-        raise _Unsupported(
-            f"layer has {', '.join(faults)}, which Keras's layers do not support. Only layers with {only} can be "
-            "converted; convert a stack as one layer for each of its layers"
-        )
+    hint = "use a layer without, and convert a stack as one layer for each of its layers"
+    reject(layer, "Keras", "reverse", "activations", "nonlinearity", "reset_after", hint=hint)
     functions, count = layer.activations or options.DEFAULTS[layer.engine.cell], len(kind.functions)
     forward_side = _Side(layer, kind, "{}_l0", functions[:count], layer.reverse)
     if not layer.bidirectional:
@@ -485,11 +464,11 @@ def _empty_keras_layer(side: _Side, keywords: dict[str, Any]) -> Any:
         if name is None or chosen.setdefault(option, name) != name:
             raise _Unsupported(
                 f"layer has activations {tuple(side.functions)} for the options {side.kind.functions} of Keras's "
-                f"{side.kind.outer.__name__}, but each option needs a single value among {list(ACTIVATIONS.values())}"
+                f"{side.kind.name}, but each option needs a single value among {list(ACTIVATIONS.values())}"
             )
     shared = {name: getattr(side.layer, name) for name in side.kind.shared}
     common = {"use_bias": side.layer.bias, "go_backwards": side.backwards, "dtype": side.layer.dtype.name}
-    return side.kind.outer(side.layer.hidden_size, **chosen, **shared, **common, **keywords)
+    return getattr(keras.layers, side.kind.name)(side.layer.hidden_size, **chosen, **shared, **common, **keywords)
 
 
 def _full(function: Any) -> tuple[Any, ...]:

@@ -49,7 +49,7 @@ except ImportError as error:
     raise ImportError("rnnfast.backends.onnx needs onnx 1.16 or newer: pip install 'onnx>=1.16'") from error
 
 from rnnfast import functional, layers, options
-from rnnfast.backends._gates import positions, reorder
+from rnnfast.backends._common import positions, reject, reorder
 from rnnfast.layers import saving
 
 if TYPE_CHECKING:
@@ -530,9 +530,8 @@ def to_onnx(
     """
     if not isinstance(layer, layers.Recurrent):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
-    for name, plain, what in (("proj_size", 0, "projection"), ("leak", None, "leaky RNN")):
-        if getattr(layer, name) != plain:
-            raise ValueError(f"{name} of layer must be {plain}, got {getattr(layer, name)}: ONNX has no {what}")
+    known = "num_layers", "nonlinearity", "reset_after", "reverse", "activations", "clip", "peepholes", "coupled"
+    reject(layer, "ONNX", *known)
     newest = max(row[2] for row in helper.VERSION_TABLE)
     if not 7 <= opset <= newest:
         raise ValueError(

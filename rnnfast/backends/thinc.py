@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rnnfast import arguments, buffers, functional, layers
-from rnnfast.backends._gates import positions
+from rnnfast.backends._common import positions, reject
 
 try:
     from thinc.api import LSTM, Model, NumpyOps, registry
@@ -94,49 +94,42 @@ class _Call:
         if np.ndim(H0) != 3:
             raise ValueError(f"H0 must have shape (depth, dirs, nO), got shape {np.shape(H0)}")
         depth, dirs, nO = np.shape(H0)
-        self.x = arguments.real("X", X, dtype)[:, np.newaxis]
-        self.engine = _engine(dtype, self.x.shape[2], nO, depth, dirs)
+        x = arguments.real("X", X, dtype)[:, np.newaxis]
+        self.engine = _engine(dtype, x.shape[2], nO, depth, dirs)
         self.parameters = _from_flat(self.engine, params)
-        self.order = _order(np.asarray(size_at_t), len(self.x))
-        self.sizes = self.engine.sizes(len(self.x), 1, self.order)
-        # thinc uses H0 as the initial c, and C0 as the initial h.
-        self.h0, self.c0 = (self._states(name, value, (depth, dirs, nO)) for name, value in (("C0", C0), ("H0", H0)))
+        order = _order(np.asarray(size_at_t), len(x))
+        self.sizes = self.engine.sizes(len(x), 1, order)
 
-    def _states(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
-        """An initial state for each sequence; thinc has one that all sequences share."""
-        state: Any = arguments.shaped(name, value, self.engine.dtype, shape, "the shape of H0, (depth, dirs, nO)")
-        return np.repeat(state.reshape(-1, 1, shape[-1]), self.order.sequences, axis=1)
+        def states(name: str, value: Any) -> Array:
+            """An initial state for each sequence; thinc has one that all sequences share."""
+            state: Any = arguments.shaped(name, value, dtype, (depth, dirs, nO), "the shape of H0, (depth, dirs, nO)")
+            return np.repeat(state.reshape(-1, 1, nO), order.sequences, axis=1)
+
+        # thinc uses C0 as the initial h, and H0 as the initial c.
+        self.inputs = functional.Inputs(x, states("C0", C0), states("H0", H0), order=order)
 
     def forward(self, training: bool) -> Array:
         engine, sizes = self.engine, self.sizes
         packed = _memory.bytes(engine.packed_size)
         self.packed_back: Any = _memory.bytes(engine.packed_back_size) if training else None
         self.tape: Any = _memory.bytes(sizes.tape) if training else None
-        self.y = _memory.empty((*self.x.shape[:2], engine.directions * engine.output_size), engine.dtype)
-        last = np.empty_like(self.h0), np.empty_like(self.c0)
+        self.y = _memory.empty((*self.inputs.x.shape[:2], engine.directions * engine.output_size), engine.dtype)
+        last = np.empty_like(self.inputs.h0), np.empty_like(self.inputs.c0)
         workspace = _memory.bytes(sizes.forward_workspace)
         functional.pack(engine, list(self.parameters.values()), packed, self.packed_back)
-        inputs = functional.Inputs(self.x, self.h0, self.c0, order=self.order)
-        functional.forward(engine, packed, inputs, functional.Outputs(self.y, *last), workspace, self.tape)
+        functional.forward(engine, packed, self.inputs, functional.Outputs(self.y, *last), workspace, self.tape)
         return self.y[:, 0]
 
     def backward(self, dY: Any) -> tuple[Array, Array]:
         engine = self.engine
         dy: Any = arguments.shaped("dY", dY, engine.dtype, self.y[:, 0].shape, "the shape of Y")
-        dx = _memory.empty(self.x.shape, engine.dtype)
-        dstart = np.empty_like(self.h0), np.empty_like(self.c0)
+        dx = _memory.empty(self.inputs.x.shape, engine.dtype)
+        dstart = np.empty_like(self.inputs.h0), np.empty_like(self.inputs.c0)
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
         workspace = _memory.bytes(self.sizes.backward_workspace)
-        functional.backward(
-            engine,
-            self.packed_back,
-            functional.Inputs(self.x, self.h0, self.c0, order=self.order),
-            self.y,
-            self.tape,
-            functional.OutputGradients(dy[:, np.newaxis]),
-            functional.InputGradients(dx, *dstart, list(gradients.values())),
-            workspace,
-        )
+        given = functional.OutputGradients(dy[:, np.newaxis])
+        found = functional.InputGradients(dx, *dstart, list(gradients.values()))
+        functional.backward(engine, self.packed_back, self.inputs, self.y, self.tape, given, found, workspace)
         return dx[:, 0], _to_flat(engine, gradients)
 
 
@@ -218,10 +211,7 @@ def to_flat(layer: layers.LSTM) -> Array:
     """
     if not isinstance(layer, layers.LSTM):
         raise TypeError(f"layer must be an rnnfast.LSTM, thinc's only recurrent layer, got {type(layer).__name__}")
-    plain = {"proj_size": 0, "reverse": False, "activations": None, "clip": None, "peepholes": False, "coupled": False}
-    declined = [f"{name}={getattr(layer, name)!r}" for name, value in plain.items() if getattr(layer, name) != value]
-    if declined:
-        raise ValueError(f"layer has {', '.join(declined)}, which thinc's LSTM does not support: use a layer without")
+    reject(layer, "thinc's LSTM", "num_layers")
     engine = _engine(layer.dtype, layer.input_size, layer.hidden_size, layer.num_layers, 1 + layer.bidirectional)
     shapes = functional.parameter_shapes(engine)
     arrays = {name: layer.parameters.get(name, np.zeros(shape, layer.dtype)) for name, shape in shapes.items()}

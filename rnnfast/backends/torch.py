@@ -160,14 +160,8 @@ class _Cache:
         if found is None:
             y, h, c = _shapes(self.engine, call.x.shape, call.x.shape[0 if call.batch_first else 1])
             shapes = tuple(call.x.shape), y, h, c if self.engine.has_cell else None
-            found = functional.PreparedCall(
-                self.engine,
-                packed,
-                shapes,
-                time_first=not call.batch_first,
-                pool=self.workspaces,
-                empty=self.results.empty,
-            )
+            memory: dict[str, Any] = {"pool": self.workspaces, "empty": self.results.empty}
+            found = functional.PreparedCall(self.engine, packed, shapes, time_first=not call.batch_first, **memory)
             if len(self._prepared) >= 64:  # the number of different lengths has no bound
                 self._prepared.clear()
             self._prepared[key] = found
@@ -315,17 +309,11 @@ def _differentiate(call: _Call, kept: _Kept) -> tuple[Any, ...]:
     dx, dh0, dc0 = (cache.results.empty(shape, engine.dtype) for shape in shapes)
     dparameters = [cache.zeros(shape, engine.dtype) for shape in cache.shapes.values()]
     dc_n, dc0_out = (_contiguous(kept.dc_n), dc0) if engine.has_cell else (None, None)
+    given = functional.OutputGradients(_sequence(kept.dy, call), _contiguous(kept.dh_n), dc_n)
+    found = functional.InputGradients(_time_first(dx, call), dh0, dc0_out, dparameters)
+    packed, y, tape = cache.packed(call.parameters, back=True), _sequence(kept.y, call), _array(_aligned(kept.tape))
     workspace = cache.workspaces.acquire(engine.sizes(T, N, order).backward_workspace)
-    functional.backward(
-        engine,
-        cache.packed(call.parameters, back=True),
-        inputs,
-        _sequence(kept.y, call),
-        _array(_aligned(kept.tape)),
-        functional.OutputGradients(_sequence(kept.dy, call), _contiguous(kept.dh_n), dc_n),
-        functional.InputGradients(_time_first(dx, call), dh0, dc0_out, dparameters),
-        workspace,
-    )
+    functional.backward(engine, packed, inputs, y, tape, given, found, workspace)
     cache.workspaces.release(workspace)
     return *map(torch.from_numpy, (dx, dh0, dc0)), list(map(torch.from_numpy, dparameters))
 
@@ -405,14 +393,7 @@ def _below_autograd(call: _Call) -> Any:
         return _forward_operator(*call)
 
 
-_TYPES = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    list[Tensor]: "Tensor[]",
-    str: "str",
-    int: "int",
-    bool: "bool",
-}
+_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", str: "str", int: "int", bool: "bool"}
 
 
 def _schema(*records: type[Any]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bidirectional"]
 
-# Of a merge: what it makes of the outputs of both directions, and their gradients from that of what it made.
+# For each merge: the function of both outputs, and their gradients from the gradient of its result.
 _MERGES: dict[str | None, tuple[Any, Any]] = {
     "concat": (
         lambda f, b: np.concatenate((f, b), axis=-1),
@@ -46,10 +46,10 @@ class Kept(NamedTuple):
 
 
 class Bidirectional(Layer):
-    """Two single-direction layers of any class over one sequence, in both directions.
+    """Two layers of any recurrent classes, one for each direction of a sequence.
 
-    ``y[t] = merge(forward_layer's y[t], backward_layer's y[t])``, where the backward layer walks from the last step to
-    the first. Stacks of several layers are merged at the end, not layer by layer as with ``bidirectional=True``.
+    ``y[t] = merge(forward_layer's y[t], backward_layer's y[t])``, where the backward layer runs from the last step to
+    the first. Stacks are merged after their last layer, not layer by layer as with ``bidirectional=True``.
     Sources: M. Schuster and K. Paliwal, "Bidirectional recurrent neural networks", 1997; the form of
     ``keras.layers.Bidirectional``.
 
@@ -58,12 +58,12 @@ class Bidirectional(Layer):
     forward_layer : RNN, LSTM or GRU
         Neither bidirectional nor reverse.
     backward_layer : RNN, LSTM or GRU, optional
-        Not bidirectional, and like forward_layer in input_size, dtype and batch_first, for sum, mul and mean in the
-        width of y too. One built with reverse=True runs as it is; another is given time reversed, and what it returns
-        is turned back. None makes a layer of the same class and options, reverse=True, with fresh values by the init
-        and from the random generator of forward_layer.
+        Not bidirectional. It must have the input_size, dtype and batch_first of forward_layer, and for sum, mul and
+        mean the same width of y. A layer with reverse=True runs unchanged; another gets x in reverse order, and its
+        outputs are put back in order. None makes a layer of the same class and options with reverse=True, whose values
+        come from the init and the random generator of forward_layer.
     merge : {"concat", "sum", "mul", "mean", None}
-        How the two outputs make one; with None, y is the pair of them, and so is the dy that backward takes.
+        How the two outputs are combined; with None, y is the pair of them, and so is the dy of backward.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Bidirectional(Layer):
     Raises
     ------
     ValueError, TypeError
-        When an argument is not as above.
+        If an argument is not as described.
 
     Examples
     --------
@@ -153,7 +153,7 @@ class Bidirectional(Layer):
         y : ndarray, (T, N, width) in the layout of `x`; with merge=None a pair of them
             For concat the width is the sum of the two layers'.
         state : pair
-            The forward layer's and the backward layer's state, each after the last step that it walked.
+            The states of the forward and the backward layer, each after the last step that it walked.
 
         Raises
         ------
@@ -208,7 +208,7 @@ class Bidirectional(Layer):
         return merged, (state, state_backward), Tape(self, Kept(tape, tape_backward, outputs, shape))
 
     def backward(self, tape: Tape, dy: Any, dstate: Any = None, *, per_step: bool = False) -> Gradients:
-        """The gradient of the ``forward`` that made `tape`.
+        """Return the gradients of the ``forward`` that made `tape`.
 
         Parameters
         ----------
@@ -257,19 +257,19 @@ class Bidirectional(Layer):
         return self.forward_layer._cells(forward), self._turn_steps(self.backward_layer._cells(backward))
 
     def stream(self, batch_size: int = 1) -> NoReturn:  # noqa: ARG002
-        """Not possible: the backward layer begins with the last step of a sequence, which has not come yet.
+        """Raise an error: the backward layer begins with the last step of a sequence, which has not arrived yet.
 
         Raises
         ------
         ValueError
         """
         raise ValueError(
-            f"{saving.describe(self)} runs backwards too, from the last step of a sequence, which a stream has not "
-            "seen yet: stream its forward_layer"
+            f"{saving.describe(self)} runs backwards too, from the last step of a sequence, which has not arrived "
+            "yet: stream its forward_layer"
         )
 
     def _read(self, x: Any, state: Any, *steps: Any) -> tuple[Call, Call]:
-        """The checked arguments of both layers."""
+        """Check the arguments of both layers."""
         state, state_backward = _both("state", state)
         forward = self.forward_layer.execution.read(x, state, *steps, member="[0]")
         turned = not self.backward_layer.reverse
@@ -277,22 +277,22 @@ class Bidirectional(Layer):
         return forward, read(self._turn(forward.inputs.x), state_backward, *steps, member="[1]", turned=turned)
 
     def _turn_steps(self, array: Array) -> Array:
-        """An array (L, T, ...) of what the backward layer did, with its steps in the order of x: a view."""
+        """View an array (L, T, ...) of the backward layer with its steps in the order of x."""
         return array if self.backward_layer.reverse else array[:, ::-1]
 
     def _turn(self, array: Array | None) -> Array | None:
-        """A sequence in the order in which the backward layer takes it, and back: a view."""
+        """View a sequence in the order in which the backward layer takes it, or back."""
         if array is None or self.backward_layer.reverse:
             return array
         return array[:, ::-1] if self.backward_layer.batch_first and array.ndim == 3 else array[::-1]
 
 
 def _both(name: str, value: Any) -> tuple[Any, Any]:
-    """What belongs to the forward and to the backward layer; None is none for both."""
+    """Return the members for the forward and the backward layer; None is None for both."""
     return (None, None) if value is None else arguments.pair(name, value, "of the forward and the backward layer's")
 
 
 def _sides(forward: Mapping[str, Any], backward: Mapping[str, Any]) -> dict[str, Any]:
-    """What two layers have under their names, under the names of Bidirectional."""
+    """Merge the entries of two layers, under the names that Bidirectional gives them."""
     sides = {"forward": forward, "backward": backward}
     return {f"{side}.{name}": value for side, values in sides.items() for name, value in values.items()}

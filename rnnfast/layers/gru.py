@@ -21,9 +21,9 @@ __all__ = ["GRU"]
 
 
 class GRU(Recurrent["Array"]):
-    """The gated recurrent unit, of one layer or several, in both conventions of its reset gate.
+    """The gated recurrent unit, with one or more layers, in both conventions of its reset gate.
 
-    For every step, the gates stacked in the order r, z, n in all parameters::
+    Each step computes, with the gates stacked in the order r, z, n in all parameters::
 
         r, z = sigmoid(W_ih x + b_ih + W_hh h_before + b_hh)
         n    = tanh(W_in x + b_in + r * (W_hn h_before + b_hn))      reset_after=True
@@ -44,7 +44,7 @@ class GRU(Recurrent["Array"]):
     bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
     init : str or tuple, default "torch"
-        "torch", "keras" and "orthogonal" as for :class:`RNN`. ("chrono", T_max) is torch's but with ``b_z = log(u)``, u
+        "torch", "keras" and "orthogonal" as for :class:`RNN`. ("chrono", T_max) is torch's with ``b_z = log(u)``, u
         uniform in (1, T_max - 1) for each unit, in ``bias_ih``, and 0 in these rows of ``bias_hh``: z keeps the state,
         so the layer begins with memories of 2 to T_max steps.
 
@@ -57,9 +57,9 @@ class GRU(Recurrent["Array"]):
     Raises
     ------
     ValueError, TypeError
-        When an option is not as above.
+        If an option is not as described.
     MemoryError
-        When the parameters do not fit into memory.
+        If the parameters do not fit into memory.
 
     Examples
     --------

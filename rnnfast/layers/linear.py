@@ -20,7 +20,7 @@ __all__ = ["Embedding", "Linear"]
 
 
 class Pointwise(ArrayLayer):
-    """What Linear and Embedding share: each position of x gives a vector of y on its own."""
+    """The base of Linear and Embedding: each position of x is mapped to a vector of y independently."""
 
     def __call__(self, x: ArrayLike) -> Array:
         """Map every position.
@@ -34,16 +34,16 @@ class Pointwise(ArrayLayer):
         Returns
         -------
         ndarray, (..., out_features) or (..., embedding_dim)
-            The caller's.
+            The array belongs to the caller.
 
         Raises
         ------
         ValueError
-            When the last axis does not fit, or an id lies outside of the table.
+            If the last axis does not fit, or an id is outside the table.
         TypeError
-            When `x` does not hold real numbers, for Embedding integers.
+            If `x` does not hold real numbers, or integers for Embedding.
         MemoryError
-            When the result does not fit into memory.
+            If the result does not fit into memory.
         """
         return self._map(self._input(x), *(self._frozen or self._current()))
 
@@ -53,12 +53,12 @@ class Pointwise(ArrayLayer):
         Parameters
         ----------
         x
-            As for a call. The tape holds it by reference: leave it as it is until the last ``backward``.
+            As for a call. The tape holds it by reference: do not change it before the last ``backward``.
 
         Returns
         -------
         y : ndarray
-            As from a call; the caller's.
+            As from a call.
         tape : Tape
             For :meth:`backward`; it keeps the weights of this call.
 
@@ -73,7 +73,7 @@ class Pointwise(ArrayLayer):
         return y, Tape(self, (y.shape, x, *weights))
 
     def backward(self, tape: Tape, dy: ArrayLike | None) -> Gradients:
-        """The gradient of the ``forward`` that made `tape`, whatever happened to the parameters since.
+        """Return the gradients of the ``forward`` that made `tape`, even if the parameters have changed since.
 
         Parameters
         ----------
@@ -90,9 +90,9 @@ class Pointwise(ArrayLayer):
         Raises
         ------
         ValueError
-            When the tape comes from another layer, or `dy` is not of the shape of y.
+            If the tape comes from another layer, or `dy` does not have the shape of y.
         TypeError
-            When `tape` is none, or `dy` does not hold real numbers.
+            If `tape` is not a Tape, or `dy` does not hold real numbers.
         """
         shape, *kept = self._open(tape)
         dy = arguments.shaped("dy", dy, self.dtype, shape)
@@ -104,19 +104,19 @@ class Pointwise(ArrayLayer):
         raise NotImplementedError
 
     def _current(self) -> tuple[Array, ...]:
-        """What _map needs of the parameters as they are."""
+        """Return what _map needs of the present parameters."""
         return tuple(self._parameters.values())
 
     def _map(self, x: Array, *weights: Array) -> Array:
         raise NotImplementedError
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array | None:
-        """The gradient of x; those of the parameters are added to `parameters`."""
+        """Return the gradient of x, and add those of the parameters to `parameters`."""
         raise NotImplementedError
 
 
 def _rows(array: Array) -> Array:
-    """The vectors along the last axis, one below the other."""
+    """View the vectors along the last axis as the rows of a matrix."""
     return array.reshape(-1, array.shape[-1])
 
 
@@ -129,10 +129,10 @@ class Linear(Pointwise):
     ----------
     in_features, out_features : int
     bias : bool, default True
-        Whether there is b.
+        Whether to add b.
     dtype : {numpy.float32, numpy.float64}
     rng : None, int or numpy.random.Generator
-        Gives the initial values, uniform in (-1/sqrt(in_features), 1/sqrt(in_features)) as in torch.
+        The source of the initial values, uniform in (-1/sqrt(in_features), 1/sqrt(in_features)) as in torch.
 
     Attributes
     ----------
@@ -142,9 +142,9 @@ class Linear(Pointwise):
     Raises
     ------
     ValueError, TypeError
-        When an option is not as above.
+        If an option is not as described.
     MemoryError
-        When the parameters do not fit into memory.
+        If the parameters do not fit into memory.
 
     Examples
     --------
@@ -218,7 +218,7 @@ class Embedding(Pointwise):
         Width of a row.
     dtype : {numpy.float32, numpy.float64}
     rng : None, int or numpy.random.Generator
-        Gives the initial values, standard normal as in torch.
+        The source of the initial values, standard normal as in torch.
 
     Attributes
     ----------
@@ -228,9 +228,9 @@ class Embedding(Pointwise):
     Raises
     ------
     ValueError, TypeError
-        When an option is not as above.
+        If an option is not as described.
     MemoryError
-        When the table does not fit into memory.
+        If the table does not fit into memory.
 
     Examples
     --------
@@ -253,13 +253,13 @@ class Embedding(Pointwise):
         self._parameters["weight"] = lasting(self._rng.standard_normal(shape).astype(self.dtype))
 
     def _pack(self) -> tuple[Array, ...]:
-        return tuple(self._parameters.values())  # not copied: rows are looked up in the table as it is
+        return tuple(self._parameters.values())  # not copied: rows are read from the table itself
 
     def _input(self, x: Any) -> Array:
         ids = arguments.array("x", x)
         if ids.dtype.kind not in "iu":
             raise TypeError(f"x must hold integer ids, but its dtype is {ids.dtype}")
-        # A MemoryError now, not after a long look at the ids.
+        # Raises MemoryError now, before the ids are searched.
         np.empty(arguments.countable("y", (*ids.shape, self.embedding_dim)), self.dtype)
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_embeddings):
             wrong = ids[(ids < 0) | (ids >= self.num_embeddings)][0]
@@ -270,6 +270,6 @@ class Embedding(Pointwise):
         return weights[0][x]
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *_: Array) -> None:
-        # Summed in float64, column by column, over the rows that are used: exact enough for a million of one id.
+        # Summed in float64, column by column, over the rows that occur: accurate even if one id occurs a million times.
         used, place = np.unique(x.ravel(), return_inverse=True)
         parameters["weight"][used] = np.transpose([np.bincount(place, column) for column in _rows(dy).T])

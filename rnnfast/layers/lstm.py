@@ -19,9 +19,9 @@ __all__ = ["LSTM"]
 
 
 class LSTM(Recurrent["tuple[Array, Array]"]):
-    """Long short-term memory, of one layer or several, with an optional projection.
+    """Long short-term memory, with one or more layers and an optional projection.
 
-    For every step, the gates stacked in the order i, f, g, o in all parameters::
+    Each step computes, with the gates stacked in the order i, f, g, o in all parameters::
 
         i, f, o = sigmoid(W_ih x + b_ih + W_hh h_before + b_hh)
         g       = tanh(W_ih x + b_ih + W_hh h_before + b_hh)
@@ -37,21 +37,21 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
     input_size, hidden_size, num_layers
         I, H and L as for :class:`RNN`.
     proj_size : int, default 0
-        P, the width of h where it is not 0; below H.
+        P, the width of h, below H; 0 for no projection.
     activations : list of three, optional
         The functions of the gates, of g, and of c on its way to h, as for :class:`RNN`: sigmoid, tanh, tanh.
     peepholes : bool, default False
-        Whether i and f see c_before and o sees c, each unit its own: W... + p * c.
+        Whether i and f depend on c_before and o on c, unit by unit: W... + p * c.
     coupled : bool, default False
-        Whether f is 1 - i; the rows of f in the parameters then do nothing.
+        Whether f is 1 - i; the rows of f in the parameters are then unused.
     bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
     init : str or tuple, default "torch"
         "torch", "keras" and "orthogonal" as for :class:`RNN`; keras has ones in the rows of f of ``bias_ih``, glorot's
-        values in ``weight_hr`` and zeros in ``peephole``. "forget", or ("forget", value), is torch's but with a bias of
-        1, or value, in the forget gate. ("chrono", T_max) is torch's but with ``b_f = log(u)`` and ``b_i = -log(u)``, u
+        values in ``weight_hr`` and zeros in ``peephole``. "forget", or ("forget", value), is torch's with a bias of 1,
+        or value, in the forget gate. ("chrono", T_max) is torch's with ``b_f = log(u)`` and ``b_i = -log(u)``, u
         uniform in (1, T_max - 1) for each unit: the layer begins with memories of 2 to T_max steps. Both biases are
-        added: such a value stands in ``bias_ih``, and these rows of ``bias_hh`` are 0.
+        added, so ``bias_ih`` has such a value and these rows of ``bias_hh`` are 0.
 
     Attributes
     ----------
@@ -63,9 +63,9 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
     Raises
     ------
     ValueError, TypeError
-        When an option is not as above.
+        If an option is not as described.
     MemoryError
-        When the parameters do not fit into memory.
+        If the parameters do not fit into memory.
 
     Examples
     --------

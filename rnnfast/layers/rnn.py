@@ -21,9 +21,9 @@ __all__ = ["RNN"]
 
 
 class RNN(Recurrent["Array"]):
-    """Elman's recurrent network, of one layer or several.
+    """Elman's recurrent network, with one or more layers.
 
-    For every step, with f = tanh or relu::
+    Each step computes, with f = tanh or relu::
 
         h = f(W_ih x + b_ih + W_hh h_before + b_hh)
 
@@ -45,36 +45,36 @@ class RNN(Recurrent["Array"]):
     hidden_size : int
         H, units of a layer.
     num_layers : int, default 1
-        L, layers on top of each other; each takes the outputs of the one below.
+        L, the layers of the stack; each takes the outputs of the one below.
     nonlinearity : {"tanh", "relu"}
         f above.
     bias : bool, default True
-        Whether there are b_ih and b_hh.
+        Whether to add b_ih and b_hh.
     batch_first : bool, default False
-        x and y are (N, T, ...) in place of (T, N, ...). States never are.
+        x and y are (N, T, ...) instead of (T, N, ...). States are never batch-first.
     dropout : float from 0 to 1, default 0
-        Fraction of the outputs of all layers but the last that ``forward`` drops, scaling the others by
+        The fraction of the outputs of all layers but the last that ``forward`` drops; the others are scaled by
         1 / (1 - dropout). A call of the layer drops nothing.
     bidirectional : bool, default False
-        Each layer runs in both directions; y has the two side by side, forward first.
+        Each layer runs in both directions; y has the outputs of both side by side, forward first.
     reverse : bool, default False
         The layer runs from the last step to the first; y stays in the order of x.
     activations : list, optional
-        In place of `nonlinearity` the function f, as a list of one name, bidirectional also of two, the second for the
-        reverse direction. A name is sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh,
-        hard_sigmoid, elu, softsign or softplus, as the ONNX standard defines them; where there are alpha and beta, a
-        tuple of the name and them.
+        The function f, which replaces `nonlinearity`, as a list of one name; bidirectional also of two, the second for
+        the reverse direction. A name is sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh,
+        hard_sigmoid, elu, softsign or softplus, as defined by the ONNX standard. To set alpha and beta, pass a tuple
+        (name, alpha) or (name, alpha, beta).
     clip : float, optional
-        Bounds the input of every activation to -clip .. clip.
+        Limits the input of every activation to [-clip, clip].
     leak : float or array_like, optional
         alpha of the leaky RNN below, above 0 and at most 1: one number, one for each unit (H,), or anything that
         broadcasts to (L*D, H). It is fixed: saved as an option, not trained, and not in ``state_dict``. Mutually
         exclusive with `activations` and `clip`.
     dtype : {numpy.float32, numpy.float64}
     rng : None, int or numpy.random.Generator
-        Gives the initial values, and then drives dropout.
+        The source of the initial values, and then of dropout.
     init : str, default "torch"
-        What the initial values are; it acts now, and is no option that is saved.
+        The scheme of the initial values. It acts at construction alone, and is not saved.
 
         - "torch": all uniform in (-1/sqrt(H), 1/sqrt(H)), as in torch.
         - "keras": ``weight_ih`` (G*H, I) of G gates uniform in (-b, b), b = sqrt(6 / (I + G*H)); orthonormal columns
@@ -92,9 +92,9 @@ class RNN(Recurrent["Array"]):
     Raises
     ------
     ValueError, TypeError
-        When an option is not as above.
+        If an option is not as described.
     MemoryError
-        When the parameters do not fit into memory.
+        If the parameters do not fit into memory.
 
     Examples
     --------

@@ -1,0 +1,49 @@
+"""What the adapters share: the order of gates, and options that a framework lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rnnfast import functional
+from rnnfast.layers import saving
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", "dropout", "bidirectional", "dtype")  # everywhere
+
+
+def positions(cell: str, theirs: str) -> list[int]:
+    """Return where a framework stores the gates of a cell, in rnnfast's order, as indices for `reorder`.
+
+    Parameters
+    ----------
+    cell : str
+        A key of ``functional.CELLS``.
+    theirs : str
+        The framework's order, in rnnfast's letters for the gates.
+
+    Examples
+    --------
+    >>> positions("gru", "zrn")
+    [1, 0, 2]
+    """
+    return [theirs.index(gate) for gate in functional.CELLS[cell].gates]
+
+
+def reorder(array: Array, gates: list[int]) -> Array:
+    """Reorder the first axis of an array, which holds one block of rows for each gate."""
+    return array.reshape(len(gates), -1, *array.shape[1:])[gates].reshape(array.shape)
+
+
+def reject(layer: Any, framework: str, *supported: str, hint: str = "use a layer without") -> None:
+    """Raise an error if a layer has options, not at their default, that a framework does not support."""
+    found = []
+    for name, parameter in saving.signature(saving.kind(layer)).items():
+        value = getattr(layer, name)
+        if name not in (*SUPPORTED, *supported) and value != parameter.default:
+            found.append(f"{name}={value!r}")
+    if found:
+        raise ValueError(f"layer has {', '.join(found)}, which {framework} does not support: {hint}")
