@@ -127,7 +127,7 @@ def test_option_is_kept(tmp_path, rng):
             assert twin.leak == layer.leak
             assert twin(x)[0].tobytes() == layer(x)[0].tobytes()
     assert "leak" not in "".join(layer.state_dict())
-    with pytest.raises(ValueError, match="rnnfast.load"):
+    with pytest.raises(ValueError, match=r"rnnfast\.load"):
         rnnfast.RNN(I, H, 2).load(tmp_path / "layer")
     pair = rnnfast.Bidirectional(rnnfast.RNN(I, H, leak=0.25, rng=0))
     assert pair.backward_layer.leak == 0.25

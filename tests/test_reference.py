@@ -185,12 +185,8 @@ def run_alone(p):
     cells = np.zeros((layers, T, N, p.hidden_size))
     state = [member.copy() for member in members(p.state)]
     dstate = [np.zeros_like(member) for member in state]
-<<<<<<< HEAD
     trained = {name: value for name, value in p.parameters.items() if is_trained(p.cell, name)}
     dparameters = {name: np.zeros_like(value) for name, value in trained.items()}
-=======
-    dparameters = {name: np.zeros_like(value) for name, value in p.parameters.items() if is_trained(p.cell, name)}
->>>>>>> w-tests
     for n in range(N):
         one = slice(n, n + 1)
         start = [member[:, one] for member in members(p.state)]

@@ -53,12 +53,7 @@ def test_instruction_sets_are_found_once_and_named_as_their_tables():
 @pytest.mark.parametrize("layers", [2, 3, 4, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_dropout_masks_need_no_tape(layers, bidirectional):
-<<<<<<< HEAD
     # Without a tape, two buffers take turns for the outputs of layers: masking must not use the next layer's buffer.
-=======
-    # Without a tape the outputs of layers alternate between two buffers, so masks must not be applied in the buffer of
-    # the next layer.
->>>>>>> w-tests
     T, N, H = 9, 3, 4
     engine = functional.Engine("lstm", FLOAT, H, H, num_layers=layers, bidirectional=bidirectional)
     rng = np.random.default_rng(0)
