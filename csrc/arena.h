@@ -10,9 +10,7 @@
 #ifndef RNNFAST_ARENA_H
 #define RNNFAST_ARENA_H
 
-#include "range.h"
-#include "rnnfast.h"
-#include "simd.h"
+#include "view.h"
 
 #include <assert.h>
 

@@ -124,7 +124,7 @@ static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range colum
     }
 }
 
-static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t R, range units)
+static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t R, range units, REAL *dextra)
 {
     point at[SUM_ROWS];
     for (ptrdiff_t r = 0, n = r0; r < R; r++, n++) {
@@ -132,7 +132,7 @@ static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t 
         point_at(&at[r], d, t, t, n);
         at[r].dgates = d->dgates.at + (r0 + r) * d->dgates.row;
     }
-    d->s.cell->add_extra_gradient(at, R, units, d->dextra);
+    d->s.cell->add_extra_gradient(at, R, units, dextra);
 }
 
 static REAL *gate_of(REAL *matrix, int gate, ptrdiff_t elements)
@@ -145,6 +145,8 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
 {
     const cell *cell = d->s.cell;
     const scratch *own = d->own;
+    REAL *dw_ih = d->gradients[0], *dw_hh = d->gradients[1], *db_ih = d->gradients[2], *db_hh = d->gradients[3];
+    REAL *dw_hr = d->gradients[4], *dextra = d->gradients[5];
     ptrdiff_t H = d->s.H, P = d->s.P, K = d->K;
     const REAL *dgates = d->dgates.at + r0 * d->dgates.row;
     range tiles = part(tiles_of(H), w->k, w->n), units = columns_of(H, w->k, w->n), tiles_of_P = part(tiles_of(P), w->k, w->n);
@@ -161,18 +163,18 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
     barrier(w);
     for (int b = 0; b < d->s.columns; b++) {
         int ih = cell->ih[b], hh = cell->hh[b];
-        if (ih >= 0) add_outer(own->gate_tiles + R * b * H, H, R, own->x_panels, K, d->dw_ih + ih * H * K, tiles, w->poller);
-        add_columns(dgates + b * H, d->dgates.row, R, units, gate_of(d->db_ih, ih, H), gate_of(d->db_hh, hh, H));
+        if (ih >= 0) add_outer(own->gate_tiles + R * b * H, H, R, own->x_panels, K, dw_ih + ih * H * K, tiles, w->poller);
+        add_columns(dgates + b * H, d->dgates.row, R, units, gate_of(db_ih, ih, H), gate_of(db_hh, hh, H));
     }
     for (int i = 0; i < d->s.stages; i++) {
         const stage *g = &cell->stage[i];
         const REAL *source = g->from_aux ? own->aux_panels : own->h_panels;
         ptrdiff_t columns = stage_source(&d->s, g);
         for (int b = g->first; b < g->first + g->count; b++)
-            add_outer(own->gate_tiles + R * b * H, H, R, source, columns, d->dw_hh + cell->hh[b] * H * columns, tiles, w->poller);
-        if (!g->count) add_outer(own->dh_tiles, P, R, source, columns, d->dw_hr, tiles_of_P, w->poller);
+            add_outer(own->gate_tiles + R * b * H, H, R, source, columns, dw_hh + cell->hh[b] * H * columns, tiles, w->poller);
+        if (!g->count) add_outer(own->dh_tiles, P, R, source, columns, dw_hr, tiles_of_P, w->poller);
     }
-    if (d->dextra && cell->add_extra_gradient) add_extras(d, t0, r0, R, units);
+    if (dextra && cell->add_extra_gradient) add_extras(d, t0, r0, R, units, dextra);
     barrier(w);
 }
 

@@ -17,8 +17,7 @@
 #define RNNFAST_CELL_H
 
 #include "activations.h"
-#include "range.h"
-#include "rnnfast.h"
+#include "view.h"
 
 /* What a stack sets for its cell. */
 typedef struct {
@@ -70,8 +69,7 @@ typedef struct {
 INLINE range vectors_of(range units, int rest)
 {
     ptrdiff_t edge = units.begin + (units.end - units.begin) / LANES * LANES;
-    range r = {rest ? edge : units.begin, rest ? units.end : edge};
-    return r;
+    return (range){rest ? edge : units.begin, rest ? units.end : edge};
 }
 
 INLINE vec get(const REAL *p, ptrdiff_t lanes)

@@ -247,14 +247,12 @@ static void multiply(const product *p, range tiles, range columns, poller *w)
 
 static range all_tiles(const product *p)
 {
-    range r = {0, tiles_of(p->rows)};
-    return r;
+    return (range){0, tiles_of(p->rows)};
 }
 
 static range all_columns(const product *p)
 {
-    range r = {0, p->columns};
-    return r;
+    return (range){0, p->columns};
 }
 
 #endif
