@@ -29,9 +29,10 @@ static int is_reverse(const rnnfast_problem *p, int which)
     return p->stack.directions == 2 ? which == 1 : p->stack.reverse;
 }
 
-/* Rows one after the other, in the order in which a direction takes them. */
+/* Rows one after the other, in the order in which a direction takes them; an empty view if there are none. */
 static view in_order(const rnnfast_problem *p, const extent *e, const REAL *at, ptrdiff_t row)
 {
+    if (!at) return (view){0};
     view v = view_of(at, e->N, e->N * row, row);
     if (p->order) v.begin = p->order->begin;
     return v;
@@ -112,21 +113,21 @@ static void finish_stack(const call *c)
     remove_red_zones(c->packed.base, length_of(&c->packed));
 }
 
-/* What forward and backward share. Sets the members from dy on to zeros. */
+/* Sets the members that forward and backward share. */
 static direction *set_direction(call *c, ptrdiff_t layer, int which, view x, view y, weights w)
 {
     const rnnfast_problem *p = c->problem;
     const shape *s = &c->s;
     const extent *e = &c->e;
     ptrdiff_t state = layer * s->D + which;
+    kept k = {0};
     direction *d = &c->d[which];
-    memset(d, 0, sizeof *d);
     d->s = *s;
     d->T = e->T;
     d->N = e->N;
     d->K = input_width(s, layer);
     d->keeps = p->tape != NULL;
-    if (p->order) d->begin = p->order->begin;
+    d->begin = p->order ? p->order->begin : NULL;
     d->w = w;
     d->options = (cell_options){p->stack.activations[s->D == 2 ? which : 0], (REAL)p->stack.clip, p->stack.coupled, w.extra};
     d->own = &c->work.of[which];
@@ -134,12 +135,10 @@ static direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
     d->y = shifted(as_taken(p, y, which), which * s->P);
     d->h0 = state_of(p->h0, state, e->N, s->P, c->work.zeros);
     d->c0 = state_of(p->c0, state, e->N, s->H, c->work.zeros);
-    if (p->tape) {
-        kept k = kept_at(&c->tape, s, e, state);
-        if (k.gates) d->gates = in_order(p, e, k.gates, s->gates_row);
-        if (k.c) d->c = in_order(p, e, k.c, s->H_row);
-        if (k.aux) d->aux = in_order(p, e, k.aux, s->H_row);
-    }
+    if (p->tape) k = kept_at(&c->tape, s, e, state);
+    d->gates = in_order(p, e, k.gates, s->gates_row);
+    d->c = in_order(p, e, k.c, s->H_row);
+    d->aux = in_order(p, e, k.aux, s->H_row);
     return d;
 }
 
@@ -275,12 +274,13 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     ptrdiff_t N = c->e.N, state = layer * s->D + which;
     direction *d = set_direction(c, layer, which, x, y, weights_at(&c->packed, s, layer, which, 1));
     d->dx = as_taken(p, dx, which);
-    if (dy.at) d->dy = shifted(as_taken(p, dy, which), which * s->P);
-    if (p->dh) d->dh_of_all = as_taken(p, view_of((REAL *)p->dh + state * p->dh_state, p->N, p->dh_step, p->dh_row), which);
+    d->dy = dy.at ? shifted(as_taken(p, dy, which), which * s->P) : dy;
+    d->dh_of_all = view_of(p->dh, p->N, p->dh_step, p->dh_row);
+    if (p->dh) d->dh_of_all = as_taken(p, shifted(d->dh_of_all, state * p->dh_state), which);
     d->dh0 = state_of(p->dh0, state, N, s->P, NULL);
     d->dc0 = state_of(p->dc0, state, N, s->H, NULL);
     d->dgates = in_order(p, &c->e, own->dgates, s->gates_row);
-    if (s->projects) d->dh_steps = in_order(p, &c->e, own->dh_steps, s->P_row);
+    d->dh_steps = in_order(p, &c->e, own->dh_steps, s->P_row);
     d->dh = view_of(own->dh, N, 0, s->P_row);
     d->dc = view_of(own->dc, N, 0, s->H_row);
     d->daux = view_of(own->daux, N, 0, s->H_row);

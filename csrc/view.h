@@ -31,9 +31,10 @@ static ptrdiff_t max_of(ptrdiff_t a, ptrdiff_t b)
     return a > b ? a : b;
 }
 
+/* The next multiple of `to`, a power of two. */
 static ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t to)
 {
-    return (a + to - 1) / to * to;
+    return (a + to - 1) & -to;
 }
 
 /* Part k of n of the indices 0 .. total - 1. The lengths of the parts differ by at most one. */
