@@ -98,11 +98,7 @@ INLINE ivec to_bits(vec v)
 
 INLINE ivec broadcast_bits(BITS a)
 {
-#if LANES == 1
-    return a;
-#else
     return a - (ivec){0};
-#endif
 }
 
 /* a * b + c: one rounding if the instruction set has the fused instruction, otherwise two. */
