@@ -13,8 +13,7 @@
  * Aliasing: parts read and write their own row only; c and c_before may be the same row.
  * Error: one rounding for each operation written, activations as in activations.h.
  */
-#ifndef RNNFAST_CELL_H
-#define RNNFAST_CELL_H
+#pragma once
 
 #include "activations.h"
 #include "view.h"
@@ -88,5 +87,3 @@ INLINE vec gru_mix(vec z, vec n, vec h_before)
 {
     return muladd(z, h_before - n, n);
 }
-
-#endif

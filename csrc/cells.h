@@ -12,8 +12,7 @@
  * alpha is the leaky RNN's extra, [1, H], and has no gradient. With alpha = 1 and finite h, results are those of the plain RNN to the bit.
  * Aliasing and error: cell.h and activations.h.
  */
-#ifndef RNNFAST_CELLS_H
-#define RNNFAST_CELLS_H
+#pragma once
 
 #include "generic_cells.h"
 
@@ -263,5 +262,3 @@ static const rnnfast_cell_info *cell_info(rnnfast_cell which)
 {
     return (unsigned)which < RNNFAST_CELLS ? &cells[which].info : NULL;
 }
-
-#endif

@@ -4,8 +4,7 @@
  * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {stack, linear} ->
  * {forward, backward} -> schedule -> {layout, gemm} -> {arena, cells, packing} -> {activations, view, threads} -> simd.
  */
-#ifndef RNNFAST_ENGINE_H
-#define RNNFAST_ENGINE_H
+#pragma once
 
 #include "linear.h"
 #include "stack.h"
@@ -130,5 +129,3 @@ const rnnfast_table TABLE = {
     .sigmoid = sigmoid_of_array,
     .tanh = tanh_of_array,
 };
-
-#endif

@@ -4,8 +4,7 @@
  * place (arena.h). Rows of internal matrices are padded to whole vectors, so whole vectors may be written to their ends. All lengths
  * count elements.
  */
-#ifndef RNNFAST_LAYOUT_H
-#define RNNFAST_LAYOUT_H
+#pragma once
 
 #include "arena.h"
 #include "cells.h"
@@ -59,6 +58,11 @@ static shape shape_of(const rnnfast_stack *stack)
 static ptrdiff_t input_width(const shape *s, ptrdiff_t layer)
 {
     return layer ? times(s->D, s->P) : s->I;
+}
+
+static ptrdiff_t widest_input(const shape *s)
+{
+    return s->L > 1 ? max_of(s->I, input_width(s, 1)) : s->I;
 }
 
 /* A stage's product: its source's length and its columns. */
@@ -226,39 +230,37 @@ typedef struct {
     scratch of[2];
 } workspace;
 
-static workspace lay_out_forward(arena *a, const shape *s, const extent *e)
+INLINE scratch lay_out_forward(arena *a, const shape *s, const extent *e)
 {
-    workspace w = {.zeros = reserve(a, s->H_row)};
-    for (int i = 0; i < min_of(s->L - 1, 2); i++) w.between[i] = lay_out_output(a, s, e);
-    w.masked = w.between[0]; /* with a tape the outputs are there, and without one they are masked in place */
-    for (int d = 0; d < s->D; d++) {
-        w.of[d].gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row));
-        w.of[d].aux = reserve(a, times(e->N, s->H_row));
-    }
-    return w;
+    scratch own = {.gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row))};
+    own.aux = reserve(a, times(e->N, s->H_row));
+    return own;
 }
 
-static workspace lay_out_backward(arena *a, const shape *s, const extent *e)
+static scratch lay_out_backward(arena *a, const shape *s, const extent *e)
 {
     ptrdiff_t rows = block_rows(e, SUM_ROWS), sums = min_of(rows, SUM_ROWS);
-    ptrdiff_t widest = s->L > 1 ? max_of(s->I, input_width(s, 1)) : s->I;
+    scratch own = {.dgates = reserve(a, times(rows, s->gates_row))};
+    if (s->projects) own.dh_steps = reserve(a, times(rows, s->P_row));
+    own.dh = reserve(a, times(e->N, s->P_row));
+    own.dc = reserve(a, times(e->N, s->H_row));
+    own.daux = reserve(a, times(e->N, s->H_row));
+    own.gate_tiles = reserve(a, times(sums, s->gates_row));
+    if (s->projects) own.dh_tiles = reserve(a, times(sums, s->P_row));
+    own.x_panels = reserve(a, times(sums, padded(widest_input(s), LANES)));
+    own.h_panels = reserve(a, times(sums, s->P_row));
+    if (s->keeps_aux) own.aux_panels = reserve(a, times(sums, s->H_row));
+    return own;
+}
+
+INLINE workspace lay_out_workspace(arena *a, const shape *s, const extent *e, int back)
+{
     workspace w = {.zeros = reserve(a, s->H_row)};
     for (int i = 0; i < min_of(s->L - 1, 2); i++) w.between[i] = lay_out_output(a, s, e);
-    if (s->L > 1) w.masked = lay_out_output(a, s, e);
-    if (s->D > 1) w.second_dx = reserve(a, times(e->stored, widest));
-    for (int d = 0; d < s->D; d++) {
-        scratch *own = &w.of[d];
-        own->dgates = reserve(a, times(rows, s->gates_row));
-        if (s->projects) own->dh_steps = reserve(a, times(rows, s->P_row));
-        own->dh = reserve(a, times(e->N, s->P_row));
-        own->dc = reserve(a, times(e->N, s->H_row));
-        own->daux = reserve(a, times(e->N, s->H_row));
-        own->gate_tiles = reserve(a, times(sums, s->gates_row));
-        if (s->projects) own->dh_tiles = reserve(a, times(sums, s->P_row));
-        own->x_panels = reserve(a, times(sums, padded(widest, LANES)));
-        own->h_panels = reserve(a, times(sums, s->P_row));
-        if (s->keeps_aux) own->aux_panels = reserve(a, times(sums, s->H_row));
-    }
+    w.masked = w.between[0]; /* forward: with a tape the outputs are there, and without one they are masked in place */
+    if (back && s->L > 1) w.masked = lay_out_output(a, s, e);
+    if (back && s->D > 1) w.second_dx = reserve(a, times(e->stored, widest_input(s)));
+    for (int d = 0; d < s->D; d++) w.of[d] = back ? lay_out_backward(a, s, e) : lay_out_forward(a, s, e);
     return w;
 }
 
@@ -271,8 +273,8 @@ static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnn
     extent e = extent_of(T, N, o, s.D);
     arena forward = {0}, backward = {0};
     parts weights = parts_of_weights(&s, NULL, 0), back = parts_of_weights(&s, NULL, 1), tape = parts_of_tape(&s, &e, NULL);
-    lay_out_forward(&forward, &s, &e);
-    lay_out_backward(&backward, &s, &e);
+    lay_out_workspace(&forward, &s, &e, 0);
+    lay_out_workspace(&backward, &s, &e, 1);
     const ptrdiff_t elements[] = {length_of(&weights), length_of(&back), length_of(&tape), forward.used, backward.used};
     ptrdiff_t most = times(times(T, N), plus(s.I, times(s.D, s.P))); /* x and y */
     for (int i = 0; i < 5; i++) most = max_of(most, elements[i]);
@@ -283,5 +285,3 @@ static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnn
     out->backward_workspace = (size_t)elements[4] * sizeof(REAL);
     return most == MAX_ELEMENTS;
 }
-
-#endif

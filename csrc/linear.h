@@ -3,40 +3,30 @@
  * Layout: packed is W in panels, then the bias padded to whole vectors; the workspace of backward is W in the form that dx reads, then dy
  * in tiles and x in panels for SUM_ROWS rows. Order of the sums: as in forward.h and backward.h, chains from the first row on.
  */
-#ifndef RNNFAST_LINEAR_H
-#define RNNFAST_LINEAR_H
+#pragma once
 
 #include "backward.h"
 
 typedef struct {
     REAL *w, *bias;
-} linear_weights;
+    REAL *tiles, *panels; /* backward only */
+} linear_layout;
 
-static linear_weights lay_out_linear(arena *a, const rnnfast_linear *p)
-{
-    linear_weights w = {.w = reserve_weight(a, p->I, p->O, 0)};
-    w.bias = reserve(a, padded(p->O, LANES));
-    return w;
-}
-
-typedef struct {
-    REAL *w, *tiles, *panels;
-} linear_scratch;
-
-static linear_scratch lay_out_linear_backward(arena *a, const rnnfast_linear *p)
+static linear_layout lay_out_linear(arena *a, const rnnfast_linear *p, int back)
 {
     ptrdiff_t R = min_of(p->M, SUM_ROWS);
-    linear_scratch s = {.w = reserve_weight(a, p->I, p->O, 1)};
-    s.tiles = reserve(a, times(R, padded(p->O, LANES)));
-    s.panels = reserve(a, times(R, padded(p->I, LANES)));
-    return s;
+    linear_layout m = {.w = reserve_weight(a, p->I, p->O, back)};
+    if (!back) m.bias = reserve(a, padded(p->O, LANES));
+    if (back) m.tiles = reserve(a, times(R, padded(p->O, LANES)));
+    if (back) m.panels = reserve(a, times(R, padded(p->I, LANES)));
+    return m;
 }
 
 static int linear_sizes(const rnnfast_linear *p, size_t *packed, size_t *backward_workspace)
 {
     arena forward = {0}, backward = {0};
-    lay_out_linear(&forward, p);
-    lay_out_linear_backward(&backward, p);
+    lay_out_linear(&forward, p, 0);
+    lay_out_linear(&backward, p, 1);
     *packed = (size_t)forward.used * sizeof(REAL);
     *backward_workspace = (size_t)backward.used * sizeof(REAL);
     return max_of(max_of(forward.used, backward.used), times(p->M, plus(p->I, p->O))) == MAX_ELEMENTS;
@@ -46,7 +36,7 @@ static void pack_linear_task(call *c, const worker *w)
 {
     const rnnfast_linear *p = c->linear;
     arena a = {p->packed, 0, MAX_ELEMENTS};
-    linear_weights packed = lay_out_linear(&a, p);
+    linear_layout packed = lay_out_linear(&a, p, 0);
     pack_weight(packed.w, NULL, p->I, p->O, 0, p->O, p->weight, w->k, w->n, w->poller);
     if (w->k) return;
     memset(packed.bias, 0, (size_t)round_up(p->O, LANES) * sizeof(REAL));
@@ -57,7 +47,7 @@ static void linear_forward_task(call *c, const worker *w)
 {
     const rnnfast_linear *p = c->linear;
     arena a = {p->packed, 0, MAX_ELEMENTS};
-    linear_weights packed = lay_out_linear(&a, p);
+    linear_layout packed = lay_out_linear(&a, p, 0);
     product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed.w, .from = FROM_ROW, .start = packed.bias};
     y.a = matrix_view(p->x, p->x_row);
     y.c = matrix_view(p->y, p->y_row);
@@ -68,7 +58,7 @@ static void linear_backward_task(call *c, const worker *w)
 {
     const rnnfast_linear *p = c->linear;
     arena a = {p->workspace, 0, MAX_ELEMENTS};
-    linear_scratch own = lay_out_linear_backward(&a, p);
+    linear_layout own = lay_out_linear(&a, p, 1);
     ptrdiff_t I = p->I, O = p->O;
     range tiles = part(tiles_of(O), w->k, w->n), columns = columns_of(O, w->k, w->n);
     pack_weight(NULL, own.w, I, O, 0, O, p->weight, w->k, w->n, w->poller);
@@ -99,8 +89,8 @@ static void run_linear(const rnnfast_linear *p, double rows, void (*task)(call *
     start(&c, p->threads, rows * p->I * p->O, &p->poll);
     run(&c, task);
     finish(&c);
-    lay_out_linear(&packed, p);
-    lay_out_linear_backward(&workspace, p);
+    lay_out_linear(&packed, p, 0);
+    lay_out_linear(&workspace, p, 1);
     remove_red_zones(p->packed, packed.used);
     remove_red_zones(p->workspace, workspace.used);
 }
@@ -119,5 +109,3 @@ static void linear_backward(const rnnfast_linear *p)
 {
     run_linear(p, (double)p->M, linear_backward_task);
 }
-
-#endif

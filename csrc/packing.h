@@ -6,8 +6,7 @@
  *
  * Sources and destinations do not overlap. Packing moves elements and computes nothing, so it has no error.
  */
-#ifndef RNNFAST_PACKING_H
-#define RNNFAST_PACKING_H
+#pragma once
 
 #include "threads.h"
 #include "view.h"
@@ -135,5 +134,3 @@ static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *
         }
     }
 }
-
-#endif

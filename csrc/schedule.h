@@ -6,8 +6,7 @@
  * stage, if gates do not begin at whole vectors) makes them visible to the others. Sums over rows are divided by columns.
  * No division changes an order of summation.
  */
-#ifndef RNNFAST_SCHEDULE_H
-#define RNNFAST_SCHEDULE_H
+#pragma once
 
 #include "gemm.h"
 #include "layout.h"
@@ -181,22 +180,17 @@ static int by_rows(const direction *d, ptrdiff_t N, int n, double of_step)
     return N >= 2 * n && of_step < (double)MANY_BARRIERS * BARRIER_WORK * n;
 }
 
-/* Returns 0 if the worker has no share. */
-static int take_share(share *own, const direction *d, const worker *w, range rows)
+/* A worker's share of some rows; n is 0 if it has none. */
+static share take_share(const direction *d, const worker *w, range rows)
 {
     ptrdiff_t N = rows.end - rows.begin;
     double of_step = (double)N * d->s.gates * d->s.H * d->s.P;
-    *own = (share){rows, 0, 1};
     if (by_rows(d, N, w->n, of_step)) {
-        range part_of_rows = part(N, w->k, w->n);
-        own->rows = (range){rows.begin + part_of_rows.begin, rows.begin + part_of_rows.end};
-    } else if (of_step >= (double)BARRIER_WORK * w->n) {
-        own->k = w->k;
-        own->n = w->n;
-    } else if (w->k) {
-        return 0;
+        range own = part(N, w->k, w->n);
+        return (share){{rows.begin + own.begin, rows.begin + own.end}, 0, 1};
     }
-    return 1;
+    if (of_step >= (double)BARRIER_WORK * w->n) return (share){rows, w->k, w->n};
+    return (share){rows, 0, w->k == 0};
 }
 
 /* The rows of all steps of a block, out of some rows. */
@@ -217,5 +211,3 @@ static int from_last(ptrdiff_t t)
 {
     return t & 1;
 }
-
-#endif

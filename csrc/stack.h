@@ -8,8 +8,7 @@
  * Layout: layout.h. Order of the sum of two directions' dx: the forward one's plus the reverse one's.
  * Aliasing: views refer to the caller's memory and own nothing. Cost: a few hundred instructions per call and direction of a layer.
  */
-#ifndef RNNFAST_STACK_H
-#define RNNFAST_STACK_H
+#pragma once
 
 #include "backward.h"
 #include "forward.h"
@@ -83,7 +82,7 @@ static double stack_work(const shape *s, const extent *e)
     return of_row * s->D * e->rows;
 }
 
-static void start_stack(call *c, const rnnfast_problem *p, workspace (*lay_out)(arena *, const shape *, const extent *))
+INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
 {
     assert(p->T >= 1 && p->N >= 1 && p->threads >= 1);
     assert(p->stack.directions == 1 || (p->stack.directions == 2 && !p->stack.reverse));
@@ -91,15 +90,16 @@ static void start_stack(call *c, const rnnfast_problem *p, workspace (*lay_out)(
     c->problem = p;
     c->s = shape_of(&p->stack);
     c->e = extent_of(p->T, p->N, p->order, c->s.D);
+    c->packed = parts_of_weights(&c->s, back ? p->packed_back : p->packed, back);
     c->tape.base = NULL;
     if (p->tape) c->tape = parts_of_tape(&c->s, &c->e, p->tape);
     arena a = {p->workspace, 0, 0};
 #if !defined(NDEBUG)
     arena counted = {0};
-    lay_out(&counted, &c->s, &c->e);
+    lay_out_workspace(&counted, &c->s, &c->e, back);
     a.limit = counted.used;
 #endif
-    c->work = lay_out(&a, &c->s, &c->e);
+    c->work = lay_out_workspace(&a, &c->s, &c->e, back);
     c->work_used = a.used;
     memset(c->work.zeros, 0, (size_t)c->s.H_row * sizeof(REAL));
     start(c, p->threads, stack_work(&c->s, &c->e), &p->poll);
@@ -227,8 +227,7 @@ static void take_last(const direction *d)
 static void forward(const rnnfast_problem *p)
 {
     call c;
-    start_stack(&c, p, lay_out_forward);
-    c.packed = parts_of_weights(&c.s, p->packed, 0);
+    start_stack(&c, p, 0);
     const shape *s = &c.s;
     ptrdiff_t N = c.e.N, rows = forward_rows(s), chunk = CHUNK_ROWS * (c.group ? c.group : 1);
     view x = view_of(p->x, p->N, p->x_step, p->x_row);
@@ -285,8 +284,9 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     d->dc = view_of(own->dc, N, 0, s->H_row);
     d->daux = view_of(own->daux, N, 0, s->H_row);
     d->gradients = p->dparameters + RNNFAST_KINDS * state;
-    copy_rows(d->dh, state_of(p->dh_n, state, N, s->P, c->work.zeros), s->P, N);
-    if (s->has_c) copy_rows(d->dc, state_of(p->dc_n, state, N, s->H, c->work.zeros), s->H, N);
+    view dh_n = state_of(p->dh_n, state, N, s->P, c->work.zeros), dc_n = state_of(p->dc_n, state, N, s->H, c->work.zeros);
+    copy_rows(&d->dh, 0, &dh_n, c->rows, (range){0, s->P});
+    if (s->has_c) copy_rows(&d->dc, 0, &dc_n, c->rows, (range){0, s->H});
 }
 
 /* The start of the block of steps that ends at t1. */
@@ -300,8 +300,7 @@ static ptrdiff_t block_begin(const rnnfast_problem *p, ptrdiff_t t1, ptrdiff_t *
 static void backward(const rnnfast_problem *p)
 {
     call c;
-    start_stack(&c, p, lay_out_backward);
-    c.packed = parts_of_weights(&c.s, p->packed_back, 1);
+    start_stack(&c, p, 1);
     c.rows = (range){0, c.e.N};
     const shape *s = &c.s;
     view dy = view_of(p->dy, p->N, p->dy_step, p->dy_row);
@@ -321,13 +320,11 @@ static void backward(const rnnfast_problem *p)
         }
         for (int which = 0; which < s->D; which++) {
             const direction *d = &c.d[which];
-            copy_rows(d->dh0, d->dh, s->P, c.e.N);
-            if (s->has_c) copy_rows(d->dc0, d->dc, s->H, c.e.N);
+            copy_rows(&d->dh0, 0, &d->dh, c.rows, (range){0, s->P});
+            if (s->has_c) copy_rows(&d->dc0, 0, &d->dc, c.rows, (range){0, s->H});
         }
         combine(&c, layer, dx, dx, second_dx);
         dy = dx;
     }
     finish_stack(&c);
 }
-
-#endif

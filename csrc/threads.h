@@ -18,8 +18,7 @@
  * answer in *stopped. A thread counts the multiply-adds that it does, so asking costs nothing measurable. Once *stopped is set it stays
  * set, and every loop of the call ends soon.
  */
-#ifndef RNNFAST_THREADS_H
-#define RNNFAST_THREADS_H
+#pragma once
 
 #include "rnnfast.h"
 
@@ -53,5 +52,3 @@ static inline int should_stop(poller *p, ptrdiff_t work)
     p->left = *p->stopped ? 0 : POLL_WORK;
     return *p->stopped;
 }
-
-#endif

@@ -8,8 +8,7 @@
  *
  * A view owns nothing and holds no length in time. Strides count elements and may be negative.
  */
-#ifndef RNNFAST_VIEW_H
-#define RNNFAST_VIEW_H
+#pragma once
 
 #include "rnnfast.h"
 #include "simd.h"
@@ -121,10 +120,9 @@ static view shifted(view v, ptrdiff_t columns)
     return v;
 }
 
-/* Copies N rows of step 0 of one view to another. The two may be the same memory. */
-static void copy_rows(view to, view from, ptrdiff_t columns, ptrdiff_t N)
+/* Copies some rows and columns of step 0 of a view to step t of another. The two may be the same memory. */
+static void copy_rows(const view *to, ptrdiff_t t, const view *from, range rows, range columns)
 {
-    for (ptrdiff_t n = 0; n < N; n++) memmove(row_at(&to, 0, n), row_at(&from, 0, n), (size_t)columns * sizeof(REAL));
+    size_t bytes = (size_t)(columns.end - columns.begin) * sizeof(REAL);
+    for (ptrdiff_t n = rows.begin; n < rows.end; n++) memmove(row_at(to, t, n) + columns.begin, row_at(from, 0, n) + columns.begin, bytes);
 }
-
-#endif
