@@ -15,10 +15,10 @@
 
 #if REAL_BITS == 32
 typedef float REAL;
-typedef int32_t BITS;
+typedef uint32_t BITS;
 #else
 typedef double REAL;
-typedef int64_t BITS;
+typedef uint64_t BITS;
 #endif
 
 #if defined(__GNUC__)
@@ -175,7 +175,7 @@ INLINE vec greater(vec a, vec b)
 
 INLINE ivec sign_bit(vec v)
 {
-    return to_bits(v) & broadcast_bits((BITS)((uint64_t)1 << (REAL_BITS - 1)));
+    return to_bits(v) & broadcast_bits((BITS)1 << (REAL_BITS - 1));
 }
 
 /* The first n lanes (0 <= n <= LANES) from memory, the others zero. */

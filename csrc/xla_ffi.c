@@ -120,25 +120,18 @@ static void read_shape(run *r)
              (long long)p->N);
 }
 
-static ptrdiff_t parameter_size(const run *r, int kind, ptrdiff_t layer)
-{
-    const rnnfast_stack *s = &r->p.stack;
-    ptrdiff_t features = layer ? s->directions * s->P : s->I;
-    const rnnfast_cell_info *cell = r->table->cell_info(s->cell);
-    const ptrdiff_t rows = (ptrdiff_t)strlen(cell->gates) * s->H;
-    const ptrdiff_t sizes[RNNFAST_KINDS] = {rows * features, rows * s->P, rows, rows, s->P * s->H, cell->extra_rows * s->H};
-    return sizes[kind];
-}
-
 /* Takes the parameters from the arguments, or their gradients from the results, which are set to zero because gradients accumulate. */
 static void take_parameters(run *r, int of_results, void **parameters)
 {
     const rnnfast_stack *s = &r->p.stack;
+    const rnnfast_cell_info *cell = r->table->cell_info(s->cell);
+    const ptrdiff_t rows = (ptrdiff_t)strlen(cell->gates) * s->H;
     for (ptrdiff_t k = 0; k < RNNFAST_KINDS * s->layers * s->directions; k++) {
-        int kind = (int)(k % RNNFAST_KINDS);
-        ptrdiff_t size = parameter_size(r, kind, k / RNNFAST_KINDS / s->directions);
-        parameters[k] = r->call.kinds >> kind & 1 ? elements(r, of_results, size) : NULL;
-        if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(size * r->call.item));
+        ptrdiff_t features = k < RNNFAST_KINDS * s->directions ? s->I : s->directions * s->P;
+        ptrdiff_t sizes[RNNFAST_KINDS] = {rows * features, rows * s->P, rows, rows, s->P * s->H, cell->extra_rows * s->H};
+        ptrdiff_t kind = k % RNNFAST_KINDS;
+        parameters[k] = r->call.kinds >> kind & 1 ? elements(r, of_results, sizes[kind]) : NULL;
+        if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(sizes[kind] * r->call.item));
     }
 }
 
