@@ -101,7 +101,7 @@ static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL
 {
     product p = {.rows = rows, .K = R, .columns = columns, .tiles = tiles, .b = panels, .from = FROM_ZERO};
     p.c = p.plus = matrix_view(dw, columns);
-    multiply(&p, which, all_columns(&p), w);
+    multiply(&p, which, (range){0, columns}, w);
 }
 
 /* db[j] += sum over rows of d[r, j], for one or two biases (NULL: there is none). */

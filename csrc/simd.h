@@ -87,11 +87,6 @@ INLINE ivec to_bits(vec v)
     return b;
 }
 
-INLINE ivec broadcast_bits(BITS a)
-{
-    return a - (ivec){0};
-}
-
 /* a * b + c: one rounding if the instruction set has the fused instruction, otherwise two. */
 INLINE vec muladd(vec a, vec b, vec c)
 {
@@ -175,7 +170,7 @@ INLINE vec greater(vec a, vec b)
 
 INLINE ivec sign_bit(vec v)
 {
-    return to_bits(v) & broadcast_bits((BITS)1 << (REAL_BITS - 1));
+    return to_bits(v) & to_bits(broadcast(-(REAL)0));
 }
 
 /* The first n lanes (0 <= n <= LANES) from memory, the others zero. */

@@ -42,10 +42,9 @@ static void *take(run *r, int of_results, int dtype, ptrdiff_t count)
     const xla_list *list = of_results ? &r->frame->results : &r->frame->arguments;
     int64_t index = of_results ? r->results++ : r->arguments++, found = 1;
     const char *name = of_results ? "result" : "argument";
-    const xla_buffer *b;
     if (r->error) return NULL;
     if (index >= list->size) return fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is missing", name, (int)index);
-    b = list->values[index];
+    const xla_buffer *b = list->values[index];
     if (list->types[index] != XLA_BUFFER || b->struct_size < sizeof *b)
         return fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is not a buffer", name, (int)index);
     for (int64_t axis = 0; axis < b->rank; axis++) found *= b->dims[axis];
@@ -74,9 +73,8 @@ static int is_known(const xla_frame *frame)
 static int is_version_query(const xla_frame *frame)
 {
     const xla_extension *e = frame->extensions;
-    xla_version *version;
     if (!e || e->type != XLA_METADATA || e->struct_size < sizeof(xla_metadata_extension)) return 0;
-    version = &((const xla_metadata_extension *)e)->metadata->version;
+    xla_version *version = &((const xla_metadata_extension *)e)->metadata->version;
     version->major = !frame->api || is_known(frame) ? XLA_MAJOR : -1;
     version->minor = frame->api ? frame->api->version.minor : 1;
     return 1;
@@ -105,13 +103,12 @@ static void read_shape(run *r)
     rnnfast_problem *p = &r->p;
     const xla_list *list = &r->frame->arguments;
     const xla_buffer *x = list->size && *list->types == XLA_BUFFER ? *list->values : NULL;
-    int time = !r->call.time_first;
     if (r->error) return;
     if (!x || x->struct_size < sizeof *x || x->rank < 2 || x->rank > 3) {
         fail(r, XLA_INVALID_ARGUMENT, "rnnfast: argument 0 must be x, with two or three axes");
         return;
     }
-    if (x->rank == 2) time = 0;
+    int time = x->rank == 3 && !r->call.time_first;
     p->T = x->dims[time];
     p->N = x->rank == 2 ? 1 : x->dims[1 - time];
     if (p->T < 1 || p->N < 1 || r->table->sizes(&p->stack, p->T, p->N, NULL, &r->sizes))
@@ -162,7 +159,6 @@ static void begin(run *r, const xla_frame *frame, int threads)
 {
     rnnfast_problem *p = &r->p;
     const rnnfast_stack *s = &p->stack;
-    ptrdiff_t states, features, outputs;
     memset(r, 0, sizeof *r);
     r->frame = frame;
     if (!is_known(frame)) {
@@ -176,7 +172,7 @@ static void begin(run *r, const xla_frame *frame, int threads)
     read_shape(r);
     if (r->error) return;
 
-    states = s->layers * s->directions, features = s->I, outputs = s->directions * s->P;
+    const ptrdiff_t states = s->layers * s->directions, features = s->I, outputs = s->directions * s->P;
     r->h = states * p->N * s->P;
     r->c = r->table->cell_info(s->cell)->has_c ? states * p->N * s->H : 0;
     r->x = p->T * p->N * features;
