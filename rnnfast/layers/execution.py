@@ -102,6 +102,7 @@ class Execution:
 
     def __init__(self, engine: functional.Engine, batch_first: bool, owner: str, extras: Array | None = None) -> None:
         self.engine = engine
+        np.empty(engine.packed_size, np.uint8)  # a MemoryError now, not after many small objects have filled the memory
         self._names = list(functional.parameter_shapes(engine))
         names = [name for name in self._names if extras is not None and name.startswith(f"{engine.extra}_l")]
         self.extras = {

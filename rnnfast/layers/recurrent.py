@@ -95,7 +95,6 @@ class Recurrent(ArrayLayer, Generic[State]):
         relu = len(self.engine.info.gates) == 1 and set(functions) == {"relu"}
         initializer = initializers.read(init, self.engine.info.gates, relu, self.bias, self.coupled)
         shapes = functional.parameter_shapes(self.engine)
-        np.empty(self.engine.packed_size, np.uint8)  # a MemoryError now, not after many arrays have filled the memory
         self._draw(
             lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size),
             {name: shape for name, shape in shapes.items() if name not in self.execution.extras},
