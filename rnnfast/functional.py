@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -67,7 +67,11 @@ from rnnfast._core import (
     SUM_ROWS,
     CellInfo,
     Engine,
+    InputGradients,
+    Inputs,
     Order,
+    OutputGradients,
+    Outputs,
     PreparedCall,
     Sizes,
     backward,
@@ -122,64 +126,6 @@ __all__ = [
     "window",
     "xla",
 ]
-
-
-class Inputs(NamedTuple):
-    """What `forward` reads, and `backward` reads again.
-
-    Attributes
-    ----------
-    x : ndarray, (T, N, input_size)
-    h0, c0 : ndarray or None
-        Initial states; None is zeros.
-    masks : ndarray or None, (num_layers - 1, T, N, features of y)
-        Factors for the outputs of all layers but the last.
-    order : Order or None
-        From `arrange`, for rows of different lengths; the states are then those of its sequences.
-    """
-
-    x: Any
-    h0: Any = None
-    c0: Any = None
-    masks: Any = None
-    order: Order | None = None
-
-
-class Outputs(NamedTuple):
-    """What `forward` writes: y (T, N, features) and the last states. c_n is None for a cell without c."""
-
-    y: Any
-    h_n: Any
-    c_n: Any = None
-
-
-class OutputGradients(NamedTuple):
-    """Gradients with respect to `Outputs`, which `backward` reads. None is zeros."""
-
-    dy: Any = None
-    dh_n: Any = None
-    dc_n: Any = None
-
-
-class InputGradients(NamedTuple):
-    """What `backward` writes.
-
-    Attributes
-    ----------
-    dx, dh0, dc0 : ndarray
-        Gradients with respect to `Inputs`; dc0 is None for a cell without c.
-    dparameters : list of ndarray or None
-        In the order of `parameter_shapes`; None for a parameter that is not trained. The gradients are added to the
-        values of the arrays.
-    dh : ndarray or None, (num_layers * directions, T, N, output_size)
-        The total derivative with respect to h of every layer, direction and step; None to skip it.
-    """
-
-    dx: Any
-    dh0: Any
-    dc0: Any
-    dparameters: Any
-    dh: Any = None
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:

@@ -302,12 +302,12 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _infer(self, call: Call) -> tuple[Array, State]:
         run, frozen = self.execution, self.execution.frozen
         packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
-        (y, h_n, c_n), _ = run.run(call, packed)
+        outputs, _ = run.run(call, packed)
         if frozen is None:
             run.packs.release(packed)
         elif call.plan.N and call.ragged is None:
             run.prepare(call.plan, frozen)
-        return y, cast("State", h_n if c_n is None else (h_n, c_n))
+        return outputs.y, cast("State", outputs.state)
 
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
@@ -328,7 +328,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         weights = self._pack() if frozen is None else frozen
         sizes = plan.sizes if rows is None else rows.sizes
         tape = None if sizes is None or checkpoint is not None else run.tapes.acquire(sizes.tape)
-        (y, h_n, c_n), saved = run.run(call, weights.packed, tape, checkpoint)
+        outputs, saved = run.run(call, weights.packed, tape, checkpoint)
+        y = outputs.y
         y.flags.writeable = False
         if y.base is not None:
             y.base.flags.writeable = False
@@ -341,7 +342,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             else:
                 leases += ((run.packs, weights.packed),)
         kept = Kept(call, y, tape, weights, saved)
-        return y, cast("State", h_n if c_n is None else (h_n, c_n)), Tape(self, kept, leases)
+        return y, cast("State", outputs.state), Tape(self, kept, leases)
 
     def _masks(self, plan: Plan) -> Array:
         """Factors for the outputs of all layers but the last: 0 where dropped, else what preserves the mean."""
