@@ -29,13 +29,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import arguments, functional, reference
+from ._types import Array, ArrayLike
 from .layers import Bidirectional, Recurrent, execution, saving
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import ArrayLike, NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["GradientFlow", "Saturation", "gradient_flow", "plot_gradient_flow"]
 

@@ -49,9 +49,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from collections.abc import Iterator
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
+
+from rnnfast._types import Array
 
 try:
     from rnnfast import _core
@@ -80,13 +83,6 @@ from rnnfast._core import (
     xla,
 )
 from rnnfast.buffers import empty
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = [
     "CELLS",

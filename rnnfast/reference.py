@@ -17,17 +17,13 @@ state networks with leaky-integrator neurons", 2007 (leaky RNN).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import ArrayLike, NDArray
-
-    Array = NDArray[Any]
+from ._types import Array, ArrayLike
 
 __all__ = ["backward", "forward", "sigmoid"]
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
 from . import arguments, functional
+from ._types import Array, ArrayLike
 from .functional import Inputs, Outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import ArrayLike, NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["Stream", "StreamPool"]
 

@@ -29,13 +29,14 @@ the layers of a stack (apply dropout between calls of single layers instead).
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnfast import arguments, functional, layers
 from rnnfast.layers import saving
-from rnnfast.layers.execution import Kept
+from rnnfast.layers.execution import Call, Execution, Kept
 
 try:
     import jax
@@ -44,11 +45,6 @@ try:
     from jax.interpreters import ad, batching, mlir
 except ImportError as error:
     raise ImportError("rnnfast.backends.jax needs JAX 0.4.36 or newer: pip install jax") from error
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from rnnfast.layers.execution import Call, Execution
 
 __all__ = ["gru", "lstm", "rnn"]
 

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from rnnfast import arguments, files
+from rnnfast._types import Array, ArrayLike, Path
+from rnnfast.buffers import BufferPool
 
 from . import saving
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import ArrayLike, NDArray
-
-    from rnnfast.buffers import BufferPool
-
-    Array = NDArray[Any]
-    Seed = int | np.random.Generator | None
-    Init = str | tuple[str, float]
-    Path = str | bytes | os.PathLike[Any]
 
 __all__ = ["ArrayLayer", "Gradients", "Layer", "Tape"]
 

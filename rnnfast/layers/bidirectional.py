@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, cast
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import numpy as np
 
 from rnnfast import arguments
+from rnnfast._types import Array, ArrayLike
 
 from . import saving
 from .base import Gradients, Layer, Tape
+from .execution import Call
 from .recurrent import Recurrent
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import ArrayLike
-
-    from .base import Array
-    from .execution import Call
 
 __all__ = ["Bidirectional"]
 

@@ -8,20 +8,15 @@ and the adapters reach the engine of a layer through ``layer.execution`` as well
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnfast import arguments, checkpoints, functional, ragged
+from rnnfast._types import Array
 from rnnfast.buffers import LARGE, BufferPool, ResultPool
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 _record = tuple.__new__  # makes a named tuple in less than half the time; for what every call makes
 

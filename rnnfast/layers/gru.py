@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rnnfast import arguments
+from rnnfast._types import Array, DTypeLike, Init, Seed
 
 from .recurrent import Recurrent, Stack
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import DTypeLike
-
-    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
 
 __all__ = ["GRU"]
 
 
-class GRU(Recurrent["Array"]):
+class GRU(Recurrent[Array]):
     """The gated recurrent unit, with one or more layers, in both conventions of its reset gate.
 
     Each step computes, with the gates stacked in the order r, z, n in all parameters::

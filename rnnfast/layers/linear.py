@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rnnfast import arguments, functional
+from rnnfast._types import Array, ArrayLike, DTypeLike, Seed
 
 from .base import ArrayLayer, Gradients, Tape, lasting
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from .base import Array, Seed
 
 __all__ = ["Embedding", "Linear"]
 

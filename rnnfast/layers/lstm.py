@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from rnnfast._types import Array, DTypeLike, Init, Seed
+
 from .recurrent import Recurrent, Stack
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import DTypeLike
-
-    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
 
 __all__ = ["LSTM"]
 
 
-class LSTM(Recurrent["tuple[Array, Array]"]):
+class LSTM(Recurrent[tuple[Array, Array]]):
     """Long short-term memory, with one or more layers and an optional projection.
 
     Each step computes, with the gates stacked in the order i, f, g, o in all parameters::

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from rnnfast import arguments, functional, initializers, options
+from rnnfast._types import Array, ArrayLike, DTypeLike, Init, Seed
 from rnnfast.streams import Stream
 
 from .base import ArrayLayer, Gradients, Tape
 from .execution import Call, Execution, Kept, Plan, Weights
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from .base import Array, Init, Seed
 
 __all__ = ["Recurrent"]
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from rnnfast import arguments
+from rnnfast._types import Array, ArrayLike, DTypeLike, Init, Seed
 
 from .recurrent import Recurrent, Stack
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
 
 __all__ = ["RNN"]
 
 
-class RNN(Recurrent["Array"]):
+class RNN(Recurrent[Array]):
     """Elman's recurrent network, with one or more layers.
 
     Each step computes, with f = tanh or relu::

@@ -6,19 +6,12 @@ A file of :mod:`rnnfast.files` holds the parameters and a header ``{"format": 1,
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rnnfast import files
-
-if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
-    Path = str | bytes | os.PathLike[Any]
+from rnnfast._types import Array, Path
 
 __all__ = ["CLASSES", "describe", "from_json", "kind", "load", "options", "signature", "to_json"]
 
