@@ -36,7 +36,7 @@ import numpy as np
 
 from rnnfast import arguments, functional, layers
 from rnnfast.layers import saving
-from rnnfast.layers.execution import Call, Execution, Kept
+from rnnfast.layers.execution import Call, Execution
 
 try:
     import jax
@@ -124,14 +124,11 @@ def _backward(call: _Call, *arrays: Any) -> list[Any]:
     run, count = call.stack.execution, len(call.names)
     checked, parameters = _prepare(call, arrays[:count])
     given = functional.OutputGradients(*map(np.ascontiguousarray, arrays[count:]))
-    weights, sizes = run.pack(parameters), (checked.ragged or checked.plan).sizes
-    tape = None if sizes is None else run.tapes.acquire(sizes.tape)
-    outputs, _ = run.run(checked, weights.packed, tape)
+    _, kept, leases = run.train(checked, parameters)
     zeros = {name: np.zeros(shape, run.engine.dtype) for name, shape in call.stack.shapes.items()}
-    found = run.differentiate(Kept(checked, outputs.y, tape, weights, None), given, zeros, per_step=False)
-    for pool, buffer in ((run.packs, weights.packed), (run.packs, weights.packed_back), (run.tapes, tape)):
-        if buffer is not None:
-            pool.release(buffer)
+    found = run.differentiate(kept, given, zeros, per_step=False)
+    for pool, buffer in leases:
+        pool.release(buffer)
     return [found.dx, *found.dparameters, *(array for array in (found.dh0, found.dc0) if array is not None)]
 
 

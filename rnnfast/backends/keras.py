@@ -95,7 +95,7 @@ class _Kind(NamedTuple):
     """A layer type in both libraries."""
 
     name: str  # of Keras's layer
-    ours: type[layers.Recurrent[Any]]
+    ours: Any  # the class of rnnfast
     cell: str  # rnnfast's
     order: str  # of Keras's gates, in rnnfast's letters
     functions: tuple[str, ...]  # the Keras option that corresponds to each of rnnfast's `activations`

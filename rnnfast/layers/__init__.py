@@ -10,7 +10,6 @@ recurrent  what RNN, LSTM and GRU share; rnn, lstm, gru  the three classes
 execution  how a layer runs the engine: plans, buffers, forward and backward
 """
 
-from . import base, execution, saving
 from .base import Gradients, Layer, Tape
 from .bidirectional import Bidirectional
 from .gru import GRU
@@ -31,10 +30,7 @@ __all__ = [
     "Linear",
     "Recurrent",
     "Tape",
-    "base",
-    "execution",
     "load",
-    "saving",
 ]
 
 # The public classes, which a file can be rebuilt as.

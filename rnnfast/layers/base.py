@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -60,7 +60,7 @@ class Tape:
 
     __slots__ = ("_kept", "_leases", "_owner")
 
-    def __init__(self, owner: Layer, kept: Any, leases: tuple[tuple[BufferPool, Any], ...] = ()) -> None:
+    def __init__(self, owner: Layer, kept: Any, leases: Sequence[tuple[BufferPool, Any]] = ()) -> None:
         self._owner = owner
         self._kept = kept
         self._leases = leases  # the pool of each buffer, and the buffer

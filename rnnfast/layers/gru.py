@@ -10,7 +10,7 @@ import numpy as np
 from rnnfast import arguments
 from rnnfast._types import Array, DTypeLike, Init, Seed
 
-from .recurrent import Recurrent, Stack
+from .recurrent import Recurrent
 
 __all__ = ["GRU"]
 
@@ -84,6 +84,4 @@ class GRU(Recurrent[Array]):
         init: Init = "torch",
     ) -> None:
         self.reset_after = arguments.flag("reset_after", reset_after)
-        cell = "gru" if reset_after else "gru_reset_before"
-        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
-        super().__init__(cell, stack, dtype, rng, init, {"activations": activations, "clip": clip})
+        super().__init__("gru" if reset_after else "gru_reset_before", locals())

@@ -9,7 +9,7 @@ import numpy as np
 
 from rnnfast._types import Array, DTypeLike, Init, Seed
 
-from .recurrent import Recurrent, Stack
+from .recurrent import Recurrent
 
 __all__ = ["LSTM"]
 
@@ -93,6 +93,4 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         rng: Seed = None,
         init: Init = "torch",
     ) -> None:
-        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
-        own = {"proj_size": proj_size, "activations": activations, "clip": clip}
-        super().__init__("lstm", stack, dtype, rng, init, {**own, "peepholes": peepholes, "coupled": coupled})
+        super().__init__("lstm", locals())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 
 from rnnfast import arguments, functional, initializers, options
-from rnnfast._types import Array, ArrayLike, DTypeLike, Init, Seed
+from rnnfast._types import Array, ArrayLike, Init
 from rnnfast.streams import Stream
 
 from .base import ArrayLayer, Gradients, Tape
@@ -17,19 +17,6 @@ from .execution import Call, Execution, Kept, Plan, Weights
 __all__ = ["Recurrent"]
 
 State = TypeVar("State")  # of a layer's state: h, or for LSTM the pair (h, c)
-
-
-class Stack(NamedTuple):
-    """The options that all recurrent layers share, as the caller gave them."""
-
-    input_size: Any
-    hidden_size: Any
-    num_layers: Any
-    bias: Any
-    batch_first: Any
-    dropout: Any
-    bidirectional: Any
-    reverse: Any
 
 
 class Recurrent(ArrayLayer, Generic[State]):
@@ -43,6 +30,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         How the layer runs it. Internal: its methods may change in any release.
     """
 
+    # Options that not every class has, and that layers pickled by earlier versions lack.
     proj_size = 0
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
@@ -53,48 +41,42 @@ class Recurrent(ArrayLayer, Generic[State]):
     _init: Init = "torch"
     _transient = ("execution",)
 
-    def __init__(
-        self, cell: str, stack: Stack, dtype: DTypeLike, rng: Seed, init: Init, own: dict[str, Any] | None = None
-    ) -> None:
-        """`own`: those of proj_size, activations, clip, peepholes, coupled and leak that the class has."""
-        super().__init__(dtype, rng)
-        own = own or {}
+    def __init__(self, cell: str, given: dict[str, Any]) -> None:
+        """`given`: the arguments of the class's constructor, as its locals()."""
+        super().__init__(given["dtype"], given["rng"])
         self._cell = cell
-        self.input_size = arguments.size("input_size", stack.input_size)
-        self.hidden_size = arguments.size("hidden_size", stack.hidden_size)
-        self.num_layers = arguments.size("num_layers", stack.num_layers)
-        self.proj_size = arguments.size("proj_size", own.get("proj_size", 0), least=0)
+        self.input_size = arguments.size("input_size", given["input_size"])
+        self.hidden_size = arguments.size("hidden_size", given["hidden_size"])
+        self.num_layers = arguments.size("num_layers", given["num_layers"])
+        self.proj_size = arguments.size("proj_size", given.get("proj_size", 0), least=0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size must be below hidden_size={self.hidden_size}, got {self.proj_size}")
-        self.bias = arguments.flag("bias", stack.bias)
-        self.batch_first = arguments.flag("batch_first", stack.batch_first)
-        self.dropout = arguments.fraction("dropout", stack.dropout)
+        self.bias = arguments.flag("bias", given["bias"])
+        self.batch_first = arguments.flag("batch_first", given["batch_first"])
+        self.dropout = arguments.fraction("dropout", given["dropout"])
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
-        self.bidirectional = arguments.flag("bidirectional", stack.bidirectional)
-        self.reverse = arguments.flag("reverse", stack.reverse)
+        self.bidirectional = arguments.flag("bidirectional", given["bidirectional"])
+        self.reverse = arguments.flag("reverse", given["reverse"])
         if self.bidirectional and self.reverse:
             raise ValueError(
                 "bidirectional=True and reverse=True are mutually exclusive: bidirectional=True includes the reverse "
                 "direction"
             )
-        self.activations = options.activations(own.get("activations"), cell, 1 + self.bidirectional)
-        self.clip = options.clip(own.get("clip"))
-        self.peepholes = arguments.flag("peepholes", own.get("peepholes", False))
-        self.coupled = arguments.flag("coupled", own.get("coupled", False))
-        states = self.num_layers * (1 + self.bidirectional)
-        self.leak = options.leak(own.get("leak"), states, self.hidden_size)
+        self.activations = options.activations(given["activations"], cell, 1 + self.bidirectional)
+        self.clip = options.clip(given["clip"])
+        self.peepholes = arguments.flag("peepholes", given.get("peepholes", False))
+        self.coupled = arguments.flag("coupled", given.get("coupled", False))
+        self.leak = options.leak(given.get("leak"), self.num_layers * (1 + self.bidirectional), self.hidden_size)
         # Used by Bidirectional for the backward layer that it makes. Not an option: it acts at construction alone.
-        self._init = init
+        self._init = given["init"]
         self._prepare()
         functions = self.activations or options.DEFAULTS[cell]
         relu = len(self.engine.info.gates) == 1 and set(functions) == {"relu"}
-        initializer = initializers.read(init, self.engine.info.gates, relu, self.bias, self.coupled)
+        initializer = initializers.read(self._init, self.engine.info.gates, relu, self.bias, self.coupled)
         shapes = functional.parameter_shapes(self.engine)
-        self._draw(
-            lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size),
-            {name: shape for name, shape in shapes.items() if name not in self.execution.extras},
-        )
+        shapes = {name: shape for name, shape in shapes.items() if name not in self.execution.extras}
+        self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size), shapes)
 
     def _prepare(self) -> None:
         directions = 1 + self.bidirectional
@@ -308,36 +290,16 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
-        run, (inputs, plan, rows) = self.execution, call
-        h0, c0 = inputs.h0, inputs.c0
-        call = Call(
-            functional.Inputs(
-                inputs.x,
-                None if h0 is None else h0.copy(),
-                None if c0 is None else c0.copy(),
-                self._masks(plan) if self.dropout and self.num_layers > 1 else None,
-            ),
-            plan,
-            rows,
-        )
-        frozen = run.frozen
-        weights = self._pack() if frozen is None else frozen
-        sizes = plan.sizes if rows is None else rows.sizes
-        tape = None if sizes is None or checkpoint is not None else run.tapes.acquire(sizes.tape)
-        (y, h_n, c_n), saved = run.run(call, weights.packed, tape, checkpoint)
+        (x, h0, c0, *_), plan, rows = call
+        h0, c0 = None if h0 is None else h0.copy(), None if c0 is None else c0.copy()
+        masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
+        call = Call(functional.Inputs(x, h0, c0, masks), plan, rows)
+        (y, h_n, c_n), kept, leases = self.execution.train(call, self._parameters, checkpoint)
         y.flags.writeable = False
         if y.base is not None:
             y.base.flags.writeable = False
-        y = y[...]  # a view of a read-only array cannot be made writable
-        leases: tuple[Any, ...] = () if tape is None else ((run.tapes, tape),)
-        if frozen is None:
-            leases += ((run.packs, weights.packed_back),)
-            if saved is None:
-                run.packs.release(weights.packed)
-            else:
-                leases += ((run.packs, weights.packed),)
-        kept = Kept(call, y, tape, weights, saved)
-        return y, cast("State", h_n if c_n is None else (h_n, c_n)), Tape(self, kept, leases)
+        # A view of a read-only array cannot be made writable.
+        return y[...], cast("State", h_n if c_n is None else (h_n, c_n)), Tape(self, kept, leases)
 
     def _masks(self, plan: Plan) -> Array:
         """Factors for the outputs of all layers but the last: 0 where dropped, else what preserves the mean."""

@@ -10,7 +10,7 @@ import numpy as np
 from rnnfast import arguments
 from rnnfast._types import Array, ArrayLike, DTypeLike, Init, Seed
 
-from .recurrent import Recurrent, Stack
+from .recurrent import Recurrent
 
 __all__ = ["RNN"]
 
@@ -128,6 +128,4 @@ class RNN(Recurrent[Array]):
             other = "clip" if activations is None else "activations"
             raise ValueError(f"leak and {other} are mutually exclusive: a leaky RNN has the nonlinearity tanh or relu")
         cell = f"rnn_{nonlinearity}" + ("" if leak is None else "_leaky")
-        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
-        own = {"activations": activations, "clip": clip, "leak": leak}
-        super().__init__(cell, stack, dtype, rng, init, own)
+        super().__init__(cell, locals())
