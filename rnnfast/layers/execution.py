@@ -100,9 +100,8 @@ class Execution:
         np.empty(engine.packed_size, np.uint8)  # a MemoryError now, not after many small objects have filled the memory
         self._names = list(functional.parameter_shapes(engine))
         names = [name for name in self._names if name.startswith(f"{engine.extra}_l")]
-        self.extras = (
-            {} if extras is None else dict(zip(names, np.array(extras, order="C")[:, np.newaxis], strict=True))
-        )
+        rows = [] if extras is None else np.ascontiguousarray(extras)[:, np.newaxis]
+        self.extras: dict[str, Array] = dict(zip(names, rows, strict=False))
         self.frozen: Weights | None = None
         self.packs = BufferPool(4)
         self.tapes = BufferPool(4)
