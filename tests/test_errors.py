@@ -346,11 +346,11 @@ def test_bidirectional_layers():
 @pytest.mark.parametrize(
     ("other", "match"),
     [
-        (rnnfast.LSTM(I + 1, H), "backward_layer must have input_size=4 as forward_layer has, got 5"),
-        (rnnfast.LSTM(I, H, dtype="f8"), "backward_layer must have dtype=float32 as forward_layer has, got float64"),
+        (rnnfast.LSTM(I + 1, H), "backward_layer must have input_size=4, as forward_layer has, got 5"),
+        (rnnfast.LSTM(I, H, dtype="f8"), "backward_layer must have dtype=float32, as forward_layer has, got float64"),
         (
             rnnfast.LSTM(I, H, batch_first=True),
-            "backward_layer must have batch_first=False as forward_layer has, got True",
+            "backward_layer must have batch_first=False, as forward_layer has, got True",
         ),
     ],
 )
@@ -362,7 +362,7 @@ def test_bidirectional_layers_agree(other, match):
 def test_merged_widths_agree():
     rnnfast.Bidirectional(lstm(), rnnfast.LSTM(I, H + 1, proj_size=H), "sum")
     for merge in ("sum", "mul", "mean"):
-        with pytest.raises(ValueError, match=f"merge='{merge}' needs layers with outputs of one width, got 5 and 4"):
+        with pytest.raises(ValueError, match=f"merge='{merge}' needs layers of equal output size, got 5 and 4"):
             rnnfast.Bidirectional(lstm(), rnnfast.LSTM(I, H, proj_size=4), merge)
 
 

@@ -194,7 +194,7 @@ class Layer:
         own = saving.to_json(self)
         if not saving.fits(description, own):
             raise ValueError(
-                f"{path!r} holds {description}, but this is {own}: rnnfast.load(path) creates the layer in the file"
+                f"{path!r} holds {description}, but this is {own}; rnnfast.load(path) creates the layer in the file"
             )
         self.load_state_dict(arrays)
 

@@ -100,7 +100,7 @@ class Execution:
         np.empty(engine.packed_size, np.uint8)  # a MemoryError now, not after many small objects have filled the memory
         self._names = list(functional.parameter_shapes(engine))
         names = [name for name in self._names if name.startswith(f"{engine.extra}_l")]
-        rows = [] if extras is None else np.ascontiguousarray(extras)[:, np.newaxis]
+        rows: Any = () if extras is None else np.ascontiguousarray(extras)[:, np.newaxis]
         self.extras: dict[str, Array] = dict(zip(names, rows, strict=False))
         self.frozen: Weights | None = None
         self.packs = BufferPool(4)
