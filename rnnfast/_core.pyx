@@ -32,6 +32,7 @@ cdef extern from "Python.h":
     int PyObject_CheckBuffer(object)
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
+    Py_ssize_t PY_SSIZE_T_MAX
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
     int PyErr_CheckSignals()            # no "except": an exception that it sets is raised after the kernels have returned
@@ -238,6 +239,9 @@ cdef class Pointers:
         self.views = <Py_buffer *>PyMem_Calloc(count, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
             raise MemoryError()
+        cdef Py_ssize_t expected = len(engine.kinds) * engine.stack.layers * engine.stack.directions
+        if len(arrays) != expected:
+            raise ValueError(f"expected {expected} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
         for i, array in enumerate(arrays):
             if array is None:
                 continue
@@ -375,6 +379,11 @@ cdef class Engine:
     def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
                  reverse=False, bias=True, isa=None, options=None):
         cdef rnnfast_sizes sizes
+        if getattr(dtype, "char", "") not in ("f", "d") or not dtype.isnative:
+            raise TypeError(f"dtype must be numpy.dtype('float32') or numpy.dtype('float64'), in native byte order, got {dtype!r}")
+        if min(input_size, hidden_size, num_layers) < 1 or proj_size < 0:
+            raise ValueError(f"input_size, hidden_size and num_layers must be positive, and proj_size not negative, got "
+                             f"{input_size}, {hidden_size}, {num_layers} and {proj_size}")
         self.table = table_of(dtype.itemsize, isa)
         self.isa = (<bytes>self.table.isa).decode()
         self.cell, self.dtype, self.bias, self.reverse, self.bidirectional = cell, dtype, bias, reverse, bidirectional
@@ -403,6 +412,9 @@ cdef class Engine:
         self.options = options
         if options is not None:
             self.stack.clip, self.stack.peepholes, self.stack.coupled = options.clip or 0, options.peepholes, options.coupled
+            if len(options.activations) != 3 * self.directions:
+                raise ValueError(f"options must have three activations for each direction, {3 * self.directions}, "
+                                 f"got {len(options.activations)}")
             for i, (function, alpha, beta) in enumerate(options.activations):
                 self.stack.activations[i // 3][i % 3] = rnnfast_activation(FUNCTIONS.index(function), alpha, beta)
         self.extra = self.info.extra if self.stack.peepholes or not self.table.cell_info(self.stack.cell).extra_is_optional else ""
@@ -422,8 +434,10 @@ cdef class Engine:
         try:
             steps, rows = T, N
         except OverflowError:
-            steps = rows = 0
-        if steps == 0 or self.table.sizes(&self.stack, steps, rows, order_of(order), &sizes):
+            steps = rows = PY_SSIZE_T_MAX
+        if steps < 1 or rows < 1:
+            raise ValueError(f"T and N must be positive, got {T} and {N}")
+        if self.table.sizes(&self.stack, steps, rows, order_of(order), &sizes):
             raise ValueError(f"x has {T} steps and {N} rows: its states would take more bytes than an address can count")
         return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
 

@@ -94,6 +94,10 @@ class Bidirectional(Layer):
                 raise TypeError(f"{name} must be an RNN, LSTM or GRU, got {type(layer).__name__}")
             if layer is not None and layer.bidirectional:
                 raise ValueError(f"{name} must run in one direction, got {saving.describe(layer)}")
+        if forward_layer is backward_layer:
+            raise ValueError(
+                "backward_layer must be another layer than forward_layer, as each has parameters of its own"
+            )
         if forward_layer.reverse:
             raise ValueError(
                 f"forward_layer must run from the first step to the last, got {saving.describe(forward_layer)}"

@@ -35,14 +35,12 @@ class Recurrent(ArrayLayer, Generic[State]):
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
     peepholes = coupled = False
-    leak: Any = None
     execution: Execution
     _cell: str
     _init: Init = "torch"
     _transient = ("execution",)
 
-    def __init__(self, cell: str, given: dict[str, Any]) -> None:
-        """`given`: the arguments of the class's constructor, as its locals()."""
+    def __init__(self, cell: str, given: dict[str, Any]) -> None:  # given: the locals() of the class's constructor
         super().__init__(given["dtype"], given["rng"])
         self._cell = cell
         self.input_size = arguments.size("input_size", given["input_size"])
@@ -67,7 +65,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.clip = options.clip(given["clip"])
         self.peepholes = arguments.flag("peepholes", given.get("peepholes", False))
         self.coupled = arguments.flag("coupled", given.get("coupled", False))
-        self.leak = options.leak(given.get("leak"), self.num_layers * (1 + self.bidirectional), self.hidden_size)
+        states = self.num_layers * (1 + self.bidirectional)
+        self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
         self._prepare()
@@ -93,8 +92,13 @@ class Recurrent(ArrayLayer, Generic[State]):
             options=options.read(self._cell, directions, self.activations, self.clip, self.peepholes, self.coupled),
         )
         shape = (engine.num_layers * directions, engine.hidden_size)
-        extras = None if self.leak is None else np.broadcast_to(np.array(self.leak, self.dtype), shape)
+        extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
+
+    @property
+    def leak(self) -> Any:
+        """The leak of a leaky RNN, as a number or nested tuples; None otherwise."""
+        return self._leak
 
     @property
     def engine(self) -> functional.Engine:
