@@ -338,7 +338,7 @@ def report(options):
     runs = train_all(options)
     began, used = time.monotonic() - began, time.process_time() - used
     print_tables(runs, flows, options)
-    print(f"\nTime: {began:.0f} seconds, {used:.0f} seconds of processor time.")
+    print(f"\nTime: {began:.0f} seconds, {used:.0f} seconds of CPU time.")
     save_picture(options.picture, draw, runs, flows, options)
     return 0
 

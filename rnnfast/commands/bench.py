@@ -1,4 +1,4 @@
-"""``rnnfast bench``: time layers beside the NumPy reference and other libraries.
+"""``rnnfast bench``: benchmark layers against the NumPy reference and other libraries.
 
 Each engine runs in its own process, which gets its number of threads before NumPy is imported. The engines take turns:
 each is timed once per round, so that a change in the load of the machine affects all of them.
