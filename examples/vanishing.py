@@ -3,7 +3,7 @@
     python examples/vanishing.py
 
 trains RNN, LSTM and GRU layers with several initialisations for about two minutes. It prints their scores, and draws
-them beside the gradients before training. The tasks:
+them next to the gradients before training. The tasks:
 
 - Adding: two of a sequence of random numbers are marked, one in each half; the answer, after the last step, is their
   sum (Hochreiter and Schmidhuber 1997). Always answering 1 has a mean squared error of 1/6.
