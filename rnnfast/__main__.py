@@ -6,14 +6,12 @@ import argparse
 import inspect
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rnnfast import __version__
 from rnnfast.commands import bench, info, series, text
 from rnnfast.commands.program import program_name, run_program
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 DESCRIPTION = """\
 Recurrent neural networks for NumPy, from the command line.

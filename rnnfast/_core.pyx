@@ -464,17 +464,17 @@ def pack(Engine engine, parameters, packed, packed_back):
 
 
 cdef class Inputs:
-    """What `forward` reads, and `backward` reads again.
+    """The arrays that `forward` and `backward` read.
 
     Attributes
     ----------
     x : ndarray, (T, N, input_size)
     h0, c0 : ndarray or None
-        Initial states; None is zeros.
+        The initial states; None stands for zeros.
     masks : ndarray or None, (num_layers - 1, T, N, features of y)
-        Factors for the outputs of all layers but the last.
+        Dropout factors for the outputs of all layers but the last.
     order : Order or None
-        From `arrange`, for rows of different lengths; the states are then those of its sequences.
+        For a ragged batch, the order of its steps, from `arrange`. There is then one state for each of its sequences.
     """
     cdef readonly object x, h0, c0, masks
     cdef readonly Order order
@@ -484,7 +484,7 @@ cdef class Inputs:
 
 
 cdef class Outputs:
-    """What `forward` writes: y (T, N, features) and the last states. c_n is None for a cell without c."""
+    """The arrays that `forward` writes: y (T, N, features) and the final states. c_n is None for cells without c."""
     cdef readonly object y, h_n, c_n
 
     def __cinit__(self, y, h_n, c_n=None):
@@ -497,7 +497,7 @@ cdef class Outputs:
 
 
 cdef class OutputGradients:
-    """Gradients with respect to `Outputs`, which `backward` reads. None is zeros."""
+    """The gradients with respect to `Outputs` that `backward` reads. None stands for zeros."""
     cdef readonly object dy, dh_n, dc_n
 
     def __cinit__(self, dy=None, dh_n=None, dc_n=None):
@@ -505,15 +505,15 @@ cdef class OutputGradients:
 
 
 cdef class InputGradients:
-    """What `backward` writes.
+    """The arrays that `backward` writes.
 
     Attributes
     ----------
     dx, dh0, dc0 : ndarray
-        Gradients with respect to `Inputs`; dc0 is None for a cell without c.
+        Gradients with respect to `Inputs`. dc0 is None for cells without c.
     dparameters : list of ndarray or None
         In the order of `parameter_shapes`; None for a parameter that is not trained. The gradients are added to the
-        values of the arrays.
+        contents of the arrays.
     dh : ndarray or None, (num_layers * directions, T, N, output_size)
         The total derivative with respect to h of every layer, direction and step; None to skip it.
     """

@@ -10,14 +10,11 @@ import math
 import numbers
 import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ._types import Array
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "oneapi"}  # of DLPack's dlpack.h

@@ -9,14 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ._types import Array
 
 __all__ = ["LARGE", "LINE", "BufferPool", "ResultPool", "empty"]
 

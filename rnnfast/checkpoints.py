@@ -13,20 +13,15 @@ with sublinear memory cost", 2016.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import functional
+from ._types import Array
 from .functional import InputGradients, Inputs, OutputGradients, Outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["Scratch", "backward", "forward"]
 

@@ -7,17 +7,13 @@ into states of sequences and back, and fills the gaps, which the engine does not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import arguments, functional
+from ._types import Array
 from .functional import InputGradients, Inputs, OutputGradients, Outputs
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["Pattern", "Ragged", "read"]
 

@@ -265,7 +265,7 @@ def test_pair_of_states(merge):
     layer = rnnfast.Bidirectional(lstm(num_layers=2, dropout=0.5), rnnfast.GRU(I, H, reverse=True), merge)
     y, _, tape = layer.forward(X)
     for bad in (h, (h,), (h, h, h)):
-        match = "must be the pair of the forward and the backward layer's, got"
+        match = r"must be the pair \(forward_layer's, backward_layer's\), got"
         for call in (layer, layer.forward):
             refused(layer, lambda call=call, bad=bad: call(X, bad), ValueError, f"^state {match}")
         refused(layer, lambda bad=bad: layer.backward(tape, y, bad), ValueError, f"^dstate {match}")
@@ -346,11 +346,11 @@ def test_bidirectional_layers():
 @pytest.mark.parametrize(
     ("other", "match"),
     [
-        (rnnfast.LSTM(I + 1, H), "backward_layer must have input_size=4 as forward_layer has, got 5"),
-        (rnnfast.LSTM(I, H, dtype="f8"), "backward_layer must have dtype=float32 as forward_layer has, got float64"),
+        (rnnfast.LSTM(I + 1, H), "backward_layer must have input_size=4, as forward_layer has, got 5"),
+        (rnnfast.LSTM(I, H, dtype="f8"), "backward_layer must have dtype=float32, as forward_layer has, got float64"),
         (
             rnnfast.LSTM(I, H, batch_first=True),
-            "backward_layer must have batch_first=False as forward_layer has, got True",
+            "backward_layer must have batch_first=False, as forward_layer has, got True",
         ),
     ],
 )
@@ -362,7 +362,7 @@ def test_bidirectional_layers_agree(other, match):
 def test_merged_widths_agree():
     rnnfast.Bidirectional(lstm(), rnnfast.LSTM(I, H + 1, proj_size=H), "sum")
     for merge in ("sum", "mul", "mean"):
-        with pytest.raises(ValueError, match=f"merge='{merge}' needs layers with outputs of one width, got 5 and 4"):
+        with pytest.raises(ValueError, match=f"merge='{merge}' needs layers of equal output size, got 5 and 4"):
             rnnfast.Bidirectional(lstm(), rnnfast.LSTM(I, H, proj_size=4), merge)
 
 
@@ -385,7 +385,9 @@ def test_load_state_dict(name):
 
     missing = {name: array for name, array in good.items() if name != last}
     refused(layer, lambda: load(missing), ValueError, f"arrays do not fit .*: {last} is missing$")
-    refused(layer, lambda: load({**good, "extra": 1, 3: 4}), ValueError, "extra is no parameter .*; 3 is no parameter")
+    refused(
+        layer, lambda: load({**good, "extra": 1, 3: 4}), ValueError, "extra is not a parameter .*; 3 is not a parameter"
+    )
     for strict in (True, False):
         for value in (good[last][:-1], good[last][None], 0.0):
             match = rf"{last} must have shape \({len(good[last])},.*, got \("
@@ -395,7 +397,7 @@ def test_load_state_dict(name):
             refused(layer, lambda v=value, s=strict: load({**good, last: v}, s), TypeError, match)
     first = next(iter(good))
     all_at_once = {**missing, first: 0.0, "extra": 1}
-    match = f"{first} must have shape .*; extra is no parameter of this layer" + f"; {last} is missing" * (
+    match = f"{first} must have shape .*; extra is not a parameter of this layer" + f"; {last} is missing" * (
         first != last
     )
     refused(layer, lambda: load(all_at_once), ValueError, match)

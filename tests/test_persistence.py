@@ -161,7 +161,7 @@ def test_load_refuses_another_kind(saved, other, tmp_path):
     saved.save(tmp_path / "model")
     before = other.state_dict()
     with pytest.raises(
-        ValueError, match=r"model.* holds .*, but this is .*; rnnfast\.load\(path\) makes a layer of it"
+        ValueError, match=r"model.* holds .*, but this is .*; rnnfast\.load\(path\) creates the layer in the file"
     ):
         other.load(tmp_path / "model")
     for name, array in other.parameters.items():
@@ -215,7 +215,7 @@ FILES = {
 def test_other_files(name, tmp_path):
     path = tmp_path / "file"
     FILES[name](path)
-    expected = "has format 2, but this rnnfast reads format 1" if name == "newer" else "rnnfast"
+    expected = "has format 2, but this version of rnnfast reads format 1" if name == "newer" else "rnnfast"
     with pytest.raises(ValueError, match=f"file.*{expected}"):
         rnnfast.load(path)
     layer = rnnfast.Linear(2, 1)

@@ -134,10 +134,12 @@ def test_tapes_without_cells():
     for variant in VARIANTS:
         if not has_c(variant):
             _, _, tape = make_layer(variant, I, H).forward(X)
-            with pytest.raises(AttributeError, match=r"this tape has no cells: it comes from .*, which is no LSTM"):
+            with pytest.raises(AttributeError, match=r"this tape has no cells: it comes from .*, which is not an LSTM"):
                 tape.cells  # noqa: B018
     _, tape = rnnfast.Linear(I, H).forward(X)
-    with pytest.raises(AttributeError, match=r"this tape has no cells: it comes from Linear\(4, 6\), which is no LSTM"):
+    with pytest.raises(
+        AttributeError, match=r"this tape has no cells: it comes from Linear\(4, 6\), which is not an LSTM"
+    ):
         tape.cells  # noqa: B018
     layer = make_layer("lstm", I, H)
     for one in (layer, rnnfast.Bidirectional(layer)):

@@ -13,17 +13,15 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rnnfast import _core
 from rnnfast.commands import info, program
 from rnnfast.commands.engines import ENGINES, LIMITS, MODES, SQUARE, TOLERANCE, Case, disagreement, expected
 from rnnfast.commands.program import CannotRun, Progress, count, option
 from rnnfast.commands.timing import draw, duration, ratio, take_turns, versions, workers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CELLS = ("lstm", "gru", "rnn")
 TURN = 0.02  # seconds for which an engine is timed in each round

@@ -7,19 +7,17 @@ y and the final state and, in training, the gradients of x and of the parameters
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import rnnfast
 from rnnfast import reference
+from rnnfast._types import NDArray
 from rnnfast.commands.program import CannotRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
     Results = dict[str, NDArray[Any]]
     Engine = tuple[Callable[[], Any], Callable[[Any], Results]]
 

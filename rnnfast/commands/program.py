@@ -12,15 +12,12 @@ import signal
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
 
 import rnnfast
 from rnnfast import _core, files
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
+from rnnfast._types import NDArray
 
 
 class CannotRun(Exception):

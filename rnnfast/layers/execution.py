@@ -8,20 +8,15 @@ and the adapters reach the engine of a layer through ``layer.execution`` as well
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnfast import arguments, checkpoints, functional, ragged
+from rnnfast._types import Array
 from rnnfast.buffers import LARGE, BufferPool, ResultPool
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["Call", "Execution", "Kept", "Plan", "Weights"]
 
@@ -102,10 +97,9 @@ class Execution:
         self.engine = engine
         np.empty(engine.packed_size, np.uint8)  # a MemoryError now, not after many small objects have filled the memory
         self._names = list(functional.parameter_shapes(engine))
-        names = [name for name in self._names if extras is not None and name.startswith(f"{engine.extra}_l")]
-        self.extras = {
-            name: np.array(row)[np.newaxis] for name, row in zip(names, [] if extras is None else extras, strict=True)
-        }
+        names = [name for name in self._names if name.startswith(f"{engine.extra}_l")]
+        rows: Any = () if extras is None else np.ascontiguousarray(extras)[:, np.newaxis]
+        self.extras: dict[str, Array] = dict(zip(names, rows, strict=False))
         self.frozen: Weights | None = None
         self.packs = BufferPool(4)
         self.tapes = BufferPool(4)
@@ -191,10 +185,8 @@ class Execution:
         if plan.c is None:
             return self._member(name, value, plan.h, "hidden_size"), None
         h, c = arguments.pair(name, value, f"(h, c) of shapes {plan.h} and {plan.c}")
-        width = "proj_size" if self.engine.proj_size else "hidden_size"
-        return self._member(f"{name}[0] (h)", h, plan.h, width), self._member(
-            f"{name}[1] (c)", c, plan.c, "hidden_size"
-        )
+        h = self._member(f"{name}[0] (h)", h, plan.h, "proj_size" if self.engine.proj_size else "hidden_size")
+        return h, self._member(f"{name}[1] (c)", c, plan.c, "hidden_size")
 
     def _member(self, name: str, value: Any, shape: tuple[int, ...], width: str) -> Array | None:
         layout = f"shape (num_layers * directions{', N' if len(shape) == 3 else ''}, {width})"
@@ -283,6 +275,23 @@ class Execution:
         if rows is not None:
             rows.finish_outputs(own, outputs)
         return results, saved
+
+    def train(
+        self, call: Call, parameters: Mapping[str, Array], every: int | str | None = None
+    ) -> tuple[Outputs, Kept, list[Any]]:
+        """Run forward and keep what backward needs. Also returns the leased buffers, each with its pool."""
+        frozen, sizes = self.frozen, (call.ragged or call.plan).sizes
+        weights = self.pack(parameters) if frozen is None else frozen
+        tape = None if sizes is None or every is not None else self.tapes.acquire(sizes.tape)
+        outputs, saved = self.run(call, weights.packed, tape, every)
+        leases: list[Any] = [] if tape is None else [(self.tapes, tape)]
+        if frozen is None:
+            leases.append((self.packs, weights.packed_back))
+            if saved is None:
+                self.packs.release(weights.packed)
+            else:
+                leases.append((self.packs, weights.packed))
+        return outputs, Kept(call, outputs.y, tape, weights, saved), leases
 
     def differentiate(
         self, kept: Kept, gradients: OutputGradients, dparameters: dict[str, Array], per_step: bool

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import arguments
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
-    Arrays = Mapping[str, Array]
+from .._types import Array, Arrays
 
 # Elements that an optimizer step or a norm processes at a time: a chunk and its scratch fit in the L2 cache.
 CHUNK = 32768

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from .. import arguments
+from .._types import Array, Arrays
 from .arrays import CHUNK, float_arrays, require_match, require_writeable, sum_of_squares
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .arrays import Array, Arrays
 
 
 def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
