@@ -153,12 +153,16 @@ def test_gradient_flow_of_slow_units():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"leak": 0}, ValueError, "leak is 0, but every value must be above 0 and at most 1"),
+        ({"leak": 0}, ValueError, "leak is 0, but it must be above 0 and at most 1"),
         ({"leak": 1.5}, ValueError, "leak is 1.5, but"),
         ({"leak": [0.5, np.nan, 0.5, 0.5, 0.5]}, ValueError, "leak is nan, but"),
         ({"leak": True}, TypeError, "leak is True, but it must be a number"),
         ({"leak": "fast"}, TypeError, "leak must hold real numbers"),
-        ({"leak": [0.5] * (H + 1)}, ValueError, r"leak has shape \(6,\), but it must be one number, \(hidden_size,\)"),
+        (
+            {"leak": [0.5] * (H + 1)},
+            ValueError,
+            r"leak has shape \(6,\), but it must be one number, or an array of shape \(hidden_size,\)",
+        ),
         ({"leak": np.full((2, H), 0.5)}, ValueError, r"\(num_layers \* directions, hidden_size\) = \(1, 5\)"),
         ({"leak": 0.5, "clip": 1.0}, ValueError, "leak and clip are mutually exclusive"),
         ({"leak": 0.5, "activations": ["elu"]}, ValueError, "leak and activations are mutually exclusive"),
