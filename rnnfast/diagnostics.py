@@ -125,12 +125,7 @@ def _rate(norms: Array) -> float:
 
 
 def gradient_flow(
-    layer: Recurrent[Any] | Bidirectional,
-    x: ArrayLike,
-    state: Any = None,
-    dy: Any = None,
-    *,
-    jacobians: bool = True,
+    layer: Recurrent[Any] | Bidirectional, x: ArrayLike, state: Any = None, dy: Any = None, *, jacobians: bool = True
 ) -> GradientFlow:
     """Measure how the gradient of a loss L vanishes or explodes over time, and how saturated the gates are.
 

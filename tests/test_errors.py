@@ -75,9 +75,9 @@ def test_dtype_and_rng(kind):
         (lambda: rnnfast.LSTM(2, 3, proj_size=3), ValueError, "proj_size must be below hidden_size=3, got 3"),
         (lambda: rnnfast.LSTM(2, 3, proj_size=-1), ValueError, "proj_size must be at least 0, got -1"),
         (lambda: rnnfast.LSTM(2, 3, proj_size=1.0), TypeError, "proj_size must be an integer"),
-        (lambda: rnnfast.LSTM(2, 3, 2, dropout=1.5), ValueError, "dropout must lie from 0 to 1, got 1.5"),
-        (lambda: rnnfast.LSTM(2, 3, 2, dropout=-0.1), ValueError, "dropout must lie from 0 to 1"),
-        (lambda: rnnfast.LSTM(2, 3, 2, dropout=np.nan), ValueError, "dropout must lie from 0 to 1, got nan"),
+        (lambda: rnnfast.LSTM(2, 3, 2, dropout=1.5), ValueError, "dropout must be from 0 to 1, got 1.5"),
+        (lambda: rnnfast.LSTM(2, 3, 2, dropout=-0.1), ValueError, "dropout must be from 0 to 1"),
+        (lambda: rnnfast.LSTM(2, 3, 2, dropout=np.nan), ValueError, "dropout must be from 0 to 1, got nan"),
         (lambda: rnnfast.LSTM(2, 3, 2, dropout=True), TypeError, "dropout must be a number, got True"),
         (lambda: rnnfast.LSTM(2, 3, 2, dropout="0.5"), TypeError, "dropout must be a number, got '0.5'"),
         (
@@ -135,17 +135,21 @@ BAD_X = [
     (np.ones(4), ValueError, r"x must have layout \(T, N, I\), or unbatched \(T, I\), for this LSTM, got shape \(4,\)"),
     (np.ones((1, 2, 3, 4)), ValueError, r"x must have layout .* got shape \(1, 2, 3, 4\)"),
     (3.0, ValueError, r"x must have layout .* got shape \(\)"),
-    (np.ones((3, 2, 5)), ValueError, "x has 5 features in its last axis, but this LSTM was built with input_size=4"),
+    (np.ones((3, 2, 5)), ValueError, "x has 5 features on its last axis, but this LSTM was built with input_size=4"),
     (np.ones((3, 5)), ValueError, r"x has 5 features .* the layout is \(T, I\), got \(3, 5\)"),
     (np.ones((3, 2, 0)), ValueError, "x has 0 features"),
-    (np.ones((0, 2, 4)), ValueError, r"x has no time steps: layout \(T, N, I\) with T >= 1, got \(0, 2, 4\)"),
-    (np.ones((0, 4)), ValueError, r"x has no time steps: layout \(T, I\)"),
+    (
+        np.ones((0, 2, 4)),
+        ValueError,
+        r"x has no time steps: its layout must be \(T, N, I\) with T >= 1, got \(0, 2, 4\)",
+    ),
+    (np.ones((0, 4)), ValueError, r"x has no time steps: its layout must be \(T, I\)"),
     (np.ones((0, 0, 4)), ValueError, "x has no time steps"),
     ([[1, 2], [3]], ValueError, "x cannot be read as an array"),
     (
         np.ones((3, 2, 4), complex),
         TypeError,
-        "x must hold real numbers, to be used as float32, but its dtype is complex128",
+        "x must hold real numbers, to be converted to float32, but its dtype is complex128",
     ),
     (np.ones((3, 2, 4), object), TypeError, "x must hold real numbers.* object"),
     (np.ones((3, 2, 4), "M8[s]"), TypeError, "x must hold real numbers.* datetime64"),
@@ -169,7 +173,7 @@ def test_x(x, error, match):
 
 def test_x_batch_first():
     layer = lstm(batch_first=True)
-    refused(layer, lambda: layer(np.ones((2, 0, I))), ValueError, r"no time steps: layout \(N, T, I\)")
+    refused(layer, lambda: layer(np.ones((2, 0, I))), ValueError, r"no time steps: its layout must be \(N, T, I\)")
     refused(layer, lambda: layer(np.ones((2, 3, 5))), ValueError, r"the layout is \(N, T, I\)")
     refused(layer, lambda: layer(np.ones(5)), ValueError, r"layout \(N, T, I\), or unbatched")
 
@@ -213,11 +217,11 @@ def test_embedding_x(x, error, match):
 
 h, c = np.zeros((1, N, H)), np.zeros((1, N, H))
 BAD_STATES = [
-    (h, r"{}\ must be the pair \(h, c\) of shapes \(1, 2, 5\) and \(1, 2, 5\), got one ndarray"),
-    ((h,), r"{}\ must be the pair .* got 1 members"),
-    ((h, c, c), "got 3 members"),
-    ([], "got 0 members"),
-    ({"h": h, "c": c}, "got one dict"),
+    (h, r"{}\ must be the pair \(h, c\) of shapes \(1, 2, 5\) and \(1, 2, 5\), got ndarray"),
+    ((h,), r"{}\ must be the pair .* got 1 elements"),
+    ((h, c, c), "got 3 elements"),
+    ([], "got 0 elements"),
+    ({"h": h, "c": c}, "got dict"),
     (
         (h[0], c),
         r"{}\[0\] \(h\) must have shape \(num_layers \* directions, N, hidden_size\) = \(1, 2, 5\), got \(2, 5\)",

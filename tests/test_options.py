@@ -530,7 +530,7 @@ def test_bidirectional_of_two_layers(backward):
 @pytest.mark.parametrize(
     ("kind", "given", "error", "text"),
     [
-        (rnnfast.LSTM, {"activations": "tanh"}, TypeError, "activations must be a list of 3 names, got 'tanh'"),
+        (rnnfast.LSTM, {"activations": "tanh"}, TypeError, "activations must be a list with 3 names, got 'tanh'"),
         (rnnfast.LSTM, {"activations": ["tanh"]}, ValueError, "activations must have length 3, for this cell, got 1"),
         (rnnfast.GRU, {"activations": ["tanh"] * 4}, ValueError, "must have length 2, for this cell, got 4"),
         (
@@ -543,10 +543,10 @@ def test_bidirectional_of_two_layers(backward):
         (rnnfast.RNN, {"activations": [3]}, ValueError, "activations.0. must be one of .*got 3"),
         (rnnfast.RNN, {"activations": [()]}, ValueError, "activations.0. must be one of"),
         (rnnfast.RNN, {"activations": [("tanh", 1)]}, ValueError, "tanh takes neither alpha nor beta"),
-        (rnnfast.RNN, {"activations": [("elu", 1, 2)]}, ValueError, "elu takes alpha alone"),
+        (rnnfast.RNN, {"activations": [("elu", 1, 2)]}, ValueError, "elu takes only alpha"),
         (rnnfast.RNN, {"activations": [("affine", 1, 2, 3)]}, ValueError, "affine takes alpha and beta"),
-        (rnnfast.RNN, {"activations": [("elu", "1")]}, TypeError, "must have numbers for alpha and beta"),
-        (rnnfast.RNN, {"activations": [("elu", True)]}, TypeError, "must have numbers for alpha and beta"),
+        (rnnfast.RNN, {"activations": [("elu", "1")]}, TypeError, "must have numbers as alpha and beta"),
+        (rnnfast.RNN, {"activations": [("elu", True)]}, TypeError, "must have numbers as alpha and beta"),
         (rnnfast.RNN, {"activations": [("elu", np.nan)]}, ValueError, "must have finite numbers"),
         (rnnfast.LSTM, {"clip": 0}, ValueError, "clip must be None, or a finite number of at least 2..-126, got 0"),
         (rnnfast.LSTM, {"clip": 1e-60}, ValueError, "clip must be None, or a finite number of at least"),

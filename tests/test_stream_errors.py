@@ -55,7 +55,11 @@ BAD_X = [
     (np.ones((1, 3, I)), ValueError, r"\(3, 5\).* got \(1, 3, 5\)"),
     (np.ones((3, 0)), ValueError, r"\(3, 5\).* got \(3, 0\)"),
     (3.0, ValueError, r"\(3, 5\).* got \(\)"),
-    (np.ones((3, I), complex), TypeError, "must hold real numbers, to be used as float32, but its dtype is complex128"),
+    (
+        np.ones((3, I), complex),
+        TypeError,
+        "must hold real numbers, to be converted to float32, but its dtype is complex128",
+    ),
     (np.full((3, I), "1"), TypeError, "must hold real numbers.* <U1"),
     (None, TypeError, "must hold real numbers"),
     ([[1.0], [2.0, 3.0]], ValueError, "cannot be read as an array"),
@@ -158,7 +162,7 @@ def test_streams_reject_other_layers(other):
     ("state", "match"),
     [
         (np.zeros((1, 3, H)), "must be the pair"),
-        ((np.zeros((1, 3, H)),), "must be the pair .* got 1 members"),
+        ((np.zeros((1, 3, H)),), "must be the pair .* got 1 elements"),
         ((np.zeros((1, 2, H)), np.zeros((1, 3, H))), r"state\[0\] \(h\) must have shape .* got \(1, 2, 11\)"),
         ((np.zeros((1, 3, H)), np.zeros((3, H))), r"state\[1\] \(c\) must have shape .* got \(3, 11\)"),
         ((np.zeros((1, 3, H)), 0.0), r"state\[1\] \(c\) must have shape .* got \(\)"),

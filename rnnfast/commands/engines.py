@@ -178,12 +178,7 @@ def _squares(case: Case) -> Any:
     return np.random.default_rng(0).uniform(-1, 1, (2, SQUARE, SQUARE)).astype(case.dtype)
 
 
-ENGINES = {
-    "rnnfast": with_rnnfast,
-    "reference": with_reference,
-    "torch": with_torch,
-    "onnxruntime": with_onnxruntime,
-}
+ENGINES = {"rnnfast": with_rnnfast, "reference": with_reference, "torch": with_torch, "onnxruntime": with_onnxruntime}
 LIMITS = {"NumPy's product": with_numpy_product, "rnnfast's product": with_own_product}
 
 

@@ -94,10 +94,8 @@ def caches(folder: str = "/sys/devices/system/cpu/cpu0/cache") -> list[dict[str,
     found = []
     for index in sorted(Path(folder).glob("index*")):
         try:
-            level, kind, size, shared = (
-                (index / name).read_text(encoding="ascii").strip()
-                for name in ("level", "type", "size", "shared_cpu_list")
-            )
+            names = ("level", "type", "size", "shared_cpu_list")
+            level, kind, size, shared = ((index / name).read_text(encoding="ascii").strip() for name in names)
             number, unit = re.fullmatch(r"(\d+)([KMG]?)", size).groups()  # type: ignore[union-attr]
         except (OSError, AttributeError):
             continue

@@ -157,13 +157,7 @@ class Linear(Pointwise):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        dtype: DTypeLike = np.float32,
-        rng: Seed = None,
+        self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
         self.in_features = arguments.size("in_features", in_features)

@@ -53,7 +53,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.batch_first = arguments.flag("batch_first", given["batch_first"])
         self.dropout = arguments.fraction("dropout", given["dropout"])
         if self.dropout and self.num_layers == 1:
-            warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
+            warnings.warn("dropout is applied between layers, so it has no effect with num_layers=1", stacklevel=3)
         self.bidirectional = arguments.flag("bidirectional", given["bidirectional"])
         self.reverse = arguments.flag("reverse", given["reverse"])
         if self.bidirectional and self.reverse:

@@ -74,8 +74,7 @@ class DataParallel:
         forms = None
         try:
             own = float_arrays("parameters", parameters)
-            for name, array in own.items():
-                require_writeable("parameters", name, array)
+            require_writeable("parameters", own)
             forms = {name: (array.shape, array.dtype.name) for name, array in own.items()}
         except (TypeError, ValueError) as error:
             fault = error
