@@ -50,11 +50,7 @@ static const REAL coth_series[] = {0x1.555555555552dp-2, -0x1.6c16c16bda28bp-6, 
 
 INLINE vec power_of_two(vec rounded)
 {
-#if LANES == 1
-    return from_bits((BITS)((uint64_t)to_bits(rounded) << FRACTION_BITS));
-#else
     return from_bits(to_bits(rounded) << FRACTION_BITS);
-#endif
 }
 
 /* factor (scale r) coth(scale r). The scale, 1 or 1/2, is folded into the coefficients without rounding. */

@@ -101,14 +101,13 @@ static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL
 {
     product p = {.rows = rows, .K = R, .columns = columns, .tiles = tiles, .b = panels, .from = FROM_ZERO};
     p.c = p.plus = matrix_view(dw, columns);
-    multiply(&p, which, all_columns(&p), w);
+    multiply(&p, which, (range){0, columns}, w);
 }
 
 /* db[j] += sum over rows of d[r, j], for one or two biases (NULL: there is none). */
 static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range columns, REAL *db, REAL *second_db)
 {
-    for (ptrdiff_t j = columns.begin; j < columns.end; j += LANES) {
-        ptrdiff_t lanes = min_of(LANES, columns.end - j);
+    FOR_UNITS (j, lanes, columns) {
         vec sum = broadcast(0);
         for (ptrdiff_t r = 0; r < R; r++) sum = sum + get(d + r * apart + j, lanes);
         if (db) put(db + j, get(db + j, lanes) + sum, lanes);
@@ -125,11 +124,6 @@ static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t 
         at[r].dgates = d->dgates.at + (r0 + r) * d->dgates.row;
     }
     d->s.cell->add_extra_gradient(at, R, units, dextra);
-}
-
-static REAL *gate_of(REAL *matrix, int gate, ptrdiff_t elements)
-{
-    return matrix && gate >= 0 ? matrix + gate * elements : NULL;
 }
 
 /* Adds the gradients of all parameters from rows r0 .. r0+R-1 of the block of steps that begins at t0. */
@@ -156,7 +150,8 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
     for (int b = 0; b < d->s.columns; b++) {
         int ih = cell->ih[b], hh = cell->hh[b];
         if (ih >= 0) add_outer(own->gate_tiles + R * b * H, H, R, own->x_panels, K, dw_ih + ih * H * K, tiles, w->poller);
-        add_columns(dgates + b * H, d->dgates.row, R, units, gate_of(db_ih, ih, H), gate_of(db_hh, hh, H));
+        REAL *to_ih = db_ih && ih >= 0 ? db_ih + ih * H : NULL, *to_hh = db_hh && hh >= 0 ? db_hh + hh * H : NULL;
+        add_columns(dgates + b * H, d->dgates.row, R, units, to_ih, to_hh);
     }
     for (int i = 0; i < d->s.stages; i++) {
         const stage *g = &cell->stage[i];

@@ -202,12 +202,10 @@ static void gru_before_mix_backward(const point *p, range units)
 /* clang-format off */
 static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_RNN_TANH] = {
-        .info = {.name = "rnn_tanh", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN},
-        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .info = {.name = "rnn_tanh", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN}, .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .forward = rnn_tanh_forward, .backward = rnn_tanh_backward}}},
     [RNNFAST_RNN_RELU] = {
-        .info = {.name = "rnn_relu", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN},
-        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .info = {.name = "rnn_relu", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN}, .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .forward = rnn_relu_forward, .backward = rnn_relu_backward}}},
     [RNNFAST_LSTM] = {
         .info = {.name = "lstm", .gates = "ifgo", .columns = 4, .keeps_gates = 1, .has_c = 1, .supports_projection = 1,
@@ -221,12 +219,12 @@ static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_GRU_RESET_BEFORE] = {
         .info = {.name = "gru_reset_before", .gates = "rzn", .columns = 3, .keeps_gates = 1, .keeps_aux = 1,
                  .generic = RNNFAST_GENERIC_GRU_RESET_BEFORE},
-        .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .stages = 2,
+        .ih = {0, 1, 2}, .hh = {0, 1, 2}, .stages = 2,
         .stage = {{.count = 2, .keeps_dh = 1, .forward = gru_before_reset_forward, .backward = gru_before_reset_backward},
                   {.from_aux = 1, .first = 2, .count = 1, .forward = gru_before_mix_forward, .backward = gru_before_mix_backward}}},
     [RNNFAST_GENERIC_RNN] = {
         .info = {.name = "generic_rnn", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_GENERIC_RNN},
-        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .forward = generic_rnn_forward, .backward = generic_rnn_backward}}},
     [RNNFAST_GENERIC_LSTM] = {
         .info = {.name = "generic_lstm", .gates = "ifgo", .columns = 4, .keeps_gates = 1, .has_c = 1, .supports_projection = 1,
@@ -241,19 +239,19 @@ static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_GENERIC_GRU_RESET_BEFORE] = {
         .info = {.name = "generic_gru_reset_before", .gates = "rzn", .columns = 3, .keeps_gates = 1, .keeps_aux = 1,
                  .generic = RNNFAST_GENERIC_GRU_RESET_BEFORE},
-        .ih = {0, 1, 2, -1}, .hh = {0, 1, 2, -1}, .stages = 2,
+        .ih = {0, 1, 2}, .hh = {0, 1, 2}, .stages = 2,
         .stage = {{.count = 2, .keeps_dh = 1, .forward = generic_gru_before_reset_forward, .backward = generic_gru_before_reset_backward},
                   {.from_aux = 1, .first = 2, .count = 1, .forward = generic_gru_before_mix_forward,
                    .backward = generic_gru_before_mix_backward}}},
     [RNNFAST_RNN_TANH_LEAKY] = {
         .info = {.name = "rnn_tanh_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
                  .extra = "leak", .extra_rows = 1},
-        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_tanh_leaky_forward, .backward = rnn_tanh_leaky_backward}}},
     [RNNFAST_RNN_RELU_LEAKY] = {
         .info = {.name = "rnn_relu_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
                  .extra = "leak", .extra_rows = 1},
-        .ih = {0, -1, -1, -1}, .hh = {0, -1, -1, -1}, .stages = 1,
+        .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_relu_leaky_forward, .backward = rnn_relu_leaky_backward}}},
 };
 /* clang-format on */

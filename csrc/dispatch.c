@@ -14,29 +14,23 @@
 #include <stdatomic.h>
 
 /* The registers that the operating system saves: bits 1 and 2 for AVX, and also 5 to 7 for AVX-512. */
-static unsigned long long saved_registers(void)
+static unsigned saved_registers(void)
 {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return low | (unsigned long long)high << 32;
-}
-
-static int has_bits(unsigned long long word, unsigned long long bits)
-{
-    return (word & bits) == bits;
+    return low;
 }
 
 /* 2: AVX-512 F, VL, DQ, BW; 1: AVX2 and FMA; 0: neither. */
 static int vector_level(void)
 {
-    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, AVX2 = 1 << 5 };
-    const unsigned F = 1u << 16, DQ = 1u << 17, BW = 1u << 30, VL = 1u << 31;
+    const unsigned AVX2 = 1u << 5, FMA_OSXSAVE_AVX = 1u << 12 | 1u << 27 | 1u << 28, F_DQ_BW_VL = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     unsigned basic[4], extended[4];
     if (__get_cpuid_max(0, NULL) < 7) return 0;
     __cpuid(1, basic[0], basic[1], basic[2], basic[3]);
     __cpuid_count(7, 0, extended[0], extended[1], extended[2], extended[3]);
-    if (!has_bits(basic[2], FMA | OSXSAVE | AVX) || !has_bits(extended[1], AVX2) || !has_bits(saved_registers(), 0x6)) return 0;
-    return has_bits(extended[1], F | DQ | BW | VL) && has_bits(saved_registers(), 0xe6) ? 2 : 1;
+    if ((basic[2] & FMA_OSXSAVE_AVX) != FMA_OSXSAVE_AVX || !(extended[1] & AVX2) || (saved_registers() & 0x6) != 0x6) return 0;
+    return (extended[1] & F_DQ_BW_VL) == F_DQ_BW_VL && (saved_registers() & 0xe6) == 0xe6 ? 2 : 1;
 }
 
 extern const rnnfast_table rnnfast_f32_avx2, rnnfast_f64_avx2, rnnfast_f32_avx512, rnnfast_f64_avx512;

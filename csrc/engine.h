@@ -59,7 +59,7 @@ static void pack(const rnnfast_stack *stack, const void *const *parameters, void
     c.packed_back = parts_of_weights(&c.s, packed_back, 1);
     start(&c, threads, (double)MOVE_WORK * length_of(&c.packed), &poll);
     run(&c, pack_task);
-    finish(&c);
+    rnnfast_threads_release(c.group);
     remove_red_zones(packed, length_of(&c.packed));
     remove_red_zones(packed_back, length_of(&c.packed_back));
 }
@@ -97,18 +97,14 @@ static void fold(const rnnfast_problem *p, void *dy)
 
 static void sigmoid_of_array(const void *a, void *out, size_t count)
 {
-    for (size_t i = 0; i < count; i += LANES) {
-        ptrdiff_t lanes = min_of(LANES, (ptrdiff_t)(count - i));
-        put((REAL *)out + i, sigmoid(get((const REAL *)a + i, lanes)), lanes);
-    }
+    range all = {0, (ptrdiff_t)count};
+    FOR_UNITS (j, lanes, all) put((REAL *)out + j, sigmoid(get((const REAL *)a + j, lanes)), lanes);
 }
 
 static void tanh_of_array(const void *a, void *out, size_t count)
 {
-    for (size_t i = 0; i < count; i += LANES) {
-        ptrdiff_t lanes = min_of(LANES, (ptrdiff_t)(count - i));
-        put((REAL *)out + i, hyperbolic_tangent(get((const REAL *)a + i, lanes)), lanes);
-    }
+    range all = {0, (ptrdiff_t)count};
+    FOR_UNITS (j, lanes, all) put((REAL *)out + j, hyperbolic_tangent(get((const REAL *)a + j, lanes)), lanes);
 }
 
 extern const rnnfast_table TABLE;

@@ -248,8 +248,3 @@ static range all_tiles(const product *p)
 {
     return (range){0, tiles_of(p->rows)};
 }
-
-static range all_columns(const product *p)
-{
-    return (range){0, p->columns};
-}

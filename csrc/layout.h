@@ -230,13 +230,6 @@ typedef struct {
     scratch of[2];
 } workspace;
 
-INLINE scratch lay_out_forward(arena *a, const shape *s, const extent *e)
-{
-    scratch own = {.gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row))};
-    own.aux = reserve(a, times(e->N, s->H_row));
-    return own;
-}
-
 static scratch lay_out_backward(arena *a, const shape *s, const extent *e)
 {
     ptrdiff_t rows = block_rows(e, SUM_ROWS), sums = min_of(rows, SUM_ROWS);
@@ -260,7 +253,14 @@ INLINE workspace lay_out_workspace(arena *a, const shape *s, const extent *e, in
     w.masked = w.between[0]; /* forward: with a tape the outputs are there, and without one they are masked in place */
     if (back && s->L > 1) w.masked = lay_out_output(a, s, e);
     if (back && s->D > 1) w.second_dx = reserve(a, times(e->stored, widest_input(s)));
-    for (int d = 0; d < s->D; d++) w.of[d] = back ? lay_out_backward(a, s, e) : lay_out_forward(a, s, e);
+    for (int d = 0; d < s->D; d++) {
+        if (back) {
+            w.of[d] = lay_out_backward(a, s, e);
+        } else {
+            w.of[d].gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row));
+            w.of[d].aux = reserve(a, times(e->N, s->H_row));
+        }
+    }
     return w;
 }
 

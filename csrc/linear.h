@@ -51,7 +51,7 @@ static void linear_forward_task(call *c, const worker *w)
     product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed.w, .from = FROM_ROW, .start = packed.bias};
     y.a = matrix_view(p->x, p->x_row);
     y.c = matrix_view(p->y, p->y_row);
-    multiply(&y, part(tiles_of(p->M), w->k, w->n), all_columns(&y), w->poller);
+    multiply(&y, part(tiles_of(p->M), w->k, w->n), (range){0, p->O}, w->poller);
 }
 
 static void linear_backward_task(call *c, const worker *w)
@@ -66,7 +66,7 @@ static void linear_backward_task(call *c, const worker *w)
     product dx = {.rows = p->M, .K = O, .columns = I, .b = own.w, .from = FROM_ZERO};
     dx.a = matrix_view(p->dy, p->dy_row);
     dx.c = matrix_view(p->dx, p->dx_row);
-    multiply(&dx, part(tiles_of(p->M), w->k, w->n), all_columns(&dx), w->poller);
+    multiply(&dx, part(tiles_of(p->M), w->k, w->n), (range){0, I}, w->poller);
     for (ptrdiff_t r = 0; r < p->M && !*w->stopped; r += SUM_ROWS) {
         ptrdiff_t R = min_of(SUM_ROWS, p->M - r);
         const REAL *dy = (const REAL *)p->dy + r * p->dy_row, *x = (const REAL *)p->x + r * p->x_row;
@@ -88,7 +88,7 @@ static void run_linear(const rnnfast_linear *p, double rows, void (*task)(call *
     c.s.D = 1;
     start(&c, p->threads, rows * p->I * p->O, &p->poll);
     run(&c, task);
-    finish(&c);
+    rnnfast_threads_release(c.group);
     lay_out_linear(&packed, p, 0);
     lay_out_linear(&workspace, p, 1);
     remove_red_zones(p->packed, packed.used);

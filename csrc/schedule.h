@@ -94,10 +94,15 @@ static void point_at(point *p, const direction *d, ptrdiff_t t, ptrdiff_t slot, 
 
 /* ---- calls and workers ---- */
 
-typedef struct call call;
-typedef struct worker worker;
+/* Thread `thread` of `threads`, which is worker k of the n that share some directions. */
+typedef struct {
+    int thread, threads, k, n;
+    range directions;
+    const rnnfast_flag *stopped;
+    poller *poller, own_poller;
+} worker;
 
-struct call {
+typedef struct call {
     const rnnfast_problem *problem;
     const rnnfast_linear *linear;
     const void *const *parameters; /* to be packed */
@@ -108,22 +113,14 @@ struct call {
     parts packed, packed_back, tape;
     int group; /* of threads */
     rnnfast_flag stopped;
-    poller poller;                        /* the calling thread's */
-    void (*task)(call *, const worker *); /* what each thread runs */
-    direction d[2];                       /* of the current layer */
-    ptrdiff_t t0, t1;                     /* the current block of steps */
-    range rows;                           /* the current rows */
-    view to, from, other, mask;           /* of combine() */
+    poller poller;                               /* the calling thread's */
+    void (*task)(struct call *, const worker *); /* what each thread runs */
+    direction d[2];                              /* of the current layer */
+    ptrdiff_t t0, t1;                            /* the current block of steps */
+    range rows;                                  /* the current rows */
+    view to, from, other, mask;                  /* of combine() */
     ptrdiff_t columns;
-};
-
-/* Thread `thread` of `threads`, which is worker k of the n that share some directions. */
-struct worker {
-    int thread, threads, k, n;
-    range directions;
-    const rnnfast_flag *stopped;
-    poller *poller, own_poller;
-};
+} call;
 
 static void start(call *c, int threads, double work, const rnnfast_poll *poll)
 {
@@ -131,11 +128,6 @@ static void start(call *c, int threads, double work, const rnnfast_poll *poll)
     c->stopped = 0;
     c->poller = (poller){&c->stopped, poll, POLL_WORK};
     c->group = rnnfast_threads_acquire(most < threads ? (int)most : threads, spins < MOST_SPINS ? (int)spins : MOST_SPINS);
-}
-
-static void finish(const call *c)
-{
-    rnnfast_threads_release(c->group);
 }
 
 /* Thread k of n joins the workers of its directions. */

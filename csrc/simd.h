@@ -15,10 +15,10 @@
 
 #if REAL_BITS == 32
 typedef float REAL;
-typedef int32_t BITS;
+typedef uint32_t BITS;
 #else
 typedef double REAL;
-typedef int64_t BITS;
+typedef uint64_t BITS;
 #endif
 
 #if defined(__GNUC__)
@@ -85,11 +85,6 @@ INLINE ivec to_bits(vec v)
     ivec b;
     memcpy(&b, &v, sizeof b);
     return b;
-}
-
-INLINE ivec broadcast_bits(BITS a)
-{
-    return a - (ivec){0};
 }
 
 /* a * b + c: one rounding if the instruction set has the fused instruction, otherwise two. */
@@ -175,7 +170,7 @@ INLINE vec greater(vec a, vec b)
 
 INLINE ivec sign_bit(vec v)
 {
-    return to_bits(v) & broadcast_bits((BITS)((uint64_t)1 << (REAL_BITS - 1)));
+    return to_bits(v) & to_bits(broadcast(-(REAL)0));
 }
 
 /* The first n lanes (0 <= n <= LANES) from memory, the others zero. */

@@ -37,22 +37,16 @@ static view in_order(const rnnfast_problem *p, const extent *e, const REAL *at, 
     return v;
 }
 
-/* An array like x, as a direction takes its steps. Between layers of one direction, rows are in that order already. */
+/* An array like x, as a direction takes its steps. Between layers of one direction, rows of a ragged batch are in that order already. */
 static view as_taken(const rnnfast_problem *p, view v, int which)
 {
     int reverse = is_reverse(p, which);
-    if (!p->order) return reverse ? reversed(v, p->T) : v;
+    if (!p->order) return reverse && v.at ? view_of(v.at + (p->T - 1) * v.step, v.N, -v.step, v.row) : v;
     if (!v.begin) {
         v.begin = p->order->begin;
         v.positions = p->order->positions[reverse];
     }
     return v;
-}
-
-/* An array like x, for work that may take the rows in any order. */
-static view in_any_order(const rnnfast_problem *p, view v)
-{
-    return p->order ? as_taken(p, v, 0) : v;
 }
 
 /* An array [T, N, columns] like x. */
@@ -76,12 +70,6 @@ static view layer_output(const call *c, ptrdiff_t layer)
 
 /* ---- calls ---- */
 
-static double stack_work(const shape *s, const extent *e)
-{
-    double of_row = (double)s->gates * s->H * (s->I + s->P + (s->L - 1.0) * (s->D + 1.0) * s->P);
-    return of_row * s->D * e->rows;
-}
-
 INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
 {
     assert(p->T >= 1 && p->N >= 1 && p->threads >= 1);
@@ -102,12 +90,14 @@ INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
     c->work = lay_out_workspace(&a, &c->s, &c->e, back);
     c->work_used = a.used;
     memset(c->work.zeros, 0, (size_t)c->s.H_row * sizeof(REAL));
-    start(c, p->threads, stack_work(&c->s, &c->e), &p->poll);
+    const shape *s = &c->s;
+    double products_of_row = (double)s->gates * s->H * (s->I + s->P + (s->L - 1.0) * (s->D + 1.0) * s->P);
+    start(c, p->threads, products_of_row * s->D * c->e.rows, &p->poll);
 }
 
 static void finish_stack(const call *c)
 {
-    finish(c);
+    rnnfast_threads_release(c->group);
     remove_red_zones(c->problem->workspace, c->work_used);
     if (c->tape.base) remove_red_zones(c->tape.base, length_of(&c->tape));
     remove_red_zones(c->packed.base, length_of(&c->packed));
@@ -171,10 +161,10 @@ static void combine(call *c, ptrdiff_t layer, view to, view from, view other)
     c->columns = input_width(&c->s, layer);
     if (masks) masks += (layer - 1) * p->T * p->N * c->columns;
     if (!masks && !other.at) return;
-    c->to = in_any_order(p, to);
-    c->from = in_any_order(p, from);
-    c->other = in_any_order(p, other);
-    c->mask = in_any_order(p, like_x(p, masks, c->columns));
+    c->to = as_taken(p, to, 0);
+    c->from = as_taken(p, from, 0);
+    c->other = as_taken(p, other, 0);
+    c->mask = as_taken(p, like_x(p, masks, c->columns), 0);
     run(c, combine_task);
 }
 
@@ -273,9 +263,8 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     ptrdiff_t N = c->e.N, state = layer * s->D + which;
     direction *d = set_direction(c, layer, which, x, y, weights_at(&c->packed, s, layer, which, 1));
     d->dx = as_taken(p, dx, which);
-    d->dy = dy.at ? shifted(as_taken(p, dy, which), which * s->P) : dy;
-    d->dh_of_all = view_of(p->dh, p->N, p->dh_step, p->dh_row);
-    if (p->dh) d->dh_of_all = as_taken(p, shifted(d->dh_of_all, state * p->dh_state), which);
+    d->dy = shifted(as_taken(p, dy, which), which * s->P);
+    d->dh_of_all = as_taken(p, shifted(view_of(p->dh, p->N, p->dh_step, p->dh_row), state * p->dh_state), which);
     d->dh0 = state_of(p->dh0, state, N, s->P, NULL);
     d->dc0 = state_of(p->dc0, state, N, s->H, NULL);
     d->dgates = in_order(p, &c->e, own->dgates, s->gates_row);

@@ -178,22 +178,16 @@ static void avoid_caller(int n)
 #endif
 }
 
-static int hold_group(long process)
-{
-    long owner = atomic_load(&group.owner);
-    return owner != process && atomic_compare_exchange_strong(&group.owner, &owner, process);
-}
-
 int rnnfast_threads_acquire(int threads, int spins)
 {
-    long process = threads > 1 ? (long)getpid() : 0;
-    int n;
-    if (threads <= 1 || !hold_group(process)) return 0;
+    if (threads <= 1) return 0;
+    long process = (long)getpid(), owner = atomic_load(&group.owner);
+    if (owner == process || !atomic_compare_exchange_strong(&group.owner, &owner, process)) return 0;
     if (group.process != process) {
         group.process = process;
         group.made = 0;
     }
-    n = make_workers(threads);
+    int n = make_workers(threads);
     avoid_caller(n);
     for (int i = 1; i < n; i++) offer(&group.workers[i]);
     for (int i = 1; i < n; i++)

@@ -108,15 +108,10 @@ static view window(const view *v, ptrdiff_t t, range rows)
     return w;
 }
 
-/* A regular view of T steps, in reverse order of time. */
-static view reversed(view v, ptrdiff_t T)
-{
-    return view_of(v.at + (T - 1) * v.step, v.N, -v.step, v.row);
-}
-
+/* v from some column on; an empty view stays empty. */
 static view shifted(view v, ptrdiff_t columns)
 {
-    v.at += columns;
+    if (v.at) v.at += columns;
     return v;
 }
 

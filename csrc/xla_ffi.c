@@ -42,10 +42,9 @@ static void *take(run *r, int of_results, int dtype, ptrdiff_t count)
     const xla_list *list = of_results ? &r->frame->results : &r->frame->arguments;
     int64_t index = of_results ? r->results++ : r->arguments++, found = 1;
     const char *name = of_results ? "result" : "argument";
-    const xla_buffer *b;
     if (r->error) return NULL;
     if (index >= list->size) return fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is missing", name, (int)index);
-    b = list->values[index];
+    const xla_buffer *b = list->values[index];
     if (list->types[index] != XLA_BUFFER || b->struct_size < sizeof *b)
         return fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is not a buffer", name, (int)index);
     for (int64_t axis = 0; axis < b->rank; axis++) found *= b->dims[axis];
@@ -74,9 +73,8 @@ static int is_known(const xla_frame *frame)
 static int is_version_query(const xla_frame *frame)
 {
     const xla_extension *e = frame->extensions;
-    xla_version *version;
     if (!e || e->type != XLA_METADATA || e->struct_size < sizeof(xla_metadata_extension)) return 0;
-    version = &((const xla_metadata_extension *)e)->metadata->version;
+    xla_version *version = &((const xla_metadata_extension *)e)->metadata->version;
     version->major = !frame->api || is_known(frame) ? XLA_MAJOR : -1;
     version->minor = frame->api ? frame->api->version.minor : 1;
     return 1;
@@ -105,13 +103,12 @@ static void read_shape(run *r)
     rnnfast_problem *p = &r->p;
     const xla_list *list = &r->frame->arguments;
     const xla_buffer *x = list->size && *list->types == XLA_BUFFER ? *list->values : NULL;
-    int time = !r->call.time_first;
     if (r->error) return;
     if (!x || x->struct_size < sizeof *x || x->rank < 2 || x->rank > 3) {
         fail(r, XLA_INVALID_ARGUMENT, "rnnfast: argument 0 must be x, with two or three axes");
         return;
     }
-    if (x->rank == 2) time = 0;
+    int time = x->rank == 3 && !r->call.time_first;
     p->T = x->dims[time];
     p->N = x->rank == 2 ? 1 : x->dims[1 - time];
     if (p->T < 1 || p->N < 1 || r->table->sizes(&p->stack, p->T, p->N, NULL, &r->sizes))
@@ -120,25 +117,18 @@ static void read_shape(run *r)
              (long long)p->N);
 }
 
-static ptrdiff_t parameter_size(const run *r, int kind, ptrdiff_t layer)
-{
-    const rnnfast_stack *s = &r->p.stack;
-    ptrdiff_t features = layer ? s->directions * s->P : s->I;
-    const rnnfast_cell_info *cell = r->table->cell_info(s->cell);
-    const ptrdiff_t rows = (ptrdiff_t)strlen(cell->gates) * s->H;
-    const ptrdiff_t sizes[RNNFAST_KINDS] = {rows * features, rows * s->P, rows, rows, s->P * s->H, cell->extra_rows * s->H};
-    return sizes[kind];
-}
-
 /* Takes the parameters from the arguments, or their gradients from the results, which are set to zero because gradients accumulate. */
 static void take_parameters(run *r, int of_results, void **parameters)
 {
     const rnnfast_stack *s = &r->p.stack;
+    const rnnfast_cell_info *cell = r->table->cell_info(s->cell);
+    const ptrdiff_t rows = (ptrdiff_t)strlen(cell->gates) * s->H;
     for (ptrdiff_t k = 0; k < RNNFAST_KINDS * s->layers * s->directions; k++) {
-        int kind = (int)(k % RNNFAST_KINDS);
-        ptrdiff_t size = parameter_size(r, kind, k / RNNFAST_KINDS / s->directions);
-        parameters[k] = r->call.kinds >> kind & 1 ? elements(r, of_results, size) : NULL;
-        if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(size * r->call.item));
+        ptrdiff_t features = k < RNNFAST_KINDS * s->directions ? s->I : s->directions * s->P;
+        ptrdiff_t sizes[RNNFAST_KINDS] = {rows * features, rows * s->P, rows, rows, s->P * s->H, cell->extra_rows * s->H};
+        ptrdiff_t kind = k % RNNFAST_KINDS;
+        parameters[k] = r->call.kinds >> kind & 1 ? elements(r, of_results, sizes[kind]) : NULL;
+        if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(sizes[kind] * r->call.item));
     }
 }
 
@@ -169,7 +159,6 @@ static void begin(run *r, const xla_frame *frame, int threads)
 {
     rnnfast_problem *p = &r->p;
     const rnnfast_stack *s = &p->stack;
-    ptrdiff_t states, features, outputs;
     memset(r, 0, sizeof *r);
     r->frame = frame;
     if (!is_known(frame)) {
@@ -183,7 +172,7 @@ static void begin(run *r, const xla_frame *frame, int threads)
     read_shape(r);
     if (r->error) return;
 
-    states = s->layers * s->directions, features = s->I, outputs = s->directions * s->P;
+    const ptrdiff_t states = s->layers * s->directions, features = s->I, outputs = s->directions * s->P;
     r->h = states * p->N * s->P;
     r->c = r->table->cell_info(s->cell)->has_c ? states * p->N * s->H : 0;
     r->x = p->T * p->N * features;
