@@ -19,6 +19,7 @@ class CellInfo(NamedTuple):
     gates: str  # a letter each, in torch's order
     has_c: bool
     projects: bool
+    functions: tuple[str, ...]  # default activations: of the gates, the candidate, and c for h
     generic: int | None  # id of the cell that options select
     extra: str  # name of the per-unit extras, "" for none
     extra_rows: int

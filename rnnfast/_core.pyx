@@ -144,7 +144,7 @@ cdef const rnnfast_table *table_of(size_t item, isa=None) except NULL:
 
 # ---- facts about cells, from the registry in csrc/cells.h ----
 
-CellInfo = namedtuple("CellInfo", "name id gates has_c projects generic extra extra_rows extra_trained")
+CellInfo = namedtuple("CellInfo", "name id gates has_c projects functions generic extra extra_rows extra_trained")
 
 
 def _cell_info(int cell):
@@ -155,8 +155,9 @@ def _cell_info(int cell):
     cdef const rnnfast_cell_info *info = table_of(4).cell_info(<rnnfast_cell>cell)
     generic = None if info.generic == RNNFAST_CELLS else <int>info.generic
     extra = "" if info.extra == NULL else (<bytes>info.extra).decode()
+    functions = () if info.functions == NULL else tuple((<bytes>info.functions).decode().split())
     return CellInfo((<bytes>info.name).decode(), cell, (<bytes>info.gates).decode(), bool(info.has_c), bool(info.supports_projection),
-                    generic, extra, info.extra_rows, bool(info.extra_is_trained))
+                    functions, generic, extra, info.extra_rows, bool(info.extra_is_trained))
 
 
 # The cells that a caller can name, in the order of rnnfast_cell. Options select the generic cell of one.

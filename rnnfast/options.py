@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import arguments
+from .functional import CELLS
 
 __all__ = ["Options", "read"]
 
@@ -29,16 +30,7 @@ FUNCTIONS: dict[str, tuple[float, ...]] = {
 
 CLIP_LEAST = 2.0**-126  # smaller values could become 0 in float32, with which the engine does not clip
 
-# The default activations of each cell: of the gates, of the candidate, and of c in the equation of h.
-DEFAULTS = {
-    "rnn_tanh": ("tanh",),
-    "rnn_relu": ("relu",),
-    "rnn_tanh_leaky": ("tanh",),
-    "rnn_relu_leaky": ("relu",),
-    "lstm": ("sigmoid", "tanh", "tanh"),
-    "gru": ("sigmoid", "tanh"),
-    "gru_reset_before": ("sigmoid", "tanh"),
-}
+DEFAULTS = {name: info.functions for name, info in CELLS.items()}
 
 
 class Options(NamedTuple):

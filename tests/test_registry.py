@@ -78,8 +78,22 @@ def test_sizes_refuse_lengths_that_are_not_positive(T, N):
 def test_pack_counts_its_arrays():
     layer = rnnfast.LSTM(3, 5, 2, rng=0)
     packed = functional.empty(layer.engine.packed_size)
-    with pytest.raises(ValueError, match="expected 8 arrays, .* got 7"):
+    with pytest.raises(ValueError, match=r"expected 8 arrays, .* got 7"):
         functional.pack(layer.engine, list(layer.parameters.values())[:7], packed, None)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_default_activations_are_functions_that_options_can_name(cell):
+    info = CELLS[cell]
+    assert info.functions
+    assert set(info.functions) <= set(functional.FUNCTIONS)
+
+
+@pytest.mark.parametrize("cell", [cell for cell, info in CELLS.items() if info.generic is not None])
+def test_options_select_a_generic_cell_of_the_same_gates(cell):
+    info = functional.Engine(cell, FLOAT, 3, 5, options=Options((("tanh", 0.0, 0.0),) * 3, None, False, False)).info
+    assert info.id == info.generic == CELLS[cell].generic
+    assert (info.gates, info.has_c, info.projects) == (CELLS[cell].gates, CELLS[cell].has_c, CELLS[cell].projects)
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4, 5])
