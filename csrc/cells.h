@@ -202,30 +202,30 @@ static void gru_before_mix_backward(const point *p, range units)
 /* clang-format off */
 static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_RNN_TANH] = {
-        .info = {.name = "rnn_tanh", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN}, .ih = {0}, .hh = {0}, .stages = 1,
-        .stage = {{.count = 1, .forward = rnn_tanh_forward, .backward = rnn_tanh_backward}}},
+        .info = {.name = "rnn_tanh", .gates = "h", .functions = "tanh", .columns = 1, .generic = RNNFAST_GENERIC_RNN},
+        .ih = {0}, .hh = {0}, .stages = 1, .stage = {{.count = 1, .forward = rnn_tanh_forward, .backward = rnn_tanh_backward}}},
     [RNNFAST_RNN_RELU] = {
-        .info = {.name = "rnn_relu", .gates = "h", .columns = 1, .generic = RNNFAST_GENERIC_RNN}, .ih = {0}, .hh = {0}, .stages = 1,
-        .stage = {{.count = 1, .forward = rnn_relu_forward, .backward = rnn_relu_backward}}},
+        .info = {.name = "rnn_relu", .gates = "h", .functions = "relu", .columns = 1, .generic = RNNFAST_GENERIC_RNN},
+        .ih = {0}, .hh = {0}, .stages = 1, .stage = {{.count = 1, .forward = rnn_relu_forward, .backward = rnn_relu_backward}}},
     [RNNFAST_LSTM] = {
-        .info = {.name = "lstm", .gates = "ifgo", .columns = 4, .keeps_gates = 1, .has_c = 1, .supports_projection = 1,
-                 .generic = RNNFAST_GENERIC_LSTM},
+        .info = {.name = "lstm", .gates = "ifgo", .functions = "sigmoid tanh tanh", .columns = 4, .keeps_gates = 1, .has_c = 1,
+                 .supports_projection = 1, .generic = RNNFAST_GENERIC_LSTM},
         .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .stages = 1,
         .stage = {{.count = 4, .forward = lstm_forward, .backward = lstm_backward}, {.from_aux = 1}}},
     [RNNFAST_GRU] = {
-        .info = {.name = "gru", .gates = "rzn", .columns = 4, .keeps_gates = 1, .generic = RNNFAST_GENERIC_GRU},
+        .info = {.name = "gru", .gates = "rzn", .functions = "sigmoid tanh", .columns = 4, .keeps_gates = 1,
+                 .generic = RNNFAST_GENERIC_GRU},
         .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .stages = 1,
         .stage = {{.first = 1, .count = 3, .keeps_dh = 1, .forward = gru_forward, .backward = gru_backward}}},
     [RNNFAST_GRU_RESET_BEFORE] = {
-        .info = {.name = "gru_reset_before", .gates = "rzn", .columns = 3, .keeps_gates = 1, .keeps_aux = 1,
+        .info = {.name = "gru_reset_before", .gates = "rzn", .functions = "sigmoid tanh", .columns = 3, .keeps_gates = 1, .keeps_aux = 1,
                  .generic = RNNFAST_GENERIC_GRU_RESET_BEFORE},
         .ih = {0, 1, 2}, .hh = {0, 1, 2}, .stages = 2,
         .stage = {{.count = 2, .keeps_dh = 1, .forward = gru_before_reset_forward, .backward = gru_before_reset_backward},
                   {.from_aux = 1, .first = 2, .count = 1, .forward = gru_before_mix_forward, .backward = gru_before_mix_backward}}},
     [RNNFAST_GENERIC_RNN] = {
         .info = {.name = "generic_rnn", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_GENERIC_RNN},
-        .ih = {0}, .hh = {0}, .stages = 1,
-        .stage = {{.count = 1, .forward = generic_rnn_forward, .backward = generic_rnn_backward}}},
+        .ih = {0}, .hh = {0}, .stages = 1, .stage = {{.count = 1, .forward = generic_rnn_forward, .backward = generic_rnn_backward}}},
     [RNNFAST_GENERIC_LSTM] = {
         .info = {.name = "generic_lstm", .gates = "ifgo", .columns = 4, .keeps_gates = 1, .has_c = 1, .supports_projection = 1,
                  .generic = RNNFAST_GENERIC_LSTM, .extra = "peephole", .extra_rows = 3, .extra_is_optional = 1, .extra_is_trained = 1},
@@ -244,13 +244,13 @@ static const cell cells[RNNFAST_CELLS] = {
                   {.from_aux = 1, .first = 2, .count = 1, .forward = generic_gru_before_mix_forward,
                    .backward = generic_gru_before_mix_backward}}},
     [RNNFAST_RNN_TANH_LEAKY] = {
-        .info = {.name = "rnn_tanh_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
-                 .extra = "leak", .extra_rows = 1},
+        .info = {.name = "rnn_tanh_leaky", .gates = "h", .functions = "tanh", .columns = 1, .keeps_gates = 1,
+                 .generic = RNNFAST_CELLS, .extra = "leak", .extra_rows = 1},
         .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_tanh_leaky_forward, .backward = rnn_tanh_leaky_backward}}},
     [RNNFAST_RNN_RELU_LEAKY] = {
-        .info = {.name = "rnn_relu_leaky", .gates = "h", .columns = 1, .keeps_gates = 1, .generic = RNNFAST_CELLS,
-                 .extra = "leak", .extra_rows = 1},
+        .info = {.name = "rnn_relu_leaky", .gates = "h", .functions = "relu", .columns = 1, .keeps_gates = 1,
+                 .generic = RNNFAST_CELLS, .extra = "leak", .extra_rows = 1},
         .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_relu_leaky_forward, .backward = rnn_relu_leaky_backward}}},
 };

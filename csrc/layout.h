@@ -29,9 +29,11 @@ typedef struct {
     ptrdiff_t extra;                   /* elements of the per-unit extras of a layer and direction */
 } shape;
 
-static int supports(const rnnfast_stack *stack)
+/* Whether there is such a cell, and P is H or, for a cell that supports a projection, 1 .. H - 1. */
+static int is_valid(const rnnfast_stack *stack)
 {
-    return stack->P == stack->H || cells[stack->cell].info.supports_projection;
+    const rnnfast_cell_info *info = cell_info(stack->cell);
+    return info && (stack->P == stack->H || (info->supports_projection && 0 < stack->P && stack->P < stack->H));
 }
 
 static shape shape_of(const rnnfast_stack *stack)
@@ -39,7 +41,7 @@ static shape shape_of(const rnnfast_stack *stack)
     const cell *cell = &cells[stack->cell];
     const rnnfast_cell_info *info = &cell->info;
     shape s = {.cell = cell, .L = stack->layers, .D = stack->directions, .I = stack->I, .H = stack->H, .P = stack->P};
-    assert(supports(stack));
+    assert(is_valid(stack));
     s.projects = s.P != s.H;
     s.stages = cell->stages + s.projects;
     s.gates = (int)strlen(info->gates);
@@ -268,7 +270,7 @@ INLINE workspace lay_out_workspace(arena *a, const shape *s, const extent *e, in
 
 static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, rnnfast_sizes *out)
 {
-    if (!supports(stack)) return 1;
+    if (!is_valid(stack)) return 1;
     shape s = shape_of(stack);
     extent e = extent_of(T, N, o, s.D);
     arena forward = {0}, backward = {0};

@@ -35,8 +35,7 @@ static int next_sequence(const rnnfast_pattern *p, sequence *q)
     if (q->n < 0 || q->end >= length_of(p, q->n)) q->n++, q->end = 0;
     if (q->n == p->N) return 0;
     ptrdiff_t t = q->end, length = length_of(p, q->n);
-    q->begin = t;
-    q->steps = 0;
+    *q = (sequence){.n = q->n, .begin = t};
     if (!p->mask && !p->reset) q->steps = length - t, t = length;
     while (t < length && (t == q->begin || !is_reset(p, t, q->n))) q->steps += is_valid(p, t++, q->n);
     q->end = t;

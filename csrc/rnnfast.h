@@ -100,6 +100,7 @@ typedef enum {
 typedef struct {
     const char *name;        /* "lstm" */
     const char *gates;       /* a letter for each gate, in torch's order: "ifgo" */
+    const char *functions;   /* default activations of the gates, the candidate, and c for h: "sigmoid tanh tanh"; NULL: generic */
     int columns;             /* of H elements in the gates buffer: one per gate, one more for a GRU that resets after the product */
     int keeps_gates;         /* the tape holds the gates buffer of every step */
     int has_c;               /* the state is h and c */
@@ -243,7 +244,7 @@ typedef struct { /* the functions of an element type and instruction set */
     const char *isa;
     size_t item;                                         /* bytes of an element */
     const rnnfast_cell_info *(*cell_info)(rnnfast_cell); /* NULL if there is no such cell */
-    /* Returns not 0 if a size overflows or the cell does not support P < H. The order is optional. */
+    /* Returns not 0 if a size overflows, there is no such cell, or it does not support P. The order is optional. */
     int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *, rnnfast_sizes *);
     /* packed and packed_back are optional. */
     void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll);

@@ -79,8 +79,7 @@ INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
     c->s = shape_of(&p->stack);
     c->e = extent_of(p->T, p->N, p->order, c->s.D);
     c->packed = parts_of_weights(&c->s, back ? p->packed_back : p->packed, back);
-    c->tape.base = NULL;
-    if (p->tape) c->tape = parts_of_tape(&c->s, &c->e, p->tape);
+    c->tape = p->tape ? parts_of_tape(&c->s, &c->e, p->tape) : (parts){0};
     arena a = {p->workspace, 0, 0};
 #if !defined(NDEBUG)
     arena counted = {0};
@@ -110,7 +109,7 @@ static direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
     const shape *s = &c->s;
     const extent *e = &c->e;
     ptrdiff_t state = layer * s->D + which;
-    kept k = {0};
+    kept k = p->tape ? kept_at(&c->tape, s, e, state) : (kept){0};
     direction *d = &c->d[which];
     d->s = *s;
     d->T = e->T;
@@ -125,7 +124,6 @@ static direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
     d->y = shifted(as_taken(p, y, which), which * s->P);
     d->h0 = state_of(p->h0, state, e->N, s->P, c->work.zeros);
     d->c0 = state_of(p->c0, state, e->N, s->H, c->work.zeros);
-    if (p->tape) k = kept_at(&c->tape, s, e, state);
     d->gates = in_order(p, e, k.gates, s->gates_row);
     d->c = in_order(p, e, k.c, s->H_row);
     d->aux = in_order(p, e, k.aux, s->H_row);

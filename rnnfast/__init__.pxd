@@ -28,6 +28,7 @@ cdef extern from "rnnfast.h":
     ctypedef struct rnnfast_cell_info:
         const char *name
         const char *gates
+        const char *functions
         int columns, keeps_gates, has_c, keeps_aux, supports_projection
         rnnfast_cell generic
         const char *extra

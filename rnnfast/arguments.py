@@ -1,6 +1,6 @@
-"""Checks of single arguments: each returns the value as it is used, or raises an error that names the argument.
+"""Validation of single arguments. Each function returns the valid value, or raises an error that names the argument.
 
-The error says what is wrong, what was expected, and how to fix it where that helps.
+An error states what is wrong, what was expected, and if it helps, how to fix it.
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ import math
 import numbers
 import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ._types import Array
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-_DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "oneapi"}  # of DLPack's dlpack.h
+_DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "oneapi"}  # from dlpack.h
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
-    """Check an integer option, of at least `least`."""
+    """Check an integer that is at least `least`."""
     try:
         size = operator.index(value)
     except TypeError:
@@ -37,23 +34,23 @@ def size(name: str, value: Any, least: int = 1) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Check an option that is True or False."""
+    """Check a boolean."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def fraction(name: str, value: Any) -> float:
-    """Check an option from 0 to 1."""
+    """Check a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 <= (fraction := float(value)) <= 1:
-        raise ValueError(f"{name} must lie from 0 to 1, got {value!r}")
+        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
     return fraction
 
 
 def number(name: str, value: Any, below: float | None = None, positive: bool = False) -> float:
-    """Check a number that is at least 0, above 0 if `positive`, and below a bound if there is one."""
+    """Check a number that is at least 0, or above 0 if `positive`, and below `below` if that is not None."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     number = float(value)
@@ -64,14 +61,14 @@ def number(name: str, value: Any, below: float | None = None, positive: bool = F
 
 
 def choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """Check an option that is one of a few values."""
+    """Check that a value is one of `choices`."""
     if not (value is None or isinstance(value, str)) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
 def dtype(value: Any) -> np.dtype[Any]:
-    """Check the dtype option, and return the one object that native arrays of this dtype have."""
+    """Check the option dtype; return the instance that NumPy uses for native arrays of this dtype."""
     with contextlib.suppress(TypeError):
         if value is not None and np.dtype(value) in DTYPES:
             return DTYPES[DTYPES.index(np.dtype(value))]
@@ -79,7 +76,7 @@ def dtype(value: Any) -> np.dtype[Any]:
 
 
 def generator(rng: Any) -> np.random.Generator:
-    """Check the rng option: None for a fresh seed, a seed, or a Generator, which is then shared with the caller."""
+    """Check the option rng: None, a seed, or a Generator, which is then shared with the caller."""
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
@@ -87,14 +84,14 @@ def generator(rng: Any) -> np.random.Generator:
 
 
 def array(name: str, value: Any) -> Array:
-    """Return `value` as an array, without a copy if it is a buffer or an array of another library on the CPU.
+    """Return `value` as an array, without a copy if it supports the buffer protocol, or DLPack on the CPU.
 
     Raises
     ------
     ValueError
-        If its members do not make an array.
+        If its elements cannot be combined into an array.
     TypeError
-        If its library does not give access to its memory.
+        If its library does not provide access to its memory.
     """
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -107,40 +104,40 @@ def array(name: str, value: Any) -> Array:
 
 
 def _obstacle(value: Any) -> str | None:
-    """Return why a library does not give access to the memory of its array, and how to fix it, if that is known."""
+    """Return why a library does not provide access to the memory of its array, and the remedy, if known."""
     if getattr(value, "requires_grad", False) is True:
         return "it requires grad, but rnnfast would not propagate one: pass x.detach(), or use rnnfast.backends.torch"
-    with contextlib.suppress(Exception):  # errors of a foreign method are not the ones to report
+    with contextlib.suppress(Exception):  # an error here must not hide the original one
         kind, number = map(int, value.__dlpack_device__())
         if kind != 1:
             device = f"{_DEVICES.get(kind, f'number {kind} of DLPack')}:{number}"
-            return f"it lies on the device {device}: give a copy on the CPU, as cpu() of a torch tensor makes it"
+            return f"it is on the device {device}: pass a copy on the CPU, for a torch tensor x.cpu()"
     return None
 
 
 def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
-    """Return `value` as an array that the kernels can read, without a copy if it already is one.
+    """Return `value` as an array that the kernels can read, copying it only if necessary.
 
-    Such an array has the native `dtype`, is aligned, has strides of whole elements, and unit stride on the last axis.
+    Such an array has the native `dtype`, aligned memory, strides of whole elements, and unit stride on the last axis.
     """
     if type(value) is np.ndarray and value.dtype is dtype and value.flags.carray:
         return value
     result = array(name, value)
     if result.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers, to be used as {dtype}, but its dtype is {result.dtype}")
+        raise TypeError(f"{name} must hold real numbers, to be converted to {dtype}, but its dtype is {result.dtype}")
     whole = result.flags.aligned and not any(stride % dtype.itemsize for stride in result.strides)
     if result.dtype != dtype or not whole or result.strides[-1:] != (dtype.itemsize,):
         try:
             result = np.array(result, dtype, order="C")
         except ValueError as error:
             raise ValueError(f"{name} of shape {result.shape} cannot be converted to {dtype}: {error}") from error
-    return result if result.dtype is dtype else result.view(dtype)  # its dtype may spell out the byte order
+    return result if result.dtype is dtype else result.view(dtype)  # its dtype may be another instance
 
 
 def shaped(
     name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ...], layout: str = "the shape of the tape's y"
 ) -> Array | None:
-    """Return `value` as `real` does, after checking its shape; None, which stands for zeros, stays None."""
+    """Return `value` as `real` does, and check its shape. None, which stands for zeros, remains None."""
     if value is None:
         return None
     array = real(name, value, dtype)
@@ -150,15 +147,15 @@ def shaped(
 
 
 def pair(name: str, value: Any, members: str) -> tuple[Any, Any]:
-    """Return the two members of a pair."""
+    """Check that `value` is a pair, and return its elements. `members` describes the pair."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        got = f"{len(value)} members" if isinstance(value, (tuple, list)) else f"one {type(value).__name__}"
+        got = f"{len(value)} elements" if isinstance(value, (tuple, list)) else type(value).__name__
         raise ValueError(f"{name} must be the pair {members}, got {got}")
     return value[0], value[1]
 
 
 def countable(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Reject the shape of an array that is larger than the address space: NumPy's own error would not name it."""
+    """Check that an array of this shape fits into the address space; NumPy's own error would not name the array."""
     if math.prod(shape) > sys.maxsize // 8:
-        raise ValueError(f"{name} would have shape {shape}, more bytes than an address can count: take smaller sizes")
+        raise ValueError(f"{name} would have shape {shape}, more bytes than an address can count: use smaller sizes")
     return shape

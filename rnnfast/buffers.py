@@ -1,7 +1,7 @@
-"""Buffers for the engine: aligned to cache lines, on huge pages where they are large, and reused.
+"""Buffers for the engine: aligned to cache lines, on huge pages if they are large, and reused.
 
-The operating system clears every page that it hands out, so large buffers return to a pool and serve later calls.
-Measured: training an LSTM with T=25, N=32, H=1024 takes 0.95 of the time that it takes with fresh memory.
+The operating system clears every page that it allocates, so large buffers are returned to a pool and reused. Measured:
+with the pool, training an LSTM with T=25, N=32, H=1024 takes 0.95 of the time that it takes with new memory.
 """
 
 from __future__ import annotations
@@ -9,31 +9,28 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ._types import Array
 
 __all__ = ["LARGE", "LINE", "BufferPool", "ResultPool", "empty"]
 
 LINE = 64  # bytes in a cache line, to which buffers are aligned
-LARGE = 1 << 20  # bytes from which the memory of a result is reused
+LARGE = 1 << 20  # bytes; the memory of larger results is reused
 HUGE_PAGE = 1 << 21
-# Python maps shared memory by default, which gets no huge pages. Windows has no such flags.
+# By default Python maps shared memory, for which there are no huge pages. Windows has no such flags.
 PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 def empty(nbytes: int) -> Array:
-    """Return an uninitialised flat buffer, aligned to a cache line; on huge pages if it is large and there are any.
+    """Return an uninitialised flat buffer, aligned to a cache line, and on huge pages if it is large.
 
     Raises
     ------
     MemoryError
-        If the system does not have `nbytes` of memory.
+        If `nbytes` of memory are not available.
     """
     if nbytes < HUGE_PAGE:
         buffer = np.empty(nbytes + LINE, np.uint8)
@@ -55,7 +52,7 @@ class BufferPool(list[Any]):
     Parameters
     ----------
     most : int
-        How many buffers the pool keeps. A burst of calls or tapes may need many, and later calls only a few.
+        Maximum number of buffers in the pool. A burst of calls or tapes may need many, and later calls only a few.
     """
 
     def __init__(self, most: int) -> None:
@@ -63,7 +60,7 @@ class BufferPool(list[Any]):
         self.most = most
 
     def acquire(self, nbytes: int) -> Any:
-        """Return a buffer of at least `nbytes`, and not much more, to be released after use."""
+        """Return a buffer of at least `nbytes`, but not much more. Release it after use."""
         for _ in range(len(self)):
             try:
                 buffer = self.pop()
@@ -75,14 +72,14 @@ class BufferPool(list[Any]):
         return empty(nbytes)
 
     def release(self, buffer: Any) -> None:
-        """Return a buffer to the pool; the oldest one is freed if the pool is full."""
+        """Return a buffer to the pool. If the pool is full, its oldest buffer is freed."""
         self.append(buffer)
         if len(self) > self.most:
             self.pop(0)
 
 
 class ResultPool(BufferPool):
-    """A pool for arrays that are returned to the caller: large ones come back when their last view is gone."""
+    """A pool for arrays that the caller gets. The memory of large ones is reused once no view of it exists."""
 
     def bytes(self, nbytes: int) -> Array:
         """Return an uninitialised flat buffer."""
@@ -103,7 +100,7 @@ class ResultPool(BufferPool):
 
 
 class _Lease:
-    """The owner of a buffer on which NumPy arrays are built: it releases the buffer when they are gone."""
+    """The base of NumPy arrays in a pooled buffer. It releases the buffer when none of them exists any more."""
 
     def __init__(self, pool: BufferPool, nbytes: int) -> None:
         self._pool = pool

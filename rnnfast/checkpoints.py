@@ -1,57 +1,52 @@
-"""Checkpointed forward and backward: only the states at some steps are kept, which trades time for memory.
+"""Checkpointed forward and backward passes, which trade time for memory by keeping the states of some steps only.
 
-A sequence is cut into windows. Forward keeps the states at the start of each window. Backward takes the windows from
-the last to the first, computes each again with a tape, and runs backward through it. Results are the same bits as those
-of one call: the engine's results do not depend on how steps are divided into calls, and windows are whole blocks of
-the sums of weight gradients.
+A sequence is divided into windows. Forward keeps the state at the start of each window. Backward processes the windows
+from the last to the first: it runs forward again with a tape, and then backward. Results are bitwise identical to those
+of one call, because the engine's results do not depend on how the steps are divided into calls, and because a window
+consists of whole blocks of the sums in weight gradients.
 
-In a bidirectional stack no layer can begin before both directions of the layer below have finished. There, each layer
-and direction is a stack by itself, and the outputs between layers are kept. Source: T. Chen et al., "Training deep nets
-with sublinear memory cost", 2016.
+In a bidirectional stack, a layer needs the outputs of both directions of the layer below. Each layer and direction is
+therefore run as a stack of its own, and the outputs between layers are kept. Source: T. Chen et al., "Training deep
+nets with sublinear memory cost", 2016.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import functional
+from ._types import Array
 from .functional import InputGradients, Inputs, OutputGradients, Outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["Scratch", "backward", "forward"]
 
 
 class Saved(NamedTuple):
-    """What a checkpointed forward keeps for its backward."""
+    """The values that a checkpointed forward keeps for backward."""
 
-    edges: list[int]  # of windows: steps in the order of the walk, or blocks of an order
-    starts: list[list[Any]]  # of each part, h and c at the beginning of each window
-    outputs: list[Array]  # of each layer but the last of a bidirectional stack
+    edges: list[int]  # of the windows, in steps in the order of processing, or in blocks of an order
+    starts: list[list[Any]]  # for each part, h and c at the start of each window
+    outputs: list[Array]  # of all layers but the last of a bidirectional stack
 
 
 class Part(NamedTuple):
-    """A stack that runs in one direction: the whole engine, or one layer and direction of it."""
+    """A stack with one direction: the whole engine, or one of its layers and directions."""
 
     engine: functional.Engine
     states: slice
     parameters: slice
     packed: slice
     packed_back: slice
-    columns: slice  # of its outputs in the outputs of its layer
+    columns: slice  # of the part's outputs in y of its layer
 
 
 class Scratch:
-    """Buffers that are reused from window to window and from call to call."""
+    """Buffers that are reused for all windows and later calls."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._buffers: dict[str, Array] = {}
@@ -100,7 +95,7 @@ def _layers(engine: functional.Engine) -> list[list[Part]]:
 
 
 def _cut(T: int, N: int, order: functional.Order | None, every: Any) -> list[int]:
-    """Return the edges of windows of at least `every` steps, which lie where sums begin."""
+    """Return the edges of windows of at least `every` steps, at the block edges of the sums in weight gradients."""
     steps = T if order is None else order.steps
     if every == "auto":
         every = math.isqrt(max(steps, 1) - 1) + 1
@@ -116,14 +111,14 @@ def _cut(T: int, N: int, order: functional.Order | None, every: Any) -> list[int
 
 
 class _Window:
-    """Consecutive steps of a sequence, in the order in which the engine walks them, as a sequence of their own."""
+    """Consecutive steps of a batch, in the order in which the engine processes them, as a batch of its own."""
 
     def __init__(self, engine: functional.Engine, T: int, N: int, order: Any, first: int, last: int) -> None:
         self.T, self.N, self.sequences, self.order = last - first, N, N, None
         self._where: Any = slice(T - last, T - first) if engine.reverse else slice(first, last)
         self._gathered = order is not None
         if order is not None:
-            # The entries are gathered one below the other, so that padding takes no memory.
+            # Valid steps are gathered into one column, so padding takes no memory.
             part = functional.window(order, first, last)
             self._where = tuple(part.positions[int(engine.reverse)].T)
             self.T, self.N, self.sequences = len(self._where[0]), 1, part.sequences
@@ -132,7 +127,7 @@ class _Window:
         self.sizes = engine.sizes(self.T, self.N, self.order)
 
     def take(self, array: Array | None, layers: bool = False) -> Any:
-        """Return a view or copy of the steps of an array (T, N, features), or (layers, T, N, features)."""
+        """Return a view or copy of the window of an array (T, N, features), or (layers, T, N, features)."""
         if array is None:
             return None
         if layers:
@@ -152,7 +147,7 @@ def _windows(part: Part, T: int, N: int, order: Any, edges: list[int]) -> list[_
 
 
 def _of_part(states: tuple[Array | None, ...], part: Part, window: _Window) -> list[Any]:
-    """Return copies of h and c of a part and of the sequences of a window."""
+    """Return copies of h and c, for a part and the sequences of a window."""
     return [None if a is None else a[part.states, : window.sequences].copy() for a in states]
 
 
@@ -172,12 +167,12 @@ def _run(part: Part, window: _Window, packed: Array, inputs: Inputs, scratch: Sc
 
 
 def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
-    with np.errstate(all="ignore"):  # what is not finite is data
+    with np.errstate(all="ignore"):  # infinities and NaN are valid data
         return outputs if masks is None else outputs * masks[layer - 1]
 
 
 def _inputs(part: Part, window: _Window, source: Array, start: list[Any], masks: Array | None) -> Inputs:
-    """The inputs of a window of a part, whose x is in `source`."""
+    """Return the inputs of a part for a window; `source` holds x of all steps."""
     own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
     h0, c0 = start
     return Inputs(window.take(source), h0, c0, own_masks, window.order)
@@ -186,7 +181,7 @@ def _inputs(part: Part, window: _Window, source: Array, start: list[Any], masks:
 def forward(
     engine: functional.Engine, packed: Array, inputs: Inputs, outputs: Outputs, every: int | str, scratch: Scratch
 ) -> Saved:
-    """As `functional.forward`, keeping the states of every `every` steps; "auto": of about sqrt(steps) windows."""
+    """Run forward, and keep the state of every `every`-th step; "auto" stands for the square root of the steps."""
     T, N, _ = inputs.x.shape
     masks, states, layers = inputs.masks, (outputs.h_n, outputs.c_n), _layers(engine)
     saved = Saved(_cut(T, N, inputs.order, every), [], [])
@@ -196,7 +191,9 @@ def forward(
     for layer, parts in enumerate(layers):
         source = _masked(saved.outputs[-1], masks, layer) if layer else inputs.x
         if layer < len(layers) - 1:
-            saved.outputs.append(np.zeros(outputs.y.shape, engine.dtype))  # at gaps too: masks may multiply them
+            saved.outputs.append(
+                np.zeros(outputs.y.shape, engine.dtype)
+            )  # also at masked-out steps, which dropout reads
         y = saved.outputs[layer] if layer < len(layers) - 1 else outputs.y
         for part in parts:
             starts = []
@@ -204,7 +201,7 @@ def forward(
                 starts.append(_of_part(states, part, window))
                 own = _run(part, window, packed, _inputs(part, window, source, starts[-1], masks), scratch)
                 window.put(y[..., part.columns], own.y)
-                _keep(states, part, window, own[1:])
+                _keep(states, part, window, (own.h_n, own.c_n))
             saved.starts.append(starts)
     return saved
 
@@ -218,14 +215,14 @@ def backward(
     input_gradients: InputGradients,
     scratch: Scratch,
 ) -> None:
-    """As `functional.backward`, after the `forward` above, whose states and outputs are computed again.
+    """Run backward, recomputing the values between the checkpoints of `forward`.
 
-    `packs`: the packed weights of forward and of backward.
+    `packs` holds the packed weights for forward and for backward.
     """
     T, N, _ = inputs.x.shape
-    dy, dh_n, dc_n = output_gradients
+    dy = output_gradients.dy
     states, starts, dh = (input_gradients.dh0, input_gradients.dc0), list(saved.starts), input_gradients.dh
-    for state, last in zip(states, (dh_n, dc_n), strict=True):
+    for state, last in zip(states, (output_gradients.dh_n, output_gradients.dc_n), strict=True):
         if state is not None:
             state[...] = 0 if last is None else last
     for layer, parts in reversed(list(enumerate(_layers(engine)))):

@@ -23,11 +23,13 @@ parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import arguments
+from ._types import Array
 from .layers import GRU, LSTM, RNN, Bidirectional
 
 try:
@@ -38,12 +40,7 @@ except ImportError as error:
     raise ImportError("rnnfast.dask needs Dask: pip install 'rnnfast[dask]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from dask.array import Array as DaskArray
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["predict", "predict_frame"]
 

@@ -1,4 +1,4 @@
-"""How gradients vanish or explode on their way back through a layer, and how saturated its gates are.
+"""Measure how gradients vanish or explode over time, and how saturated the gates of a layer are.
 
 Sources: S. Hochreiter, "Untersuchungen zu dynamischen neuronalen Netzen", 1991, and Y. Bengio et al., "Learning
 long-term dependencies with gradient descent is difficult", 1994 (gradients against the lag). R. Pascanu et al., "On the
@@ -29,26 +29,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import arguments, functional, reference
+from ._types import Array, ArrayLike
 from .layers import Bidirectional, Recurrent, execution, saving
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import ArrayLike, NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["GradientFlow", "Saturation", "gradient_flow", "plot_gradient_flow"]
 
 CLOSED, OPEN = 0.05, 0.95
-_MOST = 1 << 23  # elements of the Jacobians that are in memory at a time
+_MOST = 1 << 23  # maximum number of elements of the Jacobians that are in memory at a time
 
-CANDIDATES = "hgn"  # letters of what is no gate: the state of an RNN, the candidates of LSTM and GRU
+CANDIDATES = "hgn"  # letters in CellInfo.gates that are not gates: h of an RNN, g of an LSTM, n of a GRU
 
 
 class Saturation(NamedTuple):
-    """The fractions of a gate's values, over steps, rows and units, that are close to 0 and close to 1.
+    """The fractions of a gate's values, over all steps, rows and units, that are close to 0 or close to 1.
 
-    There the slope of the gate is at most 0.0475, compared with 0.25 at its centre, so it hardly learns.
+    The slope of a gate is at most 0.0475 there, compared with 0.25 at its centre, so it learns slowly.
 
     Attributes
     ----------
@@ -66,25 +64,26 @@ class Saturation(NamedTuple):
 class GradientFlow:
     """The result of :func:`gradient_flow`. Its repr is a table.
 
-    Each dict has an entry for each layer and direction, named like the ending of its parameters' names: ``l0``,
-    ``l0_reverse``, ``l1``, ...; for :class:`rnnfast.Bidirectional` ``forward.l0``, ``backward.l0``, ...
+    Each dict has one entry per layer and direction. The keys are the suffixes of the parameter names: ``l0``,
+    ``l0_reverse``, ``l1``, and so on, or for :class:`rnnfast.Bidirectional` ``forward.l0``, ``backward.l0``, and so on.
 
-    The lag of a step is its distance from the last step that the direction walks: T - 1 - t, or t for a direction that
-    walks from the last step to the first. Arrays are float64, indexed by the lag, and hold means over the batch.
+    The lag of a step is its distance from the last step that the direction processes: T - 1 - t, or t for a reverse
+    direction. Arrays are float64, indexed by the lag, and averaged over the batch.
 
     Attributes
     ----------
     layer : str
-        The call that makes a layer like the one measured.
+        The constructor call of the measured layer.
     norms : dict of str to ndarray, (T,)
         The norm of dL/dh, over the features of h, at each lag.
     singular_values : dict of str to ndarray, (T,)
-        The largest singular value of dh/dh_before for the step at each lag, with c_before constant: the step can
-        lengthen a gradient of h by at most this factor. Empty without Jacobians.
+        The largest singular value of the Jacobian dh/dh_before of the step at each lag, with c_before held constant.
+        The step multiplies the norm of a gradient of h by at most this factor. Empty if ``jacobians=False``.
     state_singular_values : dict of str to ndarray, (T,)
-        The same for the map from (h, c) before to (h, c), which is the whole recurrence of an LSTM. Only for LSTM.
+        For LSTM only: the same for the Jacobian of (h, c) with respect to (h_before, c_before), which is the whole
+        recurrence.
     saturation : dict of str to dict of str to Saturation
-        By the name of the gate: i, f and o of an LSTM, r and z of a GRU. An RNN has no gates.
+        For each gate by name: i, f and o of an LSTM, r and z of a GRU. Empty for an RNN, which has no gates.
     """
 
     layer: str
@@ -95,7 +94,7 @@ class GradientFlow:
 
     @property
     def decay(self) -> dict[str, float]:
-        """The factor by which the norm changes from one lag to the next, as a geometric mean; NaN if undefined."""
+        """The geometric mean of the factors between the norms at consecutive lags; NaN if it is undefined."""
         return {name: _rate(norms) for name, norms in self.norms.items()}
 
     def __repr__(self) -> str:
@@ -126,29 +125,25 @@ def _rate(norms: Array) -> float:
 
 
 def gradient_flow(
-    layer: Recurrent[Any] | Bidirectional,
-    x: ArrayLike,
-    state: Any = None,
-    dy: Any = None,
-    *,
-    jacobians: bool = True,
+    layer: Recurrent[Any] | Bidirectional, x: ArrayLike, state: Any = None, dy: Any = None, *, jacobians: bool = True
 ) -> GradientFlow:
-    """Measure how the gradient of a loss L shrinks or grows on its way back through time, and how saturated gates are.
+    """Measure how the gradient of a loss L vanishes or explodes over time, and how saturated the gates are.
 
-    Dropout does not act, and the layer does not change. The layer computes the norms in its dtype: use float64 if they
-    fall below 1e-38. Everything else is computed in float64 by :mod:`rnnfast.reference`.
+    No dropout is applied, and the layer is not changed. The layer computes the norms in its own dtype: use float64 if
+    they fall below 1e-38. Everything else is computed in float64 by :mod:`rnnfast.reference`.
 
     Parameters
     ----------
     layer : RNN, LSTM, GRU or Bidirectional
-        Without activations, clip, peepholes and coupled.
+        Must not use the options activations, clip, peepholes and coupled.
     x, state
         As for a call of the layer, with at least one row.
-    dy : array_like in the shape of y, optional
-        The gradient of L with respect to y. By default, L is the sum of the features of the last layer's h after the
-        last step that each direction walks: the last step of y, or the first for a reverse direction.
+    dy : array_like of the shape of y, optional
+        The gradient of L with respect to y. By default, L is the sum of the final h of the last layer, over all units
+        and directions.
     jacobians : bool, default True
-        Whether to compute the singular values. This takes most of the time, which is proportional to T * N * H**3.
+        Whether to compute the singular values. They account for most of the run time, which is proportional to
+        T * N * H**3.
 
     Returns
     -------
@@ -157,10 +152,10 @@ def gradient_flow(
     Raises
     ------
     ValueError
-        If a shape does not fit, there is no row, `x` or y is not finite, or the layer has one of the options named
-        above.
+        If a shape does not match, there is no row, `x` or y is not finite, or the layer uses one of the unsupported
+        options.
     TypeError
-        If `layer` is not recurrent, or an argument does not hold real numbers.
+        If `layer` is not one of the supported classes, or an argument does not hold real numbers.
 
     Examples
     --------
@@ -194,13 +189,13 @@ def gradient_flow(
 
 
 def _at_rest(layer: Any) -> Any:
-    """Return the layer, or a copy without dropout if it has dropout."""
+    """Return the layer, or if it has dropout, a copy without."""
     if isinstance(layer, Bidirectional):
         sides = _at_rest(layer.forward_layer), _at_rest(layer.backward_layer)
         return Bidirectional(*sides, merge=layer.merge)
     if layer.engine.options is not None:
         raise ValueError(
-            f"layer must be without activations, clip, peepholes and coupled, got {saving.describe(layer)}: "
+            f"layer must not use the options activations, clip, peepholes and coupled, got {saving.describe(layer)}: "
             "backward(tape, dy, per_step=True) returns the gradients of such layers too"
         )
     if layer.dropout:
@@ -222,11 +217,12 @@ def _last_h(layer: Any, state: Any) -> Any:
 def _measure(
     flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
 ) -> None:
-    """Add the measurements of one layer, which walks x as given, or of one of the two layers of a Bidirectional."""
-    (x, h0, c0, *_), plan, _ = layer.execution.read(x, state)
+    """Add the measurements of a layer, or of one of the two layers of a Bidirectional, to `flow`."""
+    inputs, plan, _ = layer.execution.read(x, state)
     if not plan.N:
-        raise ValueError(f"x must have at least one row, got shape {x.shape}")
-    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in execution.engine_view(plan, x, h0, c0))
+        raise ValueError(f"x must have at least one row, got shape {inputs.x.shape}")
+    viewed = execution.engine_view(plan, inputs.x, inputs.h0, inputs.c0)
+    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in viewed)
     cell, info, directions = layer.engine.cell, layer.engine.info, layer.engine.directions
     every = {**layer.parameters, **layer.execution.extras}
     parameters = {name: array.astype(np.float64) for name, array in every.items()}
@@ -241,7 +237,7 @@ def _measure(
         kept = [np.stack(values) for values in zip(*run.kept, strict=True)]
         flow.saturation[name] = {
             gate: Saturation(float((kept[place] < CLOSED).mean()), float((kept[place] > OPEN).mean()))
-            # The reference keeps the state before the step, then the gates in their order.
+            # In the values that the reference keeps, the gates follow the state before the step.
             for place, gate in enumerate(info.gates, 1 + info.has_c)
             if gate not in CANDIDATES
         }
@@ -253,7 +249,7 @@ def _measure(
 
 
 def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Array:
-    """Return the largest ones at each step as walked, means over the batch, of the maps of h and of the whole state."""
+    """Return the largest singular value of each step, averaged over the batch, for h and for the whole state."""
     T, N, _ = kept[0].shape
     widths = (outputs, kept[1].shape[2]) if functional.CELLS[cell].has_c else (outputs,)
     rows = [values.reshape(T * N, -1) for values in kept]
@@ -268,9 +264,9 @@ def _singular_values(cell: str, p: Any, kept: list[Array], outputs: int) -> Arra
 
 
 def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) -> Array:
-    """Return the derivatives of the state after a step by the state before it, (rows, sum of widths, sum of widths).
+    """Return the Jacobians of the state after a step, (rows, sum of widths, sum of widths).
 
-    Each call of the reference's gradient of a step gives one row of each Jacobian, that of one unit of the state.
+    Each call of the reference's gradient of a step returns the row of one unit of the state in all Jacobians.
     """
     gradient: Any = reference._CELLS[cell][1]
     count = len(kept[0])
@@ -286,17 +282,19 @@ def _jacobians(cell: str, p: Any, kept: list[Array], widths: tuple[int, ...]) ->
 
 
 def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axes | None = None) -> Axes:
-    """Plot the norm of dL/dh against the lag on a logarithmic axis: a straight line is a constant factor per step.
+    """Plot the norm of dL/dh against the lag, on a logarithmic axis.
+
+    A straight line means a constant factor per step.
 
     Needs matplotlib: ``pip install 'rnnfast[plot]'``.
 
     Parameters
     ----------
     flows : GradientFlow or mapping of str to GradientFlow
-        A line for each layer and direction, labelled with its name. For a mapping, the label is the name of the flow,
-        followed by that of the layer and direction if the flow has several.
+        Each layer and direction becomes a line, labelled with its name. If `flows` is a mapping, the label is the name
+        of the flow, followed by that of the layer and direction if the flow has several.
     ax : matplotlib.axes.Axes, optional
-        The axes to draw on; by default those of a new figure of pyplot.
+        The axes to draw on. By default, pyplot creates a new figure.
 
     Returns
     -------
@@ -305,13 +303,15 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
     Raises
     ------
     ImportError
-        If matplotlib is missing.
-    TypeError, ValueError
-        If `flows` is not as described, or is empty.
+        If matplotlib is not installed.
+    TypeError
+        If `flows` is neither a GradientFlow nor a mapping to them, or `ax` is not an Axes.
+    ValueError
+        If `flows` is empty.
     """
     named = flows if isinstance(flows, Mapping) else {"": flows}
     if not named:
-        raise ValueError("flows must hold at least one GradientFlow, got none")
+        raise ValueError("flows must contain at least one GradientFlow, but it is empty")
     for label, flow in named.items():
         if not isinstance(flow, GradientFlow):
             place = f" under {label!r}" if label else ""
@@ -319,9 +319,7 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
                 f"flows must be a GradientFlow, or a mapping of names to them, got {type(flow).__name__}{place}"
             )
     if ax is not None and not hasattr(ax, "plot"):
-        raise TypeError(
-            f"ax must be one Axes of matplotlib, got {type(ax).__name__}: pass one element of an array of Axes"
-        )
+        raise TypeError(f"ax must be a matplotlib Axes, got {type(ax).__name__}: pass one element of an array of Axes")
     if ax is None:
         try:
             from matplotlib import pyplot
@@ -331,7 +329,7 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
     for label, flow in named.items():
         for name, norms in flow.norms.items():
             text = f"{label} {name}".strip() if len(flow.norms) > 1 or not label else label
-            # 0 has no logarithm: the line ends there.
+            # A norm of 0 has no logarithm, so the line ends there.
             ax.plot(np.arange(len(norms)), np.where(norms > 0, norms, np.nan), label=text)
     ax.set(xlabel="lag (steps before the loss)", ylabel="norm of dL/dh", yscale="log")
     ax.legend()

@@ -1,35 +1,38 @@
 """The stateless interface to the kernels: buffers in, buffers out.
 
-An `Engine` describes a stack of layers; it holds neither weights nor state. Its `sizes` method computes, from shapes
-alone, the bytes that each buffer needs; `pack` rearranges weights for the kernels; `forward` and `backward` run them.
-These functions do not check their arguments, and the kernels allocate nothing: `rnnfast.layers` does both, and adapters
-to other frameworks may do it differently.
+An `Engine` describes a stack of layers. It holds neither weights nor state. Its method `sizes` computes how many bytes
+each buffer needs, from the shapes alone. `pack` rearranges weights for the kernels, and `forward` and `backward` run
+them. These functions do not check their arguments, and the kernels do not allocate memory. The layers in
+`rnnfast.layers` do both, and adapters to other frameworks can do it in their own way.
 
-Arrays have the engine's dtype in native byte order and are aligned. `x`, `y`, `dy` and `dx` are (T, N, features) with
-any strides on the first two axes, negative ones included, and unit stride on the last, so ``a.transpose(1, 0, 2)``
-turns a batch-first array into one without a copy. States are C-contiguous (num_layers * directions, N, size). All other
-arrays are C-contiguous, and flat buffers come from `empty`. T and N are at least 1. The functions release the GIL, can
-be called from several threads at once, and raise KeyboardInterrupt on Ctrl-C, which leaves their outputs undefined.
+Arrays have the dtype of the engine in native byte order, and are aligned. `x`, `y`, `dy` and `dx` are (T, N, features)
+with unit stride on the last axis and any strides on the others, including negative ones, so ``a.transpose(1, 0, 2)``
+converts a batch-first array without a copy. States are C-contiguous (num_layers * directions, N, size). All other
+arrays are C-contiguous, and flat buffers come from `empty`. T and N are at least 1. The functions release the GIL and
+can be called from several threads at once. On Ctrl-C they raise KeyboardInterrupt, and their outputs are undefined.
 
 pack(engine, parameters, packed, packed_back)
-    `parameters`: arrays in the order of `parameter_shapes`. Forward reads `packed` (engine.packed_size bytes), backward
-    reads `packed_back` (engine.packed_back_size bytes); either may be None.
+    Pack `parameters`, arrays in the order of `parameter_shapes`, into `packed` (engine.packed_size bytes) for forward
+    and into `packed_back` (engine.packed_back_size bytes) for backward. Either buffer may be None.
 forward(engine, packed, inputs, outputs, workspace, tape=None)
-    Reads `Inputs`, writes `Outputs` and the tape, if one is given. `workspace` has `forward_workspace` bytes of
-    `engine.sizes(T, N)`, or of `engine.sizes(T, N, inputs.order)`. Masked steps of an order are neither read nor
-    written: see `order.fill` and `fold`.
+    Read `Inputs`, and write `Outputs` and the tape, if one is passed. `workspace` has the ``forward_workspace`` bytes
+    of ``engine.sizes(T, N, inputs.order)``, and the tape its ``tape`` bytes. With an order, masked-out steps are
+    neither read nor written: see `order.fill` and `fold`.
 backward(engine, packed_back, inputs, y, tape, output_gradients, input_gradients, workspace)
-    Reads the same `Inputs`, y, the tape and `OutputGradients`, and writes `InputGradients`.
+    Read the inputs and y of a forward pass, its tape and `OutputGradients`, and write `InputGradients`. `workspace` has
+    the ``backward_workspace`` bytes of the sizes.
 PreparedCall(engine, packed, shapes, ...)
-    A call of `forward` whose set-up is done once: `run(x, state)`, or `step(x, out)`, which keeps the state.
+    A forward pass whose set-up is done once, for many calls with the same shapes: ``run(x, state)``, or
+    ``step(x, out)``, which keeps the state between calls.
 order.fill(source, array), fold(engine, dy, order)
-    Writes the masked steps of an array (T, N, features): zeros for 0, the values of the step before or after for -1 and
-    1. Adds, in an array like dy, the masked steps to the steps that they repeat.
+    `fill` writes the masked-out steps of an array (T, N, features): zeros if `source` is 0, the values of the previous
+    or the next valid step if it is -1 or 1. `fold` is its derivative: it adds the masked-out steps of an array like dy
+    to the steps that they repeat.
 cells(engine, T, N, tape, out, order=None)
-    Writes c of all steps, (num_layers * directions, T, N, hidden_size).
+    Write the cell state c of all steps, (num_layers * directions, T, N, hidden_size).
 xla["forward"], xla["backward"]
-    Capsules of both passes, as handlers for XLA's foreign-function interface. Their attribute is
-    `engine.xla_call(...)`.
+    Capsules with the handlers of both passes for XLA's foreign-function interface. They take one attribute, the result
+    of ``engine.xla_call(...)``.
 
 Examples
 --------
@@ -49,17 +52,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from collections.abc import Iterator
+from typing import SupportsIndex
 
 import numpy as np
+
+from rnnfast._types import Array
 
 try:
     from rnnfast import _core
 except ImportError as error:
     here = os.path.dirname(os.path.abspath(__file__))
     raise ImportError(
-        f"the compiled part of rnnfast is missing in {here}. In a checkout, install with `pip install -e .`, or run "
-        "Python in another folder after `pip install .`"
+        f"the compiled extension of rnnfast is missing in {here}: install with `pip install -e .` in the checkout, or "
+        "run `pip install .` and start Python in another folder"
     ) from error
 from rnnfast._core import (
     CELLS,
@@ -67,7 +73,11 @@ from rnnfast._core import (
     SUM_ROWS,
     CellInfo,
     Engine,
+    InputGradients,
+    Inputs,
     Order,
+    OutputGradients,
+    Outputs,
     PreparedCall,
     Sizes,
     backward,
@@ -80,13 +90,6 @@ from rnnfast._core import (
     xla,
 )
 from rnnfast.buffers import empty
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = [
     "CELLS",
@@ -124,64 +127,6 @@ __all__ = [
 ]
 
 
-class Inputs(NamedTuple):
-    """What `forward` reads, and `backward` reads again.
-
-    Attributes
-    ----------
-    x : ndarray, (T, N, input_size)
-    h0, c0 : ndarray or None
-        Initial states; None is zeros.
-    masks : ndarray or None, (num_layers - 1, T, N, features of y)
-        Factors for the outputs of all layers but the last.
-    order : Order or None
-        From `arrange`, for rows of different lengths; the states are then those of its sequences.
-    """
-
-    x: Any
-    h0: Any = None
-    c0: Any = None
-    masks: Any = None
-    order: Order | None = None
-
-
-class Outputs(NamedTuple):
-    """What `forward` writes: y (T, N, features) and the last states. c_n is None for a cell without c."""
-
-    y: Any
-    h_n: Any
-    c_n: Any = None
-
-
-class OutputGradients(NamedTuple):
-    """Gradients with respect to `Outputs`, which `backward` reads. None is zeros."""
-
-    dy: Any = None
-    dh_n: Any = None
-    dc_n: Any = None
-
-
-class InputGradients(NamedTuple):
-    """What `backward` writes.
-
-    Attributes
-    ----------
-    dx, dh0, dc0 : ndarray
-        Gradients with respect to `Inputs`; dc0 is None for a cell without c.
-    dparameters : list of ndarray or None
-        In the order of `parameter_shapes`; None for a parameter that is not trained. The gradients are added to the
-        values of the arrays.
-    dh : ndarray or None, (num_layers * directions, T, N, output_size)
-        The total derivative with respect to h of every layer, direction and step; None to skip it.
-    """
-
-    dx: Any
-    dh0: Any
-    dc0: Any
-    dparameters: Any
-    dh: Any = None
-
-
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the parameters of an engine, in torch's flat order.
 
@@ -210,26 +155,29 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 def arrange(
     T: int, N: int, lengths: Array | None = None, mask: Array | None = None, reset: Array | None = None
 ) -> tuple[Order, Array, Array]:
-    """The order in which a batch of unequal rows is gone through.
+    """Return the order in which the kernels process a ragged batch.
+
+    A row holds one or more sequences. Steps that belong to no sequence are masked out.
 
     Parameters
     ----------
+    T, N : int
     lengths : ndarray of intp, (N,), C-contiguous, from 0 to T
-        Steps from there on are in no sequence. None: all are.
+        The number of steps of each row. None if all rows have T steps.
     mask : ndarray of bool, (T, N)
-        False where a step is in no sequence. None: all are.
+        False at masked-out steps. None if no step is masked out.
     reset : ndarray of bool, (T, N)
-        True where a new sequence of the row begins; step 0 begins one anyway. None: none does.
+        True at the first step of each sequence. Step 0 always starts a sequence. None if each row is one sequence.
 
     Returns
     -------
     order : Order
-        For `forward` and `backward`.
+        Pass it to `forward` and `backward`.
     sequences : ndarray of intp
-        The numbers of all sequences, row after row, those of a row in the order of time. States are in the order of
-        these numbers.
+        The indices of all sequences, row by row, and within a row in temporal order. A sequence's index is its position
+        in the arrays of states.
     rows : ndarray of intp, (N + 1,)
-        Those of row n are ``sequences[rows[n]:rows[n + 1]]``, one at least.
+        The sequences of row n are ``sequences[rows[n]:rows[n + 1]]``, at least one.
 
     Examples
     --------
@@ -248,12 +196,12 @@ def arrange(
 
 
 def packed_order(batch_sizes: Array) -> Order:
-    """The order of a packed batch: the entries of all steps one below the other, as an array (entries, 1, features).
+    """Return the order of a packed batch, an array (entries, 1, features) that concatenates the entries of all steps.
 
     Parameters
     ----------
     batch_sizes : ndarray of integers, (T,)
-        How many sequences have each step, from the most to the fewest, one at least.
+        The number of sequences at each step, at least 1, and never increasing.
 
     Examples
     --------
@@ -270,7 +218,7 @@ def packed_order(batch_sizes: Array) -> Order:
 
 
 def window(order: Order, first: int, last: int) -> Order:
-    """Blocks first .. last-1 of an order as an order of its own, of those sequences that have come to the first."""
+    """Return blocks first .. last-1 as an order of the sequences that have a step in the first of these blocks."""
     edges = order.edges[first : last + 1]
     begin = order.begin[edges[0] : edges[-1] + 1]
     positions = tuple(part[begin[0] : begin[-1]] for part in order.positions)
@@ -278,7 +226,7 @@ def window(order: Order, first: int, last: int) -> Order:
 
 
 def linear_pack(weight: Array, bias: Array | None) -> Array:
-    """Pack weight (O, I) and bias (O,) or None, both C-contiguous, for `linear_forward`."""
+    """Return weight (O, I) and bias (O,) or None, both C-contiguous, packed for `linear_forward`."""
     rows, columns = weight.shape
     packed = empty(_core.linear_sizes(1, columns, rows, weight.itemsize)[0])
     _core.linear_pack(weight, bias, packed)
@@ -286,18 +234,18 @@ def linear_pack(weight: Array, bias: Array | None) -> Array:
 
 
 def linear_forward(x: Array, packed: Array, y: Array) -> None:
-    """Compute y = x weight' + bias for x (M, I) and y (M, O), with any strides between rows."""
+    """Compute y = x weight' + bias for x (M, I) and y (M, O). The strides of the rows are arbitrary."""
     _core.linear_forward(x, packed, y)
 
 
 def linear_backward(x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None) -> None:
-    """Write dx, and add the gradients of weight and bias (or None) to dweight and dbias."""
+    """Write dx, and add the gradients of weight and bias to dweight and dbias, which may be None."""
     _, size = _core.linear_sizes(x.shape[0], x.shape[1], dy.shape[1], x.itemsize)
     _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size))
 
 
 def activation(name: str, a: Array, isa: str | None = None) -> Array:
-    """Apply "sigmoid" or "tanh" to a contiguous array, as the cells compute it."""
+    """Apply "sigmoid" or "tanh" to a contiguous array, with the functions of the cells."""
     out = np.empty_like(a)
     _core.activation(name, a, out, isa)
     return out
@@ -305,7 +253,7 @@ def activation(name: str, a: Array, isa: str | None = None) -> Array:
 
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Use an instruction set for engines made in this context and for the linear functions, in all threads."""
+    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
     before = _core.get_default_isa()
     _choose_isa(name, "isa")
     try:
@@ -321,24 +269,26 @@ def _choose_isa(name: str, source: str) -> None:
 
 
 def set_num_threads(n: SupportsIndex) -> None:
-    """Set the number of threads that a call may use from now on.
+    """Set the maximum number of threads of each call from now on.
 
     Raises
     ------
-    ValueError, TypeError
-        If n is not a positive integer.
+    ValueError
+        If `n` is not from 1 to 2**20.
+    TypeError
+        If `n` is not an integer.
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n, the number of threads, must be an integer, not {type(n).__name__}")
+        raise TypeError(f"n, the number of threads, must be an integer, got {type(n).__name__}")
     if not 1 <= n.__index__() <= 1 << 20:
-        raise ValueError(f"n, the number of threads, must be from 1 to {1 << 20}, not {n}")
+        raise ValueError(f"n, the number of threads, must be from 1 to {1 << 20}, got {n}")
     _core.set_num_threads(n.__index__())
 
 
 def thread_limits() -> dict[str, int]:
-    """Return the limits on the number of threads: the processors of this process, its cgroup quota, the environment.
+    """Return the limits on the number of threads: processors of this process, cgroup quota, environment variables.
 
-    The default number of threads is the least of them, but at least 1.
+    The default number of threads is the smallest of these limits, but at least 1.
     """
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = {"processors": processors}

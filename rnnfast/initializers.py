@@ -1,42 +1,38 @@
-"""Initial values of recurrent layers: a table of schemes, and what each of them puts into which parameter.
+"""Initial parameters of recurrent layers: a table of schemes, with a function for each kind of parameter.
 
-Sources: the uniform values of torch.nn. X. Glorot and Y. Bengio, "Understanding the difficulty of training deep
-feedforward neural networks", 2010, and the defaults of keras.layers. A. Saxe et al., "Exact solutions to the nonlinear
-dynamics of learning in deep linear neural networks", 2014 (orthogonal). F. Gers et al., "Learning to forget", 2000, and
-R. Jozefowicz et al., "An empirical exploration of recurrent network architectures", 2015 (a forget gate that begins
-open). C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", 2018 (chrono). Q. Le et al., "A simple way
-to initialize recurrent networks of rectified linear units", 2015 (identity).
+Sources: torch.nn (uniform). X. Glorot and Y. Bengio, "Understanding the difficulty of training deep feedforward neural
+networks", 2010, as in keras.layers. A. Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep
+linear neural networks", 2014 (orthogonal). F. Gers et al., "Learning to forget", 2000, and R. Jozefowicz et al., "An
+empirical exploration of recurrent network architectures", 2015 (forget gate bias). C. Tallec and Y. Ollivier, "Can
+recurrent neural networks warp time?", 2018 (chrono). Q. Le et al., "A simple way to initialize recurrent networks of
+rectified linear units", 2015 (identity).
 
-The engine adds two biases, as torch's layers do. Where a scheme gives a gate a value, bias_ih has that value and the
-rows of bias_hh are 0, so that their sum is the value.
+The engine adds two biases, as torch does. If a scheme sets the bias of a gate, bias_ih has its value, and the rows of
+bias_hh are 0.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ._types import Array
 
 __all__ = ["Initializer", "read"]
 
 
 class _Place(NamedTuple):
-    """The parameter that is drawn, and its layer."""
+    """A parameter to be initialised, and facts about its layer."""
 
     rng: np.random.Generator
     shape: tuple[int, ...]
     gates: str
     hidden_size: int
-    value: float | None  # the number that was given with the name of the scheme
+    value: float | None  # the number that was passed with the name of the scheme
 
     def rows(self, gate: str) -> slice:
         """Return the rows of a gate in the parameters."""
@@ -45,26 +41,26 @@ class _Place(NamedTuple):
 
 
 def _uniform(place: _Place) -> Array:
-    """Uniform values, as in torch for all parameters."""
+    """Return uniform values, as torch does for all parameters."""
     bound = 1 / math.sqrt(place.hidden_size)
     return place.rng.uniform(-bound, bound, place.shape)
 
 
 def _glorot(place: _Place) -> Array:
-    """Glorot's uniform values, with the fans of the whole matrix: the rows of all gates count as outputs."""
+    """Return Glorot's uniform values. The rows of all gates count as outputs."""
     bound = math.sqrt(6 / sum(place.shape))
     return place.rng.uniform(-bound, bound, place.shape)
 
 
 def _orthogonal(place: _Place) -> Array:
-    """A matrix with orthonormal columns and at least as many rows, drawn uniformly from all such matrices."""
+    """Return a random matrix with orthonormal columns, from the uniform distribution over such matrices."""
     q, r = np.linalg.qr(place.rng.standard_normal(place.shape))
-    # The signs of R make the result independent of those that the factorisation chooses (Mezzadri 2007).
+    # Without the signs of R, the distribution would depend on the algorithm of the factorisation (Mezzadri 2007).
     return q * np.where(np.diag(r) < 0, -1, 1)
 
 
 def _orthogonal_gates(place: _Place) -> Array:
-    """A matrix that is orthogonal for each gate."""
+    """Return an orthogonal matrix for each gate, concatenated."""
     gate = place._replace(shape=(place.hidden_size, place.shape[1]))
     return np.concatenate([_orthogonal(gate) for _ in place.gates])
 
@@ -73,67 +69,32 @@ def _zeros(place: _Place) -> Array:
     return np.zeros(place.shape)
 
 
-def _identity(place: _Place) -> Array:
-    rows, columns = place.shape
-    return np.eye(rows, columns)
-
-
-def _small_normal(place: _Place) -> Array:
-    return place.rng.normal(0, 0.001, place.shape)
-
-
-def _zeros_but_forget(place: _Place) -> Array:
-    """Zeros, and ones for a forget gate."""
-    bias = np.zeros(place.shape)
-    if "f" in place.gates:
-        bias[place.rows("f")] = 1
+def _with(bias: Array, place: _Place, values: Mapping[str, Any]) -> Array:
+    """Set the rows of some gates, if the cell has them."""
+    for gate in set(values) & set(place.gates):
+        bias[place.rows(gate)] = values[gate]
     return bias
-
-
-def _forget(place: _Place) -> Array:
-    bias = _uniform(place)
-    bias[place.rows("f")] = 1 if place.value is None else place.value
-    return bias
-
-
-def _forget_cleared(place: _Place) -> Array:
-    bias = _uniform(place)
-    bias[place.rows("f")] = 0
-    return bias
-
-
-# The gates that chrono sets, with their signs: those that keep the state, and the one that lets input into it.
-_CHRONO = {"f": 1, "i": -1, "z": 1}
 
 
 def _chrono(place: _Place) -> Array:
-    """Gates that keep the state for a time that is uniform between 1 and T_max - 1 steps."""
+    """Return a bias with which gates keep the state for a time that is uniform between 1 and T_max - 1 steps."""
     bias = _uniform(place)
     assert place.value is not None
     keeps = np.log(place.rng.uniform(1, place.value - 1, place.hidden_size))
-    for gate in filter(_CHRONO.get, place.gates):
-        bias[place.rows(gate)] = _CHRONO[gate] * keeps
-    return bias
-
-
-def _chrono_cleared(place: _Place) -> Array:
-    bias = _uniform(place)
-    for gate in filter(_CHRONO.get, place.gates):
-        bias[place.rows(gate)] = 0
-    return bias
+    return _with(bias, place, {"f": keeps, "i": -keeps, "z": keeps})
 
 
 class _Scheme(NamedTuple):
-    """What a name stands for."""
+    """The meaning of a name."""
 
-    draws: Mapping[str, Callable[[_Place], Array]]  # by the kind of the parameter; torch's values in all others
-    layer: str = ""  # the layers that it is for, in words; "" for all
-    gates: str = ""  # a cell needs one of these gates; "" for no such condition
-    relu: bool = False  # whether it is for RNNs of relu alone
+    draws: Mapping[str, Callable[[_Place], Array]]  # by kind of parameter; the others are as for "torch"
+    layer: str = ""  # the layers that support it, for messages; "" for all
+    gates: str = ""  # the cell must have one of these gates; "" for any cell
+    relu: bool = False  # whether the layer must be an RNN with relu
     needs_bias: bool = False
-    takes: str = ""  # the number that may or must be given with the name, in words
+    takes: str = ""  # the number that is passed with the name, for messages; "" for none
     least: float = -math.inf  # the least value of that number
-    needs_value: bool = False
+    needs_value: bool = False  # whether that number is required
 
 
 SCHEMES = {
@@ -143,14 +104,14 @@ SCHEMES = {
             "weight_ih": _glorot,
             "weight_hh": _orthogonal,
             "weight_hr": _glorot,
-            "bias_ih": _zeros_but_forget,
+            "bias_ih": lambda place: _with(_zeros(place), place, {"f": 1}),
             "bias_hh": _zeros,
             "peephole": _zeros,
         }
     ),
     "orthogonal": _Scheme({"weight_hh": _orthogonal_gates}),
     "chrono": _Scheme(
-        {"bias_ih": _chrono, "bias_hh": _chrono_cleared},
+        {"bias_ih": _chrono, "bias_hh": lambda place: _with(_uniform(place), place, {"f": 0, "i": 0, "z": 0})},
         layer="an LSTM or a GRU",
         gates="fz",
         needs_bias=True,
@@ -159,35 +120,43 @@ SCHEMES = {
         needs_value=True,
     ),
     "forget": _Scheme(
-        {"bias_ih": _forget, "bias_hh": _forget_cleared},
+        {
+            "bias_ih": lambda place: _with(_uniform(place), place, {"f": 1 if place.value is None else place.value}),
+            "bias_hh": lambda place: _with(_uniform(place), place, {"f": 0}),
+        },
         layer="an LSTM",
         gates="f",
         needs_bias=True,
         takes="the bias",
     ),
     "identity": _Scheme(
-        {"weight_ih": _small_normal, "weight_hh": _identity, "bias_ih": _zeros, "bias_hh": _zeros},
-        layer="an RNN of relu",
+        {
+            "weight_ih": lambda place: place.rng.normal(0, 0.001, place.shape),
+            "weight_hh": lambda place: np.eye(place.shape[0], place.shape[1]),
+            "bias_ih": _zeros,
+            "bias_hh": _zeros,
+        },
+        layer="an RNN with relu",
         relu=True,
     ),
 }
 
 
 class Initializer(NamedTuple):
-    """A scheme and its number, checked for one cell."""
+    """A scheme and its number, checked for a layer."""
 
     scheme: _Scheme
     value: float | None
     gates: str
 
     def draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...], hidden_size: int) -> Array:
-        """Return the initial values of a parameter, in float64."""
+        """Return the initial values of a parameter in float64."""
         draw = self.scheme.draws.get(name.partition("_l")[0], _uniform)
         return draw(_Place(rng, shape, self.gates, hidden_size, self.value))
 
 
 def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initializer:
-    """Check the init option of a layer.
+    """Check the option init of a layer.
 
     Parameters
     ----------
@@ -202,9 +171,9 @@ def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initia
     Raises
     ------
     ValueError
-        If the scheme is unknown or does not fit the layer, or its number is missing, out of range, or not expected.
+        If the scheme is unknown or does not support the layer, or its number is missing, out of range or unexpected.
     TypeError
-        If the value given with the name is not a number.
+        If the value passed with the name is not a number.
 
     Examples
     --------
@@ -217,22 +186,22 @@ def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initia
         raise ValueError(f"init must be one of {', '.join(map(repr, SCHEMES))}, got {init!r}")
     scheme = SCHEMES[name]
     if (scheme.gates and not set(scheme.gates) & set(gates)) or (scheme.relu and not relu):
-        raise ValueError(f"init={init!r} is for {scheme.layer}: choose another for this layer")
+        raise ValueError(f"init={init!r} is for {scheme.layer} only: choose another scheme for this layer")
     if scheme.needs_bias and not bias:
-        raise ValueError(f"init={init!r} sets biases, but this layer has none: build it with bias=True")
+        raise ValueError(f"init={init!r} sets biases, but this layer has bias=False: use bias=True, or another scheme")
     if name == "forget" and coupled:
-        raise ValueError(f"init={init!r} sets the bias of the forget gate, which coupled=True replaces by 1 - i")
+        raise ValueError(f"init={init!r} sets the bias of the forget gate, but with coupled=True that gate is 1 - i")
     return Initializer(scheme, _number(init, name, scheme, numbers_given), gates)
 
 
 def _number(init: Any, name: str, scheme: _Scheme, given: list[Any]) -> float | None:
-    """Check the number that was given with the name of a scheme."""
+    """Check the number that was passed with the name of a scheme."""
     if len(given) > bool(scheme.takes):
         takes = f"one number, {scheme.takes}" if scheme.takes else "no number"
         raise ValueError(f"init={name!r} takes {takes}, got {init!r}")
     if not given:
         if scheme.needs_value:
-            raise ValueError(f"init={name!r} needs {scheme.takes}: give a tuple such as ({name!r}, 100)")
+            raise ValueError(f"init={name!r} needs {scheme.takes}: pass a tuple such as ({name!r}, 100)")
         return None
     [value] = given
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

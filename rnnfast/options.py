@@ -1,4 +1,4 @@
-"""Options of a cell: activations, clipping, peepholes and coupled gates as in the ONNX standard, and the leak."""
+"""Options of cells: the leak, and activations, clipping, peepholes and coupled gates as in the ONNX standard."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import arguments
+from .functional import CELLS
 
 __all__ = ["Options", "read"]
 
-# The defaults of alpha and beta, from the ONNX standard.
+# The activation functions of the ONNX standard, with its default values of alpha and beta.
 FUNCTIONS: dict[str, tuple[float, ...]] = {
     "sigmoid": (),
     "tanh": (),
@@ -27,22 +28,13 @@ FUNCTIONS: dict[str, tuple[float, ...]] = {
     "softplus": (),
 }
 
-CLIP_LEAST = 2.0**-126  # smaller values might become 0 in float32, which means no clipping to the engine
+CLIP_LEAST = 2.0**-126  # smaller values could become 0 in float32, with which the engine does not clip
 
-# The functions of each cell by default: of the gates, of the candidate, and of c on its way to h.
-DEFAULTS = {
-    "rnn_tanh": ("tanh",),
-    "rnn_relu": ("relu",),
-    "rnn_tanh_leaky": ("tanh",),
-    "rnn_relu_leaky": ("relu",),
-    "lstm": ("sigmoid", "tanh", "tanh"),
-    "gru": ("sigmoid", "tanh"),
-    "gru_reset_before": ("sigmoid", "tanh"),
-}
+DEFAULTS = {name: info.functions for name, info in CELLS.items()}
 
 
 class Options(NamedTuple):
-    """The options as the engine takes them. activations: (function, alpha, beta), three for each direction."""
+    """The options in the form of the engine, with three activations (function, alpha, beta) per direction."""
 
     activations: tuple[tuple[str, float, float], ...]
     clip: float | None
@@ -50,20 +42,20 @@ class Options(NamedTuple):
     coupled: bool
 
     def of_direction(self, direction: int) -> Options:
-        """Return the options of one of two directions."""
+        """Return the options of one direction of a bidirectional layer."""
         return self._replace(activations=self.activations[3 * direction : 3 * direction + 3])
 
 
 def activations(value: Any, cell: str, directions: int) -> tuple[Any, ...] | None:
-    """Check the option; return names, and tuples (name, alpha) or (name, alpha, beta) where these are given."""
+    """Check the option; return a tuple of names, or tuples (name, alpha) or (name, alpha, beta)."""
     if value is None:
         return None
     count = len(DEFAULTS[cell])
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
-        raise TypeError(f"activations must be a list of {count} names, got {value!r}")
+        raise TypeError(f"activations must be a list with {count} names, got {value!r}")
     if len(value) not in {count, count * directions}:
-        twice = f", or {count * directions}, those of the reverse direction last," if directions == 2 else ""
-        raise ValueError(f"activations must name {count} functions{twice} for this cell, got {len(value)}: {value!r}")
+        twice = f", or {count * directions} with those of the reverse direction last" if directions == 2 else ""
+        raise ValueError(f"activations must have length {count}{twice}, for this cell, got {len(value)}: {value!r}")
     return tuple(_activation(f"activations[{i}]", one) for i, one in enumerate(value))
 
 
@@ -71,33 +63,33 @@ def _activation(name: str, value: Any) -> Any:
     function, *given = value if isinstance(value, (list, tuple)) and value else [value]
     if not isinstance(function, str) or function not in FUNCTIONS:
         names = ", ".join(FUNCTIONS)
-        raise ValueError(f"{name} must be one of {names}, or a tuple of it with alpha and beta, got {value!r}")
+        raise ValueError(f"{name} must be one of {names}, or a tuple (name, alpha, beta), got {value!r}")
     if len(given) > len(FUNCTIONS[function]):
-        takes = ("neither alpha nor beta", "alpha alone", "alpha and beta")[len(FUNCTIONS[function])]
+        takes = ("neither alpha nor beta", "only alpha", "alpha and beta")[len(FUNCTIONS[function])]
         raise ValueError(f"{name}: {function} takes {takes}, got {value!r}")
     if any(isinstance(number, bool) or not isinstance(number, numbers.Real) for number in given):
-        raise TypeError(f"{name} must have numbers for alpha and beta, got {value!r}")
+        raise TypeError(f"{name} must have numbers as alpha and beta, got {value!r}")
     if not all(map(math.isfinite, given)):
-        raise ValueError(f"{name} must have finite numbers for alpha and beta, got {value!r}")
+        raise ValueError(f"{name} must have finite numbers as alpha and beta, got {value!r}")
     return (function, *map(float, given)) if given else function
 
 
-def leak(value: Any, states: int, hidden_size: int) -> Any:
-    """Check the option, for a layer of `states` = num_layers * directions; return None, a number, or nested tuples."""
+def leak(value: Any, states: int, hidden_size: int, dtype: np.dtype[Any]) -> Any:
+    """Check the option; return None, a number, or nested tuples of numbers. `states` is num_layers * directions."""
     if value is None:
         return None
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"leak is {value!r}, but it must be a number or an array of numbers")
     alpha = arguments.real("leak", value, np.dtype(np.float64))
-    if not ((alpha > 0) & (alpha <= 1)).all():
-        wrong = alpha[~((alpha > 0) & (alpha <= 1))][0]
-        raise ValueError(f"leak is {wrong:g}, but every value must be above 0 and at most 1")
+    if np.asarray(value).dtype == bool:
+        raise TypeError(f"leak must be a number or an array of numbers, got {value!r}")
+    valid = (alpha.astype(dtype) > 0) & (alpha <= 1)
+    if not valid.all():
+        raise ValueError(f"leak must be above 0 and at most 1, in {dtype}, got {alpha[~valid][0]:g}")
     try:
         np.broadcast_to(alpha, (states, hidden_size))
     except ValueError:
         raise ValueError(
-            f"leak has shape {alpha.shape}, but it must be one number, (hidden_size,) = {(hidden_size,)}, or broadcast "
-            f"to (num_layers * directions, hidden_size) = {(states, hidden_size)}"
+            f"leak must be one number, or an array that broadcasts to (num_layers * directions, hidden_size) = "
+            f"{(states, hidden_size)}, got shape {alpha.shape}"
         ) from None
     return _tuples(alpha.tolist())
 
@@ -114,14 +106,14 @@ def clip(value: Any) -> float | None:
         raise TypeError(f"clip must be a number or None, got {value!r}")
     limit = float(value)
     if not CLIP_LEAST <= limit < math.inf:
-        raise ValueError(f"clip must be above 0, 2**-126 at least, and finite, or None, got {value!r}")
+        raise ValueError(f"clip must be None, or a finite number of at least 2**-126, got {value!r}")
     return limit
 
 
 def read(
     cell: str, directions: int, functions: Any, limit: float | None, peepholes: bool, coupled: bool
 ) -> Options | None:
-    """Return the options of a cell; None if they are the defaults, which the plain cell has."""
+    """Return the options of a generic cell, or None if they are the defaults, so that the standard cell is used."""
     names = DEFAULTS[cell]
     plain = functions is None or all(one == names[i % len(names)] for i, one in enumerate(functions))
     if plain and limit is None and not peepholes and not coupled:

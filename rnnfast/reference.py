@@ -1,39 +1,35 @@
-"""The equations of every cell as a person writes them, forward and backward, in plain Python and NumPy.
+"""Reference implementation of all cells, forward and backward, in plain Python and NumPy.
 
-This is what the kernels are tested against and what they are timed against: a loop over time with a few matrix products
-per step. One pair of functions per cell says what a step does and what its gradient is; the loop around them knows no
-cell. A second loop is for sequences with lengths, masked steps or resets: it takes every row through every step and
-selects, row by row, what the step changes. Parameters have torch's names, shapes and gate order (LSTM i, f, g, o; GRU
-r, z, n), and all arithmetic is done in the dtype of the arrays given.
+The kernels are tested against it, and their speed is compared with it: a loop over time with a few matrix products per
+step. Two functions per cell compute one step and its gradient. The loop over time is the same for all cells. A second
+loop handles lengths, masks and resets: it computes every step for all rows, and then selects the rows that the step
+changes. Parameters have torch's names, shapes and gate order (LSTM i, f, g, o; GRU r, z, n). All arithmetic is done in
+the dtype of the arguments.
 
 Sources: J. Elman, "Finding structure in time", 1990 (RNN). S. Hochreiter and J. Schmidhuber, "Long short-term memory",
 1997, with the forget gate of F. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000 (LSTM). H. Sak,
 A. Senior and F. Beaufays, "Long short-term memory recurrent neural network architectures for large scale acoustic
 modeling", 2014 (its projection). K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
-statistical machine translation", 2014 (GRU, reset before the product). Reset after the product, names, layouts and the
-two biases: the documentation of torch.nn.RNN, LSTM and GRU. H. Jaeger et al., "Optimization and applications of echo
+statistical machine translation", 2014 (GRU, reset before the product). The documentation of torch.nn.RNN, LSTM and GRU
+(reset after the product, names, layouts, two biases). H. Jaeger et al., "Optimization and applications of echo
 state networks with leaky-integrator neurons", 2007 (leaky RNN).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import ArrayLike, NDArray
-
-    Array = NDArray[Any]
+from ._types import Array, ArrayLike
 
 __all__ = ["backward", "forward", "sigmoid"]
 
 
 def sigmoid(a: ArrayLike) -> Array:
-    """The logistic function 1 / (1 + exp(-a)), without overflow and accurate at both ends.
+    """Compute the logistic function 1 / (1 + exp(-a)) without overflow, accurately even where it is close to 0 or 1.
 
     Parameters
     ----------
@@ -41,8 +37,7 @@ def sigmoid(a: ArrayLike) -> Array:
 
     Returns
     -------
-    ndarray
-        Of the shape and dtype of `a`.
+    ndarray, of the shape and dtype of `a`
 
     Examples
     --------
@@ -54,10 +49,10 @@ def sigmoid(a: ArrayLike) -> Array:
     return values
 
 
-# A step takes the parameters p of its layer and direction, a = W_ih x + b_ih (N, gates * H), and the state before it.
-# It returns the state after it and the values that its gradient needs. The gradient takes these values and the gradient
-# of the state after the step; it adds to the parameters' gradients d and returns the gradients of a and of the state
-# before the step. In both a state is h (N, H or P) and, for LSTM, c (N, H).
+# The step of a cell takes the parameters p of a layer and direction, a = W_ih x + b_ih (N, gates * H), and the state
+# before the step. It returns the state after the step, and the values that the gradient needs. The gradient takes these
+# values and the gradient of the state after the step. It adds the gradients of the parameters to d, and returns the
+# gradients of a and of the state before the step. A state is h (N, H or P) and, for LSTM, c (N, H).
 
 
 def _rnn_tanh_step(p, a, h):
@@ -177,7 +172,7 @@ _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "leak")
 
 
 def _run(step, p, x, state):
-    """One direction of one layer: y (T, N, H or P), the states, the values kept. Time as it is walked."""
+    """Run one direction of one layer, in the order of x; return y (T, N, H or P), the states and the values kept."""
     inputs = x @ p.weight_ih.T + p.bias_ih
     states, kept = [], []
     for a in inputs:
@@ -188,10 +183,7 @@ def _run(step, p, x, state):
 
 
 def _run_gradient(gradient, p, d, x, kept, dy, dstate):
-    """The gradients of x, of the state before the first step and of every h; adds the parameters' to d.
-
-    Time as it was walked.
-    """
+    """Return the gradients of x, the initial state and every h, in the order of `_run`; add those of p to d."""
     dinputs, dhs = [], []
     for values, dy_t in zip(reversed(kept), reversed(dy), strict=True):
         dh, *dc = dstate
@@ -203,7 +195,7 @@ def _run_gradient(gradient, p, d, x, kept, dy, dstate):
 
 
 def _input_gradient(p, d, x, dinputs):
-    """The gradient of x from those of a = W_ih x + b_ih, last step first; adds the parameters' to d."""
+    """Return the gradient of x from those of a = W_ih x + b_ih, last step first; add those of p to d."""
     da = np.stack(dinputs[::-1])
     d.weight_ih += np.tensordot(da, x, axes=([0, 1], [0, 1]))
     d.bias_ih += da.sum((0, 1))
@@ -211,66 +203,68 @@ def _input_gradient(p, d, x, dinputs):
 
 
 def _steps(T, N, lengths, mask, reset, zero_masked):
-    """What each step of each row is, as arrays of bool (T, N, 1).
+    """Return arrays of bool (T, N, 1) that describe each step of each row.
 
-    The step is real; its output repeats the one before it; it is inside the row's length; a cut lies just before it.
+    ``valid``: x is read. ``repeats``: the output is that of the previous step. ``inside``: the step is within the
+    length of the row. ``starts``: a new sequence starts here, after another one in the same row.
     """
     every = np.ones((T, N), bool)
     inside = every if lengths is None else np.arange(T)[:, None] < np.asarray(lengths)
-    real = inside if mask is None else inside & np.asarray(mask, bool)
-    cut = ~every if reset is None else inside & np.asarray(reset, bool)
-    cut[:1] = False
-    repeats = ~every if zero_masked else inside & ~real
+    valid = inside if mask is None else inside & np.asarray(mask, bool)
+    starts = ~every if reset is None else inside & np.asarray(reset, bool)
+    starts[:1] = False
+    repeats = ~every if zero_masked else inside & ~valid
     return SimpleNamespace(
-        real=real[..., None], repeats=repeats[..., None], inside=inside[..., None], cut=cut[..., None]
+        valid=valid[..., None], repeats=repeats[..., None], inside=inside[..., None], starts=starts[..., None]
     )
 
 
-def _walk(steps, way):
-    """The steps of one direction, in the order in which it walks, and whether the state starts anew at each of them."""
-    # Backwards, the first step behind the cut before t is t - 1. No cut lies before step 0, so it may roll to the end.
-    anew = steps.cut if way.step is None else np.roll(steps.cut, -1, axis=0)
-    return list(zip(steps.real[way], steps.repeats[way], anew[way], strict=True))
+def _order(steps, way):
+    """Return (valid, repeats, starts) for the steps of one direction, in the order in which it processes them."""
+    # If a sequence starts at t, the reverse direction starts the previous one at t - 1. Nothing starts at step 0, so
+    # that element can roll to the end.
+    starts = steps.starts if way.step is None else np.roll(steps.starts, -1, axis=0)
+    return list(zip(steps.valid[way], steps.repeats[way], starts[way], strict=True))
 
 
 def _select(rows, state, other):
-    """The state in the rows chosen, the other elsewhere."""
+    """Return `state` in the selected rows, and `other` in the rest."""
     return [np.where(rows, member, instead) for member, instead in zip(state, other, strict=True)]
 
 
-def _run_selected(step, p, x, initial, walk):
-    """As `_run`, for rows whose steps differ. x is 0 at the steps that are not real."""
+def _run_selected(step, p, x, initial, order):
+    """Do the same as `_run` for rows with different steps. x is 0 at steps that are not valid."""
     inputs = x @ p.weight_ih.T + p.bias_ih
     zeros = [np.zeros_like(member) for member in initial]
     state, last = initial, zeros[0]
     outputs, states, kept = [], [], []
-    for a, (real, repeats, anew) in zip(inputs, walk, strict=True):
-        state = _select(anew, initial, state)
-        last = np.where(anew, 0, last)
-        # The rows that stand still compute on zeros: whatever they hold must not reach the parameters' gradients.
-        after, values = step(p, a, *_select(real, state, zeros))
-        state = _select(real, after, state)
-        last = np.where(real, after[0], last)
-        outputs.append(np.where(real | repeats, last, 0))
+    for a, (valid, repeats, starts) in zip(inputs, order, strict=True):
+        state = _select(starts, initial, state)
+        last = np.where(starts, 0, last)
+        # Rows without this step compute on zeros, so that their state cannot affect the gradients of the parameters.
+        after, values = step(p, a, *_select(valid, state, zeros))
+        state = _select(valid, after, state)
+        last = np.where(valid, after[0], last)
+        outputs.append(np.where(valid | repeats, last, 0))
         states.append(state)
         kept.append(values)
     return np.stack(outputs), states, kept
 
 
-def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, walk):
-    """As `_run_gradient`, after `_run_selected`."""
+def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, order):
+    """Do the same as `_run_gradient`, after `_run_selected`."""
     zeros = [np.zeros_like(member) for member in dstate]
     dinitial, dlast = zeros, zeros[0]
     dinputs, dhs = [], []
-    for values, dy_t, (real, repeats, anew) in zip(reversed(kept), reversed(dy), reversed(walk), strict=True):
-        dlast = dlast + np.where(real | repeats, dy_t, 0)
-        dh, *dc = _select(real, dstate, zeros)
-        dh = dh + np.where(real, dlast, 0)
+    for values, dy_t, (valid, repeats, starts) in zip(reversed(kept), reversed(dy), reversed(order), strict=True):
+        dlast = dlast + np.where(valid | repeats, dy_t, 0)
+        dh, *dc = _select(valid, dstate, zeros)
+        dh = dh + np.where(valid, dlast, 0)
         da, dbefore = gradient(p, d, values, dh, *dc)
-        dstate = _select(real, dbefore, dstate)
-        dlast = np.where(real | anew, 0, dlast)
-        dinitial = [total + np.where(anew, member, 0) for total, member in zip(dinitial, dstate, strict=True)]
-        dstate = _select(anew, zeros, dstate)
+        dstate = _select(valid, dbefore, dstate)
+        dlast = np.where(valid | starts, 0, dlast)
+        dinitial = [total + np.where(starts, member, 0) for total, member in zip(dinitial, dstate, strict=True)]
+        dstate = _select(starts, zeros, dstate)
         dinputs.append(da)
         dhs.append(dh)
     dinitial = [total + member for total, member in zip(dinitial, dstate, strict=True)]
@@ -278,7 +272,7 @@ def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, walk):
 
 
 def _gather(parameters, suffix):
-    """The parameters of one layer and direction by their kinds, zeros for absent biases."""
+    """Return the parameters of one layer and direction by kind, with zeros for missing biases."""
     p = SimpleNamespace(**{kind: parameters.get(kind + suffix) for kind in _KINDS})
     zeros = np.zeros_like(p.weight_hh[:, 0])
     p.bias_ih = zeros if p.bias_ih is None else p.bias_ih
@@ -287,24 +281,24 @@ def _gather(parameters, suffix):
 
 
 def _members(cell, state):
-    """The parts of a state: h, or h and c."""
+    """Return the parts of a state: h, or h and c."""
     if cell != "lstm":
         return (state,)
     return (None, None) if state is None else state
 
 
 def _stack(cell, states):
-    """One state from those of every layer and direction."""
+    """Combine the states of all layers and directions into one."""
     members = tuple(np.stack(member) for member in zip(*states, strict=True))
     return members if cell == "lstm" else members[0]
 
 
 class _Tape(SimpleNamespace):
-    """What `backward` needs of a `forward`."""
+    """The values of a `forward` that `backward` needs."""
 
     @property
     def cells(self) -> Array:
-        """For lstm c after every step, (layers * directions, T, N, H), as held at masked steps, 0 at padded ones."""
+        """c of an LSTM after every step, (layers * directions, T, N, H): kept at masked-out steps, 0 at padded ones."""
         runs = [run for layer in self.layers for run in layer]
         cells = np.stack([np.stack([c for _, c in run.states])[run.way] for run in runs])
         return cells if self.steps is None else np.where(self.steps.inside, cells, 0)
@@ -327,58 +321,59 @@ def forward(
 ) -> tuple[Array, Any, Any]:
     """Run a stack of layers over a sequence.
 
-    Each layer and direction steps through its input by these equations, where x and h of one batch entry are column
-    vectors, * goes element by element and sigma is `sigmoid`:
+    A step of each layer and direction computes these equations, where x and h of a row are column vectors, * is the
+    elementwise product and sigma is `sigmoid`:
 
-    - rnn_tanh: h' = tanh(W_ih x + b_ih + W_hh h + b_hh); rnn_relu has max(0, .) in place of tanh.
-    - rnn_tanh_leaky: h' = (1 - leak) * h + leak * tanh(W_ih x + b_ih + W_hh h + b_hh), for a fixed leak; rnn_relu_leaky
-      has max(0, .) in place of tanh.
-    - lstm: i, f, o = sigma(W_ih x + b_ih + W_hh h + b_hh), g = tanh(the same); c' = f * c + i * g;
-      h' = o * tanh(c'), with a projection h' = W_hr (o * tanh(c')).
+    - rnn_tanh: h' = tanh(W_ih x + b_ih + W_hh h + b_hh). rnn_relu has max(0, .) instead of tanh.
+    - rnn_tanh_leaky: h' = (1 - leak) * h + leak * tanh(W_ih x + b_ih + W_hh h + b_hh), for a fixed leak.
+      rnn_relu_leaky has max(0, .) instead of tanh.
+    - lstm: i, f, o = sigma(W_ih x + b_ih + W_hh h + b_hh), and g = tanh of the same sum; c' = f * c + i * g;
+      h' = o * tanh(c'), or with a projection h' = W_hr (o * tanh(c')).
     - gru: r, z = sigma(W_ih x + b_ih + W_hh h + b_hh); n = tanh(W_in x + b_in + r * (W_hn h + b_hn));
       h' = (1 - z) * n + z * h.
     - gru_reset_before: as gru, but n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
 
-    The rows of the batch may be sequences of their own. In all layers and directions alike a step of a row is real or
-    not: x is read at the real ones only, and the state stays as it is at the others.
+    Rows can have different steps, which are the same for all layers and directions: x is read at valid steps only, and
+    the state is kept at the others.
 
     Parameters
     ----------
     cell : {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "rnn_tanh_leaky", "rnn_relu_leaky"}
     parameters : mapping of str to ndarray
-        ``weight_ih_l{k}`` (gates * H, I_k), ``weight_hh_l{k}`` (gates * H, H or P) and, where present,
-        ``bias_ih_l{k}``, ``bias_hh_l{k}`` (gates * H,), for a projected LSTM ``weight_hr_l{k}`` (P, H) and for a leaky
-        RNN ``leak_l{k}`` (1, H), of every layer k; with a trailing ``_reverse`` for the second direction. I_0 = I; for
-        k > 0, I_k is the directions times H (or P).
+        For each layer k, ``weight_ih_l{k}`` (gates * H, I_k), ``weight_hh_l{k}`` (gates * H, H or P), and optionally
+        ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (gates * H,). An LSTM with a projection also has ``weight_hr_l{k}``
+        (P, H), and a leaky RNN ``leak_l{k}`` (1, H). Names for the second direction end in ``_reverse``. I_0 is I, and
+        for k > 0, I_k is the number of directions times H (or P).
     x : ndarray, (T, N, I), T >= 1
     state : ndarray, (layers * directions, N, H or P), or for lstm a pair with c (..., H), optional
-        The state before the first step; index = layer * directions + direction. Zeros where it, or a member of the
-        pair, is None.
+        The initial state, with index = layer * directions + direction. None, for the state or for one of the pair,
+        stands for zeros.
     num_layers : int
     bidirectional : bool
-        A second direction runs from the last step to the first; its outputs stand behind the first's.
+        Whether a second direction runs from the last step to the first. Its outputs are appended to those of the first.
     reverse : bool
-        The only direction runs from the last step to the first. y stays in the order of x.
+        Whether the only direction runs from the last step to the first. y remains in the order of x.
     masks : ndarray, (num_layers - 1, T, N, directions * (H or P)), optional
-        Multiplied into the outputs of all layers but the last, as dropout does.
+        Dropout factors for the outputs of all layers but the last.
     lengths : array_like of int, (N,), optional
-        The steps t < lengths[n] of row n are real, the others padding: y is 0 there. From 0 to T; not with `mask`.
+        The number of valid steps of each row, from 0 to T. The rest is padding, where y is 0. Mutually exclusive with
+        `mask`.
     mask : array_like of bool, (T, N), optional
-        The real steps. At the others y repeats the output of the step walked before, and is 0 where the row, or its
-        part between two resets, has had no real step so far.
+        True at valid steps. At the others, y repeats the output of the previous step of the direction. It is 0 if the
+        sequence has had no valid step so far.
     reset : array_like of bool, (T, N), optional
-        Cuts row n before every step t >= 1 where it is true, padding apart. Each part is walked on its own, from the
-        initial state.
+        True where a new sequence starts within a row. Each sequence starts from the initial state. Values at step 0 and
+        in padding are ignored.
     zero_masked : bool
-        y is 0 at all steps that are not real.
+        Whether y is 0 at all steps that are not valid.
 
     Returns
     -------
     y : ndarray, (T, N, directions * (H or P))
-    state : as above
-        After the last step that each direction walks.
+    state : ndarray, or for lstm a pair
+        The state after the last step that each direction processes, in the layout of the initial state.
     tape : object
-        For `backward`. It refers to the parameters, x and masks given: leave them as they are until then. For lstm
+        Pass it to `backward`. It references the parameters, x and masks: do not change them before. For lstm,
         ``tape.cells`` is c after every step, (layers * directions, T, N, H), in the order of x; 0 at padding.
 
     Examples
@@ -406,7 +401,7 @@ def forward(
         if layer > 0 and masks is not None:
             y = y * masks[layer - 1]
         if steps is not None:
-            y = np.where(steps.real, y, 0)
+            y = np.where(steps.valid, y, 0)
         runs, outputs = [], []
         for suffix in suffixes:
             p = _gather(parameters, f"_l{layer}{suffix}")
@@ -420,7 +415,7 @@ def forward(
             if steps is None:
                 output, states, kept = _run(step, p, y[way], start)
             else:
-                output, states, kept = _run_selected(step, p, y[way], start, _walk(steps, way))
+                output, states, kept = _run_selected(step, p, y[way], start, _order(steps, way))
             runs.append(SimpleNamespace(suffix=f"_l{layer}{suffix}", p=p, x=y[way], way=way, states=states, kept=kept))
             outputs.append(output[way])
             ends.append(states[-1])
@@ -432,30 +427,30 @@ def forward(
 
 
 def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool = False) -> tuple[Any, ...]:
-    """The gradients of sum(y * dy) + sum(state * dstate) of one `forward`, by backpropagation through time.
+    """Compute the gradients of sum(y * dy) + sum(state * dstate) by back-propagation through time.
 
     Parameters
     ----------
     tape : object
-        From `forward`. May be used again.
-    dy : ndarray, the shape of y, or None for zeros
-        Ignored where y is 0 because its step is not real.
-    dstate : the structure of state, or None
-        Zeros where it, or a member of the pair, is None.
+        From `forward`. It can be used again.
+    dy : ndarray of the shape of y, or None for zeros
+        Ignored at steps that are not valid, if y is 0 there.
+    dstate : ndarray, or for lstm a pair, optional
+        None, for the state or for one of the pair, stands for zeros.
     per_step : bool
-        Return `dh` too.
+        Whether to return `dh`.
 
     Returns
     -------
     dx : ndarray, (T, N, I)
-        0 at the steps that are not real.
-    dstate : the structure of state
+        0 at steps that are not valid.
+    dstate : ndarray, or for lstm a pair
         The gradient of the initial state.
     dparameters : dict of str to ndarray
-        Under the names of the parameters; a leak is fixed and has no gradient.
+        By the names of the parameters. A leak is fixed and has no gradient.
     dh : ndarray, (layers * directions, T, N, H or P), only with `per_step`
-        The gradient of h after every step, by all ways from it: as an output, and repeated as one, and as a state. In
-        the order of x; 0 at the steps that are not real.
+        The total derivative with respect to h after every step, as an output, as a repeated output and as a state, in
+        the order of x. 0 at steps that are not valid.
 
     Examples
     --------
@@ -485,7 +480,7 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
             if tape.steps is None:
                 dx_run, start, dhs_run = _run_gradient(*given)
             else:
-                dx_run, start, dhs_run = _run_selected_gradient(*given, _walk(tape.steps, run.way))
+                dx_run, start, dhs_run = _run_selected_gradient(*given, _order(tape.steps, run.way))
             dx = dx + dx_run[run.way]
             before.append(start)
             dhs_layer.append((dhs_run, run.way))
@@ -495,7 +490,7 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
         if layer > 0 and tape.masks is not None:
             dx = dx * tape.masks[layer - 1]
         if tape.steps is not None:
-            dx = np.where(tape.steps.real, dx, 0)
+            dx = np.where(tape.steps.valid, dx, 0)
         dy = dx
     results = dx, _stack(tape.cell, starts), {name: dparameters[name] for name in tape.names}
     return (*results, np.stack([np.stack(dhs_run)[way] for dhs_run, way in dhs])) if per_step else results

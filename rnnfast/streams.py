@@ -1,39 +1,34 @@
-"""Sequences that arrive step by step: a stream of one batch, and a pool of many independent streams."""
+"""Streams, which process sequences as their steps arrive: for one batch, or many independent ones in a pool."""
 
 from __future__ import annotations
 
 import contextlib
 import numbers
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
 from . import arguments, functional
+from ._types import Array, ArrayLike
 from .functional import Inputs, Outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import ArrayLike, NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["Stream", "StreamPool"]
 
 
 def _check(layer: Any) -> None:
-    """Reject what cannot be streamed."""
+    """Raise an error if `layer` cannot be streamed."""
     if not isinstance(getattr(layer, "engine", None), functional.Engine):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
     if layer.bidirectional or layer.reverse:
         raise ValueError(
-            f"{_describe(layer)} runs backwards, from the last step of a sequence, which has not arrived yet: "
-            "stream a layer with bidirectional=False and reverse=False"
+            f"{_describe(layer)} cannot be streamed, because its reverse direction starts at the last step of the "
+            "sequence: use a layer with bidirectional=False and reverse=False"
         )
 
 
 def _describe(layer: Any) -> str:
-    from .layers.saving import describe  # here, as the layers import this module
+    from .layers.saving import describe  # not at the top, because the layers import this module
 
     return describe(layer)
 
@@ -42,13 +37,13 @@ def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
     """Check the features of one step and return them as (N, I)."""
     x = arguments.real(name, value, layer.dtype)
     if x.shape != (N, layer.input_size) and (N != 1 or x.shape != (layer.input_size,)):
-        alone = f", or {(layer.input_size,)} for the one row" if N == 1 else ""
+        alone = f", or {(layer.input_size,)} for a single row" if N == 1 else ""
         raise ValueError(f"{name} must have shape (rows, input_size) = {(N, layer.input_size)}{alone}, got {x.shape}")
     return x.reshape(N, layer.input_size)
 
 
 def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array) -> Array:
-    """Return `out`, checked, or a new array."""
+    """Return `out` after checking it, or a new array."""
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.dtype != dtype or not out.dtype.isnative:
@@ -57,29 +52,30 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
     if out.shape != shape or not out.flags.writeable:
         raise ValueError(f"out must be writable and have shape {shape}, got {out.shape}")
     if np.may_share_memory(out, x):
-        raise ValueError("out must not share memory with x: give another array")
+        raise ValueError("out must not share memory with x: pass another array")
     return out
 
 
 def _has_batch(members: Any) -> bool:
-    """Whether all members that are not None have three axes."""
+    """Return whether all arrays of a state that are not None have three axes."""
     with contextlib.suppress(TypeError, ValueError):
         return all(member is None or arguments.array("state", member).ndim == 3 for member in members)
     return False
 
 
 class Stream:
-    """Run a layer over sequences as their steps arrive; made by ``layer.stream(batch_size)``.
+    """Process sequences as their steps arrive. Created by ``layer.stream(batch_size)``.
 
-    A stream keeps the weights of the time when it was made, and a state, which begins with zeros. Results are the same
-    bits as those of one call of the layer over the whole sequence. One thread at a time may use a stream; different
-    streams of a layer can run at the same time.
+    A stream keeps the state between calls, starting from zeros. It uses the weights that the layer had when the stream
+    was created. Results are bitwise identical to those of one call of the layer on the whole sequence. Only one thread
+    at a time may use a stream, but different streams of a layer can run concurrently.
 
     Attributes
     ----------
     batch_size : int
     state : ndarray, for LSTM the pair (h, c)
-        (L, N, H_out), c (L, N, H). Reading returns copies; assigning copies the values, and None is zeros.
+        h is (L, N, H_out) and c is (L, N, H). Reading the attribute returns copies. Assigning to it copies the values;
+        None stands for zeros.
 
     Examples
     --------
@@ -117,26 +113,30 @@ class Stream:
         return f"{_describe(self._layer)}.stream({self.batch_size})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Stream can be neither pickled nor copied: keep its state, and assign it to another stream")
+        raise TypeError("a Stream can be neither pickled nor copied: save its state, and assign it to a new stream")
 
     def step(self, x_t: ArrayLike, out: Array | None = None) -> Array:
-        """Run one step.
+        """Process one step.
 
         Parameters
         ----------
         x_t : array_like of real numbers, (N, I), with batch_size=1 also (I,)
-        out : ndarray of the layer's dtype, in the shape of the result, optional
-            The array for the result; then nothing is allocated. It must not share memory with `x_t`.
+        out : ndarray of the layer's dtype and the shape of the result, optional
+            The array to write the result to, which avoids an allocation. It must not share memory with `x_t`.
 
         Returns
         -------
-        ndarray, (N, H_out), or (H_out,) where x_t is (I,)
+        ndarray, (N, H_out), or (H_out,) if x_t is (I,)
             `out`, or a new array.
 
         Raises
         ------
-        ValueError, TypeError
-            If an argument is not as described; the state is then unchanged.
+        ValueError
+            If an argument has the wrong shape, or `out` is read-only or shares memory with `x_t`. The state is
+            unchanged then.
+        TypeError
+            If `x_t` does not hold real numbers, or `out` is not an array of the right dtype. The state is unchanged
+            then.
         RuntimeError
             If another thread is using the stream.
         """
@@ -144,7 +144,7 @@ class Stream:
         return self._step_anyhow(x_t, out) if y is None else y
 
     def _step_anyhow(self, x_t: Any, out: Any) -> Array:
-        """A step from arguments that the prepared call does not take as they are."""
+        """Process one step with arguments that have to be checked or converted first."""
         layer, engine = self._layer, self._layer.engine
         x_t = arguments.real("x_t", x_t, layer.dtype)
         x = np.ascontiguousarray(_steps_of("x_t", x_t, layer, self.batch_size))
@@ -168,7 +168,7 @@ class Stream:
             self._step.end()
 
     def __call__(self, x: ArrayLike) -> Array:
-        """Run any number of steps, in the layer's layout.
+        """Process any number of steps.
 
         Parameters
         ----------
@@ -180,8 +180,10 @@ class Stream:
 
         Raises
         ------
-        ValueError, TypeError
-            If x is not as described; the state is then unchanged.
+        ValueError
+            If `x` has the wrong shape. The state is unchanged then.
+        TypeError
+            If `x` does not hold real numbers. The state is unchanged then.
         RuntimeError
             If another thread is using the stream.
         """
@@ -190,12 +192,12 @@ class Stream:
         plan = call.plan
         if self.batch_size != plan.N:
             raise ValueError(
-                f"x has {plan.N} rows, but this stream was made with batch_size={self.batch_size}; got {plan.x}"
+                f"x has {plan.N} rows, but this stream was created with batch_size={self.batch_size}; got {plan.x}"
             )
         with self._alone() as (h, c):
             inputs = Inputs(call.inputs.x, h.reshape(plan.h), None if c is None else c.reshape(plan.c))
             outputs, _ = layer.execution.run(call._replace(inputs=inputs), self._packed)
-            for own, last in zip((h, c), outputs[1:], strict=True):
+            for own, last in zip((h, c), (outputs.h_n, outputs.c_n), strict=True):
                 if own is not None:
                     own[...] = last.reshape(own.shape)
         return cast("Array", outputs.y)
@@ -217,17 +219,17 @@ class Stream:
                     array[...] = 0 if new is None else new
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state of all rows, or of some, to zeros.
+        """Set the state of all rows, or of some rows, to zeros.
 
         Parameters
         ----------
-        rows : int, array_like of int, or of bool (N,), optional
-            An index along the batch.
+        rows : int, array_like of int, or array_like of bool (N,), optional
+            The rows to reset, as an index into the batch axis. By default, all of them.
 
         Raises
         ------
         IndexError
-            If `rows` does not index the batch.
+            If `rows` is not a valid index into the batch axis.
         """
         which: Any = slice(None)
         if rows is not None:
@@ -245,17 +247,17 @@ class Stream:
 
 
 class StreamPool:
-    """Many independent streams of one layer, of which any number can step together as one batch.
+    """Many independent streams of one layer. Any number of them can step together as one batch.
 
-    A pool keeps the weights of the time when it was made. Results are the same bits as those of a stream alone. Threads
-    may step different streams at the same time.
+    A pool uses the weights that the layer had when the pool was created. Results are bitwise identical to those of
+    separate streams. Different streams of a pool can be stepped concurrently by several threads.
 
     Parameters
     ----------
     layer : RNN, LSTM or GRU
-        Neither bidirectional nor reverse.
+        Must be neither bidirectional nor reverse.
     capacity : int
-        The number of streams that can exist at a time. Memory for all their states is allocated now.
+        The maximum number of streams at a time. Memory for all their states is allocated by the constructor.
 
     Attributes
     ----------
@@ -298,21 +300,24 @@ class StreamPool:
 
         Parameters
         ----------
-        state : ndarray (L, H_out), for LSTM the pair of it and (L, H), optional
-            The initial state, such as :meth:`leave` returned. It may also have a batch axis of 1 in the middle, as in a
-            :class:`Stream`. None, for all or for a member, is zeros.
+        state : ndarray (L, H_out), for LSTM a pair with (L, H), optional
+            The initial state, for example one that :meth:`leave` returned. A batch axis of length 1 in the middle, as
+            in the state of a :class:`Stream`, is accepted too. None, for the state or for one of the pair, stands for
+            zeros.
 
         Returns
         -------
         int
-            The id of the stream. A pool never reuses an id.
+            The id of the stream. Ids are never reused.
 
         Raises
         ------
         RuntimeError
             If the pool is full.
-        ValueError, TypeError
-            If the state is not as described.
+        ValueError
+            If the state has the wrong shape.
+        TypeError
+            If the state does not hold real numbers.
         """
         layer, run = self._layer, self._layer.execution
         if state is not None:
@@ -324,7 +329,7 @@ class StreamPool:
             slot = self._free.pop()
         except IndexError:
             raise RuntimeError(
-                f"this pool is full, with {self.capacity} streams: let one leave, or make a pool of a larger capacity"
+                f"this pool is full, with {self.capacity} streams: call leave() for one, or create a larger pool"
             ) from None
         for own, new in zip(self._states, values, strict=False):
             own[:, slot] = 0 if new is None else new.reshape(own[:, slot].shape)
@@ -333,25 +338,25 @@ class StreamPool:
         return self._next
 
     def _fault(self, id: Any) -> KeyError | None:  # noqa: A002
-        """Return the error for an id, or None if a stream has it."""
+        """Return the error for an invalid id; None for a valid one."""
         with contextlib.suppress(TypeError):
             if id in self._slots:
                 return None
         has_left = isinstance(id, numbers.Integral) and 0 < int(id) <= self._next
-        return KeyError(f"{id!r} {'has left this pool' if has_left else 'is no id of this pool'}")
+        return KeyError(f"{id!r} {'has left this pool' if has_left else 'is not an id of this pool'}")
 
     def leave(self, id: int) -> Any:  # noqa: A002
         """End a stream and return its state.
 
         Returns
         -------
-        ndarray (L, H_out), for LSTM the pair of it and (L, H)
-            The state, a copy.
+        ndarray (L, H_out), for LSTM a pair with (L, H)
+            A copy of the state.
 
         Raises
         ------
         KeyError
-            If no stream has this id.
+            If there is no stream with this id.
         """
         try:
             slot = self._slots.pop(id)
@@ -362,15 +367,15 @@ class StreamPool:
         return state if len(state) == 2 else state[0]
 
     def step(self, ids: Iterable[int], x: ArrayLike, out: Array | None = None) -> Array:
-        """Run one step of some streams, as one batch.
+        """Process one step of some streams, as one batch.
 
         Parameters
         ----------
         ids : sequence of int
-            The streams, each at most once, in any order.
+            The ids of the streams, each at most once, in any order.
         x : array_like of real numbers, (len(ids), I)
         out : ndarray of the layer's dtype, (len(ids), H_out), optional
-            The array for the result. It must not share memory with `x`.
+            The array to write the result to. It must not share memory with `x`.
 
         Returns
         -------
@@ -380,15 +385,18 @@ class StreamPool:
         Raises
         ------
         KeyError
-            If no stream has one of the ids.
-        ValueError, TypeError
-            If an id occurs twice, or another argument is not as described. No stream has stepped then.
+            If there is no stream with one of the ids. No state is changed then.
+        ValueError
+            If an id occurs twice, or `x` or `out` has the wrong shape. No state is changed then.
+        TypeError
+            If `ids` is not a sequence, `x` does not hold real numbers, or `out` is not an array of the right dtype. No
+            state is changed then.
         """
         layer, engine = self._layer, self._layer.engine
         try:
             ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         except TypeError:
-            raise TypeError(f"ids must be a sequence of what join() returned, got {ids!r}") from None
+            raise TypeError(f"ids must be a sequence of ids that join() returned, got {ids!r}") from None
         slots_of, count = self._slots, len(ids)
         try:
             slots = np.array([slots_of[id] for id in ids], np.intp)  # noqa: A001
@@ -396,7 +404,7 @@ class StreamPool:
             raise next(error for error in map(self._fault, ids) if error) from None
         if len(set(ids)) < count:
             twice = next(id for at, id in enumerate(ids) if id in ids[:at])  # noqa: A001
-            raise ValueError(f"ids holds {twice} twice: a stream takes one step at a time")
+            raise ValueError(f"ids contains {twice} twice, but each stream can take only one step in a call")
         x = arguments.real("x", x, layer.dtype)
         if x.shape != (count, layer.input_size):
             raise ValueError(f"x must have shape (len(ids), input_size) = {(count, layer.input_size)}, got {x.shape}")

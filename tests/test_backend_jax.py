@@ -498,7 +498,7 @@ X = np.zeros((T, N, I), np.float32)
         ({"state": X}, ValueError, r"state must be the pair \(h, c\)"),
         ({"state": (X, X)}, ValueError, r"state\[0\] \(h\) must have shape .* \(1, 4, 5\), got \(6, 4, 3\)"),
         ({"lengths": [1, 2]}, ValueError, r"lengths must have shape \(N,\) = \(4,\), got shape \(2,\)"),
-        ({"lengths": [1, 2, 3, T + 1]}, ValueError, "lengths must lie from 0 to T = 6, .* got 7 for row 3"),
+        ({"lengths": [1, 2, 3, T + 1]}, ValueError, "lengths must be from 0 to T = 6, .* got 7 for row 3"),
         ({"mask": np.zeros((T, N), int)}, TypeError, "mask must hold booleans"),
         ({"mask": np.ones((T, N), bool), "lengths": [1] * N}, ValueError, "lengths and mask are mutually exclusive"),
         ({"zero_masked": 1}, TypeError, "zero_masked must be True or False"),
@@ -545,7 +545,7 @@ def test_errors_while_tracing():
 
 
 def test_an_error_while_running():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="lengths must lie from 0 to T = 6"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="lengths must be from 0 to T = 6"):
         jax.block_until_ready(jax.jit(lambda lengths: backend.lstm(X, FINE, lengths=lengths))(np.array([1, 2, 3, 7])))
 
 

@@ -128,7 +128,7 @@ def test_a_model_is_called_once_for_each_chunk_and_not_before():
         (TypeError, "model must be a layer or another callable, got str", {"model": "lstm"}),
         (TypeError, "x must be a dask array, got ndarray: use dask.array.from_array", {"x": np.zeros((T, N, I))}),
         (ValueError, r"layout \(T, N, I\) for this LSTM, got shape \(23, 3\)", {"x": da.zeros((N, I))}),
-        (ValueError, "x has 4 features in its last axis, but this LSTM", {"x": da.zeros((T, N, 4))}),
+        (ValueError, "x has 4 features on its last axis, but this LSTM", {"x": da.zeros((T, N, 4))}),
         (ValueError, r"batch_axis must be below 3, the number of axes of x, got 3", {"batch_axis": 3}),
         (TypeError, "batch_axis must be an integer", {"batch_axis": "N"}),
         (TypeError, "lengths must be integers, got dtype float64", {"lengths": np.ones(N)}),

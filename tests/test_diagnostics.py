@@ -297,13 +297,13 @@ def test_repr_is_a_table():
     ("layer", "x", "error", "message"),
     [
         (rnnfast.Linear(4, 5), values(T, N, I), TypeError, "layer must be an RNN, .* got Linear"),
-        (rnnfast.RNN(4, 5, clip=1.0), values(T, N, I), ValueError, r"layer must be without .* RNN\(4, 5, clip=1.0\)"),
-        (rnnfast.LSTM(4, 5, peepholes=True), values(T, N, I), ValueError, "must be without activations"),
+        (rnnfast.RNN(4, 5, clip=1.0), values(T, N, I), ValueError, r"layer must not use .* RNN\(4, 5, clip=1.0\)"),
+        (rnnfast.LSTM(4, 5, peepholes=True), values(T, N, I), ValueError, "must not use the options activations"),
         (
             rnnfast.Bidirectional(rnnfast.GRU(4, 5), rnnfast.LSTM(4, 5, coupled=True)),
             values(T, N, I),
             ValueError,
-            "must be without activations",
+            "must not use the options activations",
         ),
         (rnnfast.RNN(4, 5), values(T, 0, I), ValueError, r"x must have at least one row, got shape \(6, 0, 4\)"),
         (rnnfast.RNN(4, 5), values(T, N, 3), ValueError, "x has 3 features"),
@@ -378,7 +378,7 @@ def test_plot_takes_flows_alone():
 def test_plot_takes_one_axes(pyplot):
     _, axes = pyplot.subplots(1, 2)
     flow = gradient_flow(rnnfast.GRU(4, 5), values(T, N, I))
-    with pytest.raises(TypeError, match="ax must be one Axes of matplotlib, got ndarray"):
+    with pytest.raises(TypeError, match="ax must be a matplotlib Axes, got ndarray"):
         plot_gradient_flow(flow, axes)
     with pytest.raises(TypeError, match="got int under 'a'"):
         plot_gradient_flow({"a": 1})

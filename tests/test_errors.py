@@ -75,9 +75,9 @@ def test_dtype_and_rng(kind):
         (lambda: rnnfast.LSTM(2, 3, proj_size=3), ValueError, "proj_size must be below hidden_size=3, got 3"),
         (lambda: rnnfast.LSTM(2, 3, proj_size=-1), ValueError, "proj_size must be at least 0, got -1"),
         (lambda: rnnfast.LSTM(2, 3, proj_size=1.0), TypeError, "proj_size must be an integer"),
-        (lambda: rnnfast.LSTM(2, 3, 2, dropout=1.5), ValueError, "dropout must lie from 0 to 1, got 1.5"),
-        (lambda: rnnfast.LSTM(2, 3, 2, dropout=-0.1), ValueError, "dropout must lie from 0 to 1"),
-        (lambda: rnnfast.LSTM(2, 3, 2, dropout=np.nan), ValueError, "dropout must lie from 0 to 1, got nan"),
+        (lambda: rnnfast.LSTM(2, 3, 2, dropout=1.5), ValueError, "dropout must be from 0 to 1, got 1.5"),
+        (lambda: rnnfast.LSTM(2, 3, 2, dropout=-0.1), ValueError, "dropout must be from 0 to 1"),
+        (lambda: rnnfast.LSTM(2, 3, 2, dropout=np.nan), ValueError, "dropout must be from 0 to 1, got nan"),
         (lambda: rnnfast.LSTM(2, 3, 2, dropout=True), TypeError, "dropout must be a number, got True"),
         (lambda: rnnfast.LSTM(2, 3, 2, dropout="0.5"), TypeError, "dropout must be a number, got '0.5'"),
         (
@@ -135,17 +135,21 @@ BAD_X = [
     (np.ones(4), ValueError, r"x must have layout \(T, N, I\), or unbatched \(T, I\), for this LSTM, got shape \(4,\)"),
     (np.ones((1, 2, 3, 4)), ValueError, r"x must have layout .* got shape \(1, 2, 3, 4\)"),
     (3.0, ValueError, r"x must have layout .* got shape \(\)"),
-    (np.ones((3, 2, 5)), ValueError, "x has 5 features in its last axis, but this LSTM was built with input_size=4"),
+    (np.ones((3, 2, 5)), ValueError, "x has 5 features on its last axis, but this LSTM was built with input_size=4"),
     (np.ones((3, 5)), ValueError, r"x has 5 features .* the layout is \(T, I\), got \(3, 5\)"),
     (np.ones((3, 2, 0)), ValueError, "x has 0 features"),
-    (np.ones((0, 2, 4)), ValueError, r"x has no time steps: layout \(T, N, I\) with T >= 1, got \(0, 2, 4\)"),
-    (np.ones((0, 4)), ValueError, r"x has no time steps: layout \(T, I\)"),
+    (
+        np.ones((0, 2, 4)),
+        ValueError,
+        r"x has no time steps: its layout must be \(T, N, I\) with T >= 1, got \(0, 2, 4\)",
+    ),
+    (np.ones((0, 4)), ValueError, r"x has no time steps: its layout must be \(T, I\)"),
     (np.ones((0, 0, 4)), ValueError, "x has no time steps"),
     ([[1, 2], [3]], ValueError, "x cannot be read as an array"),
     (
         np.ones((3, 2, 4), complex),
         TypeError,
-        "x must hold real numbers, to be used as float32, but its dtype is complex128",
+        "x must hold real numbers, to be converted to float32, but its dtype is complex128",
     ),
     (np.ones((3, 2, 4), object), TypeError, "x must hold real numbers.* object"),
     (np.ones((3, 2, 4), "M8[s]"), TypeError, "x must hold real numbers.* datetime64"),
@@ -169,7 +173,7 @@ def test_x(x, error, match):
 
 def test_x_batch_first():
     layer = lstm(batch_first=True)
-    refused(layer, lambda: layer(np.ones((2, 0, I))), ValueError, r"no time steps: layout \(N, T, I\)")
+    refused(layer, lambda: layer(np.ones((2, 0, I))), ValueError, r"no time steps: its layout must be \(N, T, I\)")
     refused(layer, lambda: layer(np.ones((2, 3, 5))), ValueError, r"the layout is \(N, T, I\)")
     refused(layer, lambda: layer(np.ones(5)), ValueError, r"layout \(N, T, I\), or unbatched")
 
@@ -213,11 +217,11 @@ def test_embedding_x(x, error, match):
 
 h, c = np.zeros((1, N, H)), np.zeros((1, N, H))
 BAD_STATES = [
-    (h, r"{}\ must be the pair \(h, c\) of shapes \(1, 2, 5\) and \(1, 2, 5\), got one ndarray"),
-    ((h,), r"{}\ must be the pair .* got 1 members"),
-    ((h, c, c), "got 3 members"),
-    ([], "got 0 members"),
-    ({"h": h, "c": c}, "got one dict"),
+    (h, r"{}\ must be the pair \(h, c\) of shapes \(1, 2, 5\) and \(1, 2, 5\), got ndarray"),
+    ((h,), r"{}\ must be the pair .* got 1 elements"),
+    ((h, c, c), "got 3 elements"),
+    ([], "got 0 elements"),
+    ({"h": h, "c": c}, "got dict"),
     (
         (h[0], c),
         r"{}\[0\] \(h\) must have shape \(num_layers \* directions, N, hidden_size\) = \(1, 2, 5\), got \(2, 5\)",
@@ -265,7 +269,7 @@ def test_pair_of_states(merge):
     layer = rnnfast.Bidirectional(lstm(num_layers=2, dropout=0.5), rnnfast.GRU(I, H, reverse=True), merge)
     y, _, tape = layer.forward(X)
     for bad in (h, (h,), (h, h, h)):
-        match = "must be the pair of the forward and the backward layer's, got"
+        match = r"must be the pair \(forward_layer's, backward_layer's\), got"
         for call in (layer, layer.forward):
             refused(layer, lambda call=call, bad=bad: call(X, bad), ValueError, f"^state {match}")
         refused(layer, lambda bad=bad: layer.backward(tape, y, bad), ValueError, f"^dstate {match}")
@@ -346,11 +350,11 @@ def test_bidirectional_layers():
 @pytest.mark.parametrize(
     ("other", "match"),
     [
-        (rnnfast.LSTM(I + 1, H), "backward_layer must have input_size=4 as forward_layer has, got 5"),
-        (rnnfast.LSTM(I, H, dtype="f8"), "backward_layer must have dtype=float32 as forward_layer has, got float64"),
+        (rnnfast.LSTM(I + 1, H), "backward_layer must have input_size=4, as forward_layer has, got 5"),
+        (rnnfast.LSTM(I, H, dtype="f8"), "backward_layer must have dtype=float32, as forward_layer has, got float64"),
         (
             rnnfast.LSTM(I, H, batch_first=True),
-            "backward_layer must have batch_first=False as forward_layer has, got True",
+            "backward_layer must have batch_first=False, as forward_layer has, got True",
         ),
     ],
 )
@@ -362,7 +366,7 @@ def test_bidirectional_layers_agree(other, match):
 def test_merged_widths_agree():
     rnnfast.Bidirectional(lstm(), rnnfast.LSTM(I, H + 1, proj_size=H), "sum")
     for merge in ("sum", "mul", "mean"):
-        with pytest.raises(ValueError, match=f"merge='{merge}' needs layers with outputs of one width, got 5 and 4"):
+        with pytest.raises(ValueError, match=f"merge='{merge}' needs layers of equal output size, got 5 and 4"):
             rnnfast.Bidirectional(lstm(), rnnfast.LSTM(I, H, proj_size=4), merge)
 
 
@@ -385,7 +389,9 @@ def test_load_state_dict(name):
 
     missing = {name: array for name, array in good.items() if name != last}
     refused(layer, lambda: load(missing), ValueError, f"arrays do not fit .*: {last} is missing$")
-    refused(layer, lambda: load({**good, "extra": 1, 3: 4}), ValueError, "extra is no parameter .*; 3 is no parameter")
+    refused(
+        layer, lambda: load({**good, "extra": 1, 3: 4}), ValueError, "extra is not a parameter .*; 3 is not a parameter"
+    )
     for strict in (True, False):
         for value in (good[last][:-1], good[last][None], 0.0):
             match = rf"{last} must have shape \({len(good[last])},.*, got \("
@@ -395,7 +401,7 @@ def test_load_state_dict(name):
             refused(layer, lambda v=value, s=strict: load({**good, last: v}, s), TypeError, match)
     first = next(iter(good))
     all_at_once = {**missing, first: 0.0, "extra": 1}
-    match = f"{first} must have shape .*; extra is no parameter of this layer" + f"; {last} is missing" * (
+    match = f"{first} must have shape .*; extra is not a parameter of this layer" + f"; {last} is missing" * (
         first != last
     )
     refused(layer, lambda: load(all_at_once), ValueError, match)

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def test_load_refuses_another_kind(saved, other, tmp_path):
     saved.save(tmp_path / "model")
     before = other.state_dict()
     with pytest.raises(
-        ValueError, match=r"model.* holds .*, but this is .*; rnnfast\.load\(path\) makes a layer of it"
+        ValueError, match=r"model.* holds .*, but this is .*; rnnfast\.load\(path\) creates the layer in the file"
     ):
         other.load(tmp_path / "model")
     for name, array in other.parameters.items():
@@ -215,7 +216,7 @@ FILES = {
 def test_other_files(name, tmp_path):
     path = tmp_path / "file"
     FILES[name](path)
-    expected = "has format 2, but this rnnfast reads format 1" if name == "newer" else "rnnfast"
+    expected = "has format 2, but this version of rnnfast reads format 1" if name == "newer" else "rnnfast"
     with pytest.raises(ValueError, match=f"file.*{expected}"):
         rnnfast.load(path)
     layer = rnnfast.Linear(2, 1)
@@ -414,3 +415,9 @@ def test_a_subclass_is_saved_as_the_class_that_it_extends(tmp_path):
     assert loaded.reverse
     x = np.ones((2, 1, 2), np.float32)
     np.testing.assert_array_equal(loaded(x)[0], layer(x)[0])
+
+
+def test_errors_of_writing_name_the_path_given(tmp_path):
+    path = tmp_path / "missing" / "model"
+    with pytest.raises(FileNotFoundError, match=re.escape(repr(str(path)))):
+        LAYERS["linear"]().save(path)

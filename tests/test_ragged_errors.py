@@ -28,8 +28,8 @@ BAD = [
     ({"lengths": [1, None, 2]}, TypeError, "lengths must hold integers, but its dtype is object"),
     ({"lengths": [1, 2**80, 2]}, TypeError, "lengths must hold integers, but its dtype is object"),
     ({"lengths": [[1], [2, 3], [4]]}, ValueError, "lengths cannot be read as an array"),
-    ({"lengths": [3, -1, 2]}, ValueError, "lengths must lie from 0 to T = 5, the steps of x, got -1 for row 1"),
-    ({"lengths": [3, 0, 6]}, ValueError, "lengths must lie from 0 to T = 5, the steps of x, got 6 for row 2"),
+    ({"lengths": [3, -1, 2]}, ValueError, "lengths must be from 0 to T = 5, the steps of x, got -1 for row 1"),
+    ({"lengths": [3, 0, 6]}, ValueError, "lengths must be from 0 to T = 5, the steps of x, got 6 for row 2"),
     ({"lengths": np.array([5, 2**63, 0], np.uint64)}, ValueError, "got 9223372036854775808 for row 1"),
     ({"lengths": np.array([5, 2**64 - 1, 0], np.uint64)}, ValueError, "got 18446744073709551615 for row 1"),
     ({"lengths": [1, 2, 3], "mask": FLAGS}, ValueError, "lengths and mask are mutually exclusive"),
@@ -85,11 +85,9 @@ def test_flags_in_other_layouts(name):
         with pytest.raises(ValueError, match=rf"{name} must have shape \(T,\) = \(5,\), got \(5, 1\)"):
             call(X[:, 0], **{name: FLAGS[:, :1]})
         call(X[:, 0], **{name: FLAGS[:, 0]})
-        with pytest.raises(
-            ValueError, match=r"lengths must be one integer for an x without a batch axis, got .* \(1,\)"
-        ):
+        with pytest.raises(ValueError, match=r"lengths must be one integer, as x is unbatched, got .* \(1,\)"):
             call(X[:, 0], lengths=[3])
-        with pytest.raises(ValueError, match="lengths must lie from 0 to T = 5, the steps of x, got 6"):
+        with pytest.raises(ValueError, match="lengths must be from 0 to T = 5, the steps of x, got 6"):
             call(X[:, 0], lengths=6)
         with pytest.raises(TypeError, match="lengths must hold integers, but its dtype is bool"):
             call(X[:, 0], lengths=True)
@@ -134,16 +132,18 @@ def test_tapes_without_cells():
     for variant in VARIANTS:
         if not has_c(variant):
             _, _, tape = make_layer(variant, I, H).forward(X)
-            with pytest.raises(AttributeError, match=r"this tape has no cells: it comes from .*, which is no LSTM"):
+            with pytest.raises(AttributeError, match=r"this tape has no cells: it comes from .*, which is not an LSTM"):
                 tape.cells  # noqa: B018
     _, tape = rnnfast.Linear(I, H).forward(X)
-    with pytest.raises(AttributeError, match=r"this tape has no cells: it comes from Linear\(4, 6\), which is no LSTM"):
+    with pytest.raises(
+        AttributeError, match=r"this tape has no cells: it comes from Linear\(4, 6\), which is not an LSTM"
+    ):
         tape.cells  # noqa: B018
     layer = make_layer("lstm", I, H)
     for one in (layer, rnnfast.Bidirectional(layer)):
         for given in ({}, {"lengths": [0, 0, 0]}, {"lengths": [1, 2, 3]}):
             _, _, tape = one.forward(X, **given, checkpoint=1)
-            with pytest.raises(ValueError, match="checkpoints alone, without cells: run forward with checkpoint=None"):
+            with pytest.raises(ValueError, match="it holds checkpoints only: run forward with checkpoint=None"):
                 tape.cells  # noqa: B018
 
 

@@ -55,7 +55,11 @@ BAD_X = [
     (np.ones((1, 3, I)), ValueError, r"\(3, 5\).* got \(1, 3, 5\)"),
     (np.ones((3, 0)), ValueError, r"\(3, 5\).* got \(3, 0\)"),
     (3.0, ValueError, r"\(3, 5\).* got \(\)"),
-    (np.ones((3, I), complex), TypeError, "must hold real numbers, to be used as float32, but its dtype is complex128"),
+    (
+        np.ones((3, I), complex),
+        TypeError,
+        "must hold real numbers, to be converted to float32, but its dtype is complex128",
+    ),
     (np.full((3, I), "1"), TypeError, "must hold real numbers.* <U1"),
     (None, TypeError, "must hold real numbers"),
     ([[1.0], [2.0, 3.0]], ValueError, "cannot be read as an array"),
@@ -84,9 +88,9 @@ def test_bad_x(x, error, match, rng):
 @pytest.mark.parametrize(
     ("x", "match"),
     [
-        (np.ones((4, 2, I)), r"x has 2 rows, but this stream was made with batch_size=3; got \(4, 2, 5\)"),
-        (np.ones((4, I)), r"x has 1 rows, but this stream was made with batch_size=3; got \(4, 5\)"),
-        (np.ones((4, 0, I)), "x has 0 rows, but this stream was made with batch_size=3"),
+        (np.ones((4, 2, I)), r"x has 2 rows, but this stream was created with batch_size=3; got \(4, 2, 5\)"),
+        (np.ones((4, I)), r"x has 1 rows, but this stream was created with batch_size=3; got \(4, 5\)"),
+        (np.ones((4, 0, I)), "x has 0 rows, but this stream was created with batch_size=3"),
         (np.ones((0, 3, I)), "x has no time steps"),
         (np.ones((4, 3, I + 1)), "x has 6 features"),
         (np.ones(I), "x must have layout"),
@@ -137,14 +141,14 @@ def test_sizes_that_overflow(size):
 def test_layers_that_run_backwards(variant, options):
     layer = make_layer(variant, I, H, **options)
     for make in (layer.stream, rnnfast.Stream, lambda: rnnfast.StreamPool(layer, 3)):
-        with pytest.raises(ValueError, match=r"runs backwards, from the last step of a sequence"):
+        with pytest.raises(ValueError, match=r"cannot be streamed, because its reverse direction starts"):
             make(layer) if make is rnnfast.Stream else make()
 
 
 @pytest.mark.parametrize("other", [rnnfast.Bidirectional(make_layer("gru", I, H)), rnnfast.Linear(I, H), None, "LSTM"])
 def test_streams_reject_other_layers(other):
     for make in (rnnfast.Stream, lambda layer: rnnfast.StreamPool(layer, 3)):
-        with pytest.raises((TypeError, ValueError), match=r"layer must be an RNN, LSTM or GRU, got|runs backwards"):
+        with pytest.raises((TypeError, ValueError), match=r"layer must be an RNN, LSTM or GRU, got|cannot be streamed"):
             make(other)
     if isinstance(other, rnnfast.Bidirectional):
         with pytest.raises((AttributeError, ValueError), match="stream"):
@@ -158,7 +162,7 @@ def test_streams_reject_other_layers(other):
     ("state", "match"),
     [
         (np.zeros((1, 3, H)), "must be the pair"),
-        ((np.zeros((1, 3, H)),), "must be the pair .* got 1 members"),
+        ((np.zeros((1, 3, H)),), "must be the pair .* got 1 elements"),
         ((np.zeros((1, 2, H)), np.zeros((1, 3, H))), r"state\[0\] \(h\) must have shape .* got \(1, 2, 11\)"),
         ((np.zeros((1, 3, H)), np.zeros((3, H))), r"state\[1\] \(c\) must have shape .* got \(3, 11\)"),
         ((np.zeros((1, 3, H)), 0.0), r"state\[1\] \(c\) must have shape .* got \(\)"),
@@ -242,7 +246,7 @@ def test_bad_ids(rng):
     x = sequence(rng, 2, 3)
     expected, _ = layer(x)
     assert pool.step(ids, x[0]).tobytes() == expected[0].tobytes()
-    has_left, is_none = f"{gone} has left this pool", "is no id of this pool"
+    has_left, is_none = f"{gone} has left this pool", "is not an id of this pool"
     bad = [
         (gone, has_left),
         (0, is_none),
@@ -264,7 +268,7 @@ def test_bad_ids(rng):
     with pytest.raises(KeyError, match=f"{gone}.* has left this pool"):
         pool.leave(np.int64(gone))
     for some in ([ids[0], ids[1], ids[0]], np.array(ids)[[2, 2]], [ids[0], np.int64(ids[0])]):
-        with pytest.raises(ValueError, match=r"ids holds \d+ twice: a stream takes one step at a time"):
+        with pytest.raises(ValueError, match=r"ids contains \d+ twice, but each stream can take only one step"):
             pool.step(some, np.ones((len(some), I)))
     for some in (3, None, np.int64(2)):
         with pytest.raises(TypeError):

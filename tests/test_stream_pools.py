@@ -86,12 +86,12 @@ def test_pool_agrees_with_single_streams(variant, isa, num_layers, capacity, see
             assert out is None or y is out
         elif action == "fault":
             unknown = int(rng.choice([-1, 0, 10**6, *model.left])) if model.left else -1
-            with pytest.raises(KeyError, match=f"{unknown} (has left this|is no id of this) pool"):
+            with pytest.raises(KeyError, match=f"{unknown} (has left this|is not an id of this) pool"):
                 model.pool.step([*ids, unknown], np.ones((len(ids) + 1, I)))
             with pytest.raises(KeyError, match=str(unknown)):
                 model.pool.leave(unknown)
             if ids:
-                with pytest.raises(ValueError, match=f"ids holds {ids[0]} twice"):
+                with pytest.raises(ValueError, match=f"ids contains {ids[0]} twice"):
                     model.pool.step([*ids, ids[0]], np.ones((len(ids) + 1, I)))
                 with pytest.raises(ValueError, match="x must have shape"):
                     model.pool.step(ids, np.ones((len(ids) + 1, I)))
@@ -199,7 +199,7 @@ def test_full_pool_still_works(rng):
     pool.step(ids, x[0])
     for state in (None, random_state(layer, 1, rng)):
         with pytest.raises(
-            RuntimeError, match="this pool is full, with 2 streams: let one leave, or make a pool of a larger"
+            RuntimeError, match=r"this pool is full, with 2 streams: call leave\(\) for one, or create a larger pool"
         ):
             pool.join(state)
     assert len(pool) == 2

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rnnfast import functional
+from rnnfast._types import Array
 from rnnfast.layers import saving
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", "dropout", "bidirectional", "dtype")  # everywhere
 

@@ -29,13 +29,14 @@ the layers of a stack (apply dropout between calls of single layers instead).
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnfast import arguments, functional, layers
 from rnnfast.layers import saving
-from rnnfast.layers.execution import Kept
+from rnnfast.layers.execution import Call, Execution
 
 try:
     import jax
@@ -44,11 +45,6 @@ try:
     from jax.interpreters import ad, batching, mlir
 except ImportError as error:
     raise ImportError("rnnfast.backends.jax needs JAX 0.4.36 or newer: pip install jax") from error
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from rnnfast.layers.execution import Call, Execution
 
 __all__ = ["gru", "lstm", "rnn"]
 
@@ -121,21 +117,18 @@ def _forward(call: _Call, *arrays: Any) -> list[Any]:
     packed = run.pack_forward(parameters)
     outputs, _ = run.run(checked, packed)
     run.packs.release(packed)
-    return [array for array in outputs if array is not None]
+    return [array for array in (outputs.y, outputs.h_n, outputs.c_n) if array is not None]
 
 
 def _backward(call: _Call, *arrays: Any) -> list[Any]:
     run, count = call.stack.execution, len(call.names)
     checked, parameters = _prepare(call, arrays[:count])
     given = functional.OutputGradients(*map(np.ascontiguousarray, arrays[count:]))
-    weights, sizes = run.pack(parameters), (checked.ragged or checked.plan).sizes
-    tape = None if sizes is None else run.tapes.acquire(sizes.tape)
-    outputs, _ = run.run(checked, weights.packed, tape)
+    _, kept, leases = run.train(checked, parameters)
     zeros = {name: np.zeros(shape, run.engine.dtype) for name, shape in call.stack.shapes.items()}
-    found = run.differentiate(Kept(checked, outputs.y, tape, weights, None), given, zeros, per_step=False)
-    for pool, buffer in ((run.packs, weights.packed), (run.packs, weights.packed_back), (run.tapes, tape)):
-        if buffer is not None:
-            pool.release(buffer)
+    found = run.differentiate(kept, given, zeros, per_step=False)
+    for pool, buffer in leases:
+        pool.release(buffer)
     return [found.dx, *found.dparameters, *(array for array in (found.dh0, found.dc0) if array is not None)]
 
 

@@ -39,9 +39,12 @@ import io
 import os
 import weakref
 import zipfile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from rnnfast._types import Array
 
 try:
     import h5py
@@ -56,13 +59,6 @@ except ModuleNotFoundError as error:
 from rnnfast import arguments, layers, options
 from rnnfast.backends._common import positions, reject, reorder
 from rnnfast.layers import saving
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = [
     "ACTIVATIONS",
@@ -99,7 +95,7 @@ class _Kind(NamedTuple):
     """A layer type in both libraries."""
 
     name: str  # of Keras's layer
-    ours: type[layers.Recurrent[Any]]
+    ours: Any  # the class of rnnfast
     cell: str  # rnnfast's
     order: str  # of Keras's gates, in rnnfast's letters
     functions: tuple[str, ...]  # the Keras option that corresponds to each of rnnfast's `activations`

@@ -35,9 +35,12 @@ LSTM(4, 8, bidirectional=True)  # 896 parameters
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from rnnfast._types import Array
 
 try:
     import onnx
@@ -51,13 +54,6 @@ except ImportError as error:
 from rnnfast import functional, layers, options
 from rnnfast.backends._common import positions, reject, reorder
 from rnnfast.layers import saving
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 if tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 16):
     raise ImportError(

@@ -27,11 +27,12 @@ not have the structure of thinc's. All operations other than LSTM are those of N
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rnnfast import arguments, buffers, functional, layers
+from rnnfast._types import Array
 from rnnfast.backends._common import positions, reject
 
 try:
@@ -41,10 +42,6 @@ except ImportError as error:
         "rnnfast.backends.thinc needs thinc 8.1 or newer: pip install thinc, in a Python version that it has wheels for"
     ) from error
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["RnnfastOps", "from_flat", "layer_from_thinc", "layer_to_thinc", "to_flat"]
 

@@ -34,9 +34,12 @@ import math
 import threading
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
+
+from rnnfast._types import Array
 
 try:
     import torch
@@ -48,13 +51,6 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import buffers, functional
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
 
 __all__ = ["GRU", "LSTM", "RNN", "convert"]
 

@@ -7,19 +7,17 @@ y and the final state and, in training, the gradients of x and of the parameters
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import rnnfast
 from rnnfast import reference
+from rnnfast._types import NDArray
 from rnnfast.commands.program import CannotRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
     Results = dict[str, NDArray[Any]]
     Engine = tuple[Callable[[], Any], Callable[[Any], Results]]
 
@@ -180,12 +178,7 @@ def _squares(case: Case) -> Any:
     return np.random.default_rng(0).uniform(-1, 1, (2, SQUARE, SQUARE)).astype(case.dtype)
 
 
-ENGINES = {
-    "rnnfast": with_rnnfast,
-    "reference": with_reference,
-    "torch": with_torch,
-    "onnxruntime": with_onnxruntime,
-}
+ENGINES = {"rnnfast": with_rnnfast, "reference": with_reference, "torch": with_torch, "onnxruntime": with_onnxruntime}
 LIMITS = {"NumPy's product": with_numpy_product, "rnnfast's product": with_own_product}
 
 

@@ -12,15 +12,12 @@ import signal
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
 
 import rnnfast
 from rnnfast import _core, files
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
+from rnnfast._types import NDArray
 
 
 class CannotRun(Exception):
@@ -96,7 +93,9 @@ def interruptible(stop: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop()
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:  # as for a command that a script runs in the background
+        signal.signal(signal.SIGINT, ask)
     try:
         yield
     finally:

@@ -13,20 +13,17 @@ import itertools
 import math
 import re
 import sys
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import rnnfast
+from rnnfast._types import NDArray
 from rnnfast.commands import program
 from rnnfast.commands.program import CannotRun, count, option
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
 
 CELLS = ("gru", "lstm", "rnn")
 LARGEST = 1e150  # the square of this is still finite

@@ -6,19 +6,16 @@ import argparse
 import itertools
 import math
 import threading
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 
 import rnnfast
+from rnnfast._types import NDArray
 from rnnfast.commands import program
 from rnnfast.commands.program import CannotRun, Progress, count, option
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
 CELLS = {"gru": rnnfast.GRU, "lstm": rnnfast.LSTM}
 LEARNING_RATES = {"gru": 0.003, "lstm": 0.006}

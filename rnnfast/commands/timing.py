@@ -7,16 +7,14 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rnnfast
 from rnnfast.commands.engines import ENGINES, LIMITS, Case
 from rnnfast.commands.program import CannotRun, axes_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PAUSE = 0.03  # seconds before a turn: the threads of OpenBLAS spin this long for more work, and would disturb the next
 # BLAS libraries read these once, when NumPy is imported.

@@ -4,13 +4,15 @@ Letters in the shapes: T time steps, N rows of the batch, I input size, H hidden
 directions (2 when bidirectional, else 1). H_out is P with a projection, else H. Names, shapes, gate order, state layout
 and initial values are those of torch.nn (docs.pytorch.org), so a torch ``state_dict`` loads unchanged.
 
-base       what all layers share: parameters, freezing, tapes, gradients
-saving     the options of a layer, its file, ``load``
-recurrent  what RNN, LSTM and GRU share; rnn, lstm, gru  the three classes
-execution  how a layer runs the engine: plans, buffers, forward and backward
+Modules:
+
+- ``base``: the base classes of all layers, Tape, Gradients
+- ``recurrent``: the base class of ``rnn``, ``lstm`` and ``gru``
+- ``execution``: plans, buffers, and the forward and backward passes of recurrent layers
+- ``bidirectional``, ``linear``: the other layers
+- ``saving``: the options of a layer, and its file format
 """
 
-from . import base, execution, saving
 from .base import Gradients, Layer, Tape
 from .bidirectional import Bidirectional
 from .gru import GRU
@@ -31,11 +33,8 @@ __all__ = [
     "Linear",
     "Recurrent",
     "Tape",
-    "base",
-    "execution",
     "load",
-    "saving",
 ]
 
-# The public classes, which a file can be rebuilt as.
+# The public classes, from which `load` builds layers.
 CLASSES.update({kind.__name__: kind for kind in (RNN, LSTM, GRU, Bidirectional, Linear, Embedding)})

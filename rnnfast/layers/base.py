@@ -1,28 +1,18 @@
-"""What all layers share: parameters, freezing, copying and saving; the tape of a forward, and its gradients."""
+"""The base classes of all layers, the tape of a forward pass, and the gradients of a backward pass."""
 
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from rnnfast import arguments, files
+from rnnfast._types import Array, ArrayLike, Path
+from rnnfast.buffers import BufferPool
 
 from . import saving
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import ArrayLike, NDArray
-
-    from rnnfast.buffers import BufferPool
-
-    Array = NDArray[Any]
-    Seed = int | np.random.Generator | None
-    Init = str | tuple[str, float]
-    Path = str | bytes | os.PathLike[Any]
 
 __all__ = ["ArrayLayer", "Gradients", "Layer", "Tape"]
 
@@ -34,43 +24,44 @@ class _Gradients(NamedTuple):
 
 
 class Gradients(_Gradients):
-    """The result of ``backward``: the tuple (x, state, parameters), each with the shapes of the values it belongs to.
+    """The result of ``backward``, the tuple (x, state, parameters). Gradients have the shapes of their values.
 
     Attributes
     ----------
     x : ndarray or None
         Gradient with respect to the input; None for :class:`Embedding`.
     state : ndarray, tuple or None
-        Gradient with respect to the initial state, in its structure; None for :class:`Linear` and :class:`Embedding`.
+        Gradient with respect to the initial state; a pair for LSTM; None for :class:`Linear` and :class:`Embedding`.
     parameters : dict of str to ndarray
         Gradients with respect to the parameters, by name.
     h : ndarray, tuple or None
-        With ``per_step=True``, (L*D, T, N, H_out), unbatched (L*D, T, H_out): the total derivative with respect to h of
-        every layer, direction and step, through everything that follows it, including dy at that step; zeros at masked
-        and padded steps. How it changes with the distance from the loss shows how gradients vanish or explode.
-        For :class:`Bidirectional` the pair of both layers. Not a member of the tuple.
+        With ``per_step=True``, the total derivative with respect to h of every layer, direction and step, including the
+        contribution of dy at that step. Its shape is (L*D, T, N, H_out), or unbatched (L*D, T, H_out). It is 0 at
+        masked-out and padded steps. It shows how gradients vanish or explode with the distance from the loss. For
+        :class:`Bidirectional` a pair, one for each layer. It is not an element of the tuple.
     """
 
     h: Any = None
 
 
 class Tape:
-    """What one ``forward`` keeps for ``backward``. Only ``forward`` makes tapes; the contents are private.
+    """The intermediate values of one ``forward`` that ``backward`` needs. The contents are private.
 
-    A tape holds the input by reference: do not change that array before the last ``backward``. Everything else is kept
-    as it was at the time of the ``forward``: the weights, the initial state, the dropout. A layer may have any number
-    of tapes, which can be used in any order and any number of times. A tape cannot be pickled.
+    A tape holds the input by reference: do not change that array before the last ``backward``. It holds copies of
+    everything else that the gradients depend on: the weights, the initial state and the dropout masks. A layer can have
+    any number of tapes, which can be used in any order and any number of times. A tape cannot be pickled.
 
     Attributes
     ----------
     cells : ndarray or tuple
-        c of every step of an LSTM, (L*D, T, N, H), unbatched (L*D, T, H); at masked steps the value that is held, zeros
-        at padded steps. Each access makes a new copy. For :class:`Bidirectional` the pair of both layers.
+        The cell state c of an LSTM at every step, (L*D, T, N, H), or unbatched (L*D, T, H). At masked-out steps it is
+        the value that is kept, and at padded steps 0. Each access makes a new copy. For :class:`Bidirectional` a pair,
+        one for each layer.
     """
 
     __slots__ = ("_kept", "_leases", "_owner")
 
-    def __init__(self, owner: Layer, kept: Any, leases: tuple[tuple[BufferPool, Any], ...] = ()) -> None:
+    def __init__(self, owner: Layer, kept: Any, leases: Sequence[tuple[BufferPool, Any]] = ()) -> None:
         self._owner = owner
         self._kept = kept
         self._leases = leases  # the pool of each buffer, and the buffer
@@ -88,11 +79,11 @@ class Tape:
 
 
 class Layer:
-    """The base of all layers: what they can do with their parameters."""
+    """Base class of all layers."""
 
     @property
     def parameters(self) -> Mapping[str, Array]:
-        """The parameters by name, as a read-only mapping; a change of an array's values acts from the next call on."""
+        """The parameters by name, as a read-only mapping. Changes to the arrays take effect in the next call."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -100,16 +91,16 @@ class Layer:
         return f"{saving.describe(self)}  # {count} parameters"
 
     def _cells(self, tape: Tape) -> Any:  # noqa: ARG002
-        raise AttributeError(f"this tape has no cells: it comes from {saving.describe(self)}, which is no LSTM")
+        raise AttributeError(f"this tape has no cells: it comes from {saving.describe(self)}, which is not an LSTM")
 
     def _open(self, tape: Tape) -> Any:
-        """Return what a tape of this layer holds."""
+        """Return the contents of a tape of this layer."""
         if not isinstance(tape, Tape):
             raise TypeError(f"tape must be the Tape that forward returned, got {type(tape).__name__}")
         if tape._owner is not self:
             raise ValueError(
-                f"tape comes from another layer, {saving.describe(tape._owner)}: give it to that layer's backward, "
-                f"or give this {type(self).__name__} a tape that its own forward returned"
+                f"tape comes from another layer, {saving.describe(tape._owner)}: pass it to that layer's backward, "
+                f"or pass a tape that forward of this {type(self).__name__} returned"
             )
         return tape._kept
 
@@ -119,31 +110,31 @@ class Layer:
         Returns
         -------
         dict of str to ndarray
-            In torch's order and under torch's names.
+            With the names and the order of torch's ``state_dict``.
         """
         return {name: array.copy() for name, array in self.parameters.items()}
 
     def load_state_dict(self, arrays: Mapping[str, ArrayLike], strict: bool = True) -> None:
-        """Copy values into the parameters; all of them are checked before the first is changed.
+        """Copy values into the parameters. If any of them is invalid, nothing is changed.
 
         Parameters
         ----------
         arrays : mapping of str to array_like
-            Real values under the names of the parameters and in their shapes: a ``state_dict`` of this library or of
-            torch, an opened ``.npz``, a dict of lists. They are converted to the layer's dtype.
+            Real values with the names and shapes of the parameters, such as a ``state_dict`` of rnnfast or torch, or an
+            open ``.npz`` file. They are converted to the dtype of the layer.
         strict : bool, default True
-            Reject missing and unknown names. With False such names are ignored; shapes must still agree.
+            Whether to raise an error if names are missing or unknown. If False, such names are ignored.
 
         Raises
         ------
         ValueError
-            If names or shapes do not agree (the message lists all that do not), or if the layer is frozen.
+            If names or shapes differ (the message lists all differences), or if the layer is frozen.
         TypeError
             If `arrays` is not a mapping, or its values are not real numbers.
         """
         own = self.parameters
         if not all(array.flags.writeable for array in own.values()):
-            raise ValueError(f"this {type(self).__name__} is frozen: call unfreeze() before new parameters are loaded")
+            raise ValueError(f"this {type(self).__name__} is frozen: call unfreeze() before loading parameters")
         if not hasattr(arrays, "keys"):
             raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
         strict = arguments.flag("strict", strict)
@@ -153,12 +144,12 @@ class Layer:
             if name in own:
                 value = arguments.real(f"arrays[{name!r}]", arrays[name], own[name].dtype)
                 if value.shape == own[name].shape:
-                    # Copied now: it may be a view of a parameter that is written before it is read.
+                    # Copied now, because it may be a view of a parameter that the loop below overwrites.
                     values[name] = value.copy()
                 else:
                     faults.append(f"{name} must have shape {own[name].shape} (torch's layout), got {value.shape}")
             elif strict:
-                faults.append(f"{name} is no parameter of this layer")
+                faults.append(f"{name} is not a parameter of this layer")
         if strict:
             faults.extend(f"{name} is missing" for name in own if name not in arrays)
         if faults:
@@ -167,25 +158,25 @@ class Layer:
             own[name][...] = value
 
     def save(self, path: Path) -> None:
-        """Save parameters, class and options in one ``.npz`` file, for :meth:`load` and :func:`rnnfast.load`.
+        """Save the class, options and parameters to an ``.npz`` file.
 
-        The file gets the name `path` only when it is complete on the disk, so a crash or a full disk leaves an older
-        file unchanged.
+        Read it with :func:`rnnfast.load`, or with :meth:`load` of a layer of the same class and options. The file is
+        renamed to `path` when it is complete on disk, so a crash or a full disk leaves an existing file unchanged.
 
         Parameters
         ----------
         path : str or os.PathLike
-            Used as given; no suffix is added.
+            No suffix is added.
 
         Raises
         ------
         OSError
-            If the file cannot be written; no partial file is left behind.
+            If the file cannot be written. No partial file is left behind.
         """
         files.write(path, {"format": 1, "layer": saving.to_json(self)}, self.parameters)
 
     def load(self, path: Path) -> None:
-        """Copy the parameters from a file that :meth:`save` wrote; all of them are checked before the first is changed.
+        """Load the parameters from a file that :meth:`save` wrote. If the file is invalid, nothing is changed.
 
         Parameters
         ----------
@@ -195,27 +186,29 @@ class Layer:
         Raises
         ------
         ValueError
-            If the file was not saved by rnnfast or holds another kind of layer, or if this layer is frozen.
+            If the file was not saved by rnnfast or holds a different layer, or if this layer is frozen.
         OSError
             If the file cannot be read.
         """
         description, arrays = saving.read(path)
         own = saving.to_json(self)
         if not saving.fits(description, own):
-            raise ValueError(f"{path!r} holds {description}, but this is {own}; rnnfast.load(path) makes a layer of it")
+            raise ValueError(
+                f"{path!r} holds {description}, but this is {own}; rnnfast.load(path) creates the layer in the file"
+            )
         self.load_state_dict(arrays)
 
 
 def lasting(array: Array) -> Array:
-    """Return a view, which cannot be resized: the kernels rely on the size of the array."""
+    """Return a view, because it cannot be resized: the kernels rely on the size of the array."""
     return array[...]
 
 
 class ArrayLayer(Layer):
-    """The base of layers that hold arrays themselves."""
+    """Base class of layers that own their parameters."""
 
-    _transient: tuple[str, ...] = ()  # attributes that are not pickled and that _prepare makes from the others
-    _frozen: Any = None  # what _pack returned while the layer is frozen, else None
+    _transient: tuple[str, ...] = ()  # attributes that are not pickled; _prepare creates them from the others
+    _frozen: Any = None  # while the layer is frozen, what _pack returned
 
     def __init__(self, dtype: Any, rng: Any) -> None:
         self.dtype = arguments.dtype(dtype)
@@ -227,33 +220,34 @@ class ArrayLayer(Layer):
         return types.MappingProxyType(self._parameters)
 
     def _draw(self, draw: Callable[[str, tuple[int, ...]], Array], shapes: dict[str, tuple[int, ...]]) -> None:
-        """Make the parameters, from values by name and shape."""
+        """Create the parameters; `draw` returns the initial values for a name and a shape."""
         for name, shape in shapes.items():
             self._parameters[name] = lasting(draw(name, arguments.countable(name, shape)).astype(self.dtype))
 
     def _prepare(self) -> None:
-        """Make the attributes that are not pickled."""
+        """Create the attributes that are not pickled."""
 
     def _pack(self) -> Any:
-        """Return a copy of the parameters in the form that calls of a frozen layer use."""
+        """Return the weights for the calls of a frozen layer."""
         raise NotImplementedError
 
     def _zeros(self) -> dict[str, Array]:
-        """Return arrays in which the gradients of the parameters are summed."""
+        """Return arrays of zeros, to which the gradients of the parameters are added."""
         return {name: np.zeros_like(array) for name, array in self._parameters.items()}
 
     def freeze(self) -> None:
         """Pack the weights once for all later calls, and make the parameter arrays read-only.
 
-        Results do not change by a bit; short calls get faster because they no longer pack the weights. Views of the
-        arrays that were made earlier stay writable and are not watched: do not write through them.
+        Results stay bitwise identical, and short calls become faster because they no longer pack the weights. Existing
+        views of the parameters remain writable, but writing to them has no effect on the packed weights: do not use
+        them.
         """
         if self._frozen is None:
             self._frozen = self._pack()
             self._protect(True)
 
     def unfreeze(self) -> None:
-        """Undo :meth:`freeze`: the parameter arrays are writable again, and later calls see their new values."""
+        """Undo :meth:`freeze`: the parameter arrays are writable again, and later calls use their current values."""
         self._frozen = None
         self._protect(False)
 
@@ -279,7 +273,7 @@ class ArrayLayer(Layer):
 
 
 def with_parameters(layer: Any, parameters: dict[str, Array]) -> Any:
-    """Return a layer that is not frozen and shares all but the parameters with `layer`, which must not be frozen."""
+    """Return a copy of a layer, which must not be frozen, that shares everything but the parameters with it."""
     twin = object.__new__(type(layer))
     vars(twin).update(vars(layer), _parameters=parameters)
     return twin

@@ -1,25 +1,20 @@
-"""Two layers over one sequence, one in each direction."""
+"""A bidirectional layer made of two layers of any recurrent classes."""
 
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, cast
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import numpy as np
 
 from rnnfast import arguments
+from rnnfast._types import Array, ArrayLike
 
 from . import saving
 from .base import Gradients, Layer, Tape
+from .execution import Call
 from .recurrent import Recurrent
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import ArrayLike
-
-    from .base import Array
-    from .execution import Call
 
 __all__ = ["Bidirectional"]
 
@@ -37,7 +32,7 @@ _MERGES: dict[str | None, tuple[Any, Any]] = {
 
 
 class Kept(NamedTuple):
-    """What the tape of a Bidirectional keeps."""
+    """Contents of the tape of a Bidirectional."""
 
     forward: Tape
     backward: Tape
@@ -46,34 +41,37 @@ class Kept(NamedTuple):
 
 
 class Bidirectional(Layer):
-    """Two layers of any recurrent classes, one for each direction of a sequence.
+    """A bidirectional layer made of two layers, which can be of different classes.
 
-    ``y[t] = merge(forward_layer's y[t], backward_layer's y[t])``, where the backward layer runs from the last step to
-    the first. Stacks are merged after their last layer, not layer by layer as with ``bidirectional=True``.
-    Sources: M. Schuster and K. Paliwal, "Bidirectional recurrent neural networks", 1997; the form of
-    ``keras.layers.Bidirectional``.
+    The output is ``y[t] = merge(y_forward[t], y_backward[t])``, where the backward layer runs from the last step to the
+    first. Stacks are merged after their last layer, not layer by layer as with ``bidirectional=True``.
+
+    Similar to ``keras.layers.Bidirectional``. Source: M. Schuster and K. Paliwal, "Bidirectional recurrent neural
+    networks", 1997.
 
     Parameters
     ----------
     forward_layer : RNN, LSTM or GRU
-        Neither bidirectional nor reverse.
+        Must be neither bidirectional nor reverse.
     backward_layer : RNN, LSTM or GRU, optional
-        Not bidirectional. It must have the input_size, dtype and batch_first of forward_layer, and for sum, mul and
-        mean the same width of y. A layer with reverse=True runs unchanged; another gets x in reverse order, and its
-        outputs are put back in order. None makes a layer of the same class and options with reverse=True, whose values
-        come from the init and the random generator of forward_layer.
-    merge : {"concat", "sum", "mul", "mean", None}
-        How the two outputs are combined; with None, y is the pair of them, and so is the dy of backward.
+        Must not be bidirectional, and must have the input_size, dtype and batch_first of forward_layer. For the merges
+        "sum", "mul" and "mean", both layers must also have the same output size. If its option `reverse` is False, the
+        layer reads x in reverse order, and its outputs are reversed again. By default, a layer of the same class and
+        options as forward_layer, but with reverse=True, is created with the init and random generator of forward_layer.
+    merge : {"concat", "sum", "mul", "mean", None}, default "concat"
+        How the two outputs are combined. With None, y is a pair of arrays, and so is `dy` of ``backward``.
 
     Attributes
     ----------
     parameters : mapping of str to ndarray
-        ``forward.<name>`` and ``backward.<name>``, the two layers' own arrays.
+        The arrays of the two layers, named ``forward.<name>`` and ``backward.<name>``.
 
     Raises
     ------
-    ValueError, TypeError
-        If an argument is not as described.
+    ValueError
+        If a layer runs in the wrong direction, the two layers do not match, or `merge` is unknown.
+    TypeError
+        If a layer is not an RNN, LSTM or GRU.
 
     Examples
     --------
@@ -96,6 +94,10 @@ class Bidirectional(Layer):
                 raise TypeError(f"{name} must be an RNN, LSTM or GRU, got {type(layer).__name__}")
             if layer is not None and layer.bidirectional:
                 raise ValueError(f"{name} must run in one direction, got {saving.describe(layer)}")
+        if forward_layer is backward_layer:
+            raise ValueError(
+                "backward_layer must be another layer than forward_layer, as each has parameters of its own"
+            )
         if forward_layer.reverse:
             raise ValueError(
                 f"forward_layer must run from the first step to the last, got {saving.describe(forward_layer)}"
@@ -107,10 +109,10 @@ class Bidirectional(Layer):
         for name in ("input_size", "dtype", "batch_first"):
             ours, other = getattr(forward_layer, name), getattr(backward_layer, name)
             if ours != other:
-                raise ValueError(f"backward_layer must have {name}={ours} as forward_layer has, got {other}")
+                raise ValueError(f"backward_layer must have {name}={ours}, as forward_layer has, got {other}")
         widths = forward_layer.engine.output_size, backward_layer.engine.output_size
         if merge in ("sum", "mul", "mean") and widths[0] != widths[1]:
-            raise ValueError(f"merge={merge!r} needs layers with outputs of one width, got {widths[0]} and {widths[1]}")
+            raise ValueError(f"merge={merge!r} needs layers of equal output size, got {widths[0]} and {widths[1]}")
         self.forward_layer = forward_layer
         self.backward_layer = backward_layer
         self.merge = merge
@@ -120,12 +122,12 @@ class Bidirectional(Layer):
         return types.MappingProxyType(_sides(self.forward_layer.parameters, self.backward_layer.parameters))
 
     def freeze(self) -> None:
-        """Freeze both layers: see their ``freeze``."""
+        """Freeze both layers."""
         self.forward_layer.freeze()
         self.backward_layer.freeze()
 
     def unfreeze(self) -> None:
-        """Undo freeze() on both layers."""
+        """Unfreeze both layers."""
         self.forward_layer.unfreeze()
         self.backward_layer.unfreeze()
 
@@ -139,26 +141,26 @@ class Bidirectional(Layer):
         reset: ArrayLike | None = None,
         zero_masked: bool = False,
     ) -> tuple[Any, tuple[Any, Any]]:
-        """Run over a sequence for its results alone.
+        """Run over a sequence in inference mode.
 
         Parameters
         ----------
         x, lengths, mask, reset, zero_masked
-            As for the two layers.
+            As for a call of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
         state : pair, optional
-            The initial states of the forward and the backward layer, each in that layer's own form or None.
+            The initial states of the forward and the backward layer. Either may be None, for zeros.
 
         Returns
         -------
-        y : ndarray, (T, N, width) in the layout of `x`; with merge=None a pair of them
-            For concat the width is the sum of the two layers'.
+        y : ndarray, (T, N, width), in the layout of `x`; with merge=None a pair of such arrays
+            With "concat", the width is the sum of the output sizes of the two layers.
         state : pair
-            The states of the forward and the backward layer, each after the last step that it walked.
+            The final states of the forward and the backward layer.
 
         Raises
         ------
         ValueError, TypeError, MemoryError
-            As the two layers.
+            As for a call of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
         """
         forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
         y, state = self.forward_layer._infer(forward)
@@ -177,32 +179,32 @@ class Bidirectional(Layer):
         zero_masked: bool = False,
         checkpoint: int | Literal["auto"] | None = None,
     ) -> tuple[Any, tuple[Any, Any], Tape]:
-        """Run over a sequence and keep what the gradient needs; dropout acts.
+        """Run over a sequence in training mode: apply dropout, and keep what ``backward`` needs.
 
         Parameters
         ----------
         x, state, lengths, mask, reset, zero_masked
-            As for a call. The tape holds `x` by reference: leave it as it is until the last ``backward``.
+            As for a call. The tape holds `x` by reference: do not change it before the last ``backward``.
         checkpoint
-            As for the two layers.
+            As for ``forward`` of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
 
         Returns
         -------
         y, state
-            As from a call; with merge=None the two y are read-only, as the tape uses them too.
+            As from a call. With merge=None the two arrays are read-only, because the tape shares them.
         tape : Tape
-            For :meth:`backward`.
+            Pass it to :meth:`backward`.
 
         Raises
         ------
         ValueError, TypeError, MemoryError
-            As the two layers.
+            As for a call.
         """
         forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
         y, state, tape = self.forward_layer._train(forward, checkpoint)
         y_backward, state_backward, tape_backward = self.backward_layer._train(backward, checkpoint)
         outputs: tuple[Array, Any] = y, self._turn(y_backward)
-        with np.errstate(all="ignore"):  # what is not finite is data
+        with np.errstate(all="ignore"):  # infinities and NaN are valid data
             merged = _MERGES[self.merge][0](*outputs)
         shape = None if self.merge is None else merged.shape
         return merged, (state, state_backward), Tape(self, Kept(tape, tape_backward, outputs, shape))
@@ -213,23 +215,26 @@ class Bidirectional(Layer):
         Parameters
         ----------
         tape : Tape
-            From this layer's forward. It can be used again.
-        dy : array_like in the shape of y, or None
-            With merge=None a pair, either of which may be None. None is zeros.
+            From this layer's ``forward``. It can be used again.
+        dy : array_like of the shape of y, or None
+            The gradient of a scalar with respect to y; None stands for zeros. With merge=None a pair, either of which
+            may be None.
         dstate : pair, optional
-            Gradients with respect to the last states, each in that layer's own form or None.
+            The gradients with respect to the final states of the two layers. Either may be None, for zeros.
         per_step : bool, default False
-            Whether to return the derivatives with respect to h of every step as well.
+            Whether to also return the derivatives with respect to h at every step.
 
         Returns
         -------
         Gradients
-            ``x``, ``state`` (the pair of the two layers'), ``parameters``, and with `per_step` ``h`` (the pair).
+            ``x``, ``state`` (a pair), ``parameters``, and with `per_step` ``h`` (a pair).
 
         Raises
         ------
-        ValueError, TypeError
-            As the two layers.
+        ValueError
+            If the tape comes from another layer, or a shape does not match.
+        TypeError
+            If `tape` is not a Tape, or an argument does not hold real numbers.
         """
         tape, tape_backward, outputs, shape = self._open(tape)
         dtype = self.forward_layer.dtype
@@ -257,15 +262,15 @@ class Bidirectional(Layer):
         return self.forward_layer._cells(forward), self._turn_steps(self.backward_layer._cells(backward))
 
     def stream(self, batch_size: int = 1) -> NoReturn:  # noqa: ARG002
-        """Raise an error: the backward layer begins with the last step of a sequence, which has not arrived yet.
+        """Raise ValueError, because a bidirectional layer needs the whole sequence.
 
         Raises
         ------
         ValueError
         """
         raise ValueError(
-            f"{saving.describe(self)} runs backwards too, from the last step of a sequence, which has not arrived "
-            "yet: stream its forward_layer"
+            f"{saving.describe(self)} cannot be streamed, because its backward layer starts at the last step of the "
+            "sequence: stream its forward_layer"
         )
 
     def _read(self, x: Any, state: Any, *steps: Any) -> tuple[Call, Call]:
@@ -277,19 +282,19 @@ class Bidirectional(Layer):
         return forward, read(self._turn(forward.inputs.x), state_backward, *steps, member="[1]", turned=turned)
 
     def _turn_steps(self, array: Array) -> Array:
-        """View an array (L, T, ...) of the backward layer with its steps in the order of x."""
+        """Return a view of an array (L, T, ...) of the backward layer, with its steps in the order of x."""
         return array if self.backward_layer.reverse else array[:, ::-1]
 
     def _turn(self, array: Array | None) -> Array | None:
-        """View a sequence in the order in which the backward layer takes it, or back."""
+        """Return a view of a sequence in the order in which the backward layer reads it, or back in that of x."""
         if array is None or self.backward_layer.reverse:
             return array
         return array[:, ::-1] if self.backward_layer.batch_first and array.ndim == 3 else array[::-1]
 
 
 def _both(name: str, value: Any) -> tuple[Any, Any]:
-    """Return the members for the forward and the backward layer; None is None for both."""
-    return (None, None) if value is None else arguments.pair(name, value, "of the forward and the backward layer's")
+    """Return the parts of `value` for the forward and the backward layer."""
+    return (None, None) if value is None else arguments.pair(name, value, "(forward_layer's, backward_layer's)")
 
 
 def _sides(forward: Mapping[str, Any], backward: Mapping[str, Any]) -> dict[str, Any]:

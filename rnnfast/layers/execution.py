@@ -1,83 +1,76 @@
-"""How a recurrent layer runs the engine: the plan of a shape, buffers, and the forward and backward passes.
+"""Run the engine for a recurrent layer: the plan for a shape, buffers, and the forward and backward passes.
 
-A `Call` holds the checked arguments of one call as the caller's arrays; `Execution.run` and `Execution.differentiate`
-view them in the engine's layout, (T, N, features), and return arrays in the caller's layout again. Streams, diagnostics
-and the adapters reach the engine of a layer through ``layer.execution`` as well.
+A `Call` holds the checked arguments of one call in the caller's layout. `Execution.run` and `Execution.differentiate`
+convert them to views in the engine's layout, (T, N, features), and return arrays in the caller's layout. Streams,
+diagnostics and the adapters use the engine of a layer through ``layer.execution`` too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rnnfast import arguments, checkpoints, functional, ragged
+from rnnfast._types import Array
 from rnnfast.buffers import LARGE, BufferPool, ResultPool
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
-
-_record = tuple.__new__  # makes a named tuple in less than half the time; for what every call makes
 
 __all__ = ["Call", "Execution", "Kept", "Plan", "Weights"]
 
 
 class Plan(NamedTuple):
-    """Everything that follows from the shape of x."""
+    """Everything that depends only on the shape of x."""
 
     x: tuple[int, ...]
     y: tuple[int, ...]
     h: tuple[int, ...]
-    c: tuple[int, ...] | None  # None for a cell without c
+    c: tuple[int, ...] | None  # None for cells without c
     T: int
     N: int
-    time_major: bool  # whether the caller's arrays have the engine's layout
-    large: bool  # whether x or a result is
-    sizes: Any  # functional.Sizes of tape and workspaces; None with N = 0
+    time_major: bool  # whether the caller's layout is that of the engine
+    large: bool  # whether x or a result is at least buffers.LARGE
+    sizes: Any  # functional.Sizes; None if N is 0
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps and rows as arrays of all layers have them: (T, N), unbatched (T,)."""
+        """The axes of steps and rows in the caller's layout: (T, N), or unbatched (T,)."""
         return (self.T, self.N)[: len(self.h) - 1]
 
 
 class Call(NamedTuple):
-    """The arguments of a call, checked. The arrays of `inputs` have the caller's layout."""
+    """The checked arguments of a call. The arrays of `inputs` have the caller's layout."""
 
     inputs: Inputs
     plan: Plan
-    ragged: ragged.Ragged | None  # None if every row has every step
+    ragged: ragged.Ragged | None  # None if all steps are valid
 
 
 class Weights:
-    """Parameters in the engine's form, as they were at one time."""
+    """Packed weights: a snapshot of the parameters."""
 
     __slots__ = ("packed", "packed_back", "prepared")
 
     def __init__(self, packed: Array, packed_back: Array) -> None:
         self.packed = packed
         self.packed_back = packed_back
-        self.prepared: functional.PreparedCall | None = None  # of the last shape
+        self.prepared: functional.PreparedCall | None = None  # for the shape of the last call
 
 
 class Kept(NamedTuple):
-    """What the tape of a recurrent layer keeps."""
+    """Contents of the tape of a recurrent layer."""
 
     call: Call
     y: Array
-    tape: Any  # an array; None with checkpoints
+    tape: Any  # the engine's tape; None with checkpoints
     weights: Weights
     saved: checkpoints.Saved | None
 
 
 def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tuple[Any, Any, Any]:
-    """View a sequence and its states as the engine indexes them: time first, and with a batch axis."""
+    """Return views of a sequence and its states in the engine's layout: time first, with a batch axis."""
     if plan.time_major:
         return sequence, h, c
     if len(plan.y) == 2:
@@ -87,7 +80,7 @@ def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tupl
 
 
 class Execution:
-    """Runs one engine for a layer. Any number of threads may use it at once.
+    """Runs the engine of a layer. Several threads can use it at the same time.
 
     Attributes
     ----------
@@ -95,18 +88,18 @@ class Execution:
     frozen : Weights or None
         The weights of the layer while it is frozen.
     extras : dict of str to ndarray
-        The engine's parameters that are options of the layer, such as a leak.
+        Parameters of the engine that are options of the layer, such as a leak.
     packs, tapes, workspaces, scratch, results : BufferPool
-        Buffers, which stay with the layer from call to call.
+        Buffers that are reused by later calls.
     """
 
     def __init__(self, engine: functional.Engine, batch_first: bool, owner: str, extras: Array | None = None) -> None:
         self.engine = engine
+        np.empty(engine.packed_size, np.uint8)  # raises MemoryError early, before many small objects fill the memory
         self._names = list(functional.parameter_shapes(engine))
-        names = [name for name in self._names if extras is not None and name.startswith(f"{engine.extra}_l")]
-        self.extras = {
-            name: np.array(row)[np.newaxis] for name, row in zip(names, [] if extras is None else extras, strict=True)
-        }
+        names = [name for name in self._names if name.startswith(f"{engine.extra}_l")]
+        rows: Any = () if extras is None else np.ascontiguousarray(extras)[:, np.newaxis]
+        self.extras: dict[str, Array] = dict(zip(names, rows, strict=False))
         self.frozen: Weights | None = None
         self.packs = BufferPool(4)
         self.tapes = BufferPool(4)
@@ -114,7 +107,7 @@ class Execution:
         self.scratch = BufferPool(2)
         self.results = ResultPool(4 + min(5 * engine.num_layers * engine.directions, 100))
         self._batch_first = batch_first
-        self._owner = owner  # the name of the class, for messages
+        self._owner = owner  # the name of the layer's class, for messages
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     # ---- arguments
@@ -133,7 +126,8 @@ class Execution:
     ) -> Call:
         """Check the arguments of a call.
 
-        `member` follows the name of the state in messages. `turned`: x comes in the reverse order of the mask.
+        `member` is appended to the name of the state in messages. `turned` means that x is in reverse order, unlike
+        lengths, mask and reset.
         """
         engine = self.engine
         x = arguments.real("x", x, engine.dtype)
@@ -142,7 +136,7 @@ class Execution:
         if zero_masked is not False:
             zero_masked = arguments.flag("zero_masked", zero_masked)
         if lengths is None and mask is None and reset is None:
-            return _record(Call, (_record(Inputs, (x, h0, c0, None, None)), plan, None))
+            return Call(Inputs(x, h0, c0), plan, None)
         rows = plan.N if len(plan.h) == 3 else None
         pattern = ragged.read(plan.T, rows, self._batch_first, lengths, mask, reset)
         if pattern is None or not plan.N:
@@ -152,20 +146,22 @@ class Execution:
         return Call(Inputs(x, h0, c0), plan, ragged.Ragged(engine, pattern, repeats=not zero_masked))
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
-        """Check the shape of x and work out everything that follows from it."""
+        """Check the shape of x, and return its plan."""
         engine, name = self.engine, self._owner
         layout = "(N, T, I)" if self._batch_first else "(T, N, I)"
         if len(shape) not in (2, 3):
             raise ValueError(f"x must have layout {layout}, or unbatched (T, I), for this {name}, got shape {shape}")
         if shape[-1] != engine.input_size:
             raise ValueError(
-                f"x has {shape[-1]} features in its last axis, but this {name} was built with "
-                f"input_size={engine.input_size}; the layout is {layout if len(shape) == 3 else '(T, I)'}, got {shape}"
+                f"x has {shape[-1]} features on its last axis, but this {name} was built with "
+                f"input_size={engine.input_size}: the layout is {layout if len(shape) == 3 else '(T, I)'}, got {shape}"
             )
         swapped = self._batch_first and len(shape) == 3
         T, *batch = shape[1::-1] if swapped else shape[:-1]
         if T == 0:
-            raise ValueError(f"x has no time steps: layout {layout if batch else '(T, I)'} with T >= 1, got {shape}")
+            raise ValueError(
+                f"x has no time steps: its layout must be {layout if batch else '(T, I)'} with T >= 1, got {shape}"
+            )
         N = batch[0] if batch else 1
         states = engine.num_layers * engine.directions
         width = max(engine.input_size, engine.directions * engine.output_size)
@@ -180,22 +176,20 @@ class Execution:
             large=max(T * N * width, states * N * engine.hidden_size) * engine.dtype.itemsize >= LARGE,
             sizes=engine.sizes(T, N) if N else None,
         )
-        if len(self._plans) >= 64:  # a caller may use any number of lengths
+        if len(self._plans) >= 64:  # the number of different lengths is unlimited
             self._plans.clear()
         self._plans[shape] = plan
         return plan
 
     def state(self, name: str, value: Any, plan: Plan) -> tuple[Array | None, Array | None]:
-        """Return h and c from the caller's form of the state."""
+        """Check a state, and return h and c."""
         if value is None:
             return None, None
         if plan.c is None:
             return self._member(name, value, plan.h, "hidden_size"), None
         h, c = arguments.pair(name, value, f"(h, c) of shapes {plan.h} and {plan.c}")
-        width = "proj_size" if self.engine.proj_size else "hidden_size"
-        return self._member(f"{name}[0] (h)", h, plan.h, width), self._member(
-            f"{name}[1] (c)", c, plan.c, "hidden_size"
-        )
+        h = self._member(f"{name}[0] (h)", h, plan.h, "proj_size" if self.engine.proj_size else "hidden_size")
+        return h, self._member(f"{name}[1] (c)", c, plan.c, "hidden_size")
 
     def _member(self, name: str, value: Any, shape: tuple[int, ...], width: str) -> Array | None:
         layout = f"shape (num_layers * directions{', N' if len(shape) == 3 else ''}, {width})"
@@ -205,34 +199,34 @@ class Execution:
     # ---- weights
 
     def _ordered(self, parameters: Mapping[str, Array]) -> list[Any]:
-        """The arrays of the engine's parameters, with the extras."""
+        """Return the parameters and the extras in the order of the engine."""
         if not self.extras:
             return list(parameters.values())
         every = {**self.extras, **parameters}
         return [every[name] for name in self._names]
 
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
-        """Pack the parameters for forward and backward, into buffers of `packs`."""
+        """Pack the parameters for forward and backward, in buffers from `packs`."""
         weights = Weights(self.packs.acquire(self.engine.packed_size), self.packs.acquire(self.engine.packed_back_size))
         functional.pack(self.engine, self._ordered(parameters), weights.packed, weights.packed_back)
         return weights
 
     def pack_forward(self, parameters: Mapping[str, Array]) -> Array:
-        """Pack the parameters for forward alone, into a buffer of `packs`."""
+        """Pack the parameters for forward only, in a buffer from `packs`."""
         packed: Array = self.packs.acquire(self.engine.packed_size)
         functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 
     def snapshot(self, parameters: Mapping[str, Array]) -> Array:
-        """Return the packed weights of forward as they are now, in a buffer that is never reused."""
+        """Pack the current parameters for forward only, in a buffer that is not reused."""
         if self.frozen is not None:
-            return self.frozen.packed  # these cannot change
+            return self.frozen.packed  # frozen weights do not change
         packed = functional.empty(self.engine.packed_size)
         functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 
     def prepare(self, plan: Plan, weights: Weights) -> None:
-        """Prepare calls of one shape, as the next call is mostly of the same shape."""
+        """Prepare later calls with the same shape of x."""
         weights.prepared = functional.PreparedCall(
             self.engine,
             weights.packed,
@@ -245,13 +239,13 @@ class Execution:
     # ---- passes
 
     def _empty(self, plan: Plan, sequence: tuple[int, ...]) -> tuple[Array, Array, Array | None]:
-        """Arrays for a sequence and its states, in the caller's layout."""
+        """Return uninitialised arrays for a sequence and its states, in the caller's layout."""
         empty, dtype = self.results.empty if plan.large else np.empty, self.engine.dtype
         return empty(sequence, dtype), empty(plan.h, dtype), None if plan.c is None else empty(plan.c, dtype)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[checkpoints.Scratch]:
-        """Lend the buffers of a checkpointed pass."""
+        """Provide the buffers of a checkpointed pass in a context."""
         try:
             scratch = self.scratch.pop()
         except IndexError:
@@ -262,15 +256,15 @@ class Execution:
     def run(
         self, call: Call, packed: Array, tape: Array | None = None, every: int | str | None = None
     ) -> tuple[Outputs, checkpoints.Saved | None]:
-        """Run forward. `tape`: written, if given. `every`: keep checkpoints, and return them too."""
+        """Run forward. Writes `tape` if it is not None. If `every` is not None, also returns checkpoints."""
         inputs, plan, rows = call
-        outputs = own = results = _record(Outputs, self._empty(plan, plan.y))
+        outputs = own = results = Outputs(*self._empty(plan, plan.y))
         if not plan.N:
             return results, None if every is None else checkpoints.Saved([], [], [])
         sizes = plan.sizes
         if not plan.time_major:
-            inputs = Inputs(*engine_view(plan, *inputs[:3]), inputs.masks)
-            outputs = own = Outputs(*engine_view(plan, *results))
+            inputs = Inputs(*engine_view(plan, inputs.x, inputs.h0, inputs.c0), inputs.masks)
+            outputs = own = Outputs(*engine_view(plan, results.y, results.h_n, results.c_n))
         if rows is not None:
             sizes, inputs, own = rows.sizes, rows.inputs(inputs), rows.outputs(outputs)
         saved = None
@@ -285,15 +279,32 @@ class Execution:
             rows.finish_outputs(own, outputs)
         return results, saved
 
+    def train(
+        self, call: Call, parameters: Mapping[str, Array], every: int | str | None = None
+    ) -> tuple[Outputs, Kept, list[Any]]:
+        """Run forward, keeping what backward needs. Also returns the buffers to release later, with their pools."""
+        frozen, sizes = self.frozen, (call.ragged or call.plan).sizes
+        weights = self.pack(parameters) if frozen is None else frozen
+        tape = None if sizes is None or every is not None else self.tapes.acquire(sizes.tape)
+        outputs, saved = self.run(call, weights.packed, tape, every)
+        leases: list[Any] = [] if tape is None else [(self.tapes, tape)]
+        if frozen is None:
+            leases.append((self.packs, weights.packed_back))
+            if saved is None:
+                self.packs.release(weights.packed)
+            else:
+                leases.append((self.packs, weights.packed))
+        return outputs, Kept(call, outputs.y, tape, weights, saved), leases
+
     def differentiate(
         self, kept: Kept, gradients: OutputGradients, dparameters: dict[str, Array], per_step: bool
     ) -> InputGradients:
-        """Run backward, from and to arrays in the caller's layout."""
+        """Run backward, with all arrays in the caller's layout."""
         inputs, plan, rows = kept.call
         engine, weights, sizes = self.engine, kept.weights, plan.sizes
         dx, dh0, dc0 = self._empty(plan, plan.x)
         dh = np.empty((plan.h[0], *plan.steps, plan.h[-1]), engine.dtype) if per_step else None
-        # Extras are not trained: they have no gradient.
+        # There are no gradients for extras.
         trained = [dparameters.get(name) for name in self._names] if self.extras else list(dparameters.values())
         results = InputGradients(dx, dh0, dc0, trained, dh)
         if not plan.N:
@@ -301,8 +312,8 @@ class Execution:
         y, outputs = kept.y, results
         if not plan.time_major:
             y, _, _ = engine_view(plan, y)
-            inputs = Inputs(*engine_view(plan, *inputs[:3]), inputs.masks)
-            gradients = OutputGradients(*engine_view(plan, *gradients))
+            inputs = Inputs(*engine_view(plan, inputs.x, inputs.h0, inputs.c0), inputs.masks)
+            gradients = OutputGradients(*engine_view(plan, gradients.dy, gradients.dh_n, gradients.dc_n))
             whole = None if dh is None else dh.reshape(plan.h[0], plan.T, plan.N, plan.h[-1])
             outputs = InputGradients(*engine_view(plan, dx, dh0, dc0), results.dparameters, whole)
         own = outputs
@@ -322,11 +333,13 @@ class Execution:
         return results
 
     def cells(self, kept: Kept) -> Array:
-        """Return c of every step, (L*D, T, N, H), unbatched (L*D, T, H)."""
+        """Return c of every step, (L*D, T, N, H), or unbatched (L*D, T, H)."""
         inputs, plan, rows = kept.call
         assert plan.c is not None
         if kept.saved is not None:
-            raise ValueError("this tape keeps checkpoints alone, without cells: run forward with checkpoint=None")
+            raise ValueError(
+                "this tape has no cells, because it holds checkpoints only: run forward with checkpoint=None"
+            )
         cells = np.empty((plan.c[0], *plan.steps, plan.c[-1]), self.engine.dtype)
         if plan.N:
             whole = cells.reshape(plan.c[0], plan.T, plan.N, plan.c[-1])

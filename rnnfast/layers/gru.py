@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rnnfast import arguments
+from rnnfast._types import Array, DTypeLike, Init, Seed
 
-from .recurrent import Recurrent, Stack
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import DTypeLike
-
-    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
+from .recurrent import Recurrent
 
 __all__ = ["GRU"]
 
 
-class GRU(Recurrent["Array"]):
-    """The gated recurrent unit, with one or more layers, in both conventions of its reset gate.
+class GRU(Recurrent[Array]):
+    """The gated recurrent unit, with one or more layers, and with either convention for its reset gate.
 
     Each step computes, with the gates stacked in the order r, z, n in all parameters::
 
@@ -30,34 +25,39 @@ class GRU(Recurrent["Array"]):
         n    = tanh(W_in x + b_in + W_hn (r * h_before) + b_hn)      reset_after=False
         h    = (1 - z) * n + z * h_before
 
-    Sources: K. Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
-    translation", 2014 (reset before the product); the form of ``torch.nn.GRU`` and cuDNN (reset after it).
+    With ``reset_after=True`` it is equivalent to ``torch.nn.GRU``, and to the GRU of cuDNN. Source: K. Cho et al.,
+    "Learning phrase representations using RNN encoder-decoder for statistical machine translation", 2014
+    (``reset_after=False``).
 
     Parameters
     ----------
     input_size, hidden_size, num_layers
         I, H and L as for :class:`RNN`.
     reset_after : bool, default True
-        Whether the reset gate acts after the product with W_hn, as in torch, or before it, as in the paper.
-    activations : list of two, optional
-        The functions of the gates and of n, as for :class:`RNN`: sigmoid, tanh.
+        Whether the reset gate is applied after the product with W_hn, as in torch, or before it, as in the paper.
+    activations : list, optional
+        Two activation functions, specified as for :class:`RNN`: for the gates r and z, and for n. The default is
+        sigmoid, tanh.
     bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
     init : str or tuple, default "torch"
-        "torch", "keras" and "orthogonal" as for :class:`RNN`. ("chrono", T_max) is torch's with ``b_z = log(u)``, u
-        uniform in (1, T_max - 1) for each unit, in ``bias_ih``, and 0 in these rows of ``bias_hh``: z keeps the state,
-        so the layer begins with memories of 2 to T_max steps.
+        How the parameters are initialised: "torch", "keras" and "orthogonal" as for :class:`RNN`, or
+        ("chrono", T_max). The latter sets ``b_z = log(u)``, where u is uniform in (1, T_max - 1) for each unit, so the
+        untrained layer remembers over 2 to T_max steps. This bias is stored in ``bias_ih``, and the corresponding rows
+        of ``bias_hh`` are 0. The rest is as for "torch".
 
     Attributes
     ----------
     parameters : mapping of str to ndarray
-        ``weight_ih_l{k}`` (3*H, I or D*H), ``weight_hh_l{k}`` (3*H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3*H,),
-        and the same with ``_reverse`` when bidirectional.
+        ``weight_ih_l{k}`` (3*H, I or D*H), ``weight_hh_l{k}`` (3*H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3*H,)
+        for each layer k. The names for the reverse direction of a bidirectional layer end in ``_reverse``.
 
     Raises
     ------
-    ValueError, TypeError
-        If an option is not as described.
+    ValueError
+        If an option is out of range, or options are mutually exclusive.
+    TypeError
+        If an option has the wrong type.
     MemoryError
         If the parameters do not fit into memory.
 
@@ -89,6 +89,4 @@ class GRU(Recurrent["Array"]):
         init: Init = "torch",
     ) -> None:
         self.reset_after = arguments.flag("reset_after", reset_after)
-        cell = "gru" if reset_after else "gru_reset_before"
-        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
-        super().__init__(cell, stack, dtype, rng, init, {"activations": activations, "clip": clip})
+        super().__init__("gru" if reset_after else "gru_reset_before", locals())

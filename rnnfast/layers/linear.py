@@ -1,45 +1,41 @@
-"""Layers without time: the affine map and the table of vectors."""
+"""Layers without a time axis: Linear and Embedding."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rnnfast import arguments, functional
+from rnnfast._types import Array, ArrayLike, DTypeLike, Seed
 
 from .base import ArrayLayer, Gradients, Tape, lasting
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from .base import Array, Seed
 
 __all__ = ["Embedding", "Linear"]
 
 
 class Pointwise(ArrayLayer):
-    """The base of Linear and Embedding: each position of x is mapped to a vector of y independently."""
+    """Base class of Linear and Embedding, which map each position of x to a vector, independently of the others."""
 
     def __call__(self, x: ArrayLike) -> Array:
-        """Map every position.
+        """Apply the layer.
 
         Parameters
         ----------
         x : array_like
-            For Linear real numbers (..., in_features), of any strides and byte order; other dtypes than the layer's
-            are converted. For Embedding integers of any shape, from 0 to num_embeddings - 1.
+            For Linear, real numbers of shape (..., in_features), with any strides and byte order. They are converted to
+            the dtype of the layer. For Embedding, integers from 0 to num_embeddings - 1, of any shape.
 
         Returns
         -------
         ndarray, (..., out_features) or (..., embedding_dim)
-            The array belongs to the caller.
+            A new array.
 
         Raises
         ------
         ValueError
-            If the last axis does not fit, or an id is outside the table.
+            If the last axis does not have in_features elements, or an id is out of range.
         TypeError
             If `x` does not hold real numbers, or integers for Embedding.
         MemoryError
@@ -48,7 +44,7 @@ class Pointwise(ArrayLayer):
         return self._map(self._input(x), *(self._frozen or self._current()))
 
     def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
-        """Map every position and keep what the gradient needs.
+        """Apply the layer, and keep what ``backward`` needs.
 
         Parameters
         ----------
@@ -60,12 +56,12 @@ class Pointwise(ArrayLayer):
         y : ndarray
             As from a call.
         tape : Tape
-            For :meth:`backward`; it keeps the weights of this call.
+            Pass it to :meth:`backward`. It keeps the weights of this call.
 
         Raises
         ------
         ValueError, TypeError, MemoryError
-            As a call.
+            As for a call.
         """
         x = self._input(x)
         weights = self._frozen or self._pack()
@@ -78,9 +74,9 @@ class Pointwise(ArrayLayer):
         Parameters
         ----------
         tape : Tape
-            From this layer's forward. It can be used again.
-        dy : array_like in the shape of y, or None
-            Gradient of a scalar with respect to y; None is zeros.
+            From this layer's ``forward``. It can be used again.
+        dy : array_like of the shape of y, or None
+            The gradient of a scalar with respect to y; None stands for zeros.
 
         Returns
         -------
@@ -104,35 +100,35 @@ class Pointwise(ArrayLayer):
         raise NotImplementedError
 
     def _current(self) -> tuple[Array, ...]:
-        """Return what _map needs of the present parameters."""
+        """Return what _map needs, for the current parameters."""
         return tuple(self._parameters.values())
 
     def _map(self, x: Array, *weights: Array) -> Array:
         raise NotImplementedError
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array | None:
-        """Return the gradient of x, and add those of the parameters to `parameters`."""
+        """Return the gradient of x, and add the gradients of the parameters to `parameters`."""
         raise NotImplementedError
 
 
 def _rows(array: Array) -> Array:
-    """View the vectors along the last axis as the rows of a matrix."""
+    """Return a view as a matrix whose rows are the vectors along the last axis."""
     return array.reshape(-1, array.shape[-1])
 
 
 class Linear(Pointwise):
-    """The affine map of the last axis, the readout of a recurrent layer: ``y = x W^T + b``.
+    """Affine map of the last axis, ``y = x W^T + b``, such as the readout of a recurrent layer.
 
-    Source: the form of ``torch.nn.Linear``.
+    Equivalent to ``torch.nn.Linear``.
 
     Parameters
     ----------
     in_features, out_features : int
     bias : bool, default True
-        Whether to add b.
-    dtype : {numpy.float32, numpy.float64}
+        Whether to add the bias b.
+    dtype : {numpy.float32, numpy.float64}, default numpy.float32
     rng : None, int or numpy.random.Generator
-        The source of the initial values, uniform in (-1/sqrt(in_features), 1/sqrt(in_features)) as in torch.
+        Draws the initial parameters, uniform in (-1/sqrt(in_features), 1/sqrt(in_features)) as in torch.
 
     Attributes
     ----------
@@ -141,8 +137,10 @@ class Linear(Pointwise):
 
     Raises
     ------
-    ValueError, TypeError
-        If an option is not as described.
+    ValueError
+        If an option is out of range.
+    TypeError
+        If an option has the wrong type.
     MemoryError
         If the parameters do not fit into memory.
 
@@ -159,13 +157,7 @@ class Linear(Pointwise):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        dtype: DTypeLike = np.float32,
-        rng: Seed = None,
+        self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
         self.in_features = arguments.size("in_features", in_features)
@@ -206,19 +198,19 @@ class Linear(Pointwise):
 
 
 class Embedding(Pointwise):
-    """A table of vectors, looked up by integer: ``y = weight[x]``.
+    """Table of vectors, looked up by integer ids: ``y = weight[x]``.
 
-    Source: the form of ``torch.nn.Embedding``.
+    Equivalent to ``torch.nn.Embedding``.
 
     Parameters
     ----------
     num_embeddings : int
-        Rows of the table; ids run from 0 to num_embeddings - 1.
+        Number of rows of the table. Ids range from 0 to num_embeddings - 1.
     embedding_dim : int
-        Width of a row.
-    dtype : {numpy.float32, numpy.float64}
+        Length of a row.
+    dtype : {numpy.float32, numpy.float64}, default numpy.float32
     rng : None, int or numpy.random.Generator
-        The source of the initial values, standard normal as in torch.
+        Draws the initial parameters, standard normal as in torch.
 
     Attributes
     ----------
@@ -227,8 +219,10 @@ class Embedding(Pointwise):
 
     Raises
     ------
-    ValueError, TypeError
-        If an option is not as described.
+    ValueError
+        If an option is out of range.
+    TypeError
+        If an option has the wrong type.
     MemoryError
         If the table does not fit into memory.
 
@@ -270,6 +264,6 @@ class Embedding(Pointwise):
         return weights[0][x]
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *_: Array) -> None:
-        # Summed in float64, column by column, over the rows that occur: accurate even if one id occurs a million times.
+        # Summing in float64 is accurate even if an id occurs a million times. Only rows that occur are updated.
         used, place = np.unique(x.ravel(), return_inverse=True)
         parameters["weight"][used] = np.transpose([np.bincount(place, column) for column in _rows(dy).T])

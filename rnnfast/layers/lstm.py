@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from .recurrent import Recurrent, Stack
+from rnnfast._types import Array, DTypeLike, Init, Seed
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import DTypeLike
-
-    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
+from .recurrent import Recurrent
 
 __all__ = ["LSTM"]
 
 
-class LSTM(Recurrent["tuple[Array, Array]"]):
+class LSTM(Recurrent[tuple[Array, Array]]):
     """Long short-term memory, with one or more layers and an optional projection.
 
     Each step computes, with the gates stacked in the order i, f, g, o in all parameters::
@@ -28,42 +24,50 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
         c       = f * c_before + i * g
         h       = o * tanh(c)                 with proj_size: W_hr (o * tanh(c))
 
-    Sources: S. Hochreiter and J. Schmidhuber, "Long short-term memory", 1997; the forget gate: F. Gers et al.,
-    "Learning to forget", 2000; the projection: H. Sak et al., "Long short-term memory recurrent neural network
-    architectures for large scale acoustic modeling", 2014; the form of ``torch.nn.LSTM``.
+    Equivalent to ``torch.nn.LSTM``. Sources: S. Hochreiter and J. Schmidhuber, "Long short-term memory", 1997. F. Gers
+    et al., "Learning to forget", 2000 (forget gate). H. Sak et al., "Long short-term memory recurrent neural network
+    architectures for large scale acoustic modeling", 2014 (projection).
 
     Parameters
     ----------
     input_size, hidden_size, num_layers
         I, H and L as for :class:`RNN`.
     proj_size : int, default 0
-        P, the width of h, below H; 0 for no projection.
-    activations : list of three, optional
-        The functions of the gates, of g, and of c on its way to h, as for :class:`RNN`: sigmoid, tanh, tanh.
+        P, the size to which h is projected, below H. With 0 there is no projection.
+    activations : list, optional
+        Three activation functions, specified as for :class:`RNN`: for the gates i, f and o, for g, and for the
+        activation of c in the equation of h. The default is sigmoid, tanh, tanh.
     peepholes : bool, default False
-        Whether i and f depend on c_before and o on c, unit by unit: W... + p * c.
+        Whether to add ``p * c_before`` to the inputs of i and f, and ``p * c`` to that of o, with one weight p per gate
+        and unit.
     coupled : bool, default False
-        Whether f is 1 - i; the rows of f in the parameters are then unused.
+        Whether the forget gate is 1 - i. The rows of f in the parameters are then unused.
     bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
         As for :class:`RNN`.
     init : str or tuple, default "torch"
-        "torch", "keras" and "orthogonal" as for :class:`RNN`; keras has ones in the rows of f of ``bias_ih``, glorot's
-        values in ``weight_hr`` and zeros in ``peephole``. "forget", or ("forget", value), is torch's with a bias of 1,
-        or value, in the forget gate. ("chrono", T_max) is torch's with ``b_f = log(u)`` and ``b_i = -log(u)``, u
-        uniform in (1, T_max - 1) for each unit: the layer begins with memories of 2 to T_max steps. Both biases are
-        added, so ``bias_ih`` has such a value and these rows of ``bias_hh`` are 0.
+        How the parameters are initialised: "torch", "keras" and "orthogonal" as for :class:`RNN`, or one of those
+        below. With "keras", the bias of the forget gate is 1, ``weight_hr`` is initialised like ``weight_ih``, and
+        ``peephole`` is 0. As the two biases of a gate are added, a bias set by a scheme is stored in ``bias_ih``, and
+        the corresponding rows of ``bias_hh`` are 0.
+
+        - "forget" or ("forget", value): the bias of the forget gate is 1, or `value`. The rest is as for "torch".
+        - ("chrono", T_max): ``b_f = log(u)`` and ``b_i = -log(u)``, where u is uniform in (1, T_max - 1) for each unit,
+          so the untrained layer remembers over 2 to T_max steps. The rest is as for "torch".
 
     Attributes
     ----------
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (4*H, I or D*H_out), ``weight_hh_l{k}`` (4*H, H_out), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
-        (4*H,), with a projection ``weight_hr_l{k}`` (P, H), with peepholes ``peephole_l{k}`` (3, H) of i, f and o, and
-        the same with ``_reverse`` when bidirectional.
+        (4*H,) for each layer k; with a projection also ``weight_hr_l{k}`` (P, H), and with peepholes ``peephole_l{k}``
+        (3, H), with rows for i, f and o. The names for the reverse direction of a bidirectional layer end in
+        ``_reverse``.
 
     Raises
     ------
-    ValueError, TypeError
-        If an option is not as described.
+    ValueError
+        If an option is out of range, or options are mutually exclusive.
+    TypeError
+        If an option has the wrong type.
     MemoryError
         If the parameters do not fit into memory.
 
@@ -97,6 +101,4 @@ class LSTM(Recurrent["tuple[Array, Array]"]):
         rng: Seed = None,
         init: Init = "torch",
     ) -> None:
-        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
-        own = {"proj_size": proj_size, "activations": activations, "clip": clip}
-        super().__init__("lstm", stack, dtype, rng, init, {**own, "peepholes": peepholes, "coupled": coupled})
+        super().__init__("lstm", locals())

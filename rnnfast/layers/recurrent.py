@@ -1,105 +1,81 @@
-"""What RNN, LSTM and GRU share: options, parameters, calls, training, streams."""
+"""The base class of RNN, LSTM and GRU."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 
 from rnnfast import arguments, functional, initializers, options
+from rnnfast._types import Array, ArrayLike, Init
 from rnnfast.streams import Stream
 
 from .base import ArrayLayer, Gradients, Tape
 from .execution import Call, Execution, Kept, Plan, Weights
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from .base import Array, Init, Seed
-
 __all__ = ["Recurrent"]
 
-State = TypeVar("State")  # of a layer's state: h, or for LSTM the pair (h, c)
-
-
-class Stack(NamedTuple):
-    """The options that all recurrent layers share, as the caller gave them."""
-
-    input_size: Any
-    hidden_size: Any
-    num_layers: Any
-    bias: Any
-    batch_first: Any
-    dropout: Any
-    bidirectional: Any
-    reverse: Any
+State = TypeVar("State")  # the type of the state: h, or for LSTM the pair (h, c)
 
 
 class Recurrent(ArrayLayer, Generic[State]):
-    """The base of RNN, LSTM and GRU: everything but their options.
+    """Base class of RNN, LSTM and GRU, which only define their options.
 
     Attributes
     ----------
     engine : rnnfast.functional.Engine
         The engine that runs the layer; read-only.
     execution : rnnfast.layers.execution.Execution
-        How the layer runs it. Internal: its methods may change in any release.
+        Runs the engine for the layer. Internal: its methods may change in any release.
     """
 
+    # Options that not every class has, and that layers pickled by earlier versions lack.
     proj_size = 0
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
     peepholes = coupled = False
-    leak: Any = None
     execution: Execution
     _cell: str
     _init: Init = "torch"
     _transient = ("execution",)
 
-    def __init__(
-        self, cell: str, stack: Stack, dtype: DTypeLike, rng: Seed, init: Init, own: dict[str, Any] | None = None
-    ) -> None:
-        """`own`: those of proj_size, activations, clip, peepholes, coupled and leak that the class has."""
-        super().__init__(dtype, rng)
-        own = own or {}
+    def __init__(self, cell: str, given: dict[str, Any]) -> None:  # given: the locals() of the class's constructor
+        super().__init__(given["dtype"], given["rng"])
         self._cell = cell
-        self.input_size = arguments.size("input_size", stack.input_size)
-        self.hidden_size = arguments.size("hidden_size", stack.hidden_size)
-        self.num_layers = arguments.size("num_layers", stack.num_layers)
-        self.proj_size = arguments.size("proj_size", own.get("proj_size", 0), least=0)
+        self.input_size = arguments.size("input_size", given["input_size"])
+        self.hidden_size = arguments.size("hidden_size", given["hidden_size"])
+        self.num_layers = arguments.size("num_layers", given["num_layers"])
+        self.proj_size = arguments.size("proj_size", given.get("proj_size", 0), least=0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size must be below hidden_size={self.hidden_size}, got {self.proj_size}")
-        self.bias = arguments.flag("bias", stack.bias)
-        self.batch_first = arguments.flag("batch_first", stack.batch_first)
-        self.dropout = arguments.fraction("dropout", stack.dropout)
+        self.bias = arguments.flag("bias", given["bias"])
+        self.batch_first = arguments.flag("batch_first", given["batch_first"])
+        self.dropout = arguments.fraction("dropout", given["dropout"])
         if self.dropout and self.num_layers == 1:
-            warnings.warn("dropout acts between layers: with num_layers=1 it does nothing", stacklevel=3)
-        self.bidirectional = arguments.flag("bidirectional", stack.bidirectional)
-        self.reverse = arguments.flag("reverse", stack.reverse)
+            warnings.warn("dropout is applied between layers, so it has no effect with num_layers=1", stacklevel=3)
+        self.bidirectional = arguments.flag("bidirectional", given["bidirectional"])
+        self.reverse = arguments.flag("reverse", given["reverse"])
         if self.bidirectional and self.reverse:
             raise ValueError(
                 "bidirectional=True and reverse=True are mutually exclusive: bidirectional=True includes the reverse "
                 "direction"
             )
-        self.activations = options.activations(own.get("activations"), cell, 1 + self.bidirectional)
-        self.clip = options.clip(own.get("clip"))
-        self.peepholes = arguments.flag("peepholes", own.get("peepholes", False))
-        self.coupled = arguments.flag("coupled", own.get("coupled", False))
+        self.activations = options.activations(given["activations"], cell, 1 + self.bidirectional)
+        self.clip = options.clip(given["clip"])
+        self.peepholes = arguments.flag("peepholes", given.get("peepholes", False))
+        self.coupled = arguments.flag("coupled", given.get("coupled", False))
         states = self.num_layers * (1 + self.bidirectional)
-        self.leak = options.leak(own.get("leak"), states, self.hidden_size)
-        # Used by Bidirectional for the backward layer that it makes. Not an option: it acts at construction alone.
-        self._init = init
+        self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
+        # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
+        self._init = given["init"]
         self._prepare()
         functions = self.activations or options.DEFAULTS[cell]
         relu = len(self.engine.info.gates) == 1 and set(functions) == {"relu"}
-        initializer = initializers.read(init, self.engine.info.gates, relu, self.bias, self.coupled)
+        initializer = initializers.read(self._init, self.engine.info.gates, relu, self.bias, self.coupled)
         shapes = functional.parameter_shapes(self.engine)
-        np.empty(self.engine.packed_size, np.uint8)  # a MemoryError now, not after many arrays have filled the memory
-        self._draw(
-            lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size),
-            {name: shape for name, shape in shapes.items() if name not in self.execution.extras},
-        )
+        shapes = {name: shape for name, shape in shapes.items() if name not in self.execution.extras}
+        self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size), shapes)
 
     def _prepare(self) -> None:
         directions = 1 + self.bidirectional
@@ -116,8 +92,13 @@ class Recurrent(ArrayLayer, Generic[State]):
             options=options.read(self._cell, directions, self.activations, self.clip, self.peepholes, self.coupled),
         )
         shape = (engine.num_layers * directions, engine.hidden_size)
-        extras = None if self.leak is None else np.broadcast_to(np.array(self.leak, self.dtype), shape)
+        extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
+
+    @property
+    def leak(self) -> Any:
+        """The leak of a leaky RNN, as a number or nested tuples; None otherwise."""
+        return self._leak
 
     @property
     def engine(self) -> functional.Engine:
@@ -141,43 +122,44 @@ class Recurrent(ArrayLayer, Generic[State]):
         reset: ArrayLike | None = None,
         zero_masked: bool = False,
     ) -> tuple[Array, State]:
-        """Run over a sequence for its results alone: nothing is kept for a gradient, and dropout does not act.
+        """Run over a sequence in inference mode: without dropout, and without a tape for gradients.
 
-        Several threads may call one layer at once. The layer keeps the working memory of a call for later calls.
-        Rows need not be sorted by length: cost is proportional to the number of valid steps, not to T * N.
+        Several threads can call a layer at the same time. The layer keeps the workspace of a call for later calls.
 
         Parameters
         ----------
         x : array_like of real numbers, (T, N, I), with batch_first (N, T, I), or unbatched (T, I)
-            Any strides and byte order; other dtypes than the layer's are converted. T is at least 1. With N = 0 the
-            results are empty.
-        state : array_like (L*D, N, H_out), unbatched (L*D, H_out); for LSTM the pair of it and (L*D, N, H), optional
-            The initial state, never batch-first. None, for all or for a member, is zeros.
+            The input, with any strides and byte order. It is converted to the dtype of the layer. T must be at least 1;
+            if N is 0, the results are empty.
+        state : array_like (L*D, N, H_out), unbatched (L*D, H_out); for LSTM a pair with (L*D, N, H), optional
+            The initial state h, or for LSTM (h, c). None, for the state or for one of the pair, stands for zeros. The
+            layout does not depend on batch_first.
         lengths : array_like of int, (N,), unbatched one integer, optional
-            The number of steps of each row, 0 to T, in any order. Padding is never read, and y is 0 there. The state is
-            that after the row's last step, and a reverse direction starts there. A row of length 0 returns its initial
+            The number of steps of each row, from 0 to T. Rows need not be sorted: cost is proportional to the number of
+            valid steps, not to T * N. Padding in x is never read, and y is 0 there. The final state is that after the
+            last valid step. A reverse direction starts at the last valid step. A row of length 0 returns its initial
             state.
         mask : array_like of bool, (T, N), with batch_first (N, T), unbatched (T,), optional
-            False where a step is masked out: x is not read there, the state is held, and y repeats the output of the
-            step before it in the direction's order, or zeros if there is none. Mutually exclusive with lengths.
-        reset : array_like of bool, in the shape of `mask`, optional
-            True where a row begins anew: that step starts from the initial state of this call. Neither state nor
-            output nor gradient crosses such a cut, in either direction; a reverse direction starts each part at its
-            end. The returned state is that of the part that is walked last.
+            True at valid steps. At masked-out steps x is not read, the state is kept, and y repeats the output of the
+            previous step of the same direction, or is 0 if there is none. Mutually exclusive with `lengths`.
+        reset : array_like of bool, of the shape of `mask`, optional
+            True at each step where a new sequence starts within the row. That step starts from the initial state
+            passed to this call, and no state, output or gradient crosses the boundary. A reverse direction starts each
+            sequence at its end. The final state is that of the sequence that the direction processes last.
         zero_masked : bool, default False
-            y is 0 at masked steps.
+            Whether y is 0 at masked-out steps, instead of repeating an output.
 
         Returns
         -------
         y : ndarray, (T, N, D*H_out), in the layout of `x`
-            Outputs of the last layer. The array belongs to the caller.
+            The outputs of the last layer.
         state : ndarray, or for LSTM the pair (h, c)
-            The state after the last step, in the layout of the initial state. The arrays belong to the caller.
+            The final state, in the layout of the initial state.
 
         Raises
         ------
         ValueError
-            If a shape does not fit.
+            If a shape does not match the layer or the other arguments.
         TypeError
             If an argument does not hold real numbers.
         MemoryError
@@ -202,28 +184,28 @@ class Recurrent(ArrayLayer, Generic[State]):
         zero_masked: bool = False,
         checkpoint: int | Literal["auto"] | None = None,
     ) -> tuple[Array, State, Tape]:
-        """Run over a sequence and keep what the gradient needs; dropout acts.
+        """Run over a sequence in training mode: apply dropout, and keep what ``backward`` needs.
 
         Parameters
         ----------
         x, state, lengths, mask, reset, zero_masked
             As for a call of the layer. The tape holds `x` by reference: do not change it before the last ``backward``.
         checkpoint : int, "auto" or None, default None
-            None keeps what every step needs. With a number, only the state of every so many steps is kept, and backward
-            computes the steps between again, which takes about a third more time; the gradients are the same bits.
-            "auto" takes the square root of the number of steps, so that memory beyond x, y and their gradients grows
-            with it alone; except that the outputs between layers are kept where they run in both directions, and so are
-            the masks of dropout. The number is rounded up to whole blocks of max(1, 256 // N) steps. The tape then has
-            no `cells`.
-            Source: T. Chen et al., "Training deep nets with sublinear memory cost", 2016.
+            Trades time for memory (T. Chen et al., "Training deep nets with sublinear memory cost", 2016). By default,
+            the tape holds all intermediate values. With an integer k, it holds the state of every k-th step only, and
+            ``backward`` recomputes the steps in between. This takes about a third more time, and the gradients are
+            bitwise identical. k is rounded up to a multiple of max(1, 256 // N). "auto" chooses the square root of T,
+            so that memory besides x, y and their gradients grows with the square root of T. Two things are still kept
+            for all steps: dropout masks, and the outputs of the lower layers of a bidirectional stack. The tape has no
+            `cells`.
 
         Returns
         -------
         y : ndarray
-            As from a call, but read-only, as the tape uses it too.
+            As from a call, but read-only, because the tape shares it.
         state : ndarray, or for LSTM the pair (h, c)
         tape : Tape
-            For :meth:`backward`; it keeps the weights of this call.
+            Pass it to :meth:`backward`. It keeps the weights of this call.
 
         Raises
         ------
@@ -238,38 +220,37 @@ class Recurrent(ArrayLayer, Generic[State]):
         Parameters
         ----------
         tape : Tape
-            From this layer's forward. It can be used again.
-        dy : array_like in the shape of y, or None
-            Gradient of a scalar with respect to y; None is zeros.
-        dstate : array_like in the shape of state, for LSTM a pair of them, optional
-            Gradient with respect to the last state. None, for all or for a member, is zeros.
+            From this layer's ``forward``. It can be used again.
+        dy : array_like of the shape of y, or None
+            The gradient of a scalar with respect to y; None stands for zeros.
+        dstate : array_like of the shape of the state, for LSTM a pair, optional
+            The gradient with respect to the final state. None, for the state or for one of the pair, stands for zeros.
         per_step : bool, default False
-            Whether to return the derivatives with respect to h of every step too.
+            Whether to also return the derivatives with respect to h at every step.
 
         Returns
         -------
         Gradients
-            ``x``, ``state`` (also where no state was given), ``parameters``, and with `per_step` ``h``.
+            ``x``, ``state`` (even if no initial state was passed), ``parameters``, and with `per_step` ``h``.
 
         Raises
         ------
         ValueError
-            If the tape comes from another layer, or a shape does not fit.
+            If the tape comes from another layer, or a shape does not match.
         TypeError
             If `tape` is not a Tape, or an argument does not hold real numbers.
         """
         return self._differentiate(tape, dy, dstate, per_step)
 
     def stream(self, batch_size: int = 1) -> Stream:
-        """Return a stream, which runs over sequences as their steps arrive and keeps the state between calls.
+        """Return a stream, which processes sequences step by step and keeps the state between calls.
 
-        The stream takes the weights as they are now: later changes of the parameters do not affect it. Dropout does not
-        act.
+        The stream uses the current weights: later changes of the parameters do not affect it. It applies no dropout.
 
         Parameters
         ----------
         batch_size : int, default 1
-            N, the rows that step together.
+            N, the number of rows in a step.
 
         Returns
         -------
@@ -278,8 +259,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         Raises
         ------
         ValueError
-            If the layer runs backwards, alone or as one of two directions: such a direction begins with the last step
-            of a sequence, which has not arrived yet.
+            If the layer is bidirectional or reverse, because such a layer needs the whole sequence.
 
         Examples
         --------
@@ -303,49 +283,30 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _infer(self, call: Call) -> tuple[Array, State]:
         run, frozen = self.execution, self.execution.frozen
         packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
-        (y, h_n, c_n), _ = run.run(call, packed)
+        outputs, _ = run.run(call, packed)
         if frozen is None:
             run.packs.release(packed)
         elif call.plan.N and call.ragged is None:
             run.prepare(call.plan, frozen)
-        return y, cast("State", h_n if c_n is None else (h_n, c_n))
+        return outputs.y, cast("State", outputs.state)
 
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
-        run, (inputs, plan, rows) = self.execution, call
-        h0, c0 = inputs.h0, inputs.c0
-        call = Call(
-            functional.Inputs(
-                inputs.x,
-                None if h0 is None else h0.copy(),
-                None if c0 is None else c0.copy(),
-                self._masks(plan) if self.dropout and self.num_layers > 1 else None,
-            ),
-            plan,
-            rows,
-        )
-        frozen = run.frozen
-        weights = self._pack() if frozen is None else frozen
-        sizes = plan.sizes if rows is None else rows.sizes
-        tape = None if sizes is None or checkpoint is not None else run.tapes.acquire(sizes.tape)
-        (y, h_n, c_n), saved = run.run(call, weights.packed, tape, checkpoint)
+        inputs, plan, rows = call
+        h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
+        masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
+        call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)
+        outputs, kept, leases = self.execution.train(call, self._parameters, checkpoint)
+        y = outputs.y
         y.flags.writeable = False
         if y.base is not None:
             y.base.flags.writeable = False
-        y = y[...]  # a view of a read-only array cannot be made writable
-        leases: tuple[Any, ...] = () if tape is None else ((run.tapes, tape),)
-        if frozen is None:
-            leases += ((run.packs, weights.packed_back),)
-            if saved is None:
-                run.packs.release(weights.packed)
-            else:
-                leases += ((run.packs, weights.packed),)
-        kept = Kept(call, y, tape, weights, saved)
-        return y, cast("State", h_n if c_n is None else (h_n, c_n)), Tape(self, kept, leases)
+        # A view of a read-only array cannot be made writable.
+        return y[...], cast("State", outputs.state), Tape(self, kept, leases)
 
     def _masks(self, plan: Plan) -> Array:
-        """Factors for the outputs of all layers but the last: 0 where dropped, else what preserves the mean."""
+        """Draw the dropout factors for the outputs of all layers but the last: 0, or 1 / (1 - dropout)."""
         shape = (self.num_layers - 1, plan.T, plan.N, plan.y[-1])
         kept = self._rng.random(shape, np.float32) >= self.dropout
         return np.multiply(kept, 1 / (1 - self.dropout) if self.dropout < 1 else 0, dtype=self.dtype)

@@ -2,97 +2,95 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from rnnfast import arguments
+from rnnfast._types import Array, ArrayLike, DTypeLike, Init, Seed
 
-from .recurrent import Recurrent, Stack
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from .base import Array, Init, Seed  # noqa: F401, as ruff does not see Array in the class line
+from .recurrent import Recurrent
 
 __all__ = ["RNN"]
 
 
-class RNN(Recurrent["Array"]):
+class RNN(Recurrent[Array]):
     """Elman's recurrent network, with one or more layers.
 
-    Each step computes, with f = tanh or relu::
+    Each step computes, where f is tanh or relu::
 
         h = f(W_ih x + b_ih + W_hh h_before + b_hh)
 
-    With a `leak` alpha it is a leaky RNN, the continuous-time RNN (CTRNN) of neuroscience::
+    With `leak` = alpha, it is a leaky RNN, known in neuroscience as a continuous-time RNN (CTRNN)::
 
         h = (1 - alpha) h_before + alpha f(W_ih x + b_ih + W_hh h_before + b_hh)
 
-    which is ``tau dh/dt = -h + f(...)`` in Euler's method with steps of ``dt = alpha * tau``.
+    This is the differential equation ``tau dh/dt = -h + f(...)``, solved by Euler's method with time steps of
+    ``dt = alpha * tau``.
 
-    Sources: J. Elman, "Finding structure in time", 1990; the form of ``torch.nn.RNN``. The leaky RNN: H. Jaeger et al.,
-    "Optimization and applications of echo state networks with leaky-integrator neurons", 2007; H. F. Song, G. R. Yang
-    and X.-J. Wang, "Training excitatory-inhibitory recurrent neural networks for cognitive tasks: a simple and flexible
-    framework", 2016.
+    Equivalent to ``torch.nn.RNN``, except for the leak. Sources: J. Elman, "Finding structure in time", 1990. H. Jaeger
+    et al., "Optimization and applications of echo state networks with leaky-integrator neurons", 2007, and H. F. Song,
+    G. R. Yang and X.-J. Wang, "Training excitatory-inhibitory recurrent neural networks for cognitive tasks: a simple
+    and flexible framework", 2016 (leaky RNN).
 
     Parameters
     ----------
     input_size : int
-        I, features of x at a step.
+        I, the number of input features.
     hidden_size : int
-        H, units of a layer.
+        H, the number of units in each layer.
     num_layers : int, default 1
-        L, the layers of the stack; each takes the outputs of the one below.
-    nonlinearity : {"tanh", "relu"}
-        f above.
+        L, the number of stacked layers. Each layer reads the outputs of the one below.
+    nonlinearity : {"tanh", "relu"}, default "tanh"
+        The function f.
     bias : bool, default True
-        Whether to add b_ih and b_hh.
+        Whether to add the biases b_ih and b_hh.
     batch_first : bool, default False
-        x and y are (N, T, ...) instead of (T, N, ...). States are never batch-first.
-    dropout : float from 0 to 1, default 0
-        The fraction of the outputs of all layers but the last that ``forward`` drops; the others are scaled by
-        1 / (1 - dropout). A call of the layer drops nothing.
+        If True, x and y have shape (N, T, ...) instead of (T, N, ...). The layout of the state does not change.
+    dropout : float, default 0
+        Dropout probability, from 0 to 1, for the outputs of all layers but the last in ``forward``. The remaining
+        outputs are scaled by 1 / (1 - dropout). Calling the layer applies no dropout.
     bidirectional : bool, default False
-        Each layer runs in both directions; y has the outputs of both side by side, forward first.
+        Whether each layer runs in both directions. Their outputs are concatenated in y, forward direction first.
     reverse : bool, default False
-        The layer runs from the last step to the first; y stays in the order of x.
+        Whether the layer runs from the last step to the first. y remains in the order of x.
     activations : list, optional
-        The function f, which replaces `nonlinearity`, as a list of one name; bidirectional also of two, the second for
-        the reverse direction. A name is sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh,
-        hard_sigmoid, elu, softsign or softplus, as defined by the ONNX standard. To set alpha and beta, pass a tuple
-        (name, alpha) or (name, alpha, beta).
+        Replaces `nonlinearity`: a list with the name of f. A bidirectional layer also accepts two names, the second for
+        the reverse direction. Names are sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh,
+        hard_sigmoid, elu, softsign and softplus, as defined by the ONNX standard. To set alpha and beta, pass a tuple
+        (name, alpha) or (name, alpha, beta) in place of a name.
     clip : float, optional
         Limits the input of every activation to [-clip, clip].
     leak : float or array_like, optional
-        alpha of the leaky RNN below, above 0 and at most 1: one number, one for each unit (H,), or anything that
-        broadcasts to (L*D, H). It is fixed: saved as an option, not trained, and not in ``state_dict``. Mutually
-        exclusive with `activations` and `clip`.
-    dtype : {numpy.float32, numpy.float64}
+        The leak alpha, above 0 and at most 1: one number, one per unit with shape (H,), or any array that broadcasts to
+        (L*D, H). It is an option, not a parameter: it is saved with the layer, but not trained and not part of
+        ``state_dict``. Mutually exclusive with `activations` and `clip`.
+    dtype : {numpy.float32, numpy.float64}, default numpy.float32
     rng : None, int or numpy.random.Generator
-        The source of the initial values, and then of dropout.
+        Draws the initial parameters, and later the dropout masks.
     init : str, default "torch"
-        The scheme of the initial values. It acts at construction alone, and is not saved.
+        How the parameters are initialised. This option is used by the constructor only, and is not saved.
 
-        - "torch": all uniform in (-1/sqrt(H), 1/sqrt(H)), as in torch.
-        - "keras": ``weight_ih`` (G*H, I) of G gates uniform in (-b, b), b = sqrt(6 / (I + G*H)); orthonormal columns
-          in ``weight_hh``; biases 0. As in Keras.
-        - "orthogonal": an orthogonal matrix in ``weight_hh``, one for each gate; else as torch's.
-        - "identity", for relu: the identity in ``weight_hh``, biases 0, ``weight_ih`` normal with a deviation of 0.001.
-          As in Le et al., 2015.
+        - "torch": all parameters are uniform in (-1/sqrt(H), 1/sqrt(H)), as in torch.
+        - "keras": as in Keras. ``weight_ih`` (G*H, I), for G gates, is uniform in (-b, b) with b = sqrt(6 / (I + G*H)).
+          ``weight_hh`` has orthonormal columns. Biases are 0.
+        - "orthogonal": each gate's block of ``weight_hh`` is an orthogonal matrix. The rest is as for "torch".
+        - "identity", for relu only: ``weight_hh`` is the identity, biases are 0, and ``weight_ih`` is normal with a
+          standard deviation of 0.001, as in Le et al., 2015.
 
     Attributes
     ----------
     parameters : mapping of str to ndarray
-        ``weight_ih_l{k}`` (H, I or D*H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H,) of layer
-        k, and the same with ``_reverse`` of its other direction when bidirectional.
+        ``weight_ih_l{k}`` (H, I or D*H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H,) for
+        each layer k. The names for the reverse direction of a bidirectional layer end in ``_reverse``.
 
     Raises
     ------
-    ValueError, TypeError
-        If an option is not as described.
+    ValueError
+        If an option is out of range, or options are mutually exclusive.
+    TypeError
+        If an option has the wrong type.
     MemoryError
         If the parameters do not fit into memory.
 
@@ -133,6 +131,4 @@ class RNN(Recurrent["Array"]):
             other = "clip" if activations is None else "activations"
             raise ValueError(f"leak and {other} are mutually exclusive: a leaky RNN has the nonlinearity tanh or relu")
         cell = f"rnn_{nonlinearity}" + ("" if leak is None else "_leaky")
-        stack = Stack(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse)
-        own = {"activations": activations, "clip": clip, "leak": leak}
-        super().__init__(cell, stack, dtype, rng, init, own)
+        super().__init__(cell, locals())

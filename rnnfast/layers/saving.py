@@ -6,26 +6,19 @@ A file of :mod:`rnnfast.files` holds the parameters and a header ``{"format": 1,
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rnnfast import files
-
-if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
-    Path = str | bytes | os.PathLike[Any]
+from rnnfast._types import Array, Path
 
 __all__ = ["CLASSES", "describe", "from_json", "kind", "load", "options", "signature", "to_json"]
 
-CLASSES: dict[str, type[Any]] = {}  # the public classes by name, which a file can be rebuilt as
+CLASSES: dict[str, type[Any]] = {}  # the public classes by name, from which `load` builds layers
 
 FREE = ("batch_first", "dropout", "dtype")  # options that may differ between a file and the layer that loads it
-# Options that files of earlier versions do not have, with the value that those files mean.
+# Options that files of earlier versions lack, with the values that they then have.
 LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None}
 
 
@@ -35,40 +28,43 @@ def kind(layer: Any) -> type[Any]:
 
 
 def signature(of: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return the options of a class: its constructor's parameters but rng and init, which act only once."""
+    """Return the options of a class: the parameters of its constructor, except rng and init."""
     parameters = inspect.signature(of).parameters
     return {name: value for name, value in parameters.items() if name not in ("rng", "init")}
 
 
 def options(layer: Any) -> dict[str, Any]:
-    """Return the constructor's arguments for a layer like this one, all but rng and init."""
+    """Return the constructor's arguments for a layer like this one, except rng and init."""
     return {name: getattr(layer, name) for name in signature(kind(layer))}
 
 
 def describe(layer: Any) -> str:
-    """Return the call that makes a layer like this one, without the options that have their default."""
+    """Return the constructor call of a layer like this one, without options that have their default values."""
     given = []
     for name, parameter in signature(kind(layer)).items():
         value = getattr(layer, name)
         if value != parameter.default:
             text = describe(value) if isinstance(value, tuple(CLASSES.values())) else repr(_plain(value))
+            text = text if len(text) <= 500 else f"<array of shape {np.shape(value)}>"
             given.append(text if parameter.default is parameter.empty else f"{name}={text}")
     return f"{type(layer).__name__}({', '.join(given)})"
 
 
 def to_json(layer: Any) -> dict[str, Any]:
-    """Return class and options in the types of JSON."""
-    return {"class": kind(layer).__name__, **{name: _plain(value) for name, value in options(layer).items()}}
+    """Return the class and options of a layer as JSON types."""
+    given = {name: _plain(value) for name, value in options(layer).items()}
+    # Earlier versions, which lack an option, can read the file of a layer that does not use it.
+    return {"class": kind(layer).__name__} | {name: value for name, value in given.items() if _matters(name, value)}
 
 
 def from_json(description: dict[str, Any]) -> Any:
-    """Make a layer from `to_json`'s description, with fresh parameters."""
+    """Create a layer from the description that `to_json` returned, with fresh parameters."""
     given = {name: from_json(value) if isinstance(value, dict) else value for name, value in description.items()}
     return CLASSES[given.pop("class")](**given)
 
 
 def _plain(option: Any) -> Any:
-    """An option in the types of JSON."""
+    """Return an option as JSON types."""
     if isinstance(option, tuple):
         return [_plain(one) for one in option]
     if isinstance(option, np.dtype):
@@ -77,31 +73,37 @@ def _plain(option: Any) -> Any:
 
 
 def fits(description: Any, own: Any) -> bool:
-    """Whether a layer with the description `own` computes the same as one with `description`, given its parameters."""
+    """Return whether layers with these two descriptions compute the same results from the same parameters."""
     return bool(_essence(description) == _essence(own))
 
 
+def _matters(name: str, value: Any) -> bool:
+    return name not in LATER or value != LATER[name]
+
+
 def _essence(description: Any) -> Any:
-    """The part of a description on which results depend."""
+    """Return the part of a description that results depend on."""
     if not isinstance(description, dict):
         return description
     essence = {name: _essence(value) for name, value in description.items() if name not in FREE}
-    return {name: value for name, value in essence.items() if name not in LATER or value != LATER[name]}
+    return {name: value for name, value in essence.items() if _matters(name, value)}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return description and parameters from the file of a layer."""
+    """Return the description and the parameters in the file of a layer."""
     header, arrays = files.read(path)
     if not {"format", "layer"} <= header.keys():
-        raise ValueError(f"{path!r} is not a file of a layer of rnnfast")
+        raise ValueError(f"{path!r} does not hold a layer of rnnfast")
     version, description = header["format"], header["layer"]
     if version != 1:
-        raise ValueError(f"{path!r} has format {version!r}, but this rnnfast reads format 1: use a newer one")
+        raise ValueError(
+            f"{path!r} has format {version!r}, but this version of rnnfast reads format 1: install a newer one"
+        )
     return description, arrays
 
 
 def load(path: Path) -> Any:
-    """Rebuild a layer from the file that its ``save`` wrote, which carries class and options.
+    """Create a layer from a file that ``save`` wrote, with the class, options and parameters in the file.
 
     Parameters
     ----------
@@ -111,14 +113,14 @@ def load(path: Path) -> Any:
     Returns
     -------
     RNN, LSTM, GRU, Bidirectional, Linear or Embedding
-        Not frozen, and with a fresh random generator for dropout.
+        The layer is not frozen, and has a new random generator for dropout.
 
     Raises
     ------
     ValueError
         If the file was not saved by a layer of rnnfast, or is damaged.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
 
     Examples
     --------

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .. import arguments, training
+from .._types import Array
 from .network import Network
-from .sequences import Array, Examples, Sequences, list_of_sequences, refuse_dates, standardize
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .sequences import Examples, Sequences, list_of_sequences, refuse_dates, standardize
 
 MAX_ORIGINS = 256  # held-out forecasts of each series from which a prediction interval is computed
 

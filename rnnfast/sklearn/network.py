@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
 
 from .. import arguments, training
+from .._types import Array
 from ..layers import GRU, LSTM, RNN, Linear
-from .sequences import Array, Examples, SequenceInput, Sequences, equal, mean_and_scale, standardize
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .sequences import Examples, SequenceInput, Sequences, equal, mean_and_scale, standardize
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 STRUCTURE = (  # options that the structure of the network, or the meaning of its inputs and outputs, depends on

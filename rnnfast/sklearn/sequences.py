@@ -6,12 +6,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
-Array = NDArray[Any]
+from .._types import Array
 
 DTYPES = (np.float64, np.float32)  # of X, before standardizing; others become the first
 

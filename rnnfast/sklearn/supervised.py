@@ -14,8 +14,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from .. import arguments, training
+from .._types import Array
 from .network import Network
-from .sequences import Array, Examples, Sequences, mean_and_scale, refuse_dates, standardize
+from .sequences import Examples, Sequences, mean_and_scale, refuse_dates, standardize
 
 
 def check_weights(sample_weight: Any, lengths: Array) -> Array:

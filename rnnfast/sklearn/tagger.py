@@ -9,7 +9,8 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from .sequences import Array, Sequences, equal
+from .._types import Array
+from .sequences import Sequences, equal
 from .supervised import Labels, check_weights
 
 

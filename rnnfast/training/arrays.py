@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import arguments
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
-    Arrays = Mapping[str, Array]
+from .._types import Array, Arrays
 
 # Elements that an optimizer step or a norm processes at a time: a chunk and its scratch fit in the L2 cache.
 CHUNK = 32768
@@ -54,13 +49,14 @@ def float_arrays(argument: str, mapping: Any) -> dict[str, Array]:
     return dict(mapping)
 
 
-def require_writeable(argument: str, name: str, array: Array) -> None:
-    """Raise if the array is read-only."""
-    if not array.flags.writeable:
-        raise ValueError(
-            f"{argument}[{name!r}] must be writeable, but is read-only (the arrays of a frozen layer are: call the "
-            "layer's unfreeze(), or leave them out)"
-        )
+def require_writeable(argument: str, arrays: Arrays) -> None:
+    """Raise if one of the arrays is read-only."""
+    for name, array in arrays.items():
+        if not array.flags.writeable:
+            raise ValueError(
+                f"{argument}[{name!r}] must be writeable, but is read-only (the arrays of a frozen layer are: call the "
+                "layer's unfreeze(), or leave them out)"
+            )
 
 
 def require_match(argument: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:

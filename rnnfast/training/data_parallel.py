@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import arguments
+from .._types import Array, Arrays
 from .arrays import float_arrays, require_match, require_writeable
-
-if TYPE_CHECKING:
-    from .arrays import Array, Arrays
 
 
 class DataParallel:
@@ -76,8 +74,7 @@ class DataParallel:
         forms = None
         try:
             own = float_arrays("parameters", parameters)
-            for name, array in own.items():
-                require_writeable("parameters", name, array)
+            require_writeable("parameters", own)
             forms = {name: (array.shape, array.dtype.name) for name, array in own.items()}
         except (TypeError, ValueError) as error:
             fault = error

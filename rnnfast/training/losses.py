@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from .. import arguments
+from .._types import Array, ArrayLike
 from .arrays import real, require_shape, sum_of_squares
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from .arrays import Array
 
 
 def softmax_cross_entropy(

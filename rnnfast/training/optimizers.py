@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from .. import arguments
+from .._types import Array, Arrays
 from .arrays import CHUNK, float_arrays, require_match, require_writeable, sum_of_squares
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .arrays import Array, Arrays
 
 
 def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
@@ -54,8 +50,7 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     """
     max_norm = arguments.number("max_norm", max_norm)
     arrays = float_arrays("gradients", gradients)
-    for name, array in arrays.items():
-        require_writeable("gradients", name, array)
+    require_writeable("gradients", arrays)
     norm = math.sqrt(sum(map(sum_of_squares, arrays.values())))
     factor = max_norm / (norm + 1e-6)
     if factor < 1:
@@ -100,8 +95,7 @@ class _Optimizer:
         """
         gradients = float_arrays("gradients", gradients)
         require_match("gradients", gradients, {name: array.shape for name, array in self._parameters.items()})
-        for name, parameter in self._parameters.items():
-            require_writeable("parameters", name, parameter)
+        require_writeable("parameters", self._parameters)
         self._steps += 1
         for name, parameter in self._parameters.items():
             operands = [parameter, gradients[name], *(self._moments[f"{kind}.{name}"] for kind in self._kinds)]
