@@ -178,7 +178,8 @@ typedef struct {
 
 /* A ragged batch: sequences of different lengths, each of some steps of one row in order of time, which are computed side by side. They
  * are numbered from the longest to the shortest, so those that take a step are always the first ones. x, dy, y and dx are read and
- * written at the positions of the entries only. States are those of sequences: [L*D, sequences, P or H]. */
+ * written at the positions of the entries only. States are those of sequences: [L*D, sequences, P or H].
+ * rnnfast_arrange writes the arrays below, through their const pointers; all other functions only read them. */
 typedef struct {
     ptrdiff_t steps, sequences;           /* steps of the longest; a sequence may have none */
     const ptrdiff_t *begin;               /* [steps + 1]: step s has the entries begin[s] .. begin[s + 1] - 1 */

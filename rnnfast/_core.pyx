@@ -634,24 +634,25 @@ cdef bint has_form(Py_buffer *view, Form *form) noexcept:
 
 
 cdef class PreparedCall:
-    """A forward call, without tape and masks, whose set-up is done once: it is repeated at the least cost.
+    """A prepared forward call without tape or masks: its arguments are validated and its pointers set up once.
 
-    `run` takes the state as an argument and may be called from several threads at once. `step` keeps the state between its calls,
-    in two buffers that take turns, so a step that fails leaves the state unchanged; one thread at a time may call it.
+    `run` takes the state as an argument and can be called from several threads at once. `step` keeps the state between calls and is
+    for one thread at a time. It reads the state from one buffer and writes the next state to another, so a step that fails leaves the
+    state unchanged.
 
     engine, packed: as for `forward`. `packed` must not change.
     shapes: (x, y, h, c); c is None for a cell without c. x is (T, N, I), (N, T, I) or (T, I).
     time_first: whether the first axis of x is time.
-    pool: lends the workspace of `run` where the C stack is too small for it.
+    pool: BufferPool for the workspace of `run` if it does not fit on the C stack.
     empty: `empty(shape, dtype)` allocates the results.
-    states: for `step`: two arrays of h, and two of c or None. T is then 1, and with N = 1 x may also be (I,).
+    states: for `step`: two arrays of h, and two of c or None. Then T is 1, and if N is 1, x may also have shape (I,).
     """
     cdef readonly object packed
     cdef Engine engine
     cdef rnnfast_problem problem
     cdef Buffers buffers              # holds the buffers that all calls share
     cdef object pool, empty, h, c
-    cdef object own_h, own_c        # two buffers each
+    cdef object own_h, own_c        # the two buffers of each state
     cdef tuple shapes_of_y
     cdef void *states[2][2]
     cdef Form of_x[2]
@@ -698,9 +699,10 @@ cdef class PreparedCall:
         release(&self.buffers)
 
     def run(self, x, state):
-        """Return (y, last state) as the layers return them; None unless x and `state` are contiguous, of the one shape and dtype.
+        """Return (y, last state), as the layers do, or None if an argument does not fit.
 
-        `state` may be None, and so may its members where it is a pair.
+        Arguments must be contiguous and have the prepared shapes and dtype. `state` is an array, a pair of arrays for a cell
+        with c, or None. Each member of a pair may be None.
         """
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
@@ -749,9 +751,10 @@ cdef class PreparedCall:
         return y, h_n if c_n is None else (h_n, c_n)
 
     def step(self, x, out):
-        """Advance the state by one step and return y, which is `out` unless that is None.
+        """Advance the state by one step and return y, written to `out` if that is given.
 
-        Returns None, with the state unchanged, unless x and `out` are contiguous, of the one shape and dtype, and apart in memory.
+        Returns None and leaves the state unchanged if x or `out` is not contiguous, differs from the prepared shape and dtype, or
+        overlaps the other.
         """
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
@@ -824,7 +827,7 @@ def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None
 
 
 def fold(Engine engine, dy, Order order):
-    """Add dy (T, N, features of y) at the gaps of an order to the dy of the outputs that they repeat."""
+    """Add dy, (T, N, directions * P), at each masked step to the dy of the step whose output it repeats."""
     cdef rnnfast_problem p
     cdef Buffers buffers
     cdef void *at

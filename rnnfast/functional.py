@@ -191,8 +191,8 @@ def arrange(
     sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count + T))
     arrays = begin, forward, reverse, edges, masked_list
     blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
-    places = forward.reshape(-1, 2), reverse.reshape(-1, 2)
-    return Order(count, begin, places, edges[: blocks + 1], masked_list.reshape(-1, 4)), sequences, rows
+    positions = forward.reshape(-1, 2), reverse.reshape(-1, 2)
+    return Order(count, begin, positions, edges[: blocks + 1], masked_list.reshape(-1, 4)), sequences, rows
 
 
 def packed_order(batch_sizes: Array) -> Order:
@@ -212,17 +212,17 @@ def packed_order(batch_sizes: Array) -> Order:
     T, N = len(batch_sizes), int(batch_sizes[0])
     lengths = (T - np.searchsorted(batch_sizes[::-1], np.arange(N), side="right")).astype(np.intp, copy=False)
     order, _, _ = arrange(T, N, lengths)
-    entries = [order.begin[places[:, 0]] + places[:, 1] for places in order.positions]
-    places = tuple(np.stack([entry, np.zeros_like(entry)], axis=1) for entry in entries)
-    return Order(N, order.begin, places, order.edges, order.masked_steps[:0])
+    entries = [order.begin[part[:, 0]] + part[:, 1] for part in order.positions]
+    positions = tuple(np.stack([entry, np.zeros_like(entry)], axis=1) for entry in entries)
+    return Order(N, order.begin, positions, order.edges, order.masked_steps[:0])
 
 
 def window(order: Order, first: int, last: int) -> Order:
     """Return blocks first .. last-1 as an order of the sequences that have a step in the first of these blocks."""
     edges = order.edges[first : last + 1]
     begin = order.begin[edges[0] : edges[-1] + 1]
-    places = tuple(places[begin[0] : begin[-1]] for places in order.positions)
-    return Order(int(begin[1] - begin[0]), begin, places, edges - edges[0], order.masked_steps[:0])
+    positions = tuple(part[begin[0] : begin[-1]] for part in order.positions)
+    return Order(int(begin[1] - begin[0]), begin, positions, edges - edges[0], order.masked_steps[:0])
 
 
 def linear_pack(weight: Array, bias: Array | None) -> Array:
