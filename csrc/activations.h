@@ -15,8 +15,7 @@
  * Source: Cody and Waite, Software Manual for the Elementary Functions (1980), for n and h. The series is minimax in the relative
  * error of e^h for |h| <= ln2 / 2 (5.1e-10 for float32, 1.7e-19 for float64), found by Remez exchange with 50 digits.
  */
-#ifndef RNNFAST_ACTIVATIONS_H
-#define RNNFAST_ACTIVATIONS_H
+#pragma once
 
 #include "simd.h"
 
@@ -108,5 +107,3 @@ INLINE vec tanh_slope(vec t)
 {
     return muladd(-t, t, broadcast(1));
 }
-
-#endif

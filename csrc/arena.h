@@ -7,12 +7,9 @@
  * Layout: regions begin at multiples of RNNFAST_ALIGNMENT bytes from the base. All lengths count elements.
  * Source: the workspace of zstd (lib/compress/zstd_cwksp.h).
  */
-#ifndef RNNFAST_ARENA_H
-#define RNNFAST_ARENA_H
+#pragma once
 
-#include "range.h"
-#include "rnnfast.h"
-#include "simd.h"
+#include "view.h"
 
 #include <assert.h>
 
@@ -80,5 +77,3 @@ INLINE void remove_red_zones(const void *base, ptrdiff_t elements)
     (void)base, (void)elements;
 #endif
 }
-
-#endif

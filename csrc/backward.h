@@ -7,8 +7,7 @@
  * from zero, which are added from the last block to the first. The edges of the chains depend on T and N alone.
  * Aliasing: the tape is only read. Gradients of parameters accumulate; dx, dh and dc are assigned.
  */
-#ifndef RNNFAST_BACKWARD_H
-#define RNNFAST_BACKWARD_H
+#pragma once
 
 #include "schedule.h"
 
@@ -58,13 +57,6 @@ static void add_dy(const direction *d, ptrdiff_t t, range rows, range columns)
     }
 }
 
-static void keep_dh(const direction *d, const view *to, ptrdiff_t slot, range rows, range columns)
-{
-    size_t bytes = (size_t)(columns.end - columns.begin) * sizeof(REAL);
-    for (ptrdiff_t n = rows.begin; n < rows.end; n++)
-        memcpy(row_at(to, slot, n) + columns.begin, row_at(&d->dh, 0, n) + columns.begin, bytes);
-}
-
 static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t t, ptrdiff_t slot, const share *own)
 {
     const cell *cell = d->s.cell;
@@ -72,8 +64,8 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
     ptrdiff_t gates_slot = d->s.keeps_gates ? t : 0;
     if (rows.begin == rows.end) return;
     if (d->begin || t == d->T - 1) add_dy(d, t, rows, of_P);
-    if (d->s.projects) keep_dh(d, &d->dh_steps, slot, rows, of_P); /* for the gradient of weight_hr */
-    if (d->dh_of_all.at) keep_dh(d, &d->dh_of_all, t, rows, of_P);
+    if (d->s.projects) copy_rows(&d->dh_steps, slot, &d->dh, rows, of_P); /* for the gradient of weight_hr */
+    if (d->dh_of_all.at) copy_rows(&d->dh_of_all, t, &d->dh, rows, of_P);
     for (int i = d->s.stages - 1; i >= 0; i--) {
         for (ptrdiff_t r = rows.begin; cell->stage[i].backward && r < rows.end; r++) {
             if (should_stop(w->poller, POINT_WORK * d->s.H_row)) return;
@@ -93,8 +85,8 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
 
 static void backward_block(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_t t1, range all_rows)
 {
-    share own;
-    if (!take_share(&own, d, w, rows_taking(d, t0, all_rows))) return;
+    share own = take_share(d, w, rows_taking(d, t0, all_rows));
+    if (!own.n) return;
     product p[MOST_STAGES], input = input_product_back(d, t0, t1, own.rows);
     for (int i = 0; i < d->s.stages; i++) p[i] = stage_product_back(d, i, own.rows);
     for (ptrdiff_t t = t1 - 1; t >= t0 && !*w->stopped; t--) step_back(d, w, p, t, t - t0, &own);
@@ -124,7 +116,7 @@ static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range colum
     }
 }
 
-static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t R, range units)
+static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t R, range units, REAL *dextra)
 {
     point at[SUM_ROWS];
     for (ptrdiff_t r = 0, n = r0; r < R; r++, n++) {
@@ -132,7 +124,7 @@ static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t 
         point_at(&at[r], d, t, t, n);
         at[r].dgates = d->dgates.at + (r0 + r) * d->dgates.row;
     }
-    d->s.cell->add_extra_gradient(at, R, units, d->dextra);
+    d->s.cell->add_extra_gradient(at, R, units, dextra);
 }
 
 static REAL *gate_of(REAL *matrix, int gate, ptrdiff_t elements)
@@ -145,6 +137,8 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
 {
     const cell *cell = d->s.cell;
     const scratch *own = d->own;
+    REAL *dw_ih = d->gradients[0], *dw_hh = d->gradients[1], *db_ih = d->gradients[2], *db_hh = d->gradients[3];
+    REAL *dw_hr = d->gradients[4], *dextra = d->gradients[5];
     ptrdiff_t H = d->s.H, P = d->s.P, K = d->K;
     const REAL *dgates = d->dgates.at + r0 * d->dgates.row;
     range tiles = part(tiles_of(H), w->k, w->n), units = columns_of(H, w->k, w->n), tiles_of_P = part(tiles_of(P), w->k, w->n);
@@ -161,19 +155,17 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
     barrier(w);
     for (int b = 0; b < d->s.columns; b++) {
         int ih = cell->ih[b], hh = cell->hh[b];
-        if (ih >= 0) add_outer(own->gate_tiles + R * b * H, H, R, own->x_panels, K, d->dw_ih + ih * H * K, tiles, w->poller);
-        add_columns(dgates + b * H, d->dgates.row, R, units, gate_of(d->db_ih, ih, H), gate_of(d->db_hh, hh, H));
+        if (ih >= 0) add_outer(own->gate_tiles + R * b * H, H, R, own->x_panels, K, dw_ih + ih * H * K, tiles, w->poller);
+        add_columns(dgates + b * H, d->dgates.row, R, units, gate_of(db_ih, ih, H), gate_of(db_hh, hh, H));
     }
     for (int i = 0; i < d->s.stages; i++) {
         const stage *g = &cell->stage[i];
         const REAL *source = g->from_aux ? own->aux_panels : own->h_panels;
         ptrdiff_t columns = stage_source(&d->s, g);
         for (int b = g->first; b < g->first + g->count; b++)
-            add_outer(own->gate_tiles + R * b * H, H, R, source, columns, d->dw_hh + cell->hh[b] * H * columns, tiles, w->poller);
-        if (!g->count) add_outer(own->dh_tiles, P, R, source, columns, d->dw_hr, tiles_of_P, w->poller);
+            add_outer(own->gate_tiles + R * b * H, H, R, source, columns, dw_hh + cell->hh[b] * H * columns, tiles, w->poller);
+        if (!g->count) add_outer(own->dh_tiles, P, R, source, columns, dw_hr, tiles_of_P, w->poller);
     }
-    if (d->dextra && cell->add_extra_gradient) add_extras(d, t0, r0, R, units);
+    if (dextra && cell->add_extra_gradient) add_extras(d, t0, r0, R, units, dextra);
     barrier(w);
 }
-
-#endif

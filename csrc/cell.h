@@ -13,12 +13,10 @@
  * Aliasing: parts read and write their own row only; c and c_before may be the same row.
  * Error: one rounding for each operation written, activations as in activations.h.
  */
-#ifndef RNNFAST_CELL_H
-#define RNNFAST_CELL_H
+#pragma once
 
 #include "activations.h"
-#include "range.h"
-#include "rnnfast.h"
+#include "view.h"
 
 /* What a stack sets for its cell. */
 typedef struct {
@@ -70,8 +68,7 @@ typedef struct {
 INLINE range vectors_of(range units, int rest)
 {
     ptrdiff_t edge = units.begin + (units.end - units.begin) / LANES * LANES;
-    range r = {rest ? edge : units.begin, rest ? units.end : edge};
-    return r;
+    return (range){rest ? edge : units.begin, rest ? units.end : edge};
 }
 
 INLINE vec get(const REAL *p, ptrdiff_t lanes)
@@ -90,5 +87,3 @@ INLINE vec gru_mix(vec z, vec n, vec h_before)
 {
     return muladd(z, h_before - n, n);
 }
-
-#endif

@@ -3,18 +3,18 @@
  * Layout, columns of the gates buffer (a is a pre-activation, bias + W_ih x + W_hh h_before; forward replaces it by its activation):
  *
  *   rnn                    a
+ *   leaky rnn              a          h = (1 - alpha) h_before + alpha f(a), also known as continuous-time RNN (CTRNN): H. Jaeger et al.,
+ *                                     "Optimization and applications of echo state networks with leaky-integrator neurons", 2007
  *   lstm                   i f g o    Hochreiter & Schmidhuber 1997, Gers et al. 2000
  *   gru                    n r z q    q = W_hn h + b_hn, n = tanh(... + r * q): reset after the product, as torch defines it
- *   leaky rnn              f(a)       leaky_cells.h
  *   gru, reset before      r z n      n = tanh(... + W_hn (r * h)): Cho et al. 2014, with a second product in the middle of the step
  *
+ * alpha is the leaky RNN's extra, [1, H], and has no gradient. With alpha = 1 and finite h, results are those of the plain RNN to the bit.
  * Aliasing and error: cell.h and activations.h.
  */
-#ifndef RNNFAST_CELLS_H
-#define RNNFAST_CELLS_H
+#pragma once
 
 #include "generic_cells.h"
-#include "leaky_cells.h"
 
 /* ---- RNN: h = f(a); the slope comes from h itself, so gates are not kept ---- */
 
@@ -28,18 +28,62 @@ static void rnn_tanh_backward(const point *p, range units)
     FOR_UNITS (j, lanes, units) put(p->dgates + j, get(p->dh + j, lanes) * tanh_slope(get(p->h + j, lanes)), lanes);
 }
 
+INLINE vec relu(vec a)
+{
+    return greater(broadcast(0), a); /* NaN passes in this order of operands */
+}
+
+/* The gradient of a, from that of h = relu(a). */
+INLINE vec relu_gradient(vec dh, vec h)
+{
+    return select(less_equal(h, broadcast(0)), broadcast(0), dh);
+}
+
 static void rnn_relu_forward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units)
-        put(p->h + j, greater(broadcast(0), get(p->gates + j, lanes)), lanes); /* NaN passes in this order of operands */
+    FOR_UNITS (j, lanes, units) put(p->h + j, relu(get(p->gates + j, lanes)), lanes);
 }
 
 static void rnn_relu_backward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) {
-        vec zero = broadcast(0);
-        put(p->dgates + j, select(less_equal(get(p->h + j, lanes), zero), zero, get(p->dh + j, lanes)), lanes);
-    }
+    FOR_UNITS (j, lanes, units) put(p->dgates + j, relu_gradient(get(p->dh + j, lanes), get(p->h + j, lanes)), lanes);
+}
+
+/* ---- leaky RNN: gates keep f(a), from which the slope comes ---- */
+
+INLINE void put_leaky(const point *p, ptrdiff_t j, ptrdiff_t lanes, vec activation)
+{
+    vec alpha = get(p->options->extra + j, lanes);
+    put(p->gates + j, activation, lanes);
+    put(p->h + j, muladd(broadcast(1) - alpha, get(p->h_before + j, lanes), alpha * activation), lanes);
+}
+
+/* Leaves in dh the share that h_before has in h; returns the gradient of f(a). */
+INLINE vec take_leaky_gradient(const point *p, ptrdiff_t j, ptrdiff_t lanes)
+{
+    vec alpha = get(p->options->extra + j, lanes), dh = get(p->dh + j, lanes);
+    put(p->dh + j, (broadcast(1) - alpha) * dh, lanes);
+    return alpha * dh;
+}
+
+static void rnn_tanh_leaky_forward(const point *p, range units)
+{
+    FOR_UNITS (j, lanes, units) put_leaky(p, j, lanes, hyperbolic_tangent(get(p->gates + j, lanes)));
+}
+
+static void rnn_tanh_leaky_backward(const point *p, range units)
+{
+    FOR_UNITS (j, lanes, units) put(p->dgates + j, take_leaky_gradient(p, j, lanes) * tanh_slope(get(p->gates + j, lanes)), lanes);
+}
+
+static void rnn_relu_leaky_forward(const point *p, range units)
+{
+    FOR_UNITS (j, lanes, units) put_leaky(p, j, lanes, relu(get(p->gates + j, lanes)));
+}
+
+static void rnn_relu_leaky_backward(const point *p, range units)
+{
+    FOR_UNITS (j, lanes, units) put(p->dgates + j, relu_gradient(take_leaky_gradient(p, j, lanes), get(p->gates + j, lanes)), lanes);
 }
 
 /* ---- LSTM: c = f c_before + i g, h = o tanh(c) ---- */
@@ -218,5 +262,3 @@ static const rnnfast_cell_info *cell_info(rnnfast_cell which)
 {
     return (unsigned)which < RNNFAST_CELLS ? &cells[which].info : NULL;
 }
-
-#endif

@@ -1,31 +1,83 @@
-/* The engine of one element type and instruction set: the table that a stub exports.
+/* The engine of one element type and instruction set: the table that a stub exports, and its functions that are no time loop.
  *
  * A stub (f32_avx2.c ...) defines REAL_BITS, LANES, TILE_VECS, ISA and TABLE, and includes this file. Everything but TABLE is static, so
- * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {stack, linear, weights} ->
- * {forward, backward, problem} -> schedule -> {layout, gemm} -> {arena, cells, packing} -> {activations, view, poll} -> {simd, range}.
+ * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {stack, linear} ->
+ * {forward, backward} -> schedule -> {layout, gemm} -> {arena, cells, packing} -> {activations, view, threads} -> simd.
  */
-#ifndef RNNFAST_ENGINE_H
-#define RNNFAST_ENGINE_H
+#pragma once
 
 #include "linear.h"
 #include "stack.h"
-#include "weights.h"
+
+/* ---- pack: weights in the order in which products read them, gates in that of the cell's columns, biases summed ---- */
+
+/* A worker's share of a layer and direction. The members of a form that is not wanted are NULL. */
+static void pack_direction(const shape *s, ptrdiff_t K, const void *const *parameters, const weights *packed, const weights *back,
+                           const worker *w)
+{
+    const REAL *w_ih = parameters[0], *w_hh = parameters[1], *b_ih = parameters[2], *b_hh = parameters[3], *w_hr = parameters[4];
+    const cell *cell = s->cell;
+    ptrdiff_t H = s->H, columns = s->gates * H;
+    int k = w->thread, n = w->threads;
+    for (int b = 0; b < s->gates; b++)
+        pack_weight(packed->w_ih, back->w_ih, K, columns, b * H, H, w_ih + cell->ih[b] * H * K, k, n, w->poller);
+    for (int i = 0; i < s->stages; i++) {
+        const stage *g = &cell->stage[i];
+        ptrdiff_t source = stage_source(s, g), count = stage_columns(s, g);
+        const REAL *from = g->count ? w_hh + cell->hh[g->first] * H * source : w_hr;
+        pack_weight(packed->w[i], back->w[i], source, count, 0, count, from, k, n, w->poller);
+    }
+    if (k) return;
+    for (ptrdiff_t j = 0; packed->bias && j < s->gates_row; j++) {
+        int b = (int)(j / H);
+        int ih = b < s->columns && b_ih ? cell->ih[b] : -1, hh = b < s->columns && b_hh ? cell->hh[b] : -1;
+        packed->bias[j] = (ih < 0 ? 0 : b_ih[ih * H + j % H]) + (hh < 0 ? 0 : b_hh[hh * H + j % H]);
+    }
+    if (packed->extra) memcpy(packed->extra, parameters[5], (size_t)s->extra * sizeof(REAL));
+    if (back->extra) memcpy(back->extra, parameters[5], (size_t)s->extra * sizeof(REAL));
+}
+
+static void pack_task(call *c, const worker *w)
+{
+    const shape *s = &c->s;
+    for (ptrdiff_t layer = 0; layer < s->L; layer++)
+        for (ptrdiff_t d = 0; d < s->D; d++) {
+            const void *const *parameters = c->parameters + RNNFAST_KINDS * (layer * s->D + d);
+            weights packed = {0}, back = {0};
+            if (c->packed.base) packed = weights_at(&c->packed, s, layer, d, 0);
+            if (c->packed_back.base) back = weights_at(&c->packed_back, s, layer, d, 1);
+            pack_direction(s, input_width(s, layer), parameters, &packed, &back, w);
+        }
+}
+
+static void pack(const rnnfast_stack *stack, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll poll)
+{
+    call c;
+    c.s = shape_of(stack);
+    c.parameters = parameters;
+    c.packed = parts_of_weights(&c.s, packed, 0);
+    c.packed_back = parts_of_weights(&c.s, packed_back, 1);
+    start(&c, threads, (double)MOVE_WORK * length_of(&c.packed), &poll);
+    run(&c, pack_task);
+    finish(&c);
+    remove_red_zones(packed, length_of(&c.packed));
+    remove_red_zones(packed_back, length_of(&c.packed_back));
+}
+
+/* ---- the rest of the table ---- */
 
 /* c of each step, from the tape. */
 static void cells_of_tape(const rnnfast_problem *p, void *out)
 {
-    call c = {.problem = p, .s = shape_of(&p->stack)};
-    c.e = extent_of(p->T, p->N, p->order, c.s.D);
-    c.tape = count_tape(&c.s, &c.e, p->tape);
-    for (ptrdiff_t state = 0; state < c.s.L * c.s.D; state++) {
-        int which = (int)(state % c.s.D);
-        direction *d = &c.d[which];
-        set_direction(&c, d, state / c.s.D, which);
-        view to = as_taken(p, view_of((REAL *)out + state * p->T * p->N * c.s.H, p->N, p->N * c.s.H, c.s.H), which);
-        for (ptrdiff_t t = 0; t < d->T; t++)
-            for (ptrdiff_t n = 0; n < rows_at(d, t); n++) memcpy(row_at(&to, t, n), row_at(&d->c, t, n), (size_t)c.s.H * sizeof(REAL));
+    shape s = shape_of(&p->stack);
+    extent e = extent_of(p->T, p->N, p->order, s.D);
+    parts tape = parts_of_tape(&s, &e, p->tape);
+    for (ptrdiff_t state = 0; state < s.L * s.D; state++) {
+        view from = in_order(p, &e, kept_at(&tape, &s, &e, state).c, s.H_row);
+        view to = as_taken(p, like_x(p, (REAL *)out + state * p->T * p->N * s.H, s.H), (int)(state % s.D));
+        for (ptrdiff_t r = 0; r < e.rows; r++) memcpy(nth_row(&to, r), nth_row(&from, r), (size_t)s.H * sizeof(REAL));
     }
-    remove_red_zones(p->tape, tape_offset(&c.tape, &c.s, c.s.L * c.s.D));
+    remove_red_zones(p->tape, length_of(&tape));
 }
 
 /* Adds dy at masked steps to the dy whose output they repeat. */
@@ -77,5 +129,3 @@ const rnnfast_table TABLE = {
     .sigmoid = sigmoid_of_array,
     .tanh = tanh_of_array,
 };
-
-#endif

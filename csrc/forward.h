@@ -6,8 +6,7 @@
  * Order of a sum: bias_ih + bias_hh, then the features of x in order, then the units of h in order.
  * Aliasing: x, y, gates, c and aux do not overlap.
  */
-#ifndef RNNFAST_FORWARD_H
-#define RNNFAST_FORWARD_H
+#pragma once
 
 #include "schedule.h"
 
@@ -88,8 +87,8 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
     const cell *cell = d->s.cell;
     const int stages = d->s.stages;
     ptrdiff_t first = d->keeps && d->s.keeps_gates ? 0 : t0;
-    share own;
-    if (!take_share(&own, d, w, rows_taking(d, t0, all_rows))) return;
+    share own = take_share(d, w, rows_taking(d, t0, all_rows));
+    if (!own.n) return;
     range rows = own.rows, units = columns_of(d->s.H, own.k, own.n);
     product input = input_product(d, t0, t1, t0 - first, rows);
     multiply(&input, all_tiles(&input), columns_of(input.columns, own.k, own.n), w->poller);
@@ -117,5 +116,3 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
         }
     }
 }
-
-#endif

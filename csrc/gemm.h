@@ -10,8 +10,7 @@
  * row takes several narrow panels at a time, because fewer than four chains leave the multiply-adds waiting for one another (AVX2, LSTM
  * N = 1 H = 256: 0.66 of the time).
  */
-#ifndef RNNFAST_GEMM_H
-#define RNNFAST_GEMM_H
+#pragma once
 
 #include "packing.h"
 
@@ -45,7 +44,7 @@ INLINE void tile(const int R, const int V, const operands *o)
     for (int m = 0; m < R; m++) a[m] = o->a[m];
     do { /* K >= 1; if the loop might not run at all, gcc would move the sums through memory */
         vec bs[ROW_PANELS * TILE_VECS];
-        if (fetches && R > 2) fetch_ahead(fetch), fetch += LANES;
+        if (fetches && R > 2) prefetch(fetch, 0), fetch += LANES;
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) bs[v] = load(b + v / TILE_VECS * b_panel + v % TILE_VECS * LANES);
 #pragma GCC unroll 6
@@ -213,7 +212,7 @@ static void multiply_panel(const product *p, const tile_group *g, ptrdiff_t firs
         if (should_stop(w, R * p->K * width)) return;
         if (p->tiles) o.a_step = R;
         for (ptrdiff_t m = 0; o.plus && m < R; m++)
-            for (ptrdiff_t v = 0; v < width; v += LANES) fetch_to_write(o.plus[m] + j + v);
+            for (ptrdiff_t v = 0; v < width; v += LANES) prefetch(o.plus[m] + j + v, 1);
         o.fetch = next && t < TILE_VECS ? next + t * p->K * LANES : NULL;
         if (is_edge) multiply_edge_tile(&o, R, count);
         else strips[R - 1](width / LANES, &o);
@@ -247,14 +246,10 @@ static void multiply(const product *p, range tiles, range columns, poller *w)
 
 static range all_tiles(const product *p)
 {
-    range r = {0, tiles_of(p->rows)};
-    return r;
+    return (range){0, tiles_of(p->rows)};
 }
 
 static range all_columns(const product *p)
 {
-    range r = {0, p->columns};
-    return r;
+    return (range){0, p->columns};
 }
-
-#endif

@@ -12,8 +12,7 @@
  * Sources: F. Gers and J. Schmidhuber, "Recurrent nets that time and count", 2000 (peepholes); K. Greff et al., "LSTM: a search space
  * odyssey", 2017 (coupled gates); the operators RNN, LSTM and GRU of the ONNX standard.
  */
-#ifndef RNNFAST_GENERIC_CELLS_H
-#define RNNFAST_GENERIC_CELLS_H
+#pragma once
 
 #include "cell.h"
 
@@ -258,5 +257,3 @@ static void generic_gru_before_mix_backward(const point *p, range units)
         put(p->dh + j, dh * z, lanes);
     }
 }
-
-#endif

@@ -4,8 +4,7 @@
  * place (arena.h). Rows of internal matrices are padded to whole vectors, so whole vectors may be written to their ends. All lengths
  * count elements.
  */
-#ifndef RNNFAST_LAYOUT_H
-#define RNNFAST_LAYOUT_H
+#pragma once
 
 #include "arena.h"
 #include "cells.h"
@@ -61,6 +60,11 @@ static ptrdiff_t input_width(const shape *s, ptrdiff_t layer)
     return layer ? times(s->D, s->P) : s->I;
 }
 
+static ptrdiff_t widest_input(const shape *s)
+{
+    return s->L > 1 ? max_of(s->I, input_width(s, 1)) : s->I;
+}
+
 /* A stage's product: its source's length and its columns. */
 static ptrdiff_t stage_source(const shape *s, const stage *g)
 {
@@ -102,62 +106,69 @@ static ptrdiff_t block_rows(const extent *e, ptrdiff_t rows)
     return max_of(e->N, min_of(rows, e->rows));
 }
 
-/* ---- packed weights ---- */
+/* ---- parts ---- */
 
-/* Those of a layer and direction. w are the weights of the stages; bias is NULL in the form that backward reads. */
+/* Memory divided into parts: the first `count` of one length, the others of another. */
+typedef struct {
+    REAL *base;
+    ptrdiff_t count, first, other;
+    ptrdiff_t total; /* number of parts */
+} parts;
+
+INLINE ptrdiff_t offset_of(const parts *p, ptrdiff_t i)
+{
+    return i < p->count ? i * p->first : plus(times(p->count, p->first), times(i - p->count, p->other));
+}
+
+INLINE arena part_at(const parts *p, ptrdiff_t i)
+{
+    arena a = {p->base, offset_of(p, i), offset_of(p, i + 1)};
+    return a;
+}
+
+static ptrdiff_t length_of(const parts *p)
+{
+    return offset_of(p, p->total);
+}
+
+/* ---- packed weights: a part for each layer and direction ---- */
+
+/* w are the weights of the stages; bias is NULL in the form that backward reads. */
 typedef struct {
     REAL *w_ih, *w[MOST_STAGES], *bias, *extra;
 } weights;
 
-static weights lay_out_packed(arena *a, const shape *s, ptrdiff_t layer)
+/* A weight of a product of K features and so many columns, in panels for forward, or for backward. */
+INLINE REAL *reserve_weight(arena *a, ptrdiff_t K, ptrdiff_t columns, int back)
 {
-    weights w = {.w_ih = reserve(a, times(input_width(s, layer), padded(times(s->gates, s->H), LANES)))};
+    return reserve(a, back ? times(columns, padded(K, LANES)) : times(K, padded(columns, LANES)));
+}
+
+INLINE weights lay_out_weights(arena *a, const shape *s, ptrdiff_t layer, int back)
+{
+    weights w = {.w_ih = reserve_weight(a, input_width(s, layer), times(s->gates, s->H), back)};
     for (int i = 0; i < s->stages; i++) {
         const stage *g = &s->cell->stage[i];
-        w.w[i] = reserve(a, times(stage_source(s, g), padded(stage_columns(s, g), LANES)));
+        w.w[i] = reserve_weight(a, stage_source(s, g), stage_columns(s, g), back);
     }
-    w.bias = reserve(a, s->gates_row);
+    if (!back) w.bias = reserve(a, s->gates_row);
     if (s->extra) w.extra = reserve(a, s->extra);
     return w;
 }
 
-static weights lay_out_packed_back(arena *a, const shape *s, ptrdiff_t layer)
-{
-    weights w = {.w_ih = reserve(a, times(times(s->gates, s->H), padded(input_width(s, layer), LANES)))};
-    for (int i = 0; i < s->stages; i++) {
-        const stage *g = &s->cell->stage[i];
-        w.w[i] = reserve(a, times(stage_columns(s, g), padded(stage_source(s, g), LANES)));
-    }
-    if (s->extra) w.extra = reserve(a, s->extra);
-    return w;
-}
-
-typedef weights layout_of_layer(arena *, const shape *, ptrdiff_t layer);
-
-/* The packed weights of a stack, or where those of a layer and direction begin: those of layer 0 differ in length from the others. */
-typedef struct {
-    REAL *base;
-    ptrdiff_t first, later;
-} packed_stack;
-
-INLINE packed_stack count_packed(const shape *s, const void *base, layout_of_layer *lay_out)
+INLINE parts parts_of_weights(const shape *s, const void *base, int back)
 {
     arena first = {0}, later = {0};
-    lay_out(&first, s, 0);
-    if (s->L > 1) lay_out(&later, s, 1);
-    packed_stack p = {(REAL *)base, first.used, later.used};
+    lay_out_weights(&first, s, 0, back);
+    if (s->L > 1) lay_out_weights(&later, s, 1, back);
+    parts p = {(REAL *)base, s->D, first.used, later.used, times(s->L, s->D)};
     return p;
 }
 
-static ptrdiff_t packed_offset(const packed_stack *p, const shape *s, ptrdiff_t layer, ptrdiff_t direction)
+INLINE weights weights_at(const parts *p, const shape *s, ptrdiff_t layer, ptrdiff_t direction, int back)
 {
-    return layer ? plus(times(s->D, p->first), times(plus(times(layer - 1, s->D), direction), p->later)) : direction * p->first;
-}
-
-INLINE weights place_packed(const packed_stack *p, const shape *s, ptrdiff_t layer, ptrdiff_t direction, layout_of_layer *lay_out)
-{
-    arena a = {p->base, packed_offset(p, s, layer, direction), packed_offset(p, s, layer, direction) + (layer ? p->later : p->first)};
-    return lay_out(&a, s, layer);
+    arena a = part_at(p, layer * s->D + direction);
+    return lay_out_weights(&a, s, layer, back);
 }
 
 /* ---- tape: outputs of all layers but the last, then what each layer and direction keeps of all steps ---- */
@@ -180,34 +191,24 @@ static kept lay_out_kept(arena *a, const shape *s, const extent *e)
     return k;
 }
 
-typedef struct {
-    REAL *base;
-    ptrdiff_t output, kept; /* elements of one */
-} tape_of_stack;
-
-static tape_of_stack count_tape(const shape *s, const extent *e, void *base)
+static parts parts_of_tape(const shape *s, const extent *e, void *base)
 {
-    arena output = {0}, part = {0};
+    arena output = {0}, state = {0};
     if (s->L > 1) lay_out_output(&output, s, e);
-    lay_out_kept(&part, s, e);
-    tape_of_stack t = {base, output.used, part.used};
-    return t;
+    lay_out_kept(&state, s, e);
+    parts p = {base, s->L - 1, output.used, state.used, plus(s->L - 1, times(s->L, s->D))};
+    return p;
 }
 
-static ptrdiff_t tape_offset(const tape_of_stack *t, const shape *s, ptrdiff_t state)
+static REAL *output_at(const parts *tape, const shape *s, const extent *e, ptrdiff_t layer)
 {
-    return plus(times(s->L - 1, t->output), times(state, t->kept));
-}
-
-static REAL *place_output(const tape_of_stack *t, const shape *s, const extent *e, ptrdiff_t layer)
-{
-    arena a = {t->base, layer * t->output, (layer + 1) * t->output};
+    arena a = part_at(tape, layer);
     return lay_out_output(&a, s, e);
 }
 
-static kept place_kept(const tape_of_stack *t, const shape *s, const extent *e, ptrdiff_t state)
+static kept kept_at(const parts *tape, const shape *s, const extent *e, ptrdiff_t state)
 {
-    arena a = {t->base, tape_offset(t, s, state), tape_offset(t, s, state + 1)};
+    arena a = part_at(tape, s->L - 1 + state);
     return lay_out_kept(&a, s, e);
 }
 
@@ -229,49 +230,41 @@ typedef struct {
     scratch of[2];
 } workspace;
 
-static workspace lay_out_forward(arena *a, const shape *s, const extent *e)
+INLINE scratch lay_out_forward(arena *a, const shape *s, const extent *e)
 {
-    workspace w = {.zeros = reserve(a, s->H_row)};
-    for (int i = 0; i < min_of(s->L - 1, 2); i++) w.between[i] = lay_out_output(a, s, e);
-    w.masked = w.between[0]; /* with a tape the outputs are there, and without one they are masked in place */
-    for (int d = 0; d < s->D; d++) {
-        w.of[d].gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row));
-        w.of[d].aux = reserve(a, times(e->N, s->H_row));
-    }
-    return w;
+    scratch own = {.gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row))};
+    own.aux = reserve(a, times(e->N, s->H_row));
+    return own;
 }
 
-static workspace lay_out_backward(arena *a, const shape *s, const extent *e)
+static scratch lay_out_backward(arena *a, const shape *s, const extent *e)
 {
     ptrdiff_t rows = block_rows(e, SUM_ROWS), sums = min_of(rows, SUM_ROWS);
-    ptrdiff_t widest = s->L > 1 ? max_of(s->I, input_width(s, 1)) : s->I;
+    scratch own = {.dgates = reserve(a, times(rows, s->gates_row))};
+    if (s->projects) own.dh_steps = reserve(a, times(rows, s->P_row));
+    own.dh = reserve(a, times(e->N, s->P_row));
+    own.dc = reserve(a, times(e->N, s->H_row));
+    own.daux = reserve(a, times(e->N, s->H_row));
+    own.gate_tiles = reserve(a, times(sums, s->gates_row));
+    if (s->projects) own.dh_tiles = reserve(a, times(sums, s->P_row));
+    own.x_panels = reserve(a, times(sums, padded(widest_input(s), LANES)));
+    own.h_panels = reserve(a, times(sums, s->P_row));
+    if (s->keeps_aux) own.aux_panels = reserve(a, times(sums, s->H_row));
+    return own;
+}
+
+INLINE workspace lay_out_workspace(arena *a, const shape *s, const extent *e, int back)
+{
     workspace w = {.zeros = reserve(a, s->H_row)};
     for (int i = 0; i < min_of(s->L - 1, 2); i++) w.between[i] = lay_out_output(a, s, e);
-    if (s->L > 1) w.masked = lay_out_output(a, s, e);
-    if (s->D > 1) w.second_dx = reserve(a, times(e->stored, widest));
-    for (int d = 0; d < s->D; d++) {
-        scratch *own = &w.of[d];
-        own->dgates = reserve(a, times(rows, s->gates_row));
-        if (s->projects) own->dh_steps = reserve(a, times(rows, s->P_row));
-        own->dh = reserve(a, times(e->N, s->P_row));
-        own->dc = reserve(a, times(e->N, s->H_row));
-        own->daux = reserve(a, times(e->N, s->H_row));
-        own->gate_tiles = reserve(a, times(sums, s->gates_row));
-        if (s->projects) own->dh_tiles = reserve(a, times(sums, s->P_row));
-        own->x_panels = reserve(a, times(sums, padded(widest, LANES)));
-        own->h_panels = reserve(a, times(sums, s->P_row));
-        if (s->keeps_aux) own->aux_panels = reserve(a, times(sums, s->H_row));
-    }
+    w.masked = w.between[0]; /* forward: with a tape the outputs are there, and without one they are masked in place */
+    if (back && s->L > 1) w.masked = lay_out_output(a, s, e);
+    if (back && s->D > 1) w.second_dx = reserve(a, times(e->stored, widest_input(s)));
+    for (int d = 0; d < s->D; d++) w.of[d] = back ? lay_out_backward(a, s, e) : lay_out_forward(a, s, e);
     return w;
 }
 
 /* ---- sizes ---- */
-
-static ptrdiff_t packed_elements(const shape *s, layout_of_layer *lay_out)
-{
-    packed_stack p = count_packed(s, NULL, lay_out);
-    return packed_offset(&p, s, s->L, 0);
-}
 
 static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, rnnfast_sizes *out)
 {
@@ -279,17 +272,16 @@ static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnn
     shape s = shape_of(stack);
     extent e = extent_of(T, N, o, s.D);
     arena forward = {0}, backward = {0};
-    tape_of_stack t = count_tape(&s, &e, NULL);
-    lay_out_forward(&forward, &s, &e);
-    lay_out_backward(&backward, &s, &e);
-    ptrdiff_t packed = packed_elements(&s, lay_out_packed), back = packed_elements(&s, lay_out_packed_back);
-    ptrdiff_t tape = tape_offset(&t, &s, s.L * s.D), data = times(times(T, N), plus(s.I, times(s.D, s.P)));
-    out->packed = (size_t)packed * sizeof(REAL);
-    out->packed_back = (size_t)back * sizeof(REAL);
-    out->tape = (size_t)tape * sizeof(REAL);
-    out->forward_workspace = (size_t)forward.used * sizeof(REAL);
-    out->backward_workspace = (size_t)backward.used * sizeof(REAL);
-    return max_of(max_of(max_of(packed, back), max_of(tape, data)), max_of(forward.used, backward.used)) == MAX_ELEMENTS;
+    parts weights = parts_of_weights(&s, NULL, 0), back = parts_of_weights(&s, NULL, 1), tape = parts_of_tape(&s, &e, NULL);
+    lay_out_workspace(&forward, &s, &e, 0);
+    lay_out_workspace(&backward, &s, &e, 1);
+    const ptrdiff_t elements[] = {length_of(&weights), length_of(&back), length_of(&tape), forward.used, backward.used};
+    ptrdiff_t most = times(times(T, N), plus(s.I, times(s.D, s.P))); /* x and y */
+    for (int i = 0; i < 5; i++) most = max_of(most, elements[i]);
+    out->packed = (size_t)elements[0] * sizeof(REAL);
+    out->packed_back = (size_t)elements[1] * sizeof(REAL);
+    out->tape = (size_t)elements[2] * sizeof(REAL);
+    out->forward_workspace = (size_t)elements[3] * sizeof(REAL);
+    out->backward_workspace = (size_t)elements[4] * sizeof(REAL);
+    return most == MAX_ELEMENTS;
 }
-
-#endif

@@ -3,141 +3,109 @@
  * Layout: packed is W in panels, then the bias padded to whole vectors; the workspace of backward is W in the form that dx reads, then dy
  * in tiles and x in panels for SUM_ROWS rows. Order of the sums: as in forward.h and backward.h, chains from the first row on.
  */
-#ifndef RNNFAST_LINEAR_H
-#define RNNFAST_LINEAR_H
+#pragma once
 
 #include "backward.h"
 
 typedef struct {
     REAL *w, *bias;
-} linear_weights;
+    REAL *tiles, *panels; /* backward only */
+} linear_layout;
 
-static linear_weights lay_out_linear(arena *a, const rnnfast_linear *p)
-{
-    linear_weights w = {.w = reserve(a, times(p->I, padded(p->O, LANES)))};
-    w.bias = reserve(a, padded(p->O, LANES));
-    return w;
-}
-
-typedef struct {
-    REAL *w, *tiles, *panels;
-} linear_scratch;
-
-static linear_scratch lay_out_linear_backward(arena *a, const rnnfast_linear *p)
+static linear_layout lay_out_linear(arena *a, const rnnfast_linear *p, int back)
 {
     ptrdiff_t R = min_of(p->M, SUM_ROWS);
-    linear_scratch s = {.w = reserve(a, times(p->O, padded(p->I, LANES)))};
-    s.tiles = reserve(a, times(R, padded(p->O, LANES)));
-    s.panels = reserve(a, times(R, padded(p->I, LANES)));
-    return s;
+    linear_layout m = {.w = reserve_weight(a, p->I, p->O, back)};
+    if (!back) m.bias = reserve(a, padded(p->O, LANES));
+    if (back) m.tiles = reserve(a, times(R, padded(p->O, LANES)));
+    if (back) m.panels = reserve(a, times(R, padded(p->I, LANES)));
+    return m;
 }
 
 static int linear_sizes(const rnnfast_linear *p, size_t *packed, size_t *backward_workspace)
 {
     arena forward = {0}, backward = {0};
-    lay_out_linear(&forward, p);
-    lay_out_linear_backward(&backward, p);
+    lay_out_linear(&forward, p, 0);
+    lay_out_linear(&backward, p, 1);
     *packed = (size_t)forward.used * sizeof(REAL);
     *backward_workspace = (size_t)backward.used * sizeof(REAL);
     return max_of(max_of(forward.used, backward.used), times(p->M, plus(p->I, p->O))) == MAX_ELEMENTS;
 }
 
-static linear_weights place_linear(const rnnfast_linear *p)
+static void pack_linear_task(call *c, const worker *w)
 {
+    const rnnfast_linear *p = c->linear;
     arena a = {p->packed, 0, MAX_ELEMENTS};
-    return lay_out_linear(&a, p);
+    linear_layout packed = lay_out_linear(&a, p, 0);
+    pack_weight(packed.w, NULL, p->I, p->O, 0, p->O, p->weight, w->k, w->n, w->poller);
+    if (w->k) return;
+    memset(packed.bias, 0, (size_t)round_up(p->O, LANES) * sizeof(REAL));
+    if (p->bias) memcpy(packed.bias, p->bias, (size_t)p->O * sizeof(REAL));
 }
 
-static void linear_pack_run(void *argument, int k, int n)
+static void linear_forward_task(call *c, const worker *w)
 {
-    call *c = argument;
     const rnnfast_linear *p = c->linear;
-    linear_weights packed = place_linear(p);
-    worker w;
-    join(&w, c, k, n);
-    if (k == 0) {
-        pack_padding(packed.w, p->I, p->O);
-        memset(packed.bias, 0, (size_t)round_up(p->O, LANES) * sizeof(REAL));
-        if (p->bias) memcpy(packed.bias, p->bias, (size_t)p->O * sizeof(REAL));
-    }
-    pack_weight(packed.w, NULL, p->I, p->O, 0, p->O, p->weight, k, n, w.poller);
-}
-
-static void linear_forward_run(void *argument, int k, int n)
-{
-    call *c = argument;
-    const rnnfast_linear *p = c->linear;
-    linear_weights packed = place_linear(p);
-    worker w;
-    join(&w, c, k, n);
+    arena a = {p->packed, 0, MAX_ELEMENTS};
+    linear_layout packed = lay_out_linear(&a, p, 0);
     product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed.w, .from = FROM_ROW, .start = packed.bias};
     y.a = matrix_view(p->x, p->x_row);
     y.c = matrix_view(p->y, p->y_row);
-    multiply(&y, part(tiles_of(p->M), k, n), all_columns(&y), w.poller);
+    multiply(&y, part(tiles_of(p->M), w->k, w->n), all_columns(&y), w->poller);
 }
 
-static void linear_backward_run(void *argument, int k, int n)
+static void linear_backward_task(call *c, const worker *w)
 {
-    call *c = argument;
     const rnnfast_linear *p = c->linear;
     arena a = {p->workspace, 0, MAX_ELEMENTS};
-    linear_scratch own = lay_out_linear_backward(&a, p);
-    worker w;
-    join(&w, c, k, n);
+    linear_layout own = lay_out_linear(&a, p, 1);
     ptrdiff_t I = p->I, O = p->O;
-    range tiles = part(tiles_of(O), k, n), columns = columns_of(O, k, n);
-    pack_weight(NULL, own.w, I, O, 0, O, p->weight, k, n, w.poller);
-    barrier(&w);
+    range tiles = part(tiles_of(O), w->k, w->n), columns = columns_of(O, w->k, w->n);
+    pack_weight(NULL, own.w, I, O, 0, O, p->weight, w->k, w->n, w->poller);
+    barrier(w);
     product dx = {.rows = p->M, .K = O, .columns = I, .b = own.w, .from = FROM_ZERO};
     dx.a = matrix_view(p->dy, p->dy_row);
     dx.c = matrix_view(p->dx, p->dx_row);
-    multiply(&dx, part(tiles_of(p->M), k, n), all_columns(&dx), w.poller);
-    for (ptrdiff_t r = 0; r < p->M && !*w.stopped; r += SUM_ROWS) {
+    multiply(&dx, part(tiles_of(p->M), w->k, w->n), all_columns(&dx), w->poller);
+    for (ptrdiff_t r = 0; r < p->M && !*w->stopped; r += SUM_ROWS) {
         ptrdiff_t R = min_of(SUM_ROWS, p->M - r);
         const REAL *dy = (const REAL *)p->dy + r * p->dy_row, *x = (const REAL *)p->x + r * p->x_row;
-        range rows = part(R, k, n);
-        barrier(&w);
+        range rows = part(R, w->k, w->n);
+        barrier(w);
         pack_tiles(own.tiles, R, O, dy, p->dy_row, tiles);
         for (ptrdiff_t i = rows.begin; i < rows.end; i++) pack_row(own.panels, R, i, I, x + i * p->x_row);
-        barrier(&w);
-        add_outer(own.tiles, O, R, own.panels, I, p->dweight, tiles, w.poller);
+        barrier(w);
+        add_outer(own.tiles, O, R, own.panels, I, p->dweight, tiles, w->poller);
         add_columns(dy, p->dy_row, R, columns, p->dbias, NULL);
     }
 }
 
-static void linear_run(const rnnfast_linear *p, double rows, void (*work)(void *, int, int))
+static void run_linear(const rnnfast_linear *p, double rows, void (*task)(call *, const worker *))
 {
     call c;
+    arena packed = {0}, workspace = {0};
     c.linear = p;
-    c.stopped = 0;
     c.s.D = 1;
     start(&c, p->threads, rows * p->I * p->O, &p->poll);
-    run(&c, work);
+    run(&c, task);
     finish(&c);
+    lay_out_linear(&packed, p, 0);
+    lay_out_linear(&workspace, p, 1);
+    remove_red_zones(p->packed, packed.used);
+    remove_red_zones(p->workspace, workspace.used);
 }
 
 static void linear_pack(const rnnfast_linear *p)
 {
-    arena a = {0};
-    linear_run(p, MOVE_WORK, linear_pack_run);
-    lay_out_linear(&a, p);
-    remove_red_zones(p->packed, a.used);
+    run_linear(p, MOVE_WORK, pack_linear_task);
 }
 
 static void linear_forward(const rnnfast_linear *p)
 {
-    arena a = {0};
-    linear_run(p, (double)p->M, linear_forward_run);
-    lay_out_linear(&a, p);
-    remove_red_zones(p->packed, a.used);
+    run_linear(p, (double)p->M, linear_forward_task);
 }
 
 static void linear_backward(const rnnfast_linear *p)
 {
-    arena a = {0};
-    linear_run(p, (double)p->M, linear_backward_run);
-    lay_out_linear_backward(&a, p);
-    remove_red_zones(p->workspace, a.used);
+    run_linear(p, (double)p->M, linear_backward_task);
 }
-
-#endif

@@ -22,61 +22,62 @@ static ptrdiff_t length_of(const rnnfast_pattern *p, ptrdiff_t n)
     return p->lengths ? p->lengths[n] : p->T;
 }
 
-/* The end of the sequence that begins at step t of row n, and the number of its steps. */
-static ptrdiff_t end_of(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n, ptrdiff_t *steps)
+/* A sequence: steps begin .. end-1 of row n, of which `steps` are valid. */
+typedef struct {
+    ptrdiff_t n, begin, end, steps;
+} sequence;
+
+static const sequence before_first = {.n = -1};
+
+/* Goes to the next sequence, row by row and in order of time. Returns 0 after the last one. */
+static int next_sequence(const rnnfast_pattern *p, sequence *q)
 {
-    ptrdiff_t length = length_of(p, n);
-    if (!p->mask && !p->reset) {
-        *steps = length - t;
-        return length;
-    }
-    *steps = 0;
-    do {
-        if (t < length) *steps += is_valid(p, t, n), t++;
-    } while (t < length && !is_reset(p, t, n));
-    return t;
+    if (q->n < 0 || q->end >= length_of(p, q->n)) q->n++, q->end = 0;
+    if (q->n == p->N) return 0;
+    ptrdiff_t t = q->end, length = length_of(p, q->n);
+    q->begin = t;
+    q->steps = 0;
+    if (!p->mask && !p->reset) q->steps = length - t, t = length;
+    while (t < length && (t == q->begin || !is_reset(p, t, q->n))) q->steps += is_valid(p, t++, q->n);
+    q->end = t;
+    return 1;
 }
 
 ptrdiff_t rnnfast_count(const rnnfast_pattern *p, rnnfast_order *o)
 {
-    ptrdiff_t entries = 0, steps;
+    ptrdiff_t entries = 0;
     memset(o, 0, sizeof *o);
-    for (ptrdiff_t n = 0; n < p->N; n++) {
-        ptrdiff_t t = 0;
-        do {
-            t = end_of(p, t, n, &steps);
-            entries += steps;
-            o->sequences++;
-            if (steps > o->steps) o->steps = steps;
-        } while (t < length_of(p, n));
+    for (sequence q = before_first; next_sequence(p, &q); o->sequences++) {
+        entries += q.steps;
+        if (q.steps > o->steps) o->steps = q.steps;
     }
     o->masked_count = p->T * p->N - entries;
     return entries;
 }
 
-/* Enters steps t0 .. t1-1 of row n as sequence k: its positions in both directions, and its masked steps. The next masked step at time t
- * becomes masked[next[t]]. */
-static void enter_sequence(const rnnfast_pattern *p, const rnnfast_order *o, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t n, ptrdiff_t steps,
-                           ptrdiff_t k, ptrdiff_t *next)
+/* Enters sequence k: its positions in both directions, and its masked steps; the last one of a row also the steps past the row's length.
+ * The next masked step at time t becomes masked[next[t]]. */
+static void enter_sequence(const rnnfast_pattern *p, const rnnfast_order *o, const sequence *q, ptrdiff_t k, ptrdiff_t *next)
 {
     rnnfast_position *forward = (rnnfast_position *)o->positions[0], *reverse = (rnnfast_position *)o->positions[1];
     rnnfast_masked_step *masked = (rnnfast_masked_step *)o->masked;
     ptrdiff_t before = -1, after = -1, s = 0;
-    for (ptrdiff_t t = t0; t < t1; t++) {
-        rnnfast_position position = {t, n};
-        if (is_valid(p, t, n)) {
-            forward[o->begin[s] + k] = reverse[o->begin[steps - 1 - s] + k] = position;
+    for (ptrdiff_t t = q->begin; t < q->end; t++) {
+        rnnfast_position position = {t, q->n};
+        if (is_valid(p, t, q->n)) {
+            forward[o->begin[s] + k] = reverse[o->begin[q->steps - 1 - s] + k] = position;
             s++;
             before = t;
         } else {
-            rnnfast_masked_step here = {position, before, -1};
-            masked[next[t]++] = here;
+            masked[next[t]++] = (rnnfast_masked_step){position, before, -1};
         }
     }
-    for (ptrdiff_t t = t1 - 1; p->mask && t >= t0; t--) {
-        if (is_valid(p, t, n)) after = t;
+    for (ptrdiff_t t = q->end - 1; p->mask && t >= q->begin; t--) {
+        if (is_valid(p, t, q->n)) after = t;
         else masked[next[t] - 1].after = after;
     }
+    if (q->end < length_of(p, q->n)) return;
+    for (ptrdiff_t t = q->end; t < p->T; t++) masked[next[t]++] = (rnnfast_masked_step){{t, q->n}, -1, -1};
 }
 
 /* Masked steps are listed in order of time, as memory mostly is: writing them takes a fifth of the time. */
@@ -92,17 +93,14 @@ static void count_masked(const rnnfast_pattern *p, ptrdiff_t *next)
 void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch)
 {
     ptrdiff_t *begin = (ptrdiff_t *)o->begin, *edges = (ptrdiff_t *)o->edges, *longer = scratch, *steps_of = scratch + o->steps + 2;
-    ptrdiff_t q = 0;
+    ptrdiff_t count = 0, i = 0;
     memset(longer, 0, (size_t)(o->steps + 2) * sizeof *longer);
-    for (ptrdiff_t n = 0; n < p->N; n++) {
-        ptrdiff_t t = 0;
-        rows[n] = q;
-        do {
-            t = end_of(p, t, n, &steps_of[q]);
-            longer[steps_of[q++]]++;
-        } while (t < length_of(p, n));
+    for (sequence q = before_first; next_sequence(p, &q); count++) {
+        if (q.begin == 0) rows[q.n] = count;
+        steps_of[count] = q.steps;
+        longer[q.steps]++;
     }
-    rows[p->N] = q;
+    rows[p->N] = count;
     /* longer[s] goes from the number of sequences of s steps to that of longer ones, which is the first number of those of s steps. */
     for (ptrdiff_t s = o->steps, more = 0; s >= 0; s--) {
         ptrdiff_t same = longer[s];
@@ -118,22 +116,12 @@ void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequ
         while (s < o->steps && begin[s + 1] - begin[first] <= RNNFAST_SUM_ROWS) s++;
     }
     edges[o->blocks] = o->steps;
-    for (ptrdiff_t i = 0; i < q; i++) sequences_of[i] = longer[steps_of[i]]++;
+    for (i = 0; i < count; i++) sequences_of[i] = longer[steps_of[i]]++;
 
-    ptrdiff_t *next = steps_of + q;
+    ptrdiff_t *next = steps_of + count;
     count_masked(p, next);
-    for (ptrdiff_t n = 0; n < p->N; n++) {
-        ptrdiff_t t = 0, steps;
-        for (ptrdiff_t i = rows[n]; i < rows[n + 1]; i++) {
-            ptrdiff_t end = end_of(p, t, n, &steps);
-            enter_sequence(p, o, t, end, n, steps, sequences_of[i], next);
-            t = end;
-        }
-        for (; t < p->T; t++) {
-            rnnfast_masked_step here = {{t, n}, -1, -1};
-            ((rnnfast_masked_step *)o->masked)[next[t]++] = here;
-        }
-    }
+    i = 0;
+    for (sequence q = before_first; next_sequence(p, &q); i++) enter_sequence(p, o, &q, sequences_of[i], next);
 }
 
 void rnnfast_fill(const rnnfast_order *o, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row)

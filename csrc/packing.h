@@ -6,10 +6,9 @@
  *
  * Sources and destinations do not overlap. Packing moves elements and computes nothing, so it has no error.
  */
-#ifndef RNNFAST_PACKING_H
-#define RNNFAST_PACKING_H
+#pragma once
 
-#include "poll.h"
+#include "threads.h"
 #include "view.h"
 
 enum {
@@ -32,8 +31,7 @@ static ptrdiff_t panels_of(ptrdiff_t columns)
 static range columns_of(ptrdiff_t columns, int k, int n)
 {
     range vectors = part((columns + LANES - 1) / LANES, k, n);
-    range own = {vectors.begin * LANES, min_of(vectors.end * LANES, columns)};
-    return own;
+    return (range){vectors.begin * LANES, min_of(vectors.end * LANES, columns)};
 }
 
 /* Packs row k of a K x columns matrix. */
@@ -104,7 +102,8 @@ static void pack_padding(REAL *packed, ptrdiff_t K, ptrdiff_t columns)
 static void pack_weight(REAL *packed, REAL *back, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t count, const REAL *from, int k,
                         int n, poller *w)
 {
-    range own = part((count + TILE_COLUMNS - 1) / TILE_COLUMNS, k, n);
+    range own = part(panels_of(count), k, n);
+    if (packed && j0 == 0 && k == 0) pack_padding(packed, K, columns);
     for (ptrdiff_t j = own.begin * TILE_COLUMNS; j < min_of(own.end * TILE_COLUMNS, count); j += TILE_COLUMNS) {
         ptrdiff_t some = min_of(TILE_COLUMNS, count - j);
         if (should_stop(w, MOVE_WORK * some * K)) return;
@@ -135,5 +134,3 @@ static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *
         }
     }
 }
-
-#endif

@@ -6,8 +6,7 @@
  * stage, if gates do not begin at whole vectors) makes them visible to the others. Sums over rows are divided by columns.
  * No division changes an order of summation.
  */
-#ifndef RNNFAST_SCHEDULE_H
-#define RNNFAST_SCHEDULE_H
+#pragma once
 
 #include "gemm.h"
 #include "layout.h"
@@ -41,7 +40,7 @@ typedef struct {
     const scratch *own;
     view dh_of_all; /* of all steps, for the caller; .at may be NULL */
     view dh0, dc0;
-    REAL *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr, *dextra;
+    void *const *gradients; /* of its parameters */
 } direction;
 
 /* The number of rows that take step t; 0 after the last step. */
@@ -95,69 +94,72 @@ static void point_at(point *p, const direction *d, ptrdiff_t t, ptrdiff_t slot, 
 
 /* ---- calls and workers ---- */
 
-typedef struct {
+typedef struct call call;
+typedef struct worker worker;
+
+struct call {
     const rnnfast_problem *problem;
     const rnnfast_linear *linear;
+    const void *const *parameters; /* to be packed */
     shape s;
     extent e;
     workspace work;
-    packed_stack packed, packed_back;
-    tape_of_stack tape;
+    ptrdiff_t work_used;
+    parts packed, packed_back, tape;
     int group; /* of threads */
     rnnfast_flag stopped;
-    poller poller;  /* the calling thread's */
-    direction d[2]; /* of the current layer */
-    ptrdiff_t layer;
-    ptrdiff_t t0, t1; /* the current block of steps */
-    range rows;       /* the current rows */
-    view unmasked, masked, dx, second_dx;
-    const void *const *parameters; /* to be packed */
-} call;
+    poller poller;                        /* the calling thread's */
+    void (*task)(call *, const worker *); /* what each thread runs */
+    direction d[2];                       /* of the current layer */
+    ptrdiff_t t0, t1;                     /* the current block of steps */
+    range rows;                           /* the current rows */
+    view to, from, other, mask;           /* of combine() */
+    ptrdiff_t columns;
+};
 
-/* Worker k of n that share some directions. They begin with worker `first` of the thread group. */
-typedef struct {
-    int first, k, n;
+/* Thread `thread` of `threads`, which is worker k of the n that share some directions. */
+struct worker {
+    int thread, threads, k, n;
     range directions;
     const rnnfast_flag *stopped;
     poller *poller, own_poller;
-} worker;
+};
 
 static void start(call *c, int threads, double work, const rnnfast_poll *poll)
 {
     double most = 1 + work / THREAD_WORK, spins = work / SPIN_WORK;
-    poller p = {&c->stopped, poll, POLL_WORK};
-    c->poller = p;
+    c->stopped = 0;
+    c->poller = (poller){&c->stopped, poll, POLL_WORK};
     c->group = rnnfast_threads_acquire(most < threads ? (int)most : threads, spins < MOST_SPINS ? (int)spins : MOST_SPINS);
 }
 
-static void run(call *c, void (*work)(void *, int, int))
-{
-    if (!c->stopped) rnnfast_threads_run(c->group, work, c);
-}
-
-static void finish(call *c)
+static void finish(const call *c)
 {
     rnnfast_threads_release(c->group);
 }
 
-/* Worker k of n of the thread group joins the workers of its directions. */
-static void join(worker *w, call *c, int k, int n)
+/* Thread k of n joins the workers of its directions. */
+static void join(void *argument, int k, int n)
 {
-    int D = (int)c->s.D, two = D == 2 && n > 1, half = (n + 1) / 2, second = two && k >= half;
-    poller own = {&c->stopped, NULL, POLL_WORK};
-    w->first = second ? half : 0;
-    w->k = k - w->first;
-    w->n = !two ? n : second ? n / 2 : half;
-    w->directions.begin = second;
-    w->directions.end = two ? second + 1 : D;
-    w->stopped = &c->stopped;
-    w->own_poller = own;
-    w->poller = k ? &w->own_poller : &c->poller;
+    call *c = argument;
+    const int D = (int)c->s.D, two = D == 2 && n > 1, half = (n + 1) / 2, second = two && k >= half;
+    worker w = {.thread = k, .threads = n, .k = second ? k - half : k, .n = !two ? n : second ? n / 2 : half, .stopped = &c->stopped};
+    w.directions = (range){second, two ? second + 1 : D};
+    w.own_poller = (poller){&c->stopped, NULL, POLL_WORK};
+    w.poller = k ? &w.own_poller : &c->poller;
+    c->task(c, &w);
+}
+
+/* All threads of the group do a task together. */
+static void run(call *c, void (*task)(call *, const worker *))
+{
+    c->task = task;
+    if (!c->stopped) rnnfast_threads_run(c->group, join, c);
 }
 
 static void barrier(const worker *w)
 {
-    rnnfast_threads_barrier(w->first, w->n, w->first + w->k, w->stopped);
+    rnnfast_threads_barrier(w->thread - w->k, w->n, w->thread, w->stopped);
 }
 
 /* ---- shares of a block of steps ---- */
@@ -178,25 +180,17 @@ static int by_rows(const direction *d, ptrdiff_t N, int n, double of_step)
     return N >= 2 * n && of_step < (double)MANY_BARRIERS * BARRIER_WORK * n;
 }
 
-/* Returns 0 if the worker has no share. */
-static int take_share(share *own, const direction *d, const worker *w, range rows)
+/* A worker's share of some rows; n is 0 if it has none. */
+static share take_share(const direction *d, const worker *w, range rows)
 {
     ptrdiff_t N = rows.end - rows.begin;
     double of_step = (double)N * d->s.gates * d->s.H * d->s.P;
-    own->rows = rows;
-    own->k = 0;
-    own->n = 1;
     if (by_rows(d, N, w->n, of_step)) {
-        range part_of_rows = part(N, w->k, w->n);
-        own->rows.begin = rows.begin + part_of_rows.begin;
-        own->rows.end = rows.begin + part_of_rows.end;
-    } else if (of_step >= (double)BARRIER_WORK * w->n) {
-        own->k = w->k;
-        own->n = w->n;
-    } else if (w->k) {
-        return 0;
+        range own = part(N, w->k, w->n);
+        return (share){{rows.begin + own.begin, rows.begin + own.end}, 0, 1};
     }
-    return 1;
+    if (of_step >= (double)BARRIER_WORK * w->n) return (share){rows, w->k, w->n};
+    return (share){rows, 0, w->k == 0};
 }
 
 /* The rows of all steps of a block, out of some rows. */
@@ -217,5 +211,3 @@ static int from_last(ptrdiff_t t)
 {
     return t & 1;
 }
-
-#endif

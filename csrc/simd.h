@@ -7,8 +7,7 @@
  * -ffp-contract=off, so the same expression rounds alike wherever it is inlined. A remainder runs the same code on a vector of which only
  * the first n lanes count: load_part() sets the others to zero, store_part() does not write them, and neither touches memory past the n.
  */
-#ifndef RNNFAST_SIMD_H
-#define RNNFAST_SIMD_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -54,22 +53,14 @@ INLINE void store(REAL *p, vec v)
     memcpy(p, &v, sizeof v);
 }
 
-/* Prefetch p: into the second-level cache to be read, into the first-level cache to be written. p may be any address. */
-INLINE void fetch_ahead(const REAL *p)
+/* Prefetch p: into the first-level cache to be written, or into the second-level cache to be read. p may be any address. */
+INLINE void prefetch(const REAL *p, int to_write)
 {
 #if defined(__GNUC__)
-    __builtin_prefetch(p, 0, 2);
+    if (to_write) __builtin_prefetch(p, 1, 3);
+    else __builtin_prefetch(p, 0, 2);
 #else
-    (void)p;
-#endif
-}
-
-INLINE void fetch_to_write(const REAL *p)
-{
-#if defined(__GNUC__)
-    __builtin_prefetch(p, 1, 3);
-#else
-    (void)p;
+    (void)p, (void)to_write;
 #endif
 }
 
@@ -98,11 +89,7 @@ INLINE ivec to_bits(vec v)
 
 INLINE ivec broadcast_bits(BITS a)
 {
-#if LANES == 1
-    return a;
-#else
     return a - (ivec){0};
-#endif
 }
 
 /* a * b + c: one rounding if the instruction set has the fused instruction, otherwise two. */
@@ -127,14 +114,10 @@ INLINE vec muladd(vec a, vec b, vec c)
 #endif
 }
 
-/* All bits set where a <= b; none where either is NaN. */
+/* A mask for select(): set where a <= b; not where either is NaN. */
 INLINE ivec less_equal(vec a, vec b)
 {
-#if LANES == 1
-    return -(BITS)(a <= b);
-#else
     return (ivec)(a <= b);
-#endif
 }
 
 /* a where the mask's bits are set, else b. */
@@ -257,6 +240,4 @@ INLINE void transpose(vec rows[LANES])
 }
 #undef LOW
 #undef HIGH
-#endif
-
 #endif

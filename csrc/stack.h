@@ -6,61 +6,192 @@
  * longest to the shortest, so the first rows of a step are those that take it and no row leaves a hole.
  *
  * Layout: layout.h. Order of the sum of two directions' dx: the forward one's plus the reverse one's.
+ * Aliasing: views refer to the caller's memory and own nothing. Cost: a few hundred instructions per call and direction of a layer.
  */
-#ifndef RNNFAST_STACK_H
-#define RNNFAST_STACK_H
+#pragma once
 
 #include "backward.h"
 #include "forward.h"
-#include "problem.h"
 
 enum { CHUNK_ROWS = 128 }; /* rows of a batch that go through time together, so that their gates stay in cache */
 
-/* ---- masks between layers ---- */
+/* ---- views of the caller's arrays and of the tape ---- */
 
-/* The masks of the input of a layer. */
-static view masks_of(const rnnfast_problem *p, ptrdiff_t layer, ptrdiff_t columns)
+/* The state of a layer and direction in [L*D, N, columns]; if there is none, a row of zeros for all rows. */
+static view state_of(const void *states, ptrdiff_t which, ptrdiff_t N, ptrdiff_t columns, const REAL *zeros)
 {
-    const REAL *at = (const REAL *)p->masks + (layer - 1) * p->T * p->N * columns;
-    return in_any_order(p, view_of(at, p->N, p->N * columns, columns));
+    return states ? view_of((const REAL *)states + which * N * columns, N, 0, columns) : view_of(zeros, N, 0, 0);
 }
 
-static void mask_run(void *argument, int k, int n)
+static int is_reverse(const rnnfast_problem *p, int which)
 {
-    call *c = argument;
+    return p->stack.directions == 2 ? which == 1 : p->stack.reverse;
+}
+
+/* Rows one after the other, in the order in which a direction takes them; an empty view if there are none. */
+static view in_order(const rnnfast_problem *p, const extent *e, const REAL *at, ptrdiff_t row)
+{
+    if (!at) return (view){0};
+    view v = view_of(at, e->N, e->N * row, row);
+    if (p->order) v.begin = p->order->begin;
+    return v;
+}
+
+/* An array like x, as a direction takes its steps. Between layers of one direction, rows are in that order already. */
+static view as_taken(const rnnfast_problem *p, view v, int which)
+{
+    int reverse = is_reverse(p, which);
+    if (!p->order) return reverse ? reversed(v, p->T) : v;
+    if (!v.begin) {
+        v.begin = p->order->begin;
+        v.positions = p->order->positions[reverse];
+    }
+    return v;
+}
+
+/* An array like x, for work that may take the rows in any order. */
+static view in_any_order(const rnnfast_problem *p, view v)
+{
+    return p->order ? as_taken(p, v, 0) : v;
+}
+
+/* An array [T, N, columns] like x. */
+static view like_x(const rnnfast_problem *p, const void *at, ptrdiff_t columns)
+{
+    return view_of(at, p->N, p->N * columns, columns);
+}
+
+/* Outputs of a layer before the last, or their gradient. */
+static view between_layers(const call *c, const REAL *at)
+{
     ptrdiff_t columns = c->s.D * c->s.P;
-    view masks = masks_of(c->problem, c->layer, columns);
-    range own = part(c->e.rows, k, n);
-    worker w;
-    join(&w, c, k, n);
-    for (ptrdiff_t r = own.begin; r < own.end && !should_stop(w.poller, MOVE_WORK * columns); r++) {
-        const REAL *from = nth_row(&c->unmasked, r), *mask = nth_row(&masks, r);
-        REAL *to = nth_row(&c->masked, r);
-        for (ptrdiff_t i = 0; i < columns; i++) to[i] = from[i] * mask[i];
+    return c->problem->order && c->s.D == 1 ? in_order(c->problem, &c->e, at, columns) : like_x(c->problem, at, columns);
+}
+
+/* Outputs of a layer before the last: on the tape, or in one of two buffers in turn. */
+static view layer_output(const call *c, ptrdiff_t layer)
+{
+    return between_layers(c, c->tape.base ? output_at(&c->tape, &c->s, &c->e, layer) : c->work.between[layer % 2]);
+}
+
+/* ---- calls ---- */
+
+static double stack_work(const shape *s, const extent *e)
+{
+    double of_row = (double)s->gates * s->H * (s->I + s->P + (s->L - 1.0) * (s->D + 1.0) * s->P);
+    return of_row * s->D * e->rows;
+}
+
+INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
+{
+    assert(p->T >= 1 && p->N >= 1 && p->threads >= 1);
+    assert(p->stack.directions == 1 || (p->stack.directions == 2 && !p->stack.reverse));
+    assert((uintptr_t)p->workspace % RNNFAST_ALIGNMENT == 0);
+    c->problem = p;
+    c->s = shape_of(&p->stack);
+    c->e = extent_of(p->T, p->N, p->order, c->s.D);
+    c->packed = parts_of_weights(&c->s, back ? p->packed_back : p->packed, back);
+    c->tape.base = NULL;
+    if (p->tape) c->tape = parts_of_tape(&c->s, &c->e, p->tape);
+    arena a = {p->workspace, 0, 0};
+#if !defined(NDEBUG)
+    arena counted = {0};
+    lay_out_workspace(&counted, &c->s, &c->e, back);
+    a.limit = counted.used;
+#endif
+    c->work = lay_out_workspace(&a, &c->s, &c->e, back);
+    c->work_used = a.used;
+    memset(c->work.zeros, 0, (size_t)c->s.H_row * sizeof(REAL));
+    start(c, p->threads, stack_work(&c->s, &c->e), &p->poll);
+}
+
+static void finish_stack(const call *c)
+{
+    finish(c);
+    remove_red_zones(c->problem->workspace, c->work_used);
+    if (c->tape.base) remove_red_zones(c->tape.base, length_of(&c->tape));
+    remove_red_zones(c->packed.base, length_of(&c->packed));
+}
+
+/* Sets the members that forward and backward share. */
+static direction *set_direction(call *c, ptrdiff_t layer, int which, view x, view y, weights w)
+{
+    const rnnfast_problem *p = c->problem;
+    const shape *s = &c->s;
+    const extent *e = &c->e;
+    ptrdiff_t state = layer * s->D + which;
+    kept k = {0};
+    direction *d = &c->d[which];
+    d->s = *s;
+    d->T = e->T;
+    d->N = e->N;
+    d->K = input_width(s, layer);
+    d->keeps = p->tape != NULL;
+    d->begin = p->order ? p->order->begin : NULL;
+    d->w = w;
+    d->options = (cell_options){p->stack.activations[s->D == 2 ? which : 0], (REAL)p->stack.clip, p->stack.coupled, w.extra};
+    d->own = &c->work.of[which];
+    d->x = as_taken(p, x, which);
+    d->y = shifted(as_taken(p, y, which), which * s->P);
+    d->h0 = state_of(p->h0, state, e->N, s->P, c->work.zeros);
+    d->c0 = state_of(p->c0, state, e->N, s->H, c->work.zeros);
+    if (p->tape) k = kept_at(&c->tape, s, e, state);
+    d->gates = in_order(p, e, k.gates, s->gates_row);
+    d->c = in_order(p, e, k.c, s->H_row);
+    d->aux = in_order(p, e, k.aux, s->H_row);
+    return d;
+}
+
+/* ---- between layers: to = (from + other) * mask ---- */
+
+static void combine_task(call *c, const worker *w)
+{
+    range own = part(c->e.rows, w->thread, w->threads);
+    for (ptrdiff_t r = own.begin; r < own.end && !should_stop(w->poller, MOVE_WORK * c->columns); r++) {
+        REAL *to = nth_row(&c->to, r);
+        const REAL *from = nth_row(&c->from, r);
+        if (c->other.at) {
+            const REAL *other = nth_row(&c->other, r);
+            for (ptrdiff_t i = 0; i < c->columns; i++) to[i] = from[i] + other[i];
+            from = to;
+        }
+        if (c->mask.at) {
+            const REAL *mask = nth_row(&c->mask, r);
+            for (ptrdiff_t i = 0; i < c->columns; i++) to[i] = from[i] * mask[i];
+        }
     }
 }
 
-/* The input of a layer: the outputs of the layer below, times their mask if there are masks. Written to `to`, which may be y.at. */
+/* Arrays like the input of a layer, or its gradient. other.at may be NULL; the mask is that of the layer's input, if there is one. `to`
+ * may be `from`; with neither other nor mask it must be. */
+static void combine(call *c, ptrdiff_t layer, view to, view from, view other)
+{
+    const rnnfast_problem *p = c->problem;
+    const REAL *masks = layer ? p->masks : NULL;
+    c->columns = input_width(&c->s, layer);
+    if (masks) masks += (layer - 1) * p->T * p->N * c->columns;
+    if (!masks && !other.at) return;
+    c->to = in_any_order(p, to);
+    c->from = in_any_order(p, from);
+    c->other = in_any_order(p, other);
+    c->mask = in_any_order(p, like_x(p, masks, c->columns));
+    run(c, combine_task);
+}
+
+/* The input of a layer: the outputs y of the layer below, times their mask if there are masks. Written to `to`, which may be y.at. */
 static view masked_input(call *c, ptrdiff_t layer, view y, REAL *to)
 {
-    view masked = y;
-    if (!c->problem->masks) return y;
-    masked.at = to;
-    c->layer = layer;
-    c->unmasked = in_any_order(c->problem, y);
-    c->masked = in_any_order(c->problem, masked);
-    run(c, mask_run);
+    view masked = y, none = {0};
+    if (c->problem->masks) masked.at = to;
+    combine(c, layer, masked, y, none);
     return masked;
 }
 
 /* ---- forward ---- */
 
-static void forward_run(void *argument, int k, int n)
+static void forward_task(call *c, const worker *w)
 {
-    call *c = argument;
-    worker w;
-    join(&w, c, k, n);
-    for (ptrdiff_t which = w.directions.begin; which < w.directions.end; which++) forward_block(&c->d[which], &w, c->t0, c->t1, c->rows);
+    for (ptrdiff_t which = w->directions.begin; which < w->directions.end; which++) forward_block(&c->d[which], w, c->t0, c->t1, c->rows);
 }
 
 static void set_forward(call *c, ptrdiff_t layer, int which, view x, view y)
@@ -69,14 +200,9 @@ static void set_forward(call *c, ptrdiff_t layer, int which, view x, view y)
     const shape *s = &c->s;
     const extent *e = &c->e;
     ptrdiff_t state = layer * s->D + which;
-    direction *d = &c->d[which];
-    set_direction(c, d, layer, which);
-    d->x = as_taken(p, x, which);
-    d->y = shifted(as_taken(p, y, which), which * s->P);
+    direction *d = set_direction(c, layer, which, x, y, weights_at(&c->packed, s, layer, which, 0));
     d->h_n = state_of(p->h_n, state, e->N, s->P, NULL);
     d->c_n = state_of(p->c_n, state, e->N, s->H, NULL);
-    d->w = place_packed(&c->packed, s, layer, which, lay_out_packed);
-    d->options.extra = d->w.extra;
     if (!d->gates.at) d->gates = in_order(p, e, d->own->gates, s->gates_row);
     if (!d->keeps) {
         d->c = view_of(d->c_n.at, e->N, 0, s->H);
@@ -101,8 +227,7 @@ static void take_last(const direction *d)
 static void forward(const rnnfast_problem *p)
 {
     call c;
-    start_stack(&c, p, lay_out_forward);
-    c.packed = count_packed(&c.s, p->packed, lay_out_packed);
+    start_stack(&c, p, 0);
     const shape *s = &c.s;
     ptrdiff_t N = c.e.N, rows = forward_rows(s), chunk = CHUNK_ROWS * (c.group ? c.group : 1);
     view x = view_of(p->x, p->N, p->x_step, p->x_row);
@@ -117,87 +242,51 @@ static void forward(const rnnfast_problem *p)
                 c.t1 = block_end(d, c.t0, rows);
                 for (int which = 0; d->begin && which < s->D; which++)
                     if (!d->keeps || !s->keeps_gates) c.d[which].gates.begin = d->begin + c.t0;
-                run(&c, forward_run);
+                run(&c, forward_task);
             }
         }
         for (int which = 0; which < s->D; which++) take_last(&c.d[which]);
         if (!last) x = masked_input(&c, layer + 1, y, p->tape ? c.work.masked : y.at);
     }
-    finish_stack(&c, lay_out_forward);
+    finish_stack(&c);
 }
 
 /* ---- backward ---- */
 
-static void backward_run(void *argument, int k, int n)
+static void backward_task(call *c, const worker *w)
 {
-    call *c = argument;
-    worker w;
-    join(&w, c, k, n);
-    for (ptrdiff_t which = w.directions.begin; which < w.directions.end; which++) backward_block(&c->d[which], &w, c->t0, c->t1, c->rows);
+    for (ptrdiff_t which = w->directions.begin; which < w->directions.end; which++) backward_block(&c->d[which], w, c->t0, c->t1, c->rows);
 }
 
-static void sum_run(void *argument, int k, int n)
+static void sum_task(call *c, const worker *w)
 {
-    call *c = argument;
     ptrdiff_t total = rows_between(c->d, c->t0, c->t1);
-    worker w;
-    join(&w, c, k, n);
-    for (ptrdiff_t which = w.directions.begin; which < w.directions.end; which++)
-        for (ptrdiff_t r = 0; r < total && !*w.stopped; r += SUM_ROWS) sum_rows(&c->d[which], &w, c->t0, r, min_of(SUM_ROWS, total - r));
-}
-
-/* Adds up dx of both directions and applies the mask of the layer below. */
-static void finish_dx_run(void *argument, int k, int n)
-{
-    call *c = argument;
-    const rnnfast_problem *p = c->problem;
-    ptrdiff_t K = c->d[0].K;
-    int masked = c->layer && p->masks;
-    view masks = masked ? masks_of(p, c->layer, K) : c->dx;
-    range own = part(c->e.rows, k, n);
-    worker w;
-    join(&w, c, k, n);
-    for (ptrdiff_t r = own.begin; r < own.end && !should_stop(w.poller, MOVE_WORK * K); r++) {
-        REAL *to = nth_row(&c->dx, r);
-        const REAL *other = c->s.D == 2 ? nth_row(&c->second_dx, r) : NULL, *mask = masked ? nth_row(&masks, r) : NULL;
-        for (ptrdiff_t i = 0; other && i < K; i++) to[i] += other[i];
-        for (ptrdiff_t i = 0; mask && i < K; i++) to[i] *= mask[i];
-    }
+    for (ptrdiff_t which = w->directions.begin; which < w->directions.end; which++)
+        for (ptrdiff_t r = 0; r < total && !*w->stopped; r += SUM_ROWS) sum_rows(&c->d[which], w, c->t0, r, min_of(SUM_ROWS, total - r));
 }
 
 static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, view dy, view dx)
 {
     const rnnfast_problem *p = c->problem;
     const shape *s = &c->s;
-    const extent *e = &c->e;
-    ptrdiff_t N = e->N, state = layer * s->D + which;
-    void *const *gradients = p->dparameters + RNNFAST_KINDS * state;
-    range all = {0, N};
-    direction *d = &c->d[which];
     const scratch *own = &c->work.of[which];
-    set_direction(c, d, layer, which);
-    d->x = as_taken(p, x, which);
-    d->y = shifted(as_taken(p, y, which), which * s->P);
+    ptrdiff_t N = c->e.N, state = layer * s->D + which;
+    direction *d = set_direction(c, layer, which, x, y, weights_at(&c->packed, s, layer, which, 1));
     d->dx = as_taken(p, dx, which);
-    if (dy.at) d->dy = shifted(as_taken(p, dy, which), which * s->P);
-    if (p->dh) d->dh_of_all = as_taken(p, view_of((REAL *)p->dh + state * p->dh_state, p->N, p->dh_step, p->dh_row), which);
+    d->dy = dy.at ? shifted(as_taken(p, dy, which), which * s->P) : dy;
+    d->dh_of_all = view_of(p->dh, p->N, p->dh_step, p->dh_row);
+    if (p->dh) d->dh_of_all = as_taken(p, shifted(d->dh_of_all, state * p->dh_state), which);
     d->dh0 = state_of(p->dh0, state, N, s->P, NULL);
     d->dc0 = state_of(p->dc0, state, N, s->H, NULL);
-    d->w = place_packed(&c->packed, s, layer, which, lay_out_packed_back);
-    d->options.extra = d->w.extra;
-    d->dgates = in_order(p, e, own->dgates, s->gates_row);
-    if (s->projects) d->dh_steps = in_order(p, e, own->dh_steps, s->P_row);
+    d->dgates = in_order(p, &c->e, own->dgates, s->gates_row);
+    d->dh_steps = in_order(p, &c->e, own->dh_steps, s->P_row);
     d->dh = view_of(own->dh, N, 0, s->P_row);
     d->dc = view_of(own->dc, N, 0, s->H_row);
     d->daux = view_of(own->daux, N, 0, s->H_row);
-    d->dw_ih = gradients[0];
-    d->dw_hh = gradients[1];
-    d->db_ih = gradients[2];
-    d->db_hh = gradients[3];
-    d->dw_hr = gradients[4];
-    d->dextra = gradients[5];
-    copy_rows(d->dh, state_of(p->dh_n, state, N, s->P, c->work.zeros), s->P, all);
-    if (s->has_c) copy_rows(d->dc, state_of(p->dc_n, state, N, s->H, c->work.zeros), s->H, all);
+    d->gradients = p->dparameters + RNNFAST_KINDS * state;
+    view dh_n = state_of(p->dh_n, state, N, s->P, c->work.zeros), dc_n = state_of(p->dc_n, state, N, s->H, c->work.zeros);
+    copy_rows(&d->dh, 0, &dh_n, c->rows, (range){0, s->P});
+    if (s->has_c) copy_rows(&d->dc, 0, &dc_n, c->rows, (range){0, s->H});
 }
 
 /* The start of the block of steps that ends at t1. */
@@ -211,39 +300,31 @@ static ptrdiff_t block_begin(const rnnfast_problem *p, ptrdiff_t t1, ptrdiff_t *
 static void backward(const rnnfast_problem *p)
 {
     call c;
-    start_stack(&c, p, lay_out_backward);
-    c.packed = count_packed(&c.s, p->packed_back, lay_out_packed_back);
+    start_stack(&c, p, 1);
+    c.rows = (range){0, c.e.N};
     const shape *s = &c.s;
-    range all = {0, c.e.N};
     view dy = view_of(p->dy, p->N, p->dy_step, p->dy_row);
-    c.rows = all;
     for (ptrdiff_t layer = s->L - 1; layer >= 0 && !c.stopped; layer--) {
-        ptrdiff_t K = input_width(s, layer);
         view y = layer < s->L - 1 ? layer_output(&c, layer) : view_of(p->y, p->N, p->y_step, p->y_row);
         view x = layer ? masked_input(&c, layer, layer_output(&c, layer - 1), c.work.masked) : view_of(p->x, p->N, p->x_step, p->x_row);
         view dx = layer ? between_layers(&c, c.work.between[s->L > 2 ? layer % 2 : 0]) : view_of(p->dx, p->N, p->dx_step, p->dx_row);
-        view second_dx = view_of(c.work.second_dx, p->N, p->N * K, K);
+        view second_dx = like_x(p, c.work.second_dx, input_width(s, layer));
         for (int which = 0; which < s->D; which++) set_backward(&c, layer, which, x, y, dy, which ? second_dx : dx);
         ptrdiff_t block = p->order ? p->order->blocks : 0;
         for (c.t1 = c.e.T; c.t1 > 0; c.t1 = c.t0) {
             c.t0 = block_begin(p, c.t1, &block);
             for (int which = 0; p->order && which < s->D; which++)
                 c.d[which].dgates.begin = c.d[which].dh_steps.begin = p->order->begin + c.t0;
-            run(&c, backward_run);
-            run(&c, sum_run);
+            run(&c, backward_task);
+            run(&c, sum_task);
         }
         for (int which = 0; which < s->D; which++) {
             const direction *d = &c.d[which];
-            copy_rows(d->dh0, d->dh, s->P, all);
-            if (s->has_c) copy_rows(d->dc0, d->dc, s->H, all);
+            copy_rows(&d->dh0, 0, &d->dh, c.rows, (range){0, s->P});
+            if (s->has_c) copy_rows(&d->dc0, 0, &d->dc, c.rows, (range){0, s->H});
         }
-        c.layer = layer;
-        c.dx = in_any_order(p, dx);
-        c.second_dx = in_any_order(p, second_dx);
+        combine(&c, layer, dx, dx, second_dx);
         dy = dx;
-        if (s->D == 2 || (layer && p->masks)) run(&c, finish_dx_run);
     }
-    finish_stack(&c, lay_out_backward);
+    finish_stack(&c);
 }
-
-#endif

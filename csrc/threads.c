@@ -47,12 +47,10 @@ enum { FREE, OFFERED, JOINED, WORKING };
 
 typedef struct {
     atomic_int state;
-    int k;         /* in the current run */
-    int processor; /* where the worker was when it joined or finished its work; -1: unknown */
-    char padding[64 - sizeof(atomic_int) - 2 * sizeof(int)];
-    atomic_uint barriers; /* that it has reached in the current run; on a cache line of its own, because others spin on it */
-    char more_padding[64 - sizeof(atomic_uint)];
-    atomic_int asleep;
+    int k;                             /* in the current run */
+    int processor;                     /* where the worker was when it joined or finished its work; -1: unknown */
+    _Alignas(64) atomic_uint barriers; /* that it has reached in the current run; on a cache line of its own, because others spin on it */
+    _Alignas(64) atomic_int asleep;
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t wake;

@@ -13,9 +13,14 @@
  *
  * Inside work, rnnfast_threads_barrier(first, n, k, stop) returns when all of workers first .. first+n-1, of which k is one, have called
  * it as often in this run as k has. If *stop is not 0, it returns at once and nobody waits any more.
+ *
+ * A long call learns that it should stop by should_stop(). Only the calling thread asks the caller's rnnfast_poll; all threads see the
+ * answer in *stopped. A thread counts the multiply-adds that it does, so asking costs nothing measurable. Once *stopped is set it stays
+ * set, and every loop of the call ends soon.
  */
-#ifndef RNNFAST_THREADS_H
-#define RNNFAST_THREADS_H
+#pragma once
+
+#include "rnnfast.h"
 
 #if defined(_WIN32) || defined(__STDC_NO_ATOMICS__)
 #define RNNFAST_NO_THREADS 1
@@ -30,4 +35,20 @@ void rnnfast_threads_run(int group, void (*work)(void *argument, int k, int n), 
 void rnnfast_threads_release(int group);
 void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop);
 
-#endif
+enum { POLL_WORK = 1 << 24 }; /* multiply-adds between two questions: a few milliseconds at the slowest */
+
+typedef struct {
+    rnnfast_flag *stopped;
+    const rnnfast_poll *poll; /* NULL on all threads but the caller's */
+    ptrdiff_t left;           /* multiply-adds until the next question */
+} poller;
+
+/* Counts some multiply-adds; not 0 means that the call should stop. */
+static inline int should_stop(poller *p, ptrdiff_t work)
+{
+    p->left -= work;
+    if (p->left > 0) return 0;
+    if (!*p->stopped && p->poll && p->poll->stop && p->poll->stop(p->poll->context)) *p->stopped = 1;
+    p->left = *p->stopped ? 0 : POLL_WORK;
+    return *p->stopped;
+}

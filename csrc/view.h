@@ -1,4 +1,4 @@
-/* Views: strided access to the row vector at (step, row) of a sequence.
+/* Ranges of indices, and views: strided access to the row vector at (step, row) of a sequence.
  *
  * Layout, regular: row n of step t begins at at + t * step + n * row; every step has N rows.
  * Layout, ragged (begin is not NULL): step t has begin[t + 1] - begin[t] rows, never more than the step before, and row n of step t is
@@ -8,12 +8,43 @@
  *
  * A view owns nothing and holds no length in time. Strides count elements and may be negative.
  */
-#ifndef RNNFAST_VIEW_H
-#define RNNFAST_VIEW_H
+#pragma once
 
-#include "range.h"
 #include "rnnfast.h"
 #include "simd.h"
+
+/* ---- ranges ---- */
+
+/* The indices begin .. end - 1. */
+typedef struct {
+    ptrdiff_t begin, end;
+} range;
+
+static ptrdiff_t min_of(ptrdiff_t a, ptrdiff_t b)
+{
+    return a < b ? a : b;
+}
+
+static ptrdiff_t max_of(ptrdiff_t a, ptrdiff_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The next multiple of `to`, a power of two. */
+static ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t to)
+{
+    return (a + to - 1) & -to;
+}
+
+/* Part k of n of the indices 0 .. total - 1. The lengths of the parts differ by at most one. */
+static range part(ptrdiff_t total, ptrdiff_t k, ptrdiff_t n)
+{
+    if (n == 1) return (range){0, total};
+    ptrdiff_t each = total / n, more = total % n;
+    return (range){k * each + min_of(k, more), (k + 1) * each + min_of(k + 1, more)};
+}
+
+/* ---- views ---- */
 
 typedef struct {
     REAL *at;
@@ -25,8 +56,7 @@ typedef struct {
 
 static view view_of(const void *at, ptrdiff_t N, ptrdiff_t step, ptrdiff_t row)
 {
-    view v = {.at = (REAL *)at, .N = N, .step = step, .row = row};
-    return v;
+    return (view){.at = (REAL *)at, .N = N, .step = step, .row = row};
 }
 
 /* The rows of a matrix, `row` elements apart. */
@@ -90,10 +120,9 @@ static view shifted(view v, ptrdiff_t columns)
     return v;
 }
 
-/* Copies step 0 of one view to another. The two may be the same memory. */
-static void copy_rows(view to, view from, ptrdiff_t columns, range rows)
+/* Copies some rows and columns of step 0 of a view to step t of another. The two may be the same memory. */
+static void copy_rows(const view *to, ptrdiff_t t, const view *from, range rows, range columns)
 {
-    for (ptrdiff_t n = rows.begin; n < rows.end; n++) memmove(row_at(&to, 0, n), row_at(&from, 0, n), (size_t)columns * sizeof(REAL));
+    size_t bytes = (size_t)(columns.end - columns.begin) * sizeof(REAL);
+    for (ptrdiff_t n = rows.begin; n < rows.end; n++) memmove(row_at(to, t, n) + columns.begin, row_at(from, 0, n) + columns.begin, bytes);
 }
-
-#endif

@@ -22,20 +22,21 @@ typedef struct {
     int memories;
 } run;
 
-/* Records an error; the first one is reported. */
-static void fail(run *r, int code, const char *format, ...)
+/* Records an error; the first one is reported. Returns NULL. */
+static void *fail(run *r, int code, const char *format, ...)
 {
     char message[200];
     va_list values;
     xla_error_request request = {sizeof request, NULL, message, code};
-    if (r->error) return;
+    if (r->error) return NULL;
     va_start(values, format);
     vsnprintf(message, sizeof message, format, values);
     va_end(values);
     r->error = r->frame->api->create_error(&request);
+    return NULL;
 }
 
-/* Takes the next argument or result, which must have `count` elements of a type. */
+/* Takes the next argument or result, which must have `count` elements of a type. Returns NULL after an error. */
 static void *take(run *r, int of_results, int dtype, ptrdiff_t count)
 {
     const xla_list *list = of_results ? &r->frame->results : &r->frame->arguments;
@@ -43,20 +44,14 @@ static void *take(run *r, int of_results, int dtype, ptrdiff_t count)
     const char *name = of_results ? "result" : "argument";
     const xla_buffer *b;
     if (r->error) return NULL;
-    if (index >= list->size) {
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is missing", name, (int)index);
-        return NULL;
-    }
+    if (index >= list->size) return fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is missing", name, (int)index);
     b = list->values[index];
-    if (list->types[index] != XLA_BUFFER || b->struct_size < sizeof *b) {
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is not a buffer", name, (int)index);
-        return NULL;
-    }
+    if (list->types[index] != XLA_BUFFER || b->struct_size < sizeof *b)
+        return fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d is not a buffer", name, (int)index);
     for (int64_t axis = 0; axis < b->rank; axis++) found *= b->dims[axis];
-    if (b->dtype != dtype || found != count)
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d has %lld elements of XLA's type %d; expected %lld of type %d", name, (int)index,
-             (long long)found, b->dtype, (long long)count, dtype);
-    return b->data;
+    if (b->dtype == dtype && found == count) return b->data;
+    return fail(r, XLA_INVALID_ARGUMENT, "rnnfast: %s %d has %lld elements of XLA's type %d; expected %lld of type %d", name, (int)index,
+                (long long)found, b->dtype, (long long)count, dtype);
 }
 
 /* Takes the next array of the call's element type. */
@@ -158,10 +153,7 @@ static void take_no_more(run *r)
 static void *memory(run *r, size_t bytes)
 {
     void *whole = r->error ? NULL : malloc(bytes + RNNFAST_ALIGNMENT);
-    if (!whole) {
-        fail(r, XLA_RESOURCE_EXHAUSTED, "rnnfast: cannot allocate %.0f bytes", (double)bytes);
-        return NULL;
-    }
+    if (!whole) return fail(r, XLA_RESOURCE_EXHAUSTED, "rnnfast: cannot allocate %.0f bytes", (double)bytes);
     r->memory[r->memories++] = whole;
     return (char *)whole + (RNNFAST_ALIGNMENT - (uintptr_t)whole % RNNFAST_ALIGNMENT);
 }

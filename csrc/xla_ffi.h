@@ -5,8 +5,7 @@
  * only the first ones. This is major version 0, minor versions 1 to 3. A newer minor version adds members at the end; the handlers check
  * struct sizes before they read. tests/test_backend_jax.py compares these declarations with the original.
  */
-#ifndef RNNFAST_XLA_FFI_H
-#define RNNFAST_XLA_FFI_H
+#pragma once
 
 #include <stdint.h>
 
@@ -117,5 +116,3 @@ typedef struct {
  * Returns NULL, or an error if the arrays do not fit the call. */
 xla_error *rnnfast_xla_forward(const xla_frame *, int threads);
 xla_error *rnnfast_xla_backward(const xla_frame *, int threads);
-
-#endif

@@ -3,7 +3,7 @@
     python examples/char_lm.py
 
 trains for about a minute on English text that comes with every CPython (the help topics of pydoc). It compares the
-model with n-gram models on held-out text, prints a sample of its writing, saves it, and draws the learning curve.
+model with n-gram models on held-out text, prints a sample of text, saves the network, and draws the learning curve.
 
     python examples/char_lm.py --text my_book.txt --minutes 10
     python examples/char_lm.py --resume char_lm.npz
@@ -459,12 +459,12 @@ def report(run, options):
 
     ngrams = ngram_bits_per_character(codes, held_out, len(characters))
     print(f"\nOn the last {len(codes) - held_out:,} characters, which are held out from all models:")
-    print("            bits per character   probability of the right one (geometric mean)")
+    print("            bits per character   probability of the correct character (geometric mean)")
     rows = [(f"{order}-gram", value) for order, value in enumerate(ngrams, start=1)]
     for name, value in [*rows, (training.name, training.evaluations[-1][1])]:
         print(f"  {name:8}{value:12.3f}{2**-value:20.0%}")
 
-    print(f"\nA sample of its writing (temperature {run.temperature:g}):\n")
+    print(f"\nSample (temperature {run.temperature:g}):\n")
     rng = np.random.default_rng(training.options["seed"])
     written = training.model.write(encode(prompt, characters), run.sample, run.temperature, rng)
     print("".join(characters[code] for code in written).strip("\n"))

@@ -3,7 +3,7 @@
     python examples/vanishing.py
 
 trains RNN, LSTM and GRU layers with several initialisations for about two minutes. It prints their scores, and draws
-them beside the gradients before training. The tasks:
+them next to the gradients before training. The tasks:
 
 - Adding: two of a sequence of random numbers are marked, one in each half; the answer, after the last step, is their
   sum (Hochreiter and Schmidhuber 1997). Always answering 1 has a mean squared error of 1/6.
@@ -338,7 +338,7 @@ def report(options):
     runs = train_all(options)
     began, used = time.monotonic() - began, time.process_time() - used
     print_tables(runs, flows, options)
-    print(f"\nTime: {began:.0f} seconds, {used:.0f} seconds of processor time.")
+    print(f"\nTime: {began:.0f} seconds, {used:.0f} seconds of CPU time.")
     save_picture(options.picture, draw, runs, flows, options)
     return 0
 

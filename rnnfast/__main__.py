@@ -18,7 +18,7 @@ Recurrent neural networks for NumPy, from the command line.
 
 Examples:
   rnnfast info                             show what rnnfast uses on this machine
-  rnnfast bench                            time the layers beside other libraries
+  rnnfast bench                            benchmark the layers against other libraries
   rnnfast train text book.txt -o book.npz  train a language model on a text
   rnnfast sample book.npz --length 300     write text with the model
   rnnfast train csv sales.csv --column sold --season 12 -o sales.npz
@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "info", info.configure, "show what rnnfast uses on this machine, and why")
-    _add(commands, "bench", bench.configure, "time the layers beside other libraries")
+    _add(commands, "bench", bench.configure, "benchmark the layers against other libraries")
     train = commands.add_parser("train", help="train a model on a text or a time series")
     kinds = train.add_subparsers(title="kinds", metavar="KIND", required=True)
     _add(kinds, "text", text.configure_train, "train a character language model")

@@ -1,11 +1,9 @@
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
-
-from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
 
 ABI: int  # RNNFAST_ABI of csrc/rnnfast.h
 COMPILER: str
@@ -110,6 +108,39 @@ def cells(
     engine: Engine, T: int, N: int, tape: NDArray[Any], out: NDArray[Any], order: Order | None = None
 ) -> None: ...
 def fold(engine: Engine, dy: NDArray[Any], order: Order) -> None: ...
+
+@disjoint_base
+class Inputs:
+    x: Any
+    h0: Any
+    c0: Any
+    masks: Any
+    order: Order | None
+    def __new__(cls, x: Any, h0: Any = None, c0: Any = None, masks: Any = None, order: Order | None = None) -> Self: ...
+
+@disjoint_base
+class Outputs:
+    y: Any
+    h_n: Any
+    c_n: Any
+    state: Any
+    def __new__(cls, y: Any, h_n: Any, c_n: Any = None) -> Self: ...
+
+@disjoint_base
+class OutputGradients:
+    dy: Any
+    dh_n: Any
+    dc_n: Any
+    def __new__(cls, dy: Any = None, dh_n: Any = None, dc_n: Any = None) -> Self: ...
+
+@disjoint_base
+class InputGradients:
+    dx: Any
+    dh0: Any
+    dc0: Any
+    dparameters: Any
+    dh: Any
+    def __new__(cls, dx: Any, dh0: Any, dc0: Any, dparameters: Any, dh: Any = None) -> Self: ...
 
 @disjoint_base
 class PreparedCall:

@@ -32,6 +32,7 @@ cdef extern from "Python.h":
     int PyObject_CheckBuffer(object)
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
+    Py_ssize_t PY_SSIZE_T_MAX
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
     int PyErr_CheckSignals()            # no "except": an exception that it sets is raised after the kernels have returned
@@ -238,6 +239,9 @@ cdef class Pointers:
         self.views = <Py_buffer *>PyMem_Calloc(count, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
             raise MemoryError()
+        cdef Py_ssize_t expected = len(engine.kinds) * engine.stack.layers * engine.stack.directions
+        if len(arrays) != expected:
+            raise ValueError(f"expected {expected} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
         for i, array in enumerate(arrays):
             if array is None:
                 continue
@@ -375,6 +379,11 @@ cdef class Engine:
     def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
                  reverse=False, bias=True, isa=None, options=None):
         cdef rnnfast_sizes sizes
+        if getattr(dtype, "char", "") not in ("f", "d") or not dtype.isnative:
+            raise TypeError(f"dtype must be numpy.dtype('float32') or numpy.dtype('float64'), in native byte order, got {dtype!r}")
+        if min(input_size, hidden_size, num_layers) < 1 or proj_size < 0:
+            raise ValueError(f"input_size, hidden_size and num_layers must be positive, and proj_size not negative, got "
+                             f"{input_size}, {hidden_size}, {num_layers} and {proj_size}")
         self.table = table_of(dtype.itemsize, isa)
         self.isa = (<bytes>self.table.isa).decode()
         self.cell, self.dtype, self.bias, self.reverse, self.bidirectional = cell, dtype, bias, reverse, bidirectional
@@ -403,6 +412,9 @@ cdef class Engine:
         self.options = options
         if options is not None:
             self.stack.clip, self.stack.peepholes, self.stack.coupled = options.clip or 0, options.peepholes, options.coupled
+            if len(options.activations) != 3 * self.directions:
+                raise ValueError(f"options must have three activations for each direction, {3 * self.directions}, "
+                                 f"got {len(options.activations)}")
             for i, (function, alpha, beta) in enumerate(options.activations):
                 self.stack.activations[i // 3][i % 3] = rnnfast_activation(FUNCTIONS.index(function), alpha, beta)
         self.extra = self.info.extra if self.stack.peepholes or not self.table.cell_info(self.stack.cell).extra_is_optional else ""
@@ -422,8 +434,10 @@ cdef class Engine:
         try:
             steps, rows = T, N
         except OverflowError:
-            steps = rows = 0
-        if steps == 0 or self.table.sizes(&self.stack, steps, rows, order_of(order), &sizes):
+            steps = rows = PY_SSIZE_T_MAX
+        if steps < 1 or rows < 1:
+            raise ValueError(f"T and N must be positive, got {T} and {N}")
+        if self.table.sizes(&self.stack, steps, rows, order_of(order), &sizes):
             raise ValueError(f"x has {T} steps and {N} rows: its states would take more bytes than an address can count")
         return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
 
@@ -463,33 +477,84 @@ def pack(Engine engine, parameters, packed, packed_back):
         release(&buffers)
 
 
-cdef tuple record(value, Py_ssize_t members):
-    """A named tuple of functional.py as a plain one, whose members are read without an iterator."""
-    if not isinstance(value, tuple) or len(<tuple>value) != members:
-        raise TypeError(f"expected a record of {members} members from rnnfast.functional, got {type(value).__name__}")
-    return <tuple>value
+cdef class Inputs:
+    """The arrays that `forward` and `backward` read.
+
+    Attributes
+    ----------
+    x : ndarray, (T, N, input_size)
+    h0, c0 : ndarray or None
+        The initial states; None stands for zeros.
+    masks : ndarray or None, (num_layers - 1, T, N, features of y)
+        Dropout factors for the outputs of all layers but the last.
+    order : Order or None
+        For a ragged batch, the order of its steps, from `arrange`. There is then one state for each of its sequences.
+    """
+    cdef readonly object x, h0, c0, masks
+    cdef readonly Order order
+
+    def __cinit__(self, x, h0=None, c0=None, masks=None, Order order=None):
+        self.x, self.h0, self.c0, self.masks, self.order = x, h0, c0, masks, order
 
 
-def forward(Engine engine, packed, inputs, outputs, workspace, tape=None):
+cdef class Outputs:
+    """The arrays that `forward` writes: y (T, N, features) and the final states. c_n is None for cells without c."""
+    cdef readonly object y, h_n, c_n
+
+    def __cinit__(self, y, h_n, c_n=None):
+        self.y, self.h_n, self.c_n = y, h_n, c_n
+
+    @property
+    def state(self):
+        """h_n, or (h_n, c_n) for a cell with c."""
+        return self.h_n if self.c_n is None else (self.h_n, self.c_n)
+
+
+cdef class OutputGradients:
+    """The gradients with respect to `Outputs` that `backward` reads. None stands for zeros."""
+    cdef readonly object dy, dh_n, dc_n
+
+    def __cinit__(self, dy=None, dh_n=None, dc_n=None):
+        self.dy, self.dh_n, self.dc_n = dy, dh_n, dc_n
+
+
+cdef class InputGradients:
+    """The arrays that `backward` writes.
+
+    Attributes
+    ----------
+    dx, dh0, dc0 : ndarray
+        Gradients with respect to `Inputs`. dc0 is None for cells without c.
+    dparameters : list of ndarray or None
+        In the order of `parameter_shapes`; None for a parameter that is not trained. The gradients are added to the
+        contents of the arrays.
+    dh : ndarray or None, (num_layers * directions, T, N, output_size)
+        The total derivative with respect to h of every layer, direction and step; None to skip it.
+    """
+    cdef readonly object dx, dh0, dc0, dparameters, dh
+
+    def __cinit__(self, dx, dh0, dc0, dparameters, dh=None):
+        self.dx, self.dh0, self.dc0, self.dparameters, self.dh = dx, dh0, dc0, dparameters, dh
+
+
+def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not None, workspace, tape=None):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = record(inputs, 5)
-    y, h_n, c_n = record(outputs, 3)
     describe(&p, engine, &watch)
-    p.order = order_of(order)
+    p.order = order_of(inputs.order)
     buffers.count = 0
     try:
         p.packed = acquire(&buffers, packed, PyBUF_SIMPLE)
-        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.x = acquire(&buffers, inputs.x, PyBUF_STRIDES)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h0, p.c0 = acquire(&buffers, h0, PyBUF_SIMPLE), acquire(&buffers, c0, PyBUF_SIMPLE)
-        p.y = acquire(&buffers, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.h0, p.c0 = acquire(&buffers, inputs.h0, PyBUF_SIMPLE), acquire(&buffers, inputs.c0, PyBUF_SIMPLE)
+        p.y = acquire(&buffers, outputs.y, PyBUF_STRIDES | PyBUF_WRITABLE)
         p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h_n, p.c_n = acquire(&buffers, h_n, PyBUF_WRITABLE), acquire(&buffers, c_n, PyBUF_WRITABLE)
-        p.tape, p.masks = acquire(&buffers, tape, PyBUF_WRITABLE), acquire(&buffers, masks, PyBUF_SIMPLE)
+        p.h_n, p.c_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE), acquire(&buffers, outputs.c_n, PyBUF_WRITABLE)
+        p.tape, p.masks = acquire(&buffers, tape, PyBUF_WRITABLE), acquire(&buffers, inputs.masks, PyBUF_SIMPLE)
         p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
         with nogil:
             engine.table.forward(&p)
@@ -498,38 +563,36 @@ def forward(Engine engine, packed, inputs, outputs, workspace, tape=None):
         release(&buffers)
 
 
-def backward(Engine engine, packed_back, inputs, y, tape, output_gradients, input_gradients, workspace):
+def backward(Engine engine, packed_back, Inputs inputs not None, y, tape, OutputGradients output_gradients not None,
+             InputGradients input_gradients not None, workspace):
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = engine.table.item
-    x, h0, c0, masks, order = record(inputs, 5)
-    dy, dh_n, dc_n = record(output_gradients, 3)
-    dx, dh0, dc0, dparameters, dh = record(input_gradients, 5)
-    cdef Pointers pointers = Pointers(engine, dparameters, PyBUF_WRITABLE)
+    cdef Pointers pointers = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE)
     describe(&p, engine, &watch)
-    p.order = order_of(order)
+    p.order = order_of(inputs.order)
     p.dparameters = pointers.at
     buffers.count = 0
     try:
         p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE)
-        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.x = acquire(&buffers, inputs.x, PyBUF_STRIDES)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h0, p.c0 = acquire(&buffers, h0, PyBUF_SIMPLE), acquire(&buffers, c0, PyBUF_SIMPLE)
+        p.h0, p.c0 = acquire(&buffers, inputs.h0, PyBUF_SIMPLE), acquire(&buffers, inputs.c0, PyBUF_SIMPLE)
         p.y = acquire(&buffers, y, PyBUF_STRIDES)
         p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.tape, p.masks = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, masks, PyBUF_SIMPLE)
-        if dy is not None:
-            p.dy = acquire(&buffers, dy, PyBUF_STRIDES)
+        p.tape, p.masks = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, inputs.masks, PyBUF_SIMPLE)
+        if output_gradients.dy is not None:
+            p.dy = acquire(&buffers, output_gradients.dy, PyBUF_STRIDES)
             p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.dh_n, p.dc_n = acquire(&buffers, dh_n, PyBUF_SIMPLE), acquire(&buffers, dc_n, PyBUF_SIMPLE)
-        p.dx = acquire(&buffers, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dh_n, p.dc_n = acquire(&buffers, output_gradients.dh_n, PyBUF_SIMPLE), acquire(&buffers, output_gradients.dc_n, PyBUF_SIMPLE)
+        p.dx = acquire(&buffers, input_gradients.dx, PyBUF_STRIDES | PyBUF_WRITABLE)
         p.dx_step, p.dx_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        if dh is not None:
-            p.dh = acquire(&buffers, dh, PyBUF_STRIDES | PyBUF_WRITABLE)
+        if input_gradients.dh is not None:
+            p.dh = acquire(&buffers, input_gradients.dh, PyBUF_STRIDES | PyBUF_WRITABLE)
             p.dh_state, p.dh_step, p.dh_row = stride(&buffers, 0, item), stride(&buffers, 1, item), stride(&buffers, 2, item)
-        p.dh0, p.dc0 = acquire(&buffers, dh0, PyBUF_WRITABLE), acquire(&buffers, dc0, PyBUF_WRITABLE)
+        p.dh0, p.dc0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE), acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE)
         p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
         with nogil:
             engine.table.backward(&p)

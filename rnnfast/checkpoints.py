@@ -201,7 +201,7 @@ def forward(
                 starts.append(_of_part(states, part, window))
                 own = _run(part, window, packed, _inputs(part, window, source, starts[-1], masks), scratch)
                 window.put(y[..., part.columns], own.y)
-                _keep(states, part, window, own[1:])
+                _keep(states, part, window, (own.h_n, own.c_n))
             saved.starts.append(starts)
     return saved
 
@@ -220,9 +220,9 @@ def backward(
     `packs` holds the packed weights for forward and for backward.
     """
     T, N, _ = inputs.x.shape
-    dy, dh_n, dc_n = output_gradients
+    dy = output_gradients.dy
     states, starts, dh = (input_gradients.dh0, input_gradients.dc0), list(saved.starts), input_gradients.dh
-    for state, last in zip(states, (dh_n, dc_n), strict=True):
+    for state, last in zip(states, (output_gradients.dh_n, output_gradients.dc_n), strict=True):
         if state is not None:
             state[...] = 0 if last is None else last
     for layer, parts in reversed(list(enumerate(_layers(engine)))):

@@ -218,10 +218,11 @@ def _measure(
     flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
 ) -> None:
     """Add the measurements of a layer, or of one of the two layers of a Bidirectional, to `flow`."""
-    (x, h0, c0, *_), plan, _ = layer.execution.read(x, state)
+    inputs, plan, _ = layer.execution.read(x, state)
     if not plan.N:
-        raise ValueError(f"x must have at least one row, got shape {x.shape}")
-    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in execution.engine_view(plan, x, h0, c0))
+        raise ValueError(f"x must have at least one row, got shape {inputs.x.shape}")
+    viewed = execution.engine_view(plan, inputs.x, inputs.h0, inputs.c0)
+    x, h0, c0 = (None if a is None else a.astype(np.float64) for a in viewed)
     cell, info, directions = layer.engine.cell, layer.engine.info, layer.engine.directions
     every = {**layer.parameters, **layer.execution.extras}
     parameters = {name: array.astype(np.float64) for name, array in every.items()}

@@ -39,9 +39,11 @@ def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
         if os.path.exists(path):
             os.chmod(unfinished, stat.S_IMODE(os.stat(path).st_mode))
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
+        if isinstance(error, OSError) and error.filename == unfinished:
+            error.filename = path  # the name that the caller knows
         raise
 
 

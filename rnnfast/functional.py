@@ -53,7 +53,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -73,7 +73,11 @@ from rnnfast._core import (
     SUM_ROWS,
     CellInfo,
     Engine,
+    InputGradients,
+    Inputs,
     Order,
+    OutputGradients,
+    Outputs,
     PreparedCall,
     Sizes,
     backward,
@@ -121,64 +125,6 @@ __all__ = [
     "window",
     "xla",
 ]
-
-
-class Inputs(NamedTuple):
-    """The arrays that `forward` and `backward` read.
-
-    Attributes
-    ----------
-    x : ndarray, (T, N, input_size)
-    h0, c0 : ndarray or None
-        The initial states; None stands for zeros.
-    masks : ndarray or None, (num_layers - 1, T, N, features of y)
-        Dropout factors for the outputs of all layers but the last.
-    order : Order or None
-        For a ragged batch, the order of its steps, from `arrange`. There is then one state for each of its sequences.
-    """
-
-    x: Any
-    h0: Any = None
-    c0: Any = None
-    masks: Any = None
-    order: Order | None = None
-
-
-class Outputs(NamedTuple):
-    """The arrays that `forward` writes: y (T, N, features) and the final states. c_n is None for cells without c."""
-
-    y: Any
-    h_n: Any
-    c_n: Any = None
-
-
-class OutputGradients(NamedTuple):
-    """The gradients with respect to `Outputs` that `backward` reads. None stands for zeros."""
-
-    dy: Any = None
-    dh_n: Any = None
-    dc_n: Any = None
-
-
-class InputGradients(NamedTuple):
-    """The arrays that `backward` writes.
-
-    Attributes
-    ----------
-    dx, dh0, dc0 : ndarray
-        Gradients with respect to `Inputs`. dc0 is None for cells without c.
-    dparameters : list of ndarray or None
-        In the order of `parameter_shapes`; None for a parameter that is not trained. The gradients are added to the
-        contents of the arrays.
-    dh : ndarray or None, (num_layers * directions, T, N, output_size)
-        The total derivative with respect to h of every layer, direction and step; None to skip it.
-    """
-
-    dx: Any
-    dh0: Any
-    dc0: Any
-    dparameters: Any
-    dh: Any = None
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:

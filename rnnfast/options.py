@@ -62,8 +62,8 @@ def activations(value: Any, cell: str, directions: int) -> tuple[Any, ...] | Non
     if isinstance(value, str) or not isinstance(value, (list, tuple)):
         raise TypeError(f"activations must be a list with {count} names, got {value!r}")
     if len(value) not in {count, count * directions}:
-        twice = f" or, for both directions, {count * directions}" if directions == 2 else ""
-        raise ValueError(f"activations must have {count} names{twice} for this cell, got {len(value)}: {value!r}")
+        twice = f", or {count * directions} with those of the reverse direction last" if directions == 2 else ""
+        raise ValueError(f"activations must have length {count}{twice}, for this cell, got {len(value)}: {value!r}")
     return tuple(_activation(f"activations[{i}]", one) for i, one in enumerate(value))
 
 
@@ -82,23 +82,22 @@ def _activation(name: str, value: Any) -> Any:
     return (function, *map(float, given)) if given else function
 
 
-def leak(value: Any, states: int, hidden_size: int) -> Any:
+def leak(value: Any, states: int, hidden_size: int, dtype: np.dtype[Any]) -> Any:
     """Check the option; return None, a number, or nested tuples of numbers. `states` is num_layers * directions."""
     if value is None:
         return None
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"leak is {value!r}, but it must be a number or an array of numbers")
     alpha = arguments.real("leak", value, np.dtype(np.float64))
-    if not ((alpha > 0) & (alpha <= 1)).all():
-        wrong = alpha[~((alpha > 0) & (alpha <= 1))][0]
-        raise ValueError(f"leak is {wrong:g}, but it must be above 0 and at most 1")
+    if np.asarray(value).dtype == bool:
+        raise TypeError(f"leak must be a number or an array of numbers, got {value!r}")
+    valid = (alpha.astype(dtype) > 0) & (alpha <= 1)
+    if not valid.all():
+        raise ValueError(f"leak must be above 0 and at most 1, in {dtype}, got {alpha[~valid][0]:g}")
     try:
         np.broadcast_to(alpha, (states, hidden_size))
     except ValueError:
         raise ValueError(
-            f"leak has shape {alpha.shape}, but it must be one number, or an array of shape (hidden_size,) = "
-            f"{(hidden_size,)}, or one that broadcasts to (num_layers * directions, hidden_size) = "
-            f"{(states, hidden_size)}"
+            f"leak must be one number, or an array that broadcasts to (num_layers * directions, hidden_size) = "
+            f"{(states, hidden_size)}, got shape {alpha.shape}"
         ) from None
     return _tuples(alpha.tolist())
 
@@ -115,7 +114,7 @@ def clip(value: Any) -> float | None:
         raise TypeError(f"clip must be a number or None, got {value!r}")
     limit = float(value)
     if not CLIP_LEAST <= limit < math.inf:
-        raise ValueError(f"clip must be finite and at least 2**-126, or None, got {value!r}")
+        raise ValueError(f"clip must be None, or a finite number of at least 2**-126, got {value!r}")
     return limit
 
 

@@ -67,7 +67,7 @@ class Ragged:
 
     def inputs(self, inputs: Inputs) -> Inputs:
         """Return the inputs of the engine, with states of sequences instead of rows."""
-        return inputs._replace(h0=self._spread(inputs.h0), c0=self._spread(inputs.c0), order=self.order)
+        return Inputs(inputs.x, self._spread(inputs.h0), self._spread(inputs.c0), inputs.masks, self.order)
 
     def outputs(self, outputs: Outputs) -> Outputs:
         """Return the outputs of the engine, with new arrays for the states of sequences."""
@@ -79,7 +79,7 @@ class Ragged:
         for direction in range(self._engine.directions):
             columns = slice(direction * width, (direction + 1) * width)
             self.order.fill(self._source(direction, self._repeats), outputs.y[..., columns])
-        for states, last in zip(own[1:], outputs[1:], strict=True):
+        for states, last in ((own.h_n, outputs.h_n), (own.c_n, outputs.c_n)):
             if last is not None:
                 self._last(states, last)
 
@@ -93,7 +93,8 @@ class Ragged:
 
     def input_gradients(self, gradients: InputGradients) -> InputGradients:
         """Return the gradients that the engine writes, with new arrays for the states of sequences."""
-        return gradients._replace(dh0=self._states(gradients.dh0), dc0=self._states(gradients.dc0))
+        dh0, dc0 = self._states(gradients.dh0), self._states(gradients.dc0)
+        return InputGradients(gradients.dx, dh0, dc0, gradients.dparameters, gradients.dh)
 
     def finish_gradients(self, own: InputGradients, gradients: InputGradients) -> None:
         """Write zeros to the steps of dx and dh that are not valid, and the gradients of the initial states of rows."""

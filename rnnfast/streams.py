@@ -197,7 +197,7 @@ class Stream:
         with self._alone() as (h, c):
             inputs = Inputs(call.inputs.x, h.reshape(plan.h), None if c is None else c.reshape(plan.c))
             outputs, _ = layer.execution.run(call._replace(inputs=inputs), self._packed)
-            for own, last in zip((h, c), outputs[1:], strict=True):
+            for own, last in zip((h, c), (outputs.h_n, outputs.c_n), strict=True):
                 if own is not None:
                     own[...] = last.reshape(own.shape)
         return cast("Array", outputs.y)

@@ -1,5 +1,6 @@
 """Options of the test run, its header, and the fixtures that several modules share."""
 
+import signal
 from importlib import metadata
 
 import hypothesis
@@ -20,6 +21,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A shell starts its background commands with SIGINT ignored, and the processes of tests would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
     hypothesis.settings.register_profile("full", max_examples=200, deadline=None)
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "quick")

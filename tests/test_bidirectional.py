@@ -113,3 +113,9 @@ def test_second_layer_is_like_the_first():
     assert not np.array_equal(first, second)
     again = rnnfast.Bidirectional(make("gru_reset_before", num_layers=2, bias=False, dtype=np.float64, rng=0))
     assert_same_bits(layer.state_dict(), again.state_dict())
+
+
+def test_one_layer_in_both_directions_is_refused():
+    layer = make("lstm")
+    with pytest.raises(ValueError, match="backward_layer must be a different layer from forward_layer"):
+        rnnfast.Bidirectional(layer, layer)

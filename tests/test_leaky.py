@@ -133,8 +133,18 @@ def test_option_is_kept(tmp_path, rng):
     assert pair.backward_layer.leak == 0.25
 
 
+def test_option_is_read_only():
+    layer = rnnfast.RNN(I, H, leak=0.5, rng=0)
+    with pytest.raises(AttributeError):
+        layer.leak = 0.25
+    assert layer.leak == 0.5
+
+
 def test_files_without_the_option_load(tmp_path):
     layer = rnnfast.RNN(I, H, rng=0)
+    layer.save(tmp_path / "plain")
+    with np.load(tmp_path / "plain") as content:
+        assert "leak" not in content["rnnfast"].item()  # earlier versions can read it
     description = {name: value for name, value in saving.to_json(layer).items() if name != "leak"}
     header = json.dumps({"format": 1, "layer": description})
     with open(tmp_path / "old", "wb") as file:
@@ -153,15 +163,17 @@ def test_gradient_flow_of_slow_units():
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"leak": 0}, ValueError, "leak is 0, but it must be above 0 and at most 1"),
-        ({"leak": 1.5}, ValueError, "leak is 1.5, but"),
-        ({"leak": [0.5, np.nan, 0.5, 0.5, 0.5]}, ValueError, "leak is nan, but"),
-        ({"leak": True}, TypeError, "leak is True, but it must be a number"),
+        ({"leak": 0}, ValueError, "leak must be above 0 and at most 1, in float32, got 0"),
+        ({"leak": 1.5}, ValueError, "leak must be above 0 and at most 1, in float32, got 1.5"),
+        ({"leak": [0.5, np.nan, 0.5, 0.5, 0.5]}, ValueError, "leak must be above 0 .*, got nan"),
+        ({"leak": True}, TypeError, "leak must be a number or an array of numbers, got True"),
+        ({"leak": [True] * H}, TypeError, "leak must be a number or an array of numbers"),
+        ({"leak": 1e-50}, ValueError, "leak must be above 0 .* in float32, got 1e-50"),
         ({"leak": "fast"}, TypeError, "leak must hold real numbers"),
         (
             {"leak": [0.5] * (H + 1)},
             ValueError,
-            r"leak has shape \(6,\), but it must be one number, or an array of shape \(hidden_size,\)",
+            r"leak must be one number, or an array that broadcasts to .*, got shape \(6,\)",
         ),
         ({"leak": np.full((2, H), 0.5)}, ValueError, r"\(num_layers \* directions, hidden_size\) = \(1, 5\)"),
         ({"leak": 0.5, "clip": 1.0}, ValueError, "leak and clip are mutually exclusive"),

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -414,3 +415,9 @@ def test_a_subclass_is_saved_as_the_class_that_it_extends(tmp_path):
     assert loaded.reverse
     x = np.ones((2, 1, 2), np.float32)
     np.testing.assert_array_equal(loaded(x)[0], layer(x)[0])
+
+
+def test_errors_of_writing_name_the_path_given(tmp_path):
+    path = tmp_path / "missing" / "model"
+    with pytest.raises(FileNotFoundError, match=re.escape(repr(str(path)))):
+        LAYERS["linear"]().save(path)

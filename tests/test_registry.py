@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 
+import rnnfast
 from rnnfast import functional
 from rnnfast.functional import CELLS
+from rnnfast.options import Options
 
 FLOAT = np.dtype(np.float32)
 
@@ -48,6 +50,36 @@ def test_instruction_sets_are_found_once_and_named_as_their_tables():
         assert functional.Engine("gru", FLOAT, 3, 5, isa=isa).isa == isa
     with pytest.raises(ValueError, match=re.escape("isa is 'avx9', which does not run here; choose one of")):
         functional.Engine("gru", FLOAT, 3, 5, isa="avx9")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({"dtype": np.dtype(np.int64)}, TypeError, "dtype must be"),
+        ({"dtype": FLOAT.newbyteorder()}, TypeError, "in native byte order"),
+        ({"hidden_size": -1}, ValueError, "must be positive"),
+        ({"input_size": 0}, ValueError, "must be positive"),
+        ({"num_layers": 0}, ValueError, "must be positive"),
+        ({"proj_size": -1}, ValueError, "proj_size not negative"),
+        ({"options": Options((("tanh", 0.0, 0.0),) * 9, None, False, False)}, ValueError, "three activations for each"),
+    ],
+)
+def test_engine_refuses_invalid_numbers(given, error, match):
+    with pytest.raises(error, match=match):
+        functional.Engine("lstm", **{"dtype": FLOAT, "input_size": 3, "hidden_size": 5, **given})
+
+
+@pytest.mark.parametrize(("T", "N"), [(-1, 1), (1, -1), (0, 1), (1, 0)])
+def test_sizes_refuse_lengths_that_are_not_positive(T, N):
+    with pytest.raises(ValueError, match="T and N must be positive"):
+        functional.Engine("gru", FLOAT, 3, 5).sizes(T, N)
+
+
+def test_pack_counts_its_arrays():
+    layer = rnnfast.LSTM(3, 5, 2, rng=0)
+    packed = functional.empty(layer.engine.packed_size)
+    with pytest.raises(ValueError, match=r"expected 8 arrays, .* got 7"):
+        functional.pack(layer.engine, list(layer.parameters.values())[:7], packed, None)
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4, 5])

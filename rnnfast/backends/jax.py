@@ -117,7 +117,7 @@ def _forward(call: _Call, *arrays: Any) -> list[Any]:
     packed = run.pack_forward(parameters)
     outputs, _ = run.run(checked, packed)
     run.packs.release(packed)
-    return [array for array in outputs if array is not None]
+    return [array for array in (outputs.y, outputs.h_n, outputs.c_n) if array is not None]
 
 
 def _backward(call: _Call, *arrays: Any) -> list[Any]:

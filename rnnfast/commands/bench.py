@@ -1,4 +1,4 @@
-"""``rnnfast bench``: time layers beside the NumPy reference and other libraries.
+"""``rnnfast bench``: benchmark layers against the NumPy reference and other libraries.
 
 Each engine runs in its own process, which gets its number of threads before NumPy is imported. The engines take turns:
 each is timed once per round, so that a change in the load of the machine affects all of them.
@@ -32,8 +32,8 @@ SINGLE = {"T": 64, "N": 16, "I": 128, "H": 128, "layers": 1, "bidirectional": Fa
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Time calls of recurrent layers: rnnfast, the plain NumPy reference and, if they are installed, torch and ONNX
-    Runtime. All get the same weights and inputs. An engine whose results differ from those of the reference is
+    """Benchmark the recurrent layers of rnnfast against its plain NumPy reference and, if they are installed, torch and
+    ONNX Runtime. All get the same weights and inputs. An engine whose results differ from those of the reference is
     reported and not timed. Without sizes, a small set of cases is timed, which takes about half a minute.
 
     Examples:

@@ -133,8 +133,10 @@ def listed(names: list[str] | None) -> str:
 
 def why_isa(isa: dict[str, Any], cpu: dict[str, Any]) -> list[str]:
     used, available = isa["used"], isa["available"]
-    why = "set by RNNFAST_ISA" if isa["RNNFAST_ISA"] else "the best one available"
-    lines = [f"{used}, {why}; available: {', '.join(available)}"]
+    if isa["RNNFAST_ISA"]:
+        lines = [f"{used}, set by RNNFAST_ISA (available: {', '.join(available)})"]
+    else:
+        lines = [f"{used} (best of {', '.join(available)})"]
     for name, needs in NEEDS.items():
         if name not in available and cpu["features"] is not None:
             lacks = [need for need in needs if need not in cpu["features"]]
@@ -145,7 +147,7 @@ def why_isa(isa: dict[str, Any], cpu: dict[str, Any]) -> list[str]:
 
 def why_threads(threads: dict[str, Any]) -> list[str]:
     words = {
-        "processors": "processors available to this process",
+        "processors": "cores available to this process",
         "cgroup quota": "CPU quota of the container",
         "RNNFAST_NUM_THREADS": "RNNFAST_NUM_THREADS",
         "OMP_NUM_THREADS": "OMP_NUM_THREADS",
@@ -154,7 +156,7 @@ def why_threads(threads: dict[str, Any]) -> list[str]:
     found = [f"{words[name]} ({limits[name]}{', taken as 1' * (limits[name] < 1)})" for name in words if name in limits]
     unset = [text for name, text in words.items() if name not in limits and name not in invalid]
     return [
-        f"{threads['used']}, the least of: {', '.join(found)}",
+        f"{threads['used']}, the smallest of: {', '.join(found)}",
         *([f"not set: {', '.join(unset)}"] if unset else []),
         *(f"{name} is {value!r}, which is not a number, and is ignored" for name, value in invalid.items()),
     ]

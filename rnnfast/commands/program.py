@@ -93,7 +93,9 @@ def interruptible(stop: Callable[[], object]) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop()
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:  # as for a command that a script runs in the background
+        signal.signal(signal.SIGINT, ask)
     try:
         yield
     finally:

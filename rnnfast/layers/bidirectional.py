@@ -94,6 +94,8 @@ class Bidirectional(Layer):
                 raise TypeError(f"{name} must be an RNN, LSTM or GRU, got {type(layer).__name__}")
             if layer is not None and layer.bidirectional:
                 raise ValueError(f"{name} must run in one direction, got {saving.describe(layer)}")
+        if forward_layer is backward_layer:
+            raise ValueError("backward_layer must be a different layer from forward_layer, with its own parameters")
         if forward_layer.reverse:
             raise ValueError(
                 f"forward_layer must run from the first step to the last, got {saving.describe(forward_layer)}"

@@ -18,8 +18,6 @@ from rnnfast._types import Array
 from rnnfast.buffers import LARGE, BufferPool, ResultPool
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
 
-_record = tuple.__new__  # creates a named tuple in less than half the time; used where every call needs one
-
 __all__ = ["Call", "Execution", "Kept", "Plan", "Weights"]
 
 
@@ -138,7 +136,7 @@ class Execution:
         if zero_masked is not False:
             zero_masked = arguments.flag("zero_masked", zero_masked)
         if lengths is None and mask is None and reset is None:
-            return _record(Call, (_record(Inputs, (x, h0, c0, None, None)), plan, None))
+            return Call(Inputs(x, h0, c0), plan, None)
         rows = plan.N if len(plan.h) == 3 else None
         pattern = ragged.read(plan.T, rows, self._batch_first, lengths, mask, reset)
         if pattern is None or not plan.N:
@@ -260,13 +258,13 @@ class Execution:
     ) -> tuple[Outputs, checkpoints.Saved | None]:
         """Run forward. Writes `tape` if it is not None. If `every` is not None, also returns checkpoints."""
         inputs, plan, rows = call
-        outputs = own = results = _record(Outputs, self._empty(plan, plan.y))
+        outputs = own = results = Outputs(*self._empty(plan, plan.y))
         if not plan.N:
             return results, None if every is None else checkpoints.Saved([], [], [])
         sizes = plan.sizes
         if not plan.time_major:
-            inputs = Inputs(*engine_view(plan, *inputs[:3]), inputs.masks)
-            outputs = own = Outputs(*engine_view(plan, *results))
+            inputs = Inputs(*engine_view(plan, inputs.x, inputs.h0, inputs.c0), inputs.masks)
+            outputs = own = Outputs(*engine_view(plan, results.y, results.h_n, results.c_n))
         if rows is not None:
             sizes, inputs, own = rows.sizes, rows.inputs(inputs), rows.outputs(outputs)
         saved = None
@@ -314,8 +312,8 @@ class Execution:
         y, outputs = kept.y, results
         if not plan.time_major:
             y, _, _ = engine_view(plan, y)
-            inputs = Inputs(*engine_view(plan, *inputs[:3]), inputs.masks)
-            gradients = OutputGradients(*engine_view(plan, *gradients))
+            inputs = Inputs(*engine_view(plan, inputs.x, inputs.h0, inputs.c0), inputs.masks)
+            gradients = OutputGradients(*engine_view(plan, gradients.dy, gradients.dh_n, gradients.dc_n))
             whole = None if dh is None else dh.reshape(plan.h[0], plan.T, plan.N, plan.h[-1])
             outputs = InputGradients(*engine_view(plan, dx, dh0, dc0), results.dparameters, whole)
         own = outputs

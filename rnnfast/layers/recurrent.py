@@ -35,14 +35,12 @@ class Recurrent(ArrayLayer, Generic[State]):
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
     peepholes = coupled = False
-    leak: Any = None
     execution: Execution
     _cell: str
     _init: Init = "torch"
     _transient = ("execution",)
 
-    def __init__(self, cell: str, given: dict[str, Any]) -> None:
-        """`given`: the arguments of the class's constructor, as its locals()."""
+    def __init__(self, cell: str, given: dict[str, Any]) -> None:  # given: the locals() of the class's constructor
         super().__init__(given["dtype"], given["rng"])
         self._cell = cell
         self.input_size = arguments.size("input_size", given["input_size"])
@@ -67,7 +65,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.clip = options.clip(given["clip"])
         self.peepholes = arguments.flag("peepholes", given.get("peepholes", False))
         self.coupled = arguments.flag("coupled", given.get("coupled", False))
-        self.leak = options.leak(given.get("leak"), self.num_layers * (1 + self.bidirectional), self.hidden_size)
+        states = self.num_layers * (1 + self.bidirectional)
+        self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
         self._prepare()
@@ -93,8 +92,13 @@ class Recurrent(ArrayLayer, Generic[State]):
             options=options.read(self._cell, directions, self.activations, self.clip, self.peepholes, self.coupled),
         )
         shape = (engine.num_layers * directions, engine.hidden_size)
-        extras = None if self.leak is None else np.broadcast_to(np.array(self.leak, self.dtype), shape)
+        extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
+
+    @property
+    def leak(self) -> Any:
+        """The leak of a leaky RNN, as a number or nested tuples; None otherwise."""
+        return self._leak
 
     @property
     def engine(self) -> functional.Engine:
@@ -279,26 +283,27 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _infer(self, call: Call) -> tuple[Array, State]:
         run, frozen = self.execution, self.execution.frozen
         packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
-        (y, h_n, c_n), _ = run.run(call, packed)
+        outputs, _ = run.run(call, packed)
         if frozen is None:
             run.packs.release(packed)
         elif call.plan.N and call.ragged is None:
             run.prepare(call.plan, frozen)
-        return y, cast("State", h_n if c_n is None else (h_n, c_n))
+        return outputs.y, cast("State", outputs.state)
 
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
-        (x, h0, c0, *_), plan, rows = call
-        h0, c0 = None if h0 is None else h0.copy(), None if c0 is None else c0.copy()
+        inputs, plan, rows = call
+        h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
         masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
-        call = Call(functional.Inputs(x, h0, c0, masks), plan, rows)
-        (y, h_n, c_n), kept, leases = self.execution.train(call, self._parameters, checkpoint)
+        call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)
+        outputs, kept, leases = self.execution.train(call, self._parameters, checkpoint)
+        y = outputs.y
         y.flags.writeable = False
         if y.base is not None:
             y.base.flags.writeable = False
         # A view of a read-only array cannot be made writable.
-        return y[...], cast("State", h_n if c_n is None else (h_n, c_n)), Tape(self, kept, leases)
+        return y[...], cast("State", outputs.state), Tape(self, kept, leases)
 
     def _masks(self, plan: Plan) -> Array:
         """Draw the dropout factors for the outputs of all layers but the last: 0, or 1 / (1 - dropout)."""

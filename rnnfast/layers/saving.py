@@ -45,13 +45,16 @@ def describe(layer: Any) -> str:
         value = getattr(layer, name)
         if value != parameter.default:
             text = describe(value) if isinstance(value, tuple(CLASSES.values())) else repr(_plain(value))
+            text = text if len(text) <= 500 else f"<array of shape {np.shape(value)}>"
             given.append(text if parameter.default is parameter.empty else f"{name}={text}")
     return f"{type(layer).__name__}({', '.join(given)})"
 
 
 def to_json(layer: Any) -> dict[str, Any]:
     """Return the class and options of a layer as JSON types."""
-    return {"class": kind(layer).__name__, **{name: _plain(value) for name, value in options(layer).items()}}
+    given = {name: _plain(value) for name, value in options(layer).items()}
+    # Earlier versions, which lack an option, can read the file of a layer that does not use it.
+    return {"class": kind(layer).__name__} | {name: value for name, value in given.items() if _matters(name, value)}
 
 
 def from_json(description: dict[str, Any]) -> Any:
@@ -74,12 +77,16 @@ def fits(description: Any, own: Any) -> bool:
     return bool(_essence(description) == _essence(own))
 
 
+def _matters(name: str, value: Any) -> bool:
+    return name not in LATER or value != LATER[name]
+
+
 def _essence(description: Any) -> Any:
     """Return the part of a description that results depend on."""
     if not isinstance(description, dict):
         return description
     essence = {name: _essence(value) for name, value in description.items() if name not in FREE}
-    return {name: value for name, value in essence.items() if name not in LATER or value != LATER[name]}
+    return {name: value for name, value in essence.items() if _matters(name, value)}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
