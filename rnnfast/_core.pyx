@@ -462,6 +462,18 @@ cdef void describe(rnnfast_problem *p, Engine engine, Watch *watch) noexcept:
 
 
 def pack(Engine engine, parameters, packed, packed_back):
+    """Pack the parameters of an engine for the kernels.
+
+    Parameters
+    ----------
+    engine : Engine
+    parameters : sequence of ndarray
+        In the order of `parameter_shapes`.
+    packed : ndarray of uint8 or None
+        The buffer that `forward` reads, with engine.packed_size bytes. None to skip it.
+    packed_back : ndarray of uint8 or None
+        The buffer that `backward` reads, with engine.packed_back_size bytes. None to skip it.
+    """
     cdef Watch watch
     cdef Buffers buffers
     cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE)
@@ -539,6 +551,21 @@ cdef class InputGradients:
 
 
 def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not None, workspace, tape=None):
+    """Run an engine forward over a batch.
+
+    Parameters
+    ----------
+    engine : Engine
+    packed : ndarray of uint8
+        From `pack`.
+    inputs : Inputs
+    outputs : Outputs
+        The arrays to write. With an order, masked-out steps of y are not written: see `Order.fill`.
+    workspace : ndarray of uint8
+        Scratch memory with the ``forward_workspace`` bytes of ``engine.sizes(T, N, inputs.order)``.
+    tape : ndarray of uint8, optional
+        The buffer for what `backward` needs, with the ``tape`` bytes of the sizes. None for inference.
+    """
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Buffers buffers
@@ -566,6 +593,24 @@ def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not N
 
 def backward(Engine engine, packed_back, Inputs inputs not None, y, tape, OutputGradients output_gradients not None,
              InputGradients input_gradients not None, workspace):
+    """Compute the gradients of one `forward`.
+
+    Parameters
+    ----------
+    engine : Engine
+    packed_back : ndarray of uint8
+        From `pack`, with the same parameters as in `forward`.
+    inputs : Inputs
+    y : ndarray, (T, N, features)
+        As `forward` wrote it.
+    tape : ndarray of uint8
+        As `forward` wrote it. It is not changed.
+    output_gradients : OutputGradients
+    input_gradients : InputGradients
+        The arrays to write. Gradients of the parameters are added to the contents of their arrays.
+    workspace : ndarray of uint8
+        Scratch memory with the ``backward_workspace`` bytes of ``engine.sizes(T, N, inputs.order)``.
+    """
     cdef rnnfast_problem p
     cdef Watch watch
     cdef Buffers buffers

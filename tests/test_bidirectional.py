@@ -117,5 +117,5 @@ def test_second_layer_is_like_the_first():
 
 def test_one_layer_in_both_directions_is_refused():
     layer = make("lstm")
-    with pytest.raises(ValueError, match="backward_layer must be another layer than forward_layer"):
+    with pytest.raises(ValueError, match="backward_layer must be a different layer from forward_layer"):
         rnnfast.Bidirectional(layer, layer)

@@ -98,6 +98,34 @@ def test_the_example_in_c_has_the_loss_and_the_gradient_of_the_layer(compiler, t
     assert float(printed["difference"]) == pytest.approx(gradient, rel=1e-8)
 
 
+REFUSED = """
+#include "rnnfast.h"
+#include <stdio.h>
+
+int main(void)
+{
+    const rnnfast_table *table = rnnfast_get_table("scalar", sizeof(float));
+    const ptrdiff_t cases[][4] = {/* cell, H, P, expected */
+                                  {RNNFAST_LSTM, 4, 4, 0}, {RNNFAST_LSTM, 4, 2, 0}, {RNNFAST_LSTM, 4, 17, 1},
+                                  {RNNFAST_LSTM, 4, 0, 1}, {RNNFAST_LSTM, 4, -1, 1}, {RNNFAST_GRU, 4, 2, 1},
+                                  {RNNFAST_CELLS, 4, 4, 1}, {999999, 4, 4, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rnnfast_stack s = {.cell = (rnnfast_cell)cases[i][0], .directions = 1, .layers = 2, .I = 3, .H = cases[i][1], .P = cases[i][2]};
+        rnnfast_sizes sizes;
+        printf("%d", table->sizes(&s, 5, 2, NULL, &sizes) != cases[i][3]);
+    }
+}
+"""
+
+
+@pytest.mark.usefixtures("kernels")
+def test_sizes_refuses_unknown_cells_and_projections(compiler, tmp_path):
+    (tmp_path / "refused.c").write_text(REFUSED, encoding="utf-8")
+    options = [word for word in command_of_the_example() if word != "examples/c/lstm.c"]
+    run([compiler, tmp_path / "refused.c", *options, "-o", tmp_path / "refused"], CHECKOUT)
+    assert run([tmp_path / "refused"], tmp_path) == "0" * 8
+
+
 @pytest.mark.full
 @pytest.mark.usefixtures("kernels")
 def test_the_example_in_the_header_runs(compiler, tmp_path):

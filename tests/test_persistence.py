@@ -349,6 +349,18 @@ def test_copies(kind, frozen, way, dtype):
     assert all(array.any() for array in layer.parameters.values())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("maker", [rnnfast.RNN, rnnfast.LSTM, rnnfast.GRU])
+def test_state_of_a_pickle_of_the_previous_version(maker, frozen):
+    layer = maker(3, 4, rng=1)
+    state = layer.__getstate__()
+    del state["_leak"], state["_frozen"]  # options that version 0.1.0 did not have, and a name that it did not use
+    got = maker.__new__(maker)
+    got.__setstate__({**state, "_packed": frozen})
+    assert_same_layer(got, layer)
+    assert all(array.flags.writeable != frozen for array in got.parameters.values())
+
+
 def test_copies_draw_the_same_dropout_as_the_layer():
     layer = rnnfast.LSTM(3, 4, 2, dropout=0.5, rng=1)
     copies = [COPIES[way](layer) for way in ("pickle", "deepcopy")]

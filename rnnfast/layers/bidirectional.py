@@ -95,9 +95,7 @@ class Bidirectional(Layer):
             if layer is not None and layer.bidirectional:
                 raise ValueError(f"{name} must run in one direction, got {saving.describe(layer)}")
         if forward_layer is backward_layer:
-            raise ValueError(
-                "backward_layer must be another layer than forward_layer, as each has parameters of its own"
-            )
+            raise ValueError("backward_layer must be a different layer from forward_layer, with its own parameters")
         if forward_layer.reverse:
             raise ValueError(
                 f"forward_layer must run from the first step to the last, got {saving.describe(forward_layer)}"

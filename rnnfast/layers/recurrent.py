@@ -35,6 +35,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
     peepholes = coupled = False
+    _leak: Any = None
     execution: Execution
     _cell: str
     _init: Init = "torch"
