@@ -232,38 +232,37 @@ typedef struct {
     scratch of[2];
 } workspace;
 
-static scratch lay_out_backward(arena *a, const shape *s, const extent *e)
+static void lay_out_backward(scratch *own, arena *a, const shape *s, const extent *e)
 {
     ptrdiff_t rows = block_rows(e, SUM_ROWS), sums = min_of(rows, SUM_ROWS);
-    scratch own = {.dgates = reserve(a, times(rows, s->gates_row))};
-    if (s->projects) own.dh_steps = reserve(a, times(rows, s->P_row));
-    own.dh = reserve(a, times(e->N, s->P_row));
-    own.dc = reserve(a, times(e->N, s->H_row));
-    own.daux = reserve(a, times(e->N, s->H_row));
-    own.gate_tiles = reserve(a, times(sums, s->gates_row));
-    if (s->projects) own.dh_tiles = reserve(a, times(sums, s->P_row));
-    own.x_panels = reserve(a, times(sums, padded(widest_input(s), LANES)));
-    own.h_panels = reserve(a, times(sums, s->P_row));
-    if (s->keeps_aux) own.aux_panels = reserve(a, times(sums, s->H_row));
-    return own;
+    own->dgates = reserve(a, times(rows, s->gates_row));
+    if (s->projects) own->dh_steps = reserve(a, times(rows, s->P_row));
+    own->dh = reserve(a, times(e->N, s->P_row));
+    own->dc = reserve(a, times(e->N, s->H_row));
+    own->daux = reserve(a, times(e->N, s->H_row));
+    own->gate_tiles = reserve(a, times(sums, s->gates_row));
+    if (s->projects) own->dh_tiles = reserve(a, times(sums, s->P_row));
+    own->x_panels = reserve(a, times(sums, padded(widest_input(s), LANES)));
+    own->h_panels = reserve(a, times(sums, s->P_row));
+    if (s->keeps_aux) own->aux_panels = reserve(a, times(sums, s->H_row));
 }
 
-INLINE workspace lay_out_workspace(arena *a, const shape *s, const extent *e, int back)
+INLINE void lay_out_workspace(workspace *w, arena *a, const shape *s, const extent *e, int back)
 {
-    workspace w = {.zeros = reserve(a, s->H_row)};
-    for (int i = 0; i < min_of(s->L - 1, 2); i++) w.between[i] = lay_out_output(a, s, e);
-    w.masked = w.between[0]; /* forward: with a tape the outputs are there, and without one they are masked in place */
-    if (back && s->L > 1) w.masked = lay_out_output(a, s, e);
-    if (back && s->D > 1) w.second_dx = reserve(a, times(e->stored, widest_input(s)));
+    memset(w, 0, sizeof *w);
+    w->zeros = reserve(a, s->H_row);
+    for (int i = 0; i < min_of(s->L - 1, 2); i++) w->between[i] = lay_out_output(a, s, e);
+    w->masked = w->between[0]; /* forward: with a tape the outputs are there, and without one they are masked in place */
+    if (back && s->L > 1) w->masked = lay_out_output(a, s, e);
+    if (back && s->D > 1) w->second_dx = reserve(a, times(e->stored, widest_input(s)));
     for (int d = 0; d < s->D; d++) {
         if (back) {
-            w.of[d] = lay_out_backward(a, s, e);
+            lay_out_backward(&w->of[d], a, s, e);
         } else {
-            w.of[d].gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row));
-            w.of[d].aux = reserve(a, times(e->N, s->H_row));
+            w->of[d].gates = reserve(a, times(block_rows(e, forward_rows(s)), s->gates_row));
+            w->of[d].aux = reserve(a, times(e->N, s->H_row));
         }
     }
-    return w;
 }
 
 /* ---- sizes ---- */
@@ -273,10 +272,11 @@ static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnn
     if (!is_valid(stack)) return 1;
     shape s = shape_of(stack);
     extent e = extent_of(T, N, o, s.D);
+    workspace w;
     arena forward = {0}, backward = {0};
     parts weights = parts_of_weights(&s, NULL, 0), back = parts_of_weights(&s, NULL, 1), tape = parts_of_tape(&s, &e, NULL);
-    lay_out_workspace(&forward, &s, &e, 0);
-    lay_out_workspace(&backward, &s, &e, 1);
+    lay_out_workspace(&w, &forward, &s, &e, 0);
+    lay_out_workspace(&w, &backward, &s, &e, 1);
     const ptrdiff_t elements[] = {length_of(&weights), length_of(&back), length_of(&tape), forward.used, backward.used};
     ptrdiff_t most = times(times(T, N), plus(s.I, times(s.D, s.P))); /* x and y */
     for (int i = 0; i < 5; i++) most = max_of(most, elements[i]);

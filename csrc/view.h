@@ -54,13 +54,13 @@ typedef struct {
     ptrdiff_t from;
 } view;
 
-static view view_of(const void *at, ptrdiff_t N, ptrdiff_t step, ptrdiff_t row)
+INLINE view view_of(const void *at, ptrdiff_t N, ptrdiff_t step, ptrdiff_t row)
 {
     return (view){.at = (REAL *)at, .N = N, .step = step, .row = row};
 }
 
 /* The rows of a matrix, `row` elements apart. */
-static view matrix_view(const REAL *at, ptrdiff_t row)
+INLINE view matrix_view(const REAL *at, ptrdiff_t row)
 {
     return view_of(at, PTRDIFF_MAX, 0, row);
 }
@@ -109,7 +109,7 @@ static view window(const view *v, ptrdiff_t t, range rows)
 }
 
 /* v from some column on; an empty view stays empty. */
-static view shifted(view v, ptrdiff_t columns)
+INLINE view shifted(view v, ptrdiff_t columns)
 {
     if (v.at) v.at += columns;
     return v;
