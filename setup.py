@@ -50,7 +50,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext):
         self.cython_c_in_temp = True
         isa_flags, flags, macros = ISA_FLAGS, FLAGS, []
-        ext.extra_compile_args = ["-g0", "-fvisibility=hidden"]
+        ext.extra_compile_args = ["-fno-asynchronous-unwind-tables", "-g0", "-fvisibility=hidden"]
         ext.extra_link_args = ["-pthread", "-fno-fast-math"]
         if sys.platform == "linux":
             ext.extra_link_args.append("-Wl,-s")

@@ -50,7 +50,7 @@ static void pack_task(call *c, const worker *w)
         }
 }
 
-static void pack(const rnnfast_stack *stack, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll poll)
+COMPACT void pack(const rnnfast_stack *stack, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll poll)
 {
     call c;
     c.s = shape_of(stack);
@@ -67,7 +67,7 @@ static void pack(const rnnfast_stack *stack, const void *const *parameters, void
 /* ---- the rest of the table ---- */
 
 /* c of each step, from the tape. */
-static void cells_of_tape(const rnnfast_problem *p, void *out)
+COMPACT void cells_of_tape(const rnnfast_problem *p, void *out)
 {
     shape s = shape_of(&p->stack);
     extent e = extent_of(p->T, p->N, p->order, s.D);

@@ -267,7 +267,7 @@ INLINE void lay_out_workspace(workspace *w, arena *a, const shape *s, const exte
 
 /* ---- sizes ---- */
 
-static int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, rnnfast_sizes *out)
+COMPACT int sizes(const rnnfast_stack *stack, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, rnnfast_sizes *out)
 {
     if (!is_valid(stack)) return 1;
     shape s = shape_of(stack);

@@ -22,7 +22,7 @@ static linear_layout lay_out_linear(arena *a, const rnnfast_linear *p, int back)
     return m;
 }
 
-static int linear_sizes(const rnnfast_linear *p, size_t *packed, size_t *backward_workspace)
+COMPACT int linear_sizes(const rnnfast_linear *p, size_t *packed, size_t *backward_workspace)
 {
     arena forward = {0}, backward = {0};
     lay_out_linear(&forward, p, 0);

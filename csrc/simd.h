@@ -23,8 +23,10 @@ typedef uint64_t BITS;
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline, unused))
+#define COMPACT static __attribute__((cold)) /* optimised for size: not on the path of a step */
 #else
 #define INLINE static inline
+#define COMPACT static
 #endif
 
 #if LANES == 1

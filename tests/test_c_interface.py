@@ -110,7 +110,8 @@ int main(void)
                                   {RNNFAST_LSTM, 4, 0, 1}, {RNNFAST_LSTM, 4, -1, 1}, {RNNFAST_GRU, 4, 2, 1},
                                   {RNNFAST_CELLS, 4, 4, 1}, {999999, 4, 4, 1}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        rnnfast_stack s = {.cell = (rnnfast_cell)cases[i][0], .directions = 1, .layers = 2, .I = 3, .H = cases[i][1], .P = cases[i][2]};
+        rnnfast_stack s = {.cell = (rnnfast_cell)cases[i][0], .directions = 1, .layers = 2, .I = 3};
+        s.H = cases[i][1], s.P = cases[i][2];
         rnnfast_sizes sizes;
         printf("%d", table->sizes(&s, 5, 2, NULL, &sizes) != cases[i][3]);
     }
