@@ -50,7 +50,8 @@ static void pack_task(call *c, const worker *w)
         }
 }
 
-COMPACT void pack(const rnnfast_stack *stack, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll poll)
+COMPACT void pack(const rnnfast_stack *stack, const void *const *parameters, void *packed, void *packed_back, int threads,
+                  rnnfast_poll poll)
 {
     call c;
     c.s = shape_of(stack);
