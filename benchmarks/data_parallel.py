@@ -128,7 +128,7 @@ def main():
         for k in range(2)
     ]
     print(f"LSTM in float32, Adam, one thread, {os.cpu_count()} processors, load average before: {load:.1f}.")
-    print("Milliseconds, the minimum of many rounds: processor time for compute, copies and update; elapsed time for")
+    print("Milliseconds, the minimum of many rounds: CPU time for compute, copies and update; elapsed time for")
     print("Allreduce and step.\n")
     print("| | message | compute, 1 process | 2 | copies | update | Allreduce | efficiency | step, 1 process | 2 |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")

@@ -147,11 +147,11 @@ def report(options):
     print(f"{installed}, {_core.get_default_isa()}; {sizes}, float32")
     print("valid: share of valid steps; of full: time relative to the full padded batch (ideally the share)")
     if torch:
-        print("lead: time of torch, packed or on the full batch, relative to rnnfast with lengths=")
+        print("speed-up: time of torch, packed or on the full batch, relative to rnnfast with lengths=")
     print()
     heads = ["rnnfast, ms", "valid", "of full"]
     if torch:
-        heads += ["lead, packed", "lead, full", "torch: packed of full"]
+        heads += ["speed-up, packed", "speed-up, full", "torch: packed of full"]
     print(f"{'':40s}" + "".join(f"{head:>{len(head) + 3}s}" for head in heads))
     for threads in options.threads:
         for cell in options.cells:

@@ -62,9 +62,9 @@ def rows(report):
 
 
 def table(report):
-    """Return a Markdown table: relative times of the others, the lead over the fastest, and the share of the limit."""
+    """Return a Markdown table: relative times, speed-up over the fastest of the others, share of the roofline."""
     names = [name for name in ENGINES if any(name in engines for engines in report["cases"].values())][1:]
-    lines = [["", "rnnfast", "GFLOP/s", *names, "lead", "of limit"], ["---", *["---:"] * (len(names) + 4)]]
+    lines = [["", "rnnfast", "GFLOP/s", *names, "speed-up", "% of roofline"], ["---", *["---:"] * (len(names) + 4)]]
     leads, shares = [], []
     for case, seconds, peers, share in rows(report):
         leads.append(min(peers.values()))
@@ -73,7 +73,8 @@ def table(report):
         rate = f"{counts(case)[0] / seconds:.3g}"
         lines.append([case, duration(seconds), rate, *others, f"{leads[-1]:.2f}", f"{share:.0%}"])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\nLead: geometric mean {geometric_mean(leads):.2f}, least {min(leads):.2f}, {len(leads)} cases."
+    summary = f"geometric mean {geometric_mean(leads):.2f}, lowest {min(leads):.2f}, {len(leads)} cases"
+    return f"{text}\n\nSpeed-up over the fastest: {summary}."
 
 
 def draw(report, path, peak, bandwidths):

@@ -1,8 +1,8 @@
-"""How memory and time grow with the sizes, and what a busy neighbour costs.
+"""How memory and time grow with the sizes, and what a noisy neighbour costs.
 
     python benchmarks/scaling.py memory                     peak memory of training, by engine
     python benchmarks/scaling.py growth -o growth.png       time per step, row and multiply-add as sizes grow
-    python benchmarks/scaling.py neighbour                  two threads while another process keeps a processor busy
+    python benchmarks/scaling.py neighbour                  two threads while another process keeps a core busy
 
 Engines that are not installed are left out. Linux only: memory is read from /proc.
 """
@@ -136,7 +136,7 @@ def burn():
 
 
 def neighbour(_):
-    print("Time of 2 threads while another process keeps a processor busy, relative to 1 thread undisturbed\n")
+    print("Time of 2 threads while another process keeps a core busy, relative to 1 thread undisturbed\n")
     engines = ("rnnfast", "torch", "onnxruntime")
     print(f"{'':38s}" + "".join(f"{engine:>14s}" for engine in engines))
     for case in NEIGHBOUR:

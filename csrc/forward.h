@@ -1,7 +1,7 @@
 /* Forward through a block of steps, for one direction of one layer.
  *
- * First the input product bias + W_ih x of the whole block, then, step by step, the stages of the cell. Without a tape the gates of the
- * block are overwritten by the next one: inference is training whose tape has stride zero.
+ * First the input product bias + W_ih x of the whole block, then, step by step, the stages of the cell. Without a tape, all blocks
+ * reuse one block of gates: inference runs the code of training.
  *
  * Order of a sum: bias_ih + bias_hh, then the features of x in order, then the units of h in order.
  * Aliasing: x, y, gates, c and aux do not overlap.
@@ -37,8 +37,8 @@ static product stage_product(const direction *d, int i, range rows)
     return p;
 }
 
-/* Aims a product at step t of some rows; slot is the step of d->gates. Only what changes is written: making the product anew for each
- * step would cost 20 ns, a sixth of a step of an RNN with H = 64. */
+/* Points the operands of a product at step t of some rows; slot is the step of d->gates. Only members that change are written: building
+ * the product again for each step would cost 20 ns, a sixth of a step of an RNN with H = 64. */
 static void aim(product *p, const direction *d, const stage *g, ptrdiff_t t, ptrdiff_t slot, range rows)
 {
     p->rows = rows.end - rows.begin;

@@ -1,7 +1,7 @@
 /* Memory layouts: the shape of a stack and of a problem, and where each matrix lies in packed weights, tape and workspace.
  *
- * Each layout is one function that reserves regions of an arena. It runs with a NULL base to count, in sizes(), and with the real base to
- * place (arena.h). Rows of internal matrices are padded to whole vectors, so whole vectors may be written to their ends. All lengths
+ * Each layout is one function that reserves regions of an arena. It runs with a NULL base to count, in sizes(), and with the real base
+ * to assign addresses (arena.h). Rows of internal matrices are padded to whole vectors, so whole vectors may be written to their ends. All lengths
  * count elements.
  */
 #pragma once
@@ -12,9 +12,9 @@
 
 enum {
     SUM_ROWS = RNNFAST_SUM_ROWS,
-    BLOCK_BYTES = 1 << 18,        /* gates of a block of steps, to stay in the second-level cache */
-    BLOCK_ROWS = 48,              /* but at least so many rows, to pay for reading W_ih */
-    CROWDED = 1024 / sizeof(REAL) /* rows a multiple of this apart share a few sets of the first-level cache */
+    BLOCK_BYTES = 1 << 18,        /* gates of a block of steps, to stay in L2 */
+    BLOCK_ROWS = 48,              /* but at least this many rows, to pay for reading W_ih */
+    CROWDED = 1024 / sizeof(REAL) /* rows a multiple of this apart share a few sets of L1 */
 };
 
 /* ---- shapes ---- */
@@ -50,7 +50,8 @@ static shape shape_of(const rnnfast_stack *stack)
     s.has_c = info->has_c;
     s.keeps_aux = info->keeps_aux || s.projects;
     s.gates_row = padded(times(s.columns, s.H), LANES);
-    if (s.gates_row % CROWDED == 0) s.gates_row = plus(s.gates_row, ALIGN); /* sums read columns of dgates: half the time */
+    if (s.gates_row % CROWDED == 0)
+        s.gates_row = plus(s.gates_row, ALIGN); /* avoids cache-set conflicts in column sums, which halves their time */
     s.H_row = padded(s.H, LANES);
     s.P_row = padded(s.P, LANES);
     if (info->extra_rows && (stack->peepholes || !info->extra_is_optional)) s.extra = times(info->extra_rows, s.H);
@@ -216,7 +217,7 @@ static kept kept_at(const parts *tape, const shape *s, const extent *e, ptrdiff_
 
 /* ---- workspace ---- */
 
-/* A direction's own. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with a projection,
+/* Scratch memory of one direction. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with a projection,
  * dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, and x, h and aux in panels. */
 typedef struct {
     REAL *gates, *aux;

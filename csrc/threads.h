@@ -1,18 +1,18 @@
 /* The thread group: threads that wait for work, shared by the whole process.
  *
- *     int group = rnnfast_threads_acquire(threads, spins); the caller holds the group and invites threads - 1 workers; 0: it runs alone
+ *     int group = rnnfast_threads_acquire(threads, spins); the caller holds the group and requests threads - 1 workers; 0: it runs alone
  *     rnnfast_threads_run(group, work, argument);          work(argument, k, n) for k = 0 .. n-1 at once; k = 0 is the caller
  *     rnnfast_threads_run(group, more, argument);
  *     rnnfast_threads_release(group);
  *
- * Every run chooses n anew: the caller, and the workers that have come by then, on other processors than the caller's. So a call never
- * waits for a thread without a processor: it begins alone, and a worker that comes late joins at the next run. Before the first run the
- * caller spins `spins` times for workers to come, about 15 ns each.
- * One caller holds the group at a time; another one meanwhile runs alone. Workers are made when they are first needed, fewer if the system
- * has no more. Without work they spin for a short time and then sleep. A forked child makes a group of its own.
+ * Each run uses the caller and the workers that are ready by then, on other cores than the caller's. So a call never waits for a thread
+ * that is not running: it begins alone, and a late worker joins at the next run. Before the first run the caller spins at most `spins`
+ * times for workers to become ready, about 15 ns each.
+ * One caller holds the group at a time; meanwhile other callers run alone. Workers are created when they are first needed, or fewer if the
+ * system has no more threads. Without work they spin for a short time and then sleep. A forked child creates its own group.
  *
- * Inside work, rnnfast_threads_barrier(first, n, k, stop) returns when all of workers first .. first+n-1, of which k is one, have called
- * it as often in this run as k has. If *stop is not 0, it returns at once and nobody waits any more.
+ * Inside work, rnnfast_threads_barrier(first, n, k, stop) is a barrier among workers first .. first+n-1; k is the caller's index. Once
+ * *stop is set, it no longer waits.
  *
  * A long call learns that it should stop by should_stop(). Only the calling thread asks the caller's rnnfast_poll; all threads see the
  * answer in *stopped. A thread counts the multiply-adds that it does, so asking costs nothing measurable. Once *stopped is set it stays

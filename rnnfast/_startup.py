@@ -16,7 +16,8 @@ def import_error(error: Exception) -> BaseException:
     here = os.path.dirname(os.path.abspath(__file__))
     if PathFinder.find_spec("rnnfast._core", [here]) is None:
         error = ImportError(
-            f"rnnfast is not built: {here} contains no compiled extension _core; run pip install -e . in the checkout"
+            f"rnnfast is not built: it was imported from the source folder {here}, which has no compiled extension: "
+            "run pip install -e . in the checkout, or start Python in another folder"
         )
     command = os.path.splitext(os.path.basename((getattr(sys, "argv", None) or [""])[0]))[0]
     as_module = command == "-m" and "rnnfast" in sys.orig_argv

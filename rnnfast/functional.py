@@ -57,16 +57,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from rnnfast._types import Array
-
-try:
-    from rnnfast import _core
-except ImportError as error:
-    here = os.path.dirname(os.path.abspath(__file__))
-    raise ImportError(
-        f"the compiled extension of rnnfast is missing in {here}: install with `pip install -e .` in the checkout, or "
-        "run `pip install .` and start Python in another folder"
-    ) from error
+from rnnfast import _core
 from rnnfast._core import (
     CELLS,
     FUNCTIONS,
@@ -89,6 +80,7 @@ from rnnfast._core import (
     pack,
     xla,
 )
+from rnnfast._types import Array
 from rnnfast.buffers import empty
 
 __all__ = [

@@ -44,7 +44,7 @@ try:
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
 except ImportError as error:
-    raise ImportError("rnnfast.backends.jax needs JAX 0.4.36 or newer: pip install jax") from error
+    raise ImportError("rnnfast.backends.jax needs JAX 0.4.36 or newer: pip install 'rnnfast[jax]'") from error
 
 __all__ = ["gru", "lstm", "rnn"]
 

@@ -52,8 +52,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         f"rnnfast.backends.keras needs the module {error.name!r}, which is not installed. It requires Keras 3.10 or "
-        "newer with h5py, and Keras's NumPy backend requires jax: pip install 'keras>=3.10' h5py jax, and set the "
-        "environment variable KERAS_BACKEND=numpy"
+        "newer, h5py and jax: pip install 'rnnfast[keras]', and set the environment variable KERAS_BACKEND=numpy"
     ) from error
 
 from rnnfast import arguments, layers, options

@@ -49,7 +49,7 @@ try:
     from onnx import helper, numpy_helper
     from onnx.reference.op_run import OpRun
 except ImportError as error:
-    raise ImportError("rnnfast.backends.onnx needs onnx 1.16 or newer: pip install 'onnx>=1.16'") from error
+    raise ImportError("rnnfast.backends.onnx needs onnx 1.16 or newer: pip install 'rnnfast[onnx]'") from error
 
 from rnnfast import functional, layers, options
 from rnnfast.backends._common import positions, reject, reorder

@@ -45,7 +45,7 @@ try:
     import torch
     from torch.library import register_fake
 except ImportError as error:
-    raise ImportError("rnnfast.backends.torch needs PyTorch 2.4 or newer: pip install 'torch>=2.4'") from error
+    raise ImportError("rnnfast.backends.torch needs PyTorch 2.4 or newer: pip install 'rnnfast[torch]'") from error
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
