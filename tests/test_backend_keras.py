@@ -552,7 +552,7 @@ backend.enable()
     "none": (
         "numpy",
         "import sys; sys.modules['keras'] = None; import rnnfast.backends.keras",
-        "ImportError: .*needs the module 'keras', which is not installed.*pip install 'keras>=3.10' h5py jax",
+        "ImportError: .*needs the module 'keras', which is not installed.*pip install 'rnnfast.keras.'",
     ),
 }
 

@@ -39,8 +39,8 @@ try:
     from thinc.api import LSTM, Model, NumpyOps, registry
 except ImportError as error:
     raise ImportError(
-        "rnnfast.backends.thinc needs thinc 8.1 or newer: pip install 'rnnfast[thinc]', with a Python version that thinc "
-        "has wheels for"
+        "rnnfast.backends.thinc needs thinc 8.1 or newer: pip install 'rnnfast[thinc]', with a Python version that "
+        "thinc has wheels for"
     ) from error
 
 
