@@ -2,7 +2,7 @@
  *
  * A layout is a function that reserves one region after the other. With a NULL base it counts what it needs; with the real base it
  * places the same regions. Counting saturates at MAX_ELEMENTS, so comparing with it finds an overflow. Debug builds assert that placing
- * stays within what counting found. Under AddressSanitizer a poisoned red zone follows each region.
+ * stays within `limit`, which is what counting found where the count is at hand. Under AddressSanitizer a poisoned red zone follows each region.
  *
  * Layout: regions begin at multiples of RNNFAST_ALIGNMENT bytes from the base. All lengths count elements.
  * Source: the workspace of zstd (lib/compress/zstd_cwksp.h).

@@ -1,4 +1,4 @@
-/* The readout y = x W' + b: the same micro-kernel.
+/* The readout y = x W' + b, by the same micro-kernel.
  *
  * Layout: packed is W in panels, then the bias padded to whole vectors; the workspace of backward is W in the form that dx reads, then dy
  * in tiles and x in panels for SUM_ROWS rows. Order of the sums: as in forward.h and backward.h, chains from the first row on.

@@ -34,6 +34,7 @@ static int is_reverse(const rnnfast_problem *p, int which)
 /* Rows one after the other, in the order in which a direction takes them. `at` may be NULL. */
 INLINE view in_order(const rnnfast_problem *p, const extent *e, const REAL *at, ptrdiff_t row)
 {
+    if (!at) row = 0; /* no offset is ever added to NULL */
     view v = {.at = (REAL *)at, .N = e->N, .step = e->N * row, .row = row, .begin = p->order ? p->order->begin : NULL};
     return v;
 }

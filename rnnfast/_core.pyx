@@ -211,6 +211,15 @@ cdef void *acquire(Buffers *buffers, obj, int flags) except? NULL:
     return view.buf
 
 
+cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
+    """Acquire the buffer of an object; False if it is read-only or of a dtype that buffers cannot describe."""
+    try:
+        acquire(buffers, obj, flags)
+    except (BufferError, ValueError):
+        return False
+    return True
+
+
 cdef ptrdiff_t stride(Buffers *buffers, int axis, size_t item) noexcept:
     """Return a stride of the buffer acquired last, in elements."""
     return buffers.held[buffers.count - 1].strides[axis] // <ptrdiff_t>item
@@ -228,7 +237,7 @@ cdef void release(Buffers *buffers) noexcept:
 cdef class Pointers:
     """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction.
 
-    None stands for an array that is not there: the gradient of a parameter that is not trained.
+    None stands for an array that is not there: the gradient of a bias or of per-unit extras that are not trained.
     """
     cdef void **at
     cdef Py_buffer *views
@@ -425,7 +434,7 @@ cdef class Engine:
         self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size) + (5,) * bool(self.extra)
 
     def _too_large(self):
-        return ("input_size, hidden_size and num_layers are too large together: the weights would take more bytes than "
+        return ("input_size, hidden_size, proj_size and num_layers are too large together: the weights would take more bytes than "
                 "an address can count")
 
     def sizes(self, T, N, Order order=None):
@@ -539,8 +548,8 @@ cdef class InputGradients:
     dx, dh0, dc0 : ndarray
         Gradients with respect to `Inputs`. dc0 is None for cells without c.
     dparameters : list of ndarray or None
-        In the order of `parameter_shapes`; None for a parameter that is not trained. The gradients are added to the
-        contents of the arrays.
+        In the order of `parameter_shapes`; None is allowed for biases and per-unit extras. The gradients are added to
+        the contents of the arrays.
     dh : ndarray or None, (num_layers * directions, T, N, output_size)
         The total derivative with respect to h of every layer, direction and step; None to skip it.
     """
@@ -766,17 +775,17 @@ cdef class PreparedCall:
         workspace = None
         p.threads, p.poll = threads, start(&watch)
         try:
-            p.x = acquire(&buffers, x, PyBUF_RECORDS_RO)
-            if not has_form(&buffers.held[0], &self.of_x[0]):
+            if not try_acquire(&buffers, x, PyBUF_RECORDS_RO) or not has_form(&buffers.held[0], &self.of_x[0]):
                 return None
+            p.x = buffers.held[0].buf
             if h0 is not None:
-                p.h0 = acquire(&buffers, h0, PyBUF_RECORDS_RO)
-                if not has_form(&buffers.held[buffers.count - 1], &self.of_h):
+                if not try_acquire(&buffers, h0, PyBUF_RECORDS_RO) or not has_form(&buffers.held[buffers.count - 1], &self.of_h):
                     return None
+                p.h0 = buffers.held[buffers.count - 1].buf
             if c0 is not None:
-                p.c0 = acquire(&buffers, c0, PyBUF_RECORDS_RO)
-                if not has_form(&buffers.held[buffers.count - 1], &self.of_c):
+                if not try_acquire(&buffers, c0, PyBUF_RECORDS_RO) or not has_form(&buffers.held[buffers.count - 1], &self.of_c):
                     return None
+                p.c0 = buffers.held[buffers.count - 1].buf
             y, h_n, c_n = self.empty(self.shapes_of_y[0], self.engine.dtype), self.empty(self.h, self.engine.dtype), None
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
@@ -811,19 +820,17 @@ cdef class PreparedCall:
         buffers.count = 0
         p.threads, p.poll = threads, start(&watch)
         try:
-            p.x = acquire(&buffers, x, PyBUF_RECORDS_RO)
+            if not try_acquire(&buffers, x, PyBUF_RECORDS_RO):
+                return None
             form = buffers.held[0].ndim == 1
             if not has_form(&buffers.held[0], &self.of_x[form]):
                 return None
             y = out
             if out is None:
                 y = self.empty(self.shapes_of_y[form], self.engine.dtype)
-            try:
-                p.y = acquire(&buffers, y, PyBUF_RECORDS)
-            except (BufferError, ValueError):       # read-only
+            if not try_acquire(&buffers, y, PyBUF_RECORDS) or not has_form(&buffers.held[1], &self.of_y[form]):
                 return None
-            if not has_form(&buffers.held[1], &self.of_y[form]):
-                return None
+            p.x, p.y = buffers.held[0].buf, buffers.held[1].buf
             if <char *>p.y < <char *>p.x + buffers.held[0].len and <char *>p.x < <char *>p.y + buffers.held[1].len:
                 return None
             p.h0, p.c0 = self.states[self.now][0], self.states[self.now][1]
@@ -892,11 +899,12 @@ def linear_sizes(M, I, O, size_t item):
     """(packed, backward_workspace) in bytes."""
     cdef rnnfast_linear p
     cdef size_t packed, backward_workspace
+    cdef bint too_large = False
     try:
         p.M, p.I, p.O = M, I, O
     except OverflowError:
-        p.I = 0
-    if p.I == 0 or table_of(item).linear_sizes(&p, &packed, &backward_workspace):
+        too_large = True
+    if too_large or table_of(item).linear_sizes(&p, &packed, &backward_workspace):
         raise ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
     return packed, backward_workspace
 

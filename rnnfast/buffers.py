@@ -75,7 +75,8 @@ class BufferPool(list[Any]):
         """Return a buffer to the pool. If the pool is full, its oldest buffer is freed."""
         self.append(buffer)
         if len(self) > self.most:
-            self.pop(0)
+            with contextlib.suppress(IndexError):  # other threads have emptied the pool
+                self.pop(0)
 
 
 class ResultPool(BufferPool):
@@ -103,10 +104,11 @@ class _Lease:
     """The base of NumPy arrays in a pooled buffer. It releases the buffer when none of them exists any more."""
 
     def __init__(self, pool: BufferPool, nbytes: int) -> None:
-        self._pool = pool
         self._buffer = pool.acquire(nbytes)
+        self._pool = pool  # last: __del__ finds it only if there is a buffer to release
         data = self._buffer.ctypes.data, False
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": data}
 
     def __del__(self) -> None:
-        self._pool.release(self._buffer)
+        if hasattr(self, "_pool"):
+            self._pool.release(self._buffer)

@@ -17,7 +17,7 @@ from rnnfast import functional  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="run the whole matrix of cases, as CI does, and what is slow")
+    parser.addoption("--full", action="store_true", help="run more cases, in all triples of values, and the slow tests")
 
 
 def pytest_configure(config):
@@ -42,7 +42,7 @@ def pytest_report_header(config):
         torch = f"torch {metadata.version('torch')}: results are compared with its own"
     except metadata.PackageNotFoundError:
         torch = "torch is NOT installed: the comparisons with it are skipped"
-    suite = "the full matrix" if config.getoption("--full") else "a selection of cases; --full runs the whole matrix"
+    suite = "the full suite" if config.getoption("--full") else "a selection of cases; --full runs more"
     return [suite, torch, f"instruction sets: {', '.join(functional.isas())}"]
 
 

@@ -160,3 +160,13 @@ def test_frozen_linear_and_embedding(rng):
     rows = embedding([1, 1])
     rows[0] = 0
     np.testing.assert_array_equal(embedding([1])[0], embedding.parameters["weight"][1])
+
+
+def test_dtypes_that_buffers_cannot_describe_are_refused_as_before_freezing():
+    layer = make("lstm")
+    x, dates = np.zeros((T, N, I), np.float32), np.zeros((T, N, I), "M8[s]")
+    layer.freeze()
+    layer(x)  # prepares the next call
+    for call in (lambda: layer(dates), lambda: layer(x, (dates, None)), lambda: layer.stream(N).step(dates[0])):
+        with pytest.raises(TypeError, match="must hold real numbers, .*its dtype is datetime64"):
+            call()

@@ -1,6 +1,7 @@
 """The facts of each cell, which the registry in C declares and everything else derives."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,13 @@ def test_default_activations_are_functions_that_options_can_name(cell):
     info = CELLS[cell]
     assert info.functions
     assert set(info.functions) <= set(functional.FUNCTIONS)
+
+
+def test_names_of_functions_are_those_of_the_header():
+    header = (Path(rnnfast.get_include()) / "rnnfast.h").read_text(encoding="utf-8")
+    enum = header.partition("Activations, functions of x")[2].partition("} rnnfast_function;")[0]
+    names = [name.lower() for name in re.findall(r"^ *RNNFAST_(\w+)", enum, re.MULTILINE)]
+    assert names == [*functional.FUNCTIONS, "activations"]
 
 
 @pytest.mark.parametrize("cell", [cell for cell, info in CELLS.items() if info.generic is not None])

@@ -270,10 +270,3 @@ class ArrayLayer(Layer):
         self._prepare()
         if frozen:
             self.freeze()
-
-
-def with_parameters(layer: Any, parameters: dict[str, Array]) -> Any:
-    """Return a copy of a layer, which must not be frozen, that shares everything but the parameters with it."""
-    twin = object.__new__(type(layer))
-    vars(twin).update(vars(layer), _parameters=parameters)
-    return twin
