@@ -200,7 +200,7 @@ class Layer:
 
 
 def lasting(array: Array) -> Array:
-    """Return a view, because it cannot be resized: the kernels rely on the size of the array."""
+    """Return a view, which cannot be resized, because the kernels rely on the size of the array."""
     return array[...]
 
 
@@ -273,7 +273,7 @@ class ArrayLayer(Layer):
 
 
 def with_parameters(layer: Any, parameters: dict[str, Array]) -> Any:
-    """Return a copy of a layer, which must not be frozen, that shares everything but the parameters with it."""
+    """Return a copy of a layer that shares everything except the parameters. The layer must not be frozen."""
     twin = object.__new__(type(layer))
     vars(twin).update(vars(layer), _parameters=parameters)
     return twin

@@ -13,10 +13,10 @@ The sequences X can have one of three forms:
   ``predict`` must then have the same number of columns and the same column names. Pass sequences of other lengths as a
   list or with shape (N, T, 1).
 
-Nested Python lists are a table if their lengths are equal, and a list of sequences otherwise. Pass
-arrays, or shape (N, T, 1), if both can occur. Scalers such as StandardScaler accept only tables, so they cannot precede
-sequences in a pipeline; use ``standardize=True`` instead. GridSearchCV must use the default
-``score`` of a `SequenceTagger`, because other scorers expect one class for each row.
+Nested Python lists are a table if their lengths are equal, and a list of sequences otherwise. Pass arrays, or shape
+(N, T, 1), if both can occur. Scalers such as StandardScaler accept only tables, so they cannot be applied to sequences
+in a pipeline; use ``standardize=True`` instead. GridSearchCV must use the default ``score`` of a `SequenceTagger`,
+because other scorers expect one class for each row.
 
 NaN in X is an error, as in most of scikit-learn. Unless ``standardize=False``, each feature is standardized with its
 mean and standard deviation over all steps of the training data.
