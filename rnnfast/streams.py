@@ -302,7 +302,7 @@ class StreamPool:
         ----------
         state : ndarray (L, H_out), for LSTM a pair with (L, H), optional
             The initial state, for example one that :meth:`leave` returned. A batch axis of length 1 in the middle, as
-            in the state of a :class:`Stream`, is accepted too. None, for the state or for one of the pair, means
+            in the state of a :class:`Stream`, is also accepted. None, for the state or for one of the pair, means
             zeros.
 
         Returns
