@@ -10,7 +10,7 @@
  *
  * Error, largest over all float32 inputs: sigmoid 2.03 ulp where its result is normal (a subnormal result may be 0), tanh 2.00 ulp;
  * float64, largest of a sample: 1.9 and 2.3 ulp. docs/accuracy.md has the measurements. Exact: sigmoid(-inf) = 0, sigmoid(0) = 1/2,
- * sigmoid(inf) = 1, tanh(+-inf) = +-1, tanh(+-0) = +-0; tanh is odd to the bit. NaN gives NaN.
+ * sigmoid(inf) = 1, tanh(+-inf) = +-1, tanh(+-0) = +-0; tanh is exactly odd. NaN gives NaN.
  * Cost, besides one division: 13 operations (sigmoid) and 16 (tanh) for float32, 16 and 19 for float64. No table, branch or libm.
  * Source: Cody and Waite, Software Manual for the Elementary Functions (1980), for n and h. The series is minimax in the relative
  * error of e^h for |h| <= ln2 / 2 (5.1e-10 for float32, 1.7e-19 for float64), found by Remez exchange with 50 digits.
@@ -26,7 +26,7 @@
 #define LN2_LOW 0x1.7f7d1cp-20
 #define SIGMOID_LOWEST -88.5 /* here S is infinite: sigmoid is 0 */
 #define SIGMOID_HIGHEST 88.0 /* here S is zero: sigmoid is 1 */
-#define TANH_HIGHEST 10.0    /* tanh rounds to 1 below this already */
+#define TANH_HIGHEST 10.0    /* tanh already rounds to 1 below this */
 #define TANH_STEPS 2.72      /* less than 2 log2 e, so n goes from 1 to 2 only where tanh > 1/2 and its ulp is larger */
 static const REAL coth_series[] = {0x1.555514p-2, -0x1.6a8b9ep-6};
 #else
@@ -68,7 +68,7 @@ INLINE vec sigmoid(vec x)
     /* With this factor a and b stay between 0.7 and 1, in one binade: smaller errors, and a monotone tail. */
     const REAL factor = (REAL)0.84;
     const vec lowest = broadcast((REAL)SIGMOID_LOWEST), highest = broadcast((REAL)SIGMOID_HIGHEST);
-    x = lesser(highest, greater(lowest, x)); /* NaN passes in this order of operands */
+    x = lesser(highest, greater(lowest, x)); /* with this order of operands, NaN propagates */
     vec rounded = muladd(x, broadcast((REAL)-LOG2E), broadcast(ROUNDER));
     vec n = rounded - broadcast(ROUNDER);
     vec r = muladd(n, broadcast((REAL)LN2_LOW), muladd(n, broadcast((REAL)LN2_HIGH), x)); /* -h */

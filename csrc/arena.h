@@ -1,8 +1,8 @@
-/* Arenas: memory of the caller, divided into regions.
+/* Arenas: caller-owned memory, divided into regions.
  *
- * A layout is a function that reserves one region after the other. With a NULL base it counts what it needs; with the real base it
- * places the same regions. Counting saturates at MAX_ELEMENTS, so comparing with it finds an overflow. Debug builds assert that placing
- * stays within `limit`, which is what counting found where the count is at hand. Under AddressSanitizer a poisoned red zone follows each region.
+ * A layout is a function that reserves regions in sequence. With a NULL base it counts the elements it needs; with the real base it
+ * assigns the same regions. Counting saturates at MAX_ELEMENTS, so comparing with it detects an overflow. Debug builds assert that the
+ * regions stay within the counted size. Under AddressSanitizer a poisoned red zone follows each region.
  *
  * Layout: regions begin at multiples of RNNFAST_ALIGNMENT bytes from the base. All lengths count elements.
  * Source: the workspace of zstd (lib/compress/zstd_cwksp.h).
@@ -32,7 +32,7 @@ enum { ALIGN = RNNFAST_ALIGNMENT / sizeof(REAL) };
 static ptrdiff_t times(ptrdiff_t a, ptrdiff_t b)
 {
 #if defined(__GNUC__)
-    ptrdiff_t c; /* each call counts anew: no division */
+    ptrdiff_t c; /* every call counts its layouts, so a division is avoided */
     return __builtin_mul_overflow(a, b, &c) || c > MAX_ELEMENTS ? MAX_ELEMENTS : c;
 #else
     return b && a > MAX_ELEMENTS / b ? MAX_ELEMENTS : a * b;
@@ -52,7 +52,7 @@ static ptrdiff_t padded(ptrdiff_t a, ptrdiff_t to)
 typedef struct {
     REAL *base; /* NULL: count only */
     ptrdiff_t used;
-    ptrdiff_t limit; /* debug builds: what counting found */
+    ptrdiff_t limit; /* debug builds: the counted size */
 } arena;
 
 INLINE REAL *reserve(arena *a, ptrdiff_t elements)
@@ -68,7 +68,7 @@ INLINE REAL *reserve(arena *a, ptrdiff_t elements)
     return a->base + begin;
 }
 
-/* Removes the red zones of an arena of so many elements. */
+/* Removes the red zones of an arena of the given size. */
 INLINE void remove_red_zones(const void *base, ptrdiff_t elements)
 {
 #if defined(HAS_RED_ZONES)

@@ -1,10 +1,10 @@
 /* Backward through a block of steps, for one direction of one layer, and the gradients of its parameters.
  *
- * Step by step, from the last: the stages in reverse, each its pointwise part and then the product that takes dgates to dh. Then, for
- * the block, dx and the sums for the gradients of the weights.
+ * Steps run from last to first. Each runs the stages in reverse: a stage's pointwise part, then the product that turns dgates into dh.
+ * Then dx and the sums for the weight gradients are computed for the whole block.
  *
- * Order of the sums: a gradient of a weight is made of chains over at most SUM_ROWS rows (step by step, rows of the batch within), each
- * from zero, which are added from the last block to the first. The edges of the chains depend on T and N alone.
+ * Order of the sums: a weight gradient consists of chains over at most SUM_ROWS rows (step by step, rows of the batch within a step).
+ * Each chain starts from zero, and chains are added from the last block to the first. Their boundaries depend on T and N only.
  * Aliasing: the tape is only read. Gradients of parameters accumulate; dx, dh and dc are assigned.
  */
 #pragma once
@@ -23,7 +23,7 @@ static product stage_product_back(const direction *d, int i, range rows)
     return p;
 }
 
-/* Aims a product at step t of some rows. The product that makes dh adds the dy of the step that takes it. */
+/* Points a product at step t of some rows. The product that computes dh adds the dy of the step that reads it. */
 static void aim_back(product *p, const direction *d, int i, ptrdiff_t t, ptrdiff_t slot, range rows)
 {
     const stage *g = &d->s.cell->stage[i];
@@ -104,7 +104,7 @@ static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL
     multiply(&p, which, (range){0, columns}, w);
 }
 
-/* db[j] += sum over rows of d[r, j], for one or two biases (NULL: there is none). */
+/* db[j] += sum over rows of d[r, j], for one or two biases (NULL: no bias). */
 static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range columns, REAL *db, REAL *second_db)
 {
     FOR_UNITS (j, lanes, columns) {

@@ -1,15 +1,15 @@
-/* What a cell is: the facts that rnnfast.h exports, the stages of its step, and what the pointwise parts of a stage see.
+/* Definition of a cell: the facts that rnnfast.h exports, the stages of its step, and the arguments of their pointwise parts.
  *
  * A step begins with the gates buffer holding bias + W_ih x. Each stage adds a product to some columns of the buffer and then runs a
  * pointwise part over the units. The gates buffer of a row holds `columns` columns of H elements. ih[b] and hh[b] name the gate, in
  * torch's order, of weight_ih and weight_hh that feeds column b (-1: none), so no other file knows a cell's order of gates.
  *
- * Forward leaves in the gates buffer what backward needs; backward writes the gradient of a pre-activation into the same column of
- * dgates. With a projection (Sak et al. 2014) the cell's output goes to aux, and a last stage, a product without a pointwise part,
+ * Forward leaves the values that backward needs in the gates buffer; backward writes the gradient of a pre-activation into the same column
+ * of dgates. With a projection (Sak et al. 2014) the cell's output goes to aux, and a last stage, a product without a pointwise part,
  * computes h from it. The entry of a cell that supports a projection has that stage after its own `stages`.
  *
- * Backward: dh comes in as the gradient of the cell's output. If a cell passes a share of h_before on to h, its pointwise part leaves
- * that share of the gradient in dh and the product adds to it (keeps_dh); otherwise the product overwrites dh. dc comes in and goes out.
+ * Backward: on entry dh is the gradient of the cell's output. If h depends on h_before directly, the pointwise part leaves that share
+ * of the gradient in dh and the product adds to it (keeps_dh); otherwise the product overwrites dh. dc is both input and output.
  * Aliasing: parts read and write their own row only; c and c_before may be the same row.
  * Error: one rounding for each operation written, activations as in activations.h.
  */
@@ -18,7 +18,7 @@
 #include "activations.h"
 #include "view.h"
 
-/* What a stack sets for its cell. */
+/* Options that a stack sets for its cell. */
 typedef struct {
     const rnnfast_activation *functions; /* f, g, h */
     REAL clip;
@@ -57,7 +57,7 @@ typedef struct {
 } cell;
 
 /* Loops over a range of units, a vector at a time: j is the first unit, lanes how many there are. The outer loop is unrolled, so that
- * whole vectors, for which lanes is the constant LANES, and the remainder each get code of their own. */
+ * whole vectors, for which lanes is the constant LANES, and the remainder are compiled separately. */
 #define FOR_UNITS(j, lanes, units)                                                                                                         \
     _Pragma("GCC unroll 2") for (int rest = 0; rest < (LANES > 1 ? 2 : 1); rest++) for (ptrdiff_t j = vectors_of(units, rest).begin,       \
                                                                                         end = vectors_of(units, rest).end,                 \

@@ -9,7 +9,7 @@
  *   gru                    n r z q    q = W_hn h + b_hn, n = tanh(... + r * q): reset after the product, as torch defines it
  *   gru, reset before      r z n      n = tanh(... + W_hn (r * h)): Cho et al. 2014, with a second product in the middle of the step
  *
- * alpha is the leaky RNN's extra, [1, H], and has no gradient. With alpha = 1 and finite h, results are those of the plain RNN to the bit.
+ * alpha is the leaky RNN's extra, [1, H], and has no gradient. With alpha = 1 and finite h, results are bitwise equal to the plain RNN.
  * Aliasing and error: cell.h and activations.h.
  */
 #pragma once
@@ -30,7 +30,7 @@ static void rnn_tanh_backward(const point *p, range units)
 
 INLINE vec relu(vec a)
 {
-    return greater(broadcast(0), a); /* NaN passes in this order of operands */
+    return greater(broadcast(0), a); /* with this order of operands, NaN propagates */
 }
 
 /* The gradient of a, from that of h = relu(a). */
@@ -196,9 +196,9 @@ static void gru_before_mix_backward(const point *p, range units)
     }
 }
 
-/* ---- the registry: a cell's facts stand here and nowhere else ---- */
+/* ---- the registry: the single source of a cell's properties ---- */
 
-/* clang-format would put the parts of an entry one below the other. */
+/* clang-format would put each part of an entry on a separate line. */
 /* clang-format off */
 static const cell cells[RNNFAST_CELLS] = {
     [RNNFAST_RNN_TANH] = {

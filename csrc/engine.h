@@ -1,4 +1,4 @@
-/* The engine of one element type and instruction set: the table that a stub exports, and its functions that are no time loop.
+/* The engine of one element type and instruction set: the table that a stub exports, and its functions other than the time loops.
  *
  * A stub (f32_avx2.c ...) defines REAL_BITS, LANES, TILE_VECS, ISA and TABLE, and includes this file. Everything but TABLE is static, so
  * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {stack, linear} ->
@@ -9,9 +9,9 @@
 #include "linear.h"
 #include "stack.h"
 
-/* ---- pack: weights in the order in which products read them, gates in that of the cell's columns, biases summed ---- */
+/* ---- pack: weights in the order in which products read them, gates in the order of the cell's columns, biases summed ---- */
 
-/* A worker's share of a layer and direction. The members of a form that is not wanted are NULL. */
+/* A worker's share of a layer and direction. The members of a form that is not requested are NULL. */
 static void pack_direction(const shape *s, ptrdiff_t K, const void *const *parameters, const weights *packed, const weights *back,
                            const worker *w)
 {

@@ -1,7 +1,7 @@
 /* Forward through a block of steps, for one direction of one layer.
  *
  * First the input product bias + W_ih x of the whole block, then, step by step, the stages of the cell. Without a tape, all blocks
- * reuse one block of gates: inference runs the code of training.
+ * reuse one block of gates, so inference and training run the same code.
  *
  * Order of a sum: bias_ih + bias_hh, then the features of x in order, then the units of h in order.
  * Aliasing: x, y, gates, c and aux do not overlap.
@@ -61,7 +61,7 @@ static void fill_bias_columns(const direction *d, ptrdiff_t t, ptrdiff_t slot, r
     }
 }
 
-/* Whether a worker's part of a stage's product is the columns of its own units: gates must begin at whole vectors. */
+/* Whether a worker's part of a stage's product covers exactly the columns of its units: gates must begin at whole vectors. */
 static int has_own_columns(const direction *d, const stage *g)
 {
     return g->count && d->s.H % LANES == 0;

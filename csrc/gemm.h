@@ -4,7 +4,7 @@
  *
  * Layout: A by rows, or packed in tiles; B packed in panels (packing.h); C by rows. A and B do not overlap C.
  * Error: at most K roundings of the running sum, as in any plain loop (products are exact with the fused instruction). Every element is
- * one chain of muladd() over rising k, whatever its tile, so the bits of a row of C depend on that row of A alone.
+ * one chain of muladd() over rising k, regardless of its tile, so each row of C depends bitwise only on that row of A.
  * Cost: a tile of up to 6 rows x TILE_VECS vectors of C stays in registers over the whole chain. Per k it loads TILE_VECS vectors and 6
  * elements for 6 * TILE_VECS multiply-adds. Rows are divided evenly over the tiles, so that no tile is left with a single row. A single
  * row takes several narrow panels at a time, because fewer than four chains leave the multiply-adds waiting for one another (AVX2, LSTM
@@ -21,7 +21,7 @@ enum {
 };
 
 /* The operands of one tile. A[m, k] is a[m][k * a_step]; row k of B begins at b[k * b_step], and the next panel b_panel elements
- * further; row m of the tile goes to c[m] + j. All rows start from `start`, or, if that is NULL, each from what is in c. If plus is not
+ * further; row m of the tile goes to c[m] + j. All rows start from `start`, or, if that is NULL, from the contents of c. If plus is not
  * NULL, plus[m] + j is added to row m at the end. fetch: K vectors to prefetch meanwhile, or NULL. */
 typedef struct {
     ptrdiff_t K, a_step, b_step, b_panel, j;
@@ -195,7 +195,7 @@ static void find_rows(tile_group *g, const product *p, ptrdiff_t first, ptrdiff_
 
 /* Multiplies a group of tiles by the columns of a panel, or of ROW_PANELS panels for one row, that fall into a range, which begins at a
  * whole vector. The first tiles prefetch the next panel (NULL: none), each a vector of all its rows: otherwise the first tile of a panel
- * alone would wait for all of it. Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of
+ * would wait for all of it. Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of
  * the time. The rows of plus are prefetched before their tile: gradients of weights take 0.87 of the time for H = 512 and 1024. */
 static void multiply_panel(const product *p, const tile_group *g, ptrdiff_t first, range columns, const REAL *next, poller *w)
 {

@@ -3,7 +3,7 @@
  *   rnn    h = f(a)
  *   lstm   i = f(a_i + p_i c_before), f = f(a_f + p_f c_before) or 1 - i, g = g(a_g), c = f c_before + i g,
  *          o = f(a_o + p_o c), h = o h(c)
- *   gru    r, z = f(a), n = g(a), h = (1 - z) n + z h_before, with either place of the reset gate
+ *   gru    r, z = f(a), n = g(a), h = (1 - z) n + z h_before, with either position of the reset gate
  *
  * where a are the pre-activations of cells.h, and each function clips its argument to -clip .. clip first.
  * Layout: the columns are those of cells.h, but the gates buffer keeps pre-activations, because the slope of a function like max(0, x)
@@ -50,7 +50,7 @@ INLINE vec absolute(vec x)
 INLINE vec clipped(const cell_options *options, vec x)
 {
     if (!(options->clip > 0)) return x;
-    return lesser(broadcast(options->clip), greater(broadcast(-options->clip), x)); /* NaN passes in this order of operands */
+    return lesser(broadcast(options->clip), greater(broadcast(-options->clip), x)); /* this order propagates NaN */
 }
 
 /* f(x), for x clipped already. */

@@ -1,8 +1,8 @@
 /* Memory layouts: the shape of a stack and of a problem, and where each matrix lies in packed weights, tape and workspace.
  *
- * Each layout is one function that reserves regions of an arena. It runs with a NULL base to count, in sizes(), and with the real base
- * to assign addresses (arena.h). Rows of internal matrices are padded to whole vectors, so whole vectors may be written to their ends. All lengths
- * count elements.
+ * Each layout is one function that reserves regions of an arena. It runs with a NULL base to count, in sizes(), and with the real base to
+ * assign addresses (arena.h). Rows of internal matrices are padded to whole vectors, so whole vectors may be written to their ends. All
+ * lengths count elements.
  */
 #pragma once
 
@@ -29,7 +29,7 @@ typedef struct {
     ptrdiff_t extra;                   /* elements of the per-unit extras of a layer and direction */
 } shape;
 
-/* Whether there is such a cell, and P is H or, for a cell that supports a projection, 1 .. H - 1. */
+/* Whether the cell exists, and P is H or, for a cell that supports a projection, 1 .. H - 1. */
 static int is_valid(const rnnfast_stack *stack)
 {
     const rnnfast_cell_info *info = cell_info(stack->cell);
@@ -83,7 +83,7 @@ static ptrdiff_t stage_columns(const shape *s, const stage *g)
 typedef struct {
     ptrdiff_t T, N;
     ptrdiff_t rows;   /* of all steps */
-    ptrdiff_t stored; /* rows between layers: those of all steps, or, if two directions of an order meet there, T * N of x */
+    ptrdiff_t stored; /* rows between layers: those of all steps, or, if two directions of an order share them, T * N of x */
 } extent;
 
 static extent extent_of(ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, ptrdiff_t directions)
@@ -97,7 +97,7 @@ static extent extent_of(ptrdiff_t T, ptrdiff_t N, const rnnfast_order *o, ptrdif
     return e;
 }
 
-/* The rows that a block of steps has at most; every block has at least one step. */
+/* The maximum number of rows in a block of steps; every block has at least one step. */
 static ptrdiff_t forward_rows(const shape *s)
 {
     ptrdiff_t rows = min_of(BLOCK_BYTES / (ptrdiff_t)sizeof(REAL) / s->gates_row, SUM_ROWS);
@@ -111,7 +111,7 @@ static ptrdiff_t block_rows(const extent *e, ptrdiff_t rows)
 
 /* ---- parts ---- */
 
-/* Memory divided into parts: the first `count` of one length, the others of another. */
+/* Memory divided into parts: the first `count` have one length, the others another. */
 typedef struct {
     REAL *base;
     ptrdiff_t count, first, other;
@@ -141,7 +141,7 @@ typedef struct {
     REAL *w_ih, *w[MOST_STAGES], *bias, *extra;
 } weights;
 
-/* A weight of a product of K features and so many columns, in panels for forward, or for backward. */
+/* A weight of a product of K features and `columns` columns, in panels for forward, or for backward. */
 INLINE REAL *reserve_weight(arena *a, ptrdiff_t K, ptrdiff_t columns, int back)
 {
     return reserve(a, back ? times(columns, padded(K, LANES)) : times(K, padded(columns, LANES)));
@@ -174,7 +174,7 @@ INLINE weights weights_at(const parts *p, const shape *s, ptrdiff_t layer, ptrdi
     return lay_out_weights(&a, s, layer, back);
 }
 
-/* ---- tape: outputs of all layers but the last, then what each layer and direction keeps of all steps ---- */
+/* ---- tape: outputs of all layers but the last, then the values of all steps that each layer and direction keeps ---- */
 
 typedef struct {
     REAL *gates, *c, *aux; /* [rows, row], or NULL */
@@ -217,8 +217,9 @@ static kept kept_at(const parts *tape, const shape *s, const extent *e, ptrdiff_
 
 /* ---- workspace ---- */
 
-/* Scratch memory of one direction. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with a projection,
- * dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, and x, h and aux in panels. */
+/* Scratch memory of one direction. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with
+ * a projection, dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, and x, h and aux in
+ * panels. */
 typedef struct {
     REAL *gates, *aux;
     REAL *dgates, *dh_steps, *dh, *dc, *daux;

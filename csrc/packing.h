@@ -14,7 +14,7 @@
 enum {
     TILE_ROWS = 6,
     TILE_COLUMNS = TILE_VECS * LANES,
-    MOVE_WORK = 8 /* moving an element costs at most as much as so many multiply-adds */
+    MOVE_WORK = 8 /* moving an element costs at most as much as this many multiply-adds */
 };
 
 static ptrdiff_t tiles_of(ptrdiff_t rows)
@@ -54,8 +54,8 @@ static void pack_elements(REAL *panel, ptrdiff_t width, ptrdiff_t i0, ptrdiff_t 
         for (ptrdiff_t k = k0; k < k1; k++) panel[k * width + i] = from[(i - i0) * apart + k];
 }
 
-/* The same for all whole squares of LANES columns by LANES elements, transposed in registers. Profile of LSTM training with H = 128:
- * packing takes 0.7% of the time in place of 3.1%. */
+/* As pack_elements, for all whole squares of LANES columns by LANES elements, transposed in registers. Profile of LSTM training with
+ * H = 128: packing takes 0.7% of the time instead of 3.1%. */
 static void pack_squares(REAL *panel, ptrdiff_t width, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t K, const REAL *from, ptrdiff_t apart)
 {
 #if defined(HAS_TRANSPOSE)

@@ -27,11 +27,11 @@
  * All functions may be called from any number of threads at once, if each call has its own outputs, tape and workspace. The contents of
  * packed buffers, tapes and workspaces are private.
  *
- * Same bits: within one table, the y, states, dx and gradients of states of a row do not depend on the other rows of the batch, on how
- * the steps are divided into calls, on the number of threads, or on whether a tape is kept. The gradients of parameters do not depend on
- * the number of threads.
+ * Bitwise reproducibility: within one table, the y, states, dx and gradients of states of a row do not depend on the other rows of the
+ * batch, on how the steps are divided into calls, on the number of threads, or on whether a tape is kept. The gradients of parameters do
+ * not depend on the number of threads.
  *
- * An example. examples/c/ has another one with a gradient, the command to compile the sources, and a compiled package that links none:
+ * Example (examples/c/ has one with a gradient, the command to compile the sources, and a compiled package that does not link them):
  *
  *     #include "rnnfast.h"
  *     #include <stdio.h>
@@ -74,9 +74,9 @@
 extern "C" {
 #endif
 
-/* The version of this interface. Code compiled against one version works with no other. It is raised when a struct, a function or a
- * meaning changes. It stays when entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the ends of
- * their enums: existing code then still works, and rnnfast_api tells whether a library has all that a header declares. */
+/* The version of this interface. Code compiled against one version does not work with another. It is raised when a struct, a function or a
+ * meaning changes. It stays the same when entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
+ * ends of their enums: existing code then still works, and rnnfast_api tells whether a library has everything that a header declares. */
 #define RNNFAST_ABI 2
 
 enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
@@ -96,7 +96,7 @@ typedef enum {
     RNNFAST_CELLS
 } rnnfast_cell;
 
-/* The facts about a cell, for callers that handle every cell alike. */
+/* The properties of a cell, for callers that handle all cells uniformly. */
 typedef struct {
     const char *name;        /* "lstm" */
     const char *gates;       /* a letter for each gate, in torch's order: "ifgo" */
@@ -106,7 +106,7 @@ typedef struct {
     int has_c;               /* the state is h and c */
     int keeps_aux;           /* the tape holds the input of a second product of every step */
     int supports_projection; /* P may be less than H */
-    rnnfast_cell generic;    /* the cell that computes the same equations with other activations; RNNFAST_CELLS if there is none */
+    rnnfast_cell generic;    /* the cell that computes the same equations with other activations; RNNFAST_CELLS if none exists */
     const char *extra;       /* name of the per-unit extras, "peephole"; NULL if the cell has none */
     int extra_rows;          /* the extras are [extra_rows, H] */
     int extra_is_optional;   /* there are extras only if the stack has peepholes */
@@ -155,7 +155,7 @@ typedef struct {        /* bytes */
     size_t backward_workspace;
 } rnnfast_sizes;
 
-/* Called from time to time on the calling thread during a long call. If it returns not 0, the call returns soon and its outputs are
+/* Called from time to time on the calling thread during a long call. If it returns nonzero, the call returns soon and its outputs are
  * undefined. */
 typedef struct {
     int (*stop)(void *context);
@@ -164,13 +164,13 @@ typedef struct {
 
 enum { RNNFAST_KINDS = 6 }; /* parameters of a layer and direction */
 
-enum { RNNFAST_SUM_ROWS = 256 }; /* rows in one chain of a weight's gradient; longer chains would lose accuracy */
+enum { RNNFAST_SUM_ROWS = 256 }; /* rows in one chain of a weight gradient; longer chains would lose accuracy */
 
 typedef struct { /* a step and a row of x and y */
     ptrdiff_t step, row;
 } rnnfast_position;
 
-/* A step in no sequence, and the nearest steps of its row and sequence before and after it in time; -1: none. */
+/* A step outside all sequences, and the nearest steps of its row and sequence before and after it in time; -1: none. */
 typedef struct {
     rnnfast_position position;
     ptrdiff_t before, after;
@@ -203,7 +203,7 @@ typedef struct {
     const void *h0, *c0; /* NULL: zeros */
     void *y;             /* written by forward, read by backward */
     ptrdiff_t y_step, y_row;
-    void *tape;        /* written by forward, read by backward; NULL in forward: no gradients will be wanted */
+    void *tape;        /* written by forward, read by backward; NULL in forward: no gradients needed */
     const void *masks; /* optional */
 
     const void *packed; /* forward only, with h_n and c_n */
@@ -243,8 +243,8 @@ typedef struct { /* y = x W' + b over M rows */
 typedef struct { /* the functions of an element type and instruction set */
     const char *isa;
     size_t item;                                         /* bytes of an element */
-    const rnnfast_cell_info *(*cell_info)(rnnfast_cell); /* NULL if there is no such cell */
-    /* Returns not 0 if a size overflows, there is no such cell, or it does not support P. The order is optional. */
+    const rnnfast_cell_info *(*cell_info)(rnnfast_cell); /* NULL if the cell does not exist */
+    /* Returns nonzero if a size overflows, or the cell does not exist or does not support P. The order is optional. */
     int (*sizes)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, const rnnfast_order *, rnnfast_sizes *);
     /* packed and packed_back are optional. */
     void (*pack)(const rnnfast_stack *, const void *const *parameters, void *packed, void *packed_back, int threads, rnnfast_poll);
@@ -252,7 +252,7 @@ typedef struct { /* the functions of an element type and instruction set */
     void (*backward)(const rnnfast_problem *);
     void (*cells)(const rnnfast_problem *, void *c); /* writes c of each step, [L*D, T, N, H], from the tape of a cell with c */
     void (*fold)(const rnnfast_problem *, void *dy); /* adds dy at masked steps to the dy whose output they repeat; strides of dy */
-    int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace); /* not 0: a size overflows */
+    int (*linear_sizes)(const rnnfast_linear *, size_t *packed, size_t *backward_workspace); /* nonzero: a size overflows */
     void (*linear_pack)(const rnnfast_linear *);
     void (*linear_forward)(const rnnfast_linear *);
     void (*linear_backward)(const rnnfast_linear *);
@@ -261,7 +261,7 @@ typedef struct { /* the functions of an element type and instruction set */
 } rnnfast_table;
 
 /* The valid steps of a ragged batch: step t of row n is valid if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n
- * begins. Each is optional; without any, all steps are valid and no row is cut. Strides count bytes; any value but 0 is true. */
+ * begins. Each is optional; without any, all steps are valid and no row is cut. Strides count bytes; any nonzero value is true. */
 typedef struct {
     ptrdiff_t T, N;
     const ptrdiff_t *lengths; /* [N] */
@@ -279,8 +279,8 @@ ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *);
  * scratch: steps + 2 + sequences + T elements. */
 void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
 
-/* Writes `bytes` bytes at all masked steps of an array [T, N, bytes], whose strides count bytes: zeros, or, if `from` is -1 or 1, what is
- * at the step before or after, and zeros if there is none. */
+/* Writes `bytes` bytes at all masked steps of an array [T, N, bytes], whose strides count bytes: zeros, or, if `from` is -1 or 1, the
+ * values of the step before or after, and zeros if there is none. */
 void rnnfast_fill(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row);
 
 /* The instruction sets that run here, best first, as a constant NULL-terminated array. */
@@ -289,8 +289,8 @@ const char *const *rnnfast_isas(void);
 /* The table of an element type (4 or 8 bytes) and an instruction set; NULL if it does not run here. */
 const rnnfast_table *rnnfast_get_table(const char *isa, size_t item);
 
-/* The functions above, for a caller that is not linked with them. Before using any, compare with your own header: abi must equal
- * RNNFAST_ABI, or nothing else may be read; the next five must be at least your own; the sizes of structs that you fill must equal yours.
+/* The functions above, for a caller that is not linked with them. Before using any, compare with your own header: unless abi equals
+ * RNNFAST_ABI, nothing else may be read; the next five must be at least your own; the sizes of structs that you fill must equal yours.
  * rnnfast_python.h does so. */
 typedef struct {
     size_t abi;

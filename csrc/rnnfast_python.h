@@ -1,4 +1,4 @@
-/* How a compiled Python package uses rnnfast without linking it. In C:
+/* Use rnnfast from a compiled Python package without linking it. In C:
  *
  *     static const rnnfast_api *api;
  *     ... in the module's PyInit function or exec slot: if (!(api = rnnfast_import())) return NULL;
@@ -17,8 +17,8 @@
 
 #define RNNFAST_CAPSULE "rnnfast._core.api"
 
-/* Returns the functions of the installed rnnfast, valid as long as the process. Returns NULL with an ImportError if there is none, or if
- * this module was compiled against an incompatible version. */
+/* Returns the functions of the installed rnnfast, valid as long as the process. Returns NULL with an ImportError if they are unavailable,
+ * or if this module was compiled against an incompatible version. */
 static inline const rnnfast_api *rnnfast_import(void)
 {
     const char *fix = "compile the module against it, or install another version of rnnfast";

@@ -1,6 +1,6 @@
 /* How threads share the work of a call.
  *
- * A block of steps is one run of the thread group (threads.h), so each block is divided among the workers that are there when it begins.
+ * A block of steps is one run of the thread group (threads.h), so each block is divided among the workers that are ready when it starts.
  * Two directions go to two halves of the group if there are two threads. Within a half, rows of the batch are divided, which needs no
  * barrier. If there are too few rows, units are divided: each worker computes all gates of its own units, and one barrier a step (two a
  * stage, if gates do not begin at whole vectors) makes them visible to the others. Sums over rows are divided by columns.
@@ -12,12 +12,12 @@
 #include "layout.h"
 
 enum {
-    THREAD_WORK = 1 << 22,  /* multiply-adds worth another thread: waking one takes as long as some of them */
-    SPIN_WORK = 1 << 15,    /* multiply-adds for which to spin once for workers to come: a twentieth of their time */
+    THREAD_WORK = 1 << 22,  /* multiply-adds worth another thread: waking one takes as long as a fraction of them */
+    SPIN_WORK = 1 << 15,    /* one spin while waiting for workers per this many multiply-adds: a twentieth of their time */
     BARRIER_WORK = 1 << 15, /* multiply-adds of one step, for each worker, that are worth a barrier */
-    MANY_BARRIERS = 16,     /* times BARRIER_WORK: better units than tiles of few rows, which would read all weights for little */
-    FAR_WEIGHTS = 2 << 20,  /* so many weights are better read in parts, each thread its own */
-    MANY_TILES = 8,         /* unless each thread has so many tiles of rows to read them for */
+    MANY_BARRIERS = 16,     /* times BARRIER_WORK: from here on, dividing units beats tiles of few rows, which would all read all weights */
+    FAR_WEIGHTS = 2 << 20,  /* from this many weights on, each thread should read only a part of them */
+    MANY_TILES = 8,         /* unless each thread has at least this many tiles of rows */
     MOST_SPINS = 1 << 13,   /* about 120 us */
     POINT_WORK = 64         /* the pointwise part of a unit, in multiply-adds */
 };
@@ -62,7 +62,7 @@ static range rows_taking(const direction *d, ptrdiff_t t, range rows)
     return rows;
 }
 
-/* The end of the block of steps that begins at t0 and has at most so many rows, or one step. */
+/* The end of the block of steps that begins at t0. A block has at most the given number of rows, but at least one step. */
 static ptrdiff_t block_end(const direction *d, ptrdiff_t t0, ptrdiff_t rows)
 {
     if (!d->begin) return min_of(t0 + (rows > d->N ? rows / d->N : 1), d->T);
@@ -77,7 +77,7 @@ static REAL *before(const view *v, const view *initial, ptrdiff_t t, ptrdiff_t n
     return t ? row_at(v, t - 1, n) : row_at(initial, 0, n);
 }
 
-/* What the pointwise parts see of row n at step t. slot: the step of d->gates that has its gates. */
+/* The arguments of the pointwise parts for row n at step t. slot: the step of d->gates that has its gates. */
 static void point_at(point *p, const direction *d, ptrdiff_t t, ptrdiff_t slot, ptrdiff_t n)
 {
     p->H = d->s.H;
@@ -156,10 +156,10 @@ static void barrier(const worker *w)
 
 /* ---- shares of a block of steps ---- */
 
-/* A worker's share. By rows: each worker gets tiles of rows. By units: the weights are so many that each worker had better read a part of
- * them. Rows of less than a tile are better than units only if a step is short. A step too short for a barrier is left to the first
- * worker. Measured with two threads over one: LSTM N = 32 H = 1024 x1.97 by units, x1.72 by rows; GRU N = 4 H = 512 x1.93, x1.42; LSTM
- * N = 8 H = 128 x0.85, x1.94. */
+/* A worker's share. By rows: each worker gets tiles of rows. By units: each worker computes some units, so that it reads only a part of
+ * large weights. Rows of less than a tile are better than units only if a step is short. A step too short for a barrier is left to the
+ * first worker. Measured with two threads over one: LSTM N = 32 H = 1024 x1.97 by units, x1.72 by rows; GRU N = 4 H = 512 x1.93, x1.42;
+ * LSTM N = 8 H = 128 x0.85, x1.94. */
 typedef struct {
     range rows;
     int k, n; /* which part of the units */

@@ -4,8 +4,9 @@
  * C11 compiler will do; otherwise the compiler must have GNU vector types (gcc, clang, clang-cl).
  *
  * Error: each operation rounds once. muladd() is the only place where a product and a sum may be fused: stubs are compiled with
- * -ffp-contract=off, so the same expression rounds alike wherever it is inlined. A remainder runs the same code on a vector of which only
- * the first n lanes count: load_part() sets the others to zero, store_part() does not write them, and neither touches memory past the n.
+ * -ffp-contract=off, so the same expression rounds identically wherever it is inlined. A remainder runs the same code on a vector of which
+ * only the first n lanes count: load_part() sets the others to zero, store_part() does not write them, and neither touches memory past
+ * the first n.
  */
 #pragma once
 

@@ -1,9 +1,9 @@
 /* Stacks: forward and backward over layers, directions and blocks of steps.
  *
  * Forward, for each layer: chunks of rows of the batch, and for each chunk blocks of steps (forward.h), both directions at once.
- * Backward, for each layer from the last: blocks of steps from the last, each through time first and then for its sums (backward.h).
- * The outputs of a layer are the input of the next; dropout masks are applied between them. Sequences of a ragged batch go from the
- * longest to the shortest, so the first rows of a step are those that take it and no row leaves a hole.
+ * Backward, for each layer from the last: blocks of steps from the last, each first through time and then for its sums (backward.h).
+ * The outputs of a layer are the input of the next; dropout masks are applied between them. Sequences of a ragged batch are sorted
+ * from longest to shortest, so the rows that take a step are always the first ones, without gaps.
  *
  * Layout: layout.h. Order of the sum of two directions' dx: the forward one's plus the reverse one's.
  * Aliasing: views refer to the caller's memory and own nothing. Cost: a few hundred instructions per call and direction of a layer.
@@ -13,14 +13,14 @@
 #include "backward.h"
 #include "forward.h"
 
-enum { CHUNK_ROWS = 128 }; /* rows of a batch that go through time together, so that their gates stay in cache */
+enum { CHUNK_ROWS = 128 }; /* rows of a batch that are processed together, so that their gates stay in cache */
 
 /* ---- views of the caller's arrays and of the tape ----
  *
  * Inlined, with one expression for each member: a view that is returned from branches would be stored member by member and then copied
  * as whole vectors, which waits for the stores. Measured: 30 such copies take 80 ns, a fifth of a step of an RNN with H = 8. */
 
-/* The state of a layer and direction in [L*D, N, columns]; if there is none, a row of zeros for all rows. */
+/* The state of a layer and direction in [L*D, N, columns], or, without a state, a row of zeros shared by all rows. */
 INLINE view state_of(const void *states, ptrdiff_t which, ptrdiff_t N, ptrdiff_t columns, const REAL *zeros)
 {
     return view_of(states ? (const REAL *)states + which * N * columns : zeros, N, 0, states ? columns : 0);
@@ -31,7 +31,7 @@ static int is_reverse(const rnnfast_problem *p, int which)
     return p->stack.directions == 2 ? which == 1 : p->stack.reverse;
 }
 
-/* Rows one after the other, in the order in which a direction takes them. `at` may be NULL. */
+/* Consecutive rows, in the order in which a direction processes them. `at` may be NULL. */
 INLINE view in_order(const rnnfast_problem *p, const extent *e, const REAL *at, ptrdiff_t row)
 {
     if (!at) row = 0; /* no offset is ever added to NULL */
@@ -39,7 +39,7 @@ INLINE view in_order(const rnnfast_problem *p, const extent *e, const REAL *at, 
     return v;
 }
 
-/* An array like x, as a direction takes its steps. Between layers of one direction, rows of a ragged batch are in that order already. */
+/* An array like x, with steps in the order of a direction. Between layers of one direction, a ragged batch is already in that order. */
 INLINE view as_taken(const rnnfast_problem *p, view v, int which)
 {
     const rnnfast_order *o = v.begin ? NULL : p->order;

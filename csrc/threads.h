@@ -5,18 +5,18 @@
  *     rnnfast_threads_run(group, more, argument);
  *     rnnfast_threads_release(group);
  *
- * Each run uses the caller and the workers that are ready by then, on other cores than the caller's. So a call never waits for a thread
- * that is not running: it begins alone, and a late worker joins at the next run. Before the first run the caller spins at most `spins`
- * times for workers to become ready, about 15 ns each.
- * One caller holds the group at a time; meanwhile other callers run alone. Workers are created when they are first needed, or fewer if the
- * system has no more threads. Without work they spin for a short time and then sleep. A forked child creates its own group.
+ * Each run uses the caller and the workers that are ready by then, on other cores than the caller's. A call therefore never waits for a
+ * thread that is not running: it starts alone, and a late worker joins at the next run. Before the first run the caller spins at most
+ * `spins` times for workers to become ready, about 15 ns each.
+ * One caller holds the group at a time; meanwhile other callers run alone. Workers are created when first needed, or fewer if the
+ * system cannot create more threads. Without work they spin for a short time and then sleep. A forked child creates its own group.
  *
  * Inside work, rnnfast_threads_barrier(first, n, k, stop) is a barrier among workers first .. first+n-1; k is the caller's index. Once
  * *stop is set, it no longer waits.
  *
- * A long call learns that it should stop by should_stop(). Only the calling thread asks the caller's rnnfast_poll; all threads see the
- * answer in *stopped. A thread counts the multiply-adds that it does, so asking costs nothing measurable. Once *stopped is set it stays
- * set, and every loop of the call ends soon.
+ * A long call checks should_stop() to end early. Only the calling thread calls the caller's rnnfast_poll; all threads read the result
+ * in *stopped. Threads count their multiply-adds to space the checks, so the cost is not measurable. Once *stopped is set it stays set,
+ * and every loop of the call ends soon.
  */
 #pragma once
 
@@ -35,15 +35,15 @@ void rnnfast_threads_run(int group, void (*work)(void *argument, int k, int n), 
 void rnnfast_threads_release(int group);
 void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop);
 
-enum { POLL_WORK = 1 << 24 }; /* multiply-adds between two questions: a few milliseconds at the slowest */
+enum { POLL_WORK = 1 << 24 }; /* multiply-adds between two polls: a few milliseconds at the slowest */
 
 typedef struct {
     rnnfast_flag *stopped;
     const rnnfast_poll *poll; /* NULL on all threads but the caller's */
-    ptrdiff_t left;           /* multiply-adds until the next question */
+    ptrdiff_t left;           /* multiply-adds until the next poll */
 } poller;
 
-/* Counts some multiply-adds; not 0 means that the call should stop. */
+/* Counts some multiply-adds; returns nonzero if the call should stop. */
 static inline int should_stop(poller *p, ptrdiff_t work)
 {
     p->left -= work;

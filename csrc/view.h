@@ -2,7 +2,7 @@
  *
  * Layout, regular: row n of step t begins at at + t * step + n * row; every step has N rows.
  * Layout, ragged (begin is not NULL): step t has begin[t + 1] - begin[t] rows, never more than the step before, and row n of step t is
- * entry begin[t] - begin[0] + n. Entries lie one after the other, `row` elements apart. If positions is not NULL, entry i lies at the
+ * entry begin[t] - begin[0] + n. Entries are consecutive, `row` elements apart. If positions is not NULL, entry i lies at the
  * step and row positions[i] of a regular layout instead.
  * As an operand of a product, a ragged view covers rows from .. from + N - 1 of each step, as far as the step has them.
  *

@@ -1,8 +1,8 @@
-/* How XLA calls the kernels: two handlers for its foreign-function interface, and the part of that interface that they use.
+/* Interface to XLA: two handlers for its foreign-function interface, and the part of that interface that they use.
  *
  * The interface is a C ABI of structs that carry their sizes, declared in openxla's xla/ffi/api/c_api.h, which JAX ships. It is declared
  * here again so that building rnnfast does not need JAX: only the members that the handlers access, and of structs passed by pointer
- * only the first ones. This is major version 0, minor versions 1 to 3. A newer minor version adds members at the end; the handlers check
+ * only the leading ones. This is major version 0, minor versions 1 to 3. A newer minor version adds members at the end; the handlers check
  * struct sizes before they read. tests/test_backend_jax.py compares these declarations with the original.
  */
 #pragma once

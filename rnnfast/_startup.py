@@ -1,4 +1,4 @@
-"""What to raise when rnnfast cannot be imported."""
+"""The exception to raise when rnnfast cannot be imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.machinery import PathFinder
 
 
 def import_error(error: Exception) -> BaseException:
-    """Return the exception to raise in place of `error`.
+    """Return the exception to raise instead of `error`.
 
     If the compiled extension is missing, the message says how to build it. Started as a command (``rnnfast``, or
     ``python -m rnnfast``, for which argv[0] is "-m" until the package is imported), the error is one line on stderr.

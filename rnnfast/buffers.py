@@ -1,7 +1,7 @@
 """Buffers for the engine: aligned to cache lines, on huge pages if they are large, and reused.
 
 The operating system clears every page that it allocates, so large buffers are returned to a pool and reused. Measured:
-with the pool, training an LSTM with T=25, N=32, H=1024 takes 0.95 of the time that it takes with new memory.
+with the pool, training an LSTM with T=25, N=32, H=1024 takes 5% less time than with new memory.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class BufferPool(list[Any]):
 
 
 class ResultPool(BufferPool):
-    """A pool for arrays that the caller gets. The memory of large ones is reused once no view of it exists."""
+    """A pool for arrays returned to the caller. The memory of large arrays is reused once no view of it exists."""
 
     def bytes(self, nbytes: int) -> Array:
         """Return an uninitialised flat buffer."""
@@ -101,7 +101,7 @@ class ResultPool(BufferPool):
 
 
 class _Lease:
-    """The base of NumPy arrays in a pooled buffer. It releases the buffer when none of them exists any more."""
+    """The base of NumPy arrays in a pooled buffer. It releases the buffer when the last of them is deleted."""
 
     def __init__(self, pool: BufferPool, nbytes: int) -> None:
         self._buffer = pool.acquire(nbytes)

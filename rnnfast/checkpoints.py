@@ -6,7 +6,7 @@ of one call, because the engine's results do not depend on how the steps are div
 consists of whole blocks of the sums in weight gradients.
 
 In a bidirectional stack, a layer needs the outputs of both directions of the layer below. Each layer and direction is
-therefore run as a stack of its own, and the outputs between layers are kept. Source: T. Chen et al., "Training deep
+therefore run as a separate stack, and the outputs between layers are kept. Source: T. Chen et al., "Training deep
 nets with sublinear memory cost", 2016.
 """
 
@@ -111,7 +111,7 @@ def _cut(T: int, N: int, order: functional.Order | None, every: Any) -> list[int
 
 
 class _Window:
-    """Consecutive steps of a batch, in the order in which the engine processes them, as a batch of its own."""
+    """Consecutive steps of a batch, in the order in which the engine processes them, as a separate batch."""
 
     def __init__(self, engine: functional.Engine, T: int, N: int, order: Any, first: int, last: int) -> None:
         self.T, self.N, self.sequences, self.order = last - first, N, N, None

@@ -17,8 +17,8 @@ If Dask runs several tasks at once in one process, as its threaded scheduler doe
 or set ``RNNFAST_NUM_THREADS=1`` in the environment of the workers. Then each core works on its own chunks. Call a
 layer's ``freeze()`` before `predict` to pack its weights once and not in each task, which matters for small chunks.
 
-The model is a single key of the graph and is sent to each worker once. A pickled layer is little larger than its
-parameters.
+The model is a single key of the graph and is sent to each worker once. A pickled layer is only slightly larger than
+its parameters.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["predict", "predict_frame"]
 
-da: Any = dask.array  # whose functions have no annotations
+da: Any = dask.array  # its functions have no annotations
 
 
 def predict(model: Callable[..., Any], x: DaskArray, lengths: Any = None, *, batch_axis: int | None = None) -> Any:
@@ -65,7 +65,7 @@ def predict(model: Callable[..., Any], x: DaskArray, lengths: Any = None, *, bat
     lengths : array_like of int or dask.array.Array, (N,), optional
         As in a call of the layer.
     batch_axis : int, optional
-        The axis of the rows in `x`. By default 0 if the model has an attribute ``batch_first`` that is true, else 1.
+        The axis of the rows in `x`. By default 0 if the model's attribute ``batch_first`` is true, else 1.
 
     Returns
     -------

@@ -152,7 +152,7 @@ def gradient_flow(
     Raises
     ------
     ValueError
-        If a shape does not match, there is no row, `x` or y is not finite, or the layer uses one of the unsupported
+        If a shape does not match, `x` has no rows, `x` or y is not finite, or the layer uses one of the unsupported
         options.
     TypeError
         If `layer` is not one of the supported classes, or an argument does not hold real numbers.
@@ -189,7 +189,7 @@ def gradient_flow(
 
 
 def _at_rest(layer: Any) -> Any:
-    """Return the layer, or if it has dropout, a copy without."""
+    """Return the layer, or a copy without dropout if it has any."""
     if isinstance(layer, Bidirectional):
         sides = _at_rest(layer.forward_layer), _at_rest(layer.backward_layer)
         return Bidirectional(*sides, merge=layer.merge)

@@ -133,7 +133,7 @@ class Ragged:
     def _last(self, states: Array, out: Array) -> None:
         """Write the final states of rows, given those of sequences."""
         if not self._cut:
-            states.take(self._sequences, axis=1, out=out, mode="clip")  # every index is valid, whatever the mode
+            states.take(self._sequences, axis=1, out=out, mode="clip")  # all indices are valid in any mode
             return
         for state, values in enumerate(states):
             values.take(self._ends(state), axis=0, out=out[state])

@@ -206,7 +206,7 @@ def _steps(T, N, lengths, mask, reset, zero_masked):
     """Return arrays of bool (T, N, 1) that describe each step of each row.
 
     ``valid``: x is read. ``repeats``: the output is that of the previous step. ``inside``: the step is within the
-    length of the row. ``starts``: a new sequence starts here, after another one in the same row.
+    length of the row. ``starts``: a new sequence starts here, after an earlier one in the same row.
     """
     every = np.ones((T, N), bool)
     inside = every if lengths is None else np.arange(T)[:, None] < np.asarray(lengths)
@@ -347,7 +347,7 @@ def forward(
     x : ndarray, (T, N, I), T >= 1
     state : ndarray, (layers * directions, N, H or P), or for lstm a pair with c (..., H), optional
         The initial state, with index = layer * directions + direction. None, for the state or for one of the pair,
-        stands for zeros.
+        means zeros.
     num_layers : int
     bidirectional : bool
         Whether a second direction runs from the last step to the first. Its outputs are appended to those of the first.
@@ -436,7 +436,7 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
     dy : ndarray of the shape of y, or None for zeros
         Ignored at steps that are not valid, if y is 0 there.
     dstate : ndarray, or for lstm a pair, optional
-        None, for the state or for one of the pair, stands for zeros.
+        None means zeros, for the state or for one of the pair.
     per_step : bool
         Whether to return `dh`.
 

@@ -1,4 +1,4 @@
-"""Streams, which process sequences as their steps arrive: for one batch, or many independent ones in a pool."""
+"""Streams, which process sequences as their steps arrive: for one batch, or for many independent streams in a pool."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Stream:
     batch_size : int
     state : ndarray, for LSTM the pair (h, c)
         h is (L, N, H_out) and c is (L, N, H). Reading the attribute returns copies. Assigning to it copies the values;
-        None stands for zeros.
+        None means zeros.
 
     Examples
     --------
@@ -133,10 +133,10 @@ class Stream:
         ------
         ValueError
             If an argument has the wrong shape, or `out` is read-only or shares memory with `x_t`. The state is
-            unchanged then.
+            unchanged.
         TypeError
-            If `x_t` does not hold real numbers, or `out` is not an array of the right dtype. The state is unchanged
-            then.
+            If `x_t` does not hold real numbers, or `out` is not an array of the right dtype. The state is
+            unchanged.
         RuntimeError
             If another thread is using the stream.
         """
@@ -144,7 +144,7 @@ class Stream:
         return self._step_anyhow(x_t, out) if y is None else y
 
     def _step_anyhow(self, x_t: Any, out: Any) -> Array:
-        """Process one step with arguments that have to be checked or converted first."""
+        """Process one step whose arguments must be checked or converted first."""
         layer, engine = self._layer, self._layer.engine
         x_t = arguments.real("x_t", x_t, layer.dtype)
         x = np.ascontiguousarray(_steps_of("x_t", x_t, layer, self.batch_size))
@@ -181,9 +181,9 @@ class Stream:
         Raises
         ------
         ValueError
-            If `x` has the wrong shape. The state is unchanged then.
+            If `x` has the wrong shape. The state is unchanged.
         TypeError
-            If `x` does not hold real numbers. The state is unchanged then.
+            If `x` does not hold real numbers. The state is unchanged.
         RuntimeError
             If another thread is using the stream.
         """
@@ -302,7 +302,7 @@ class StreamPool:
         ----------
         state : ndarray (L, H_out), for LSTM a pair with (L, H), optional
             The initial state, for example one that :meth:`leave` returned. A batch axis of length 1 in the middle, as
-            in the state of a :class:`Stream`, is accepted too. None, for the state or for one of the pair, stands for
+            in the state of a :class:`Stream`, is also accepted. None, for the state or for one of the pair, means
             zeros.
 
         Returns
@@ -356,7 +356,7 @@ class StreamPool:
         Raises
         ------
         KeyError
-            If there is no stream with this id.
+            If no stream has this id.
         """
         try:
             slot = self._slots.pop(id)
@@ -385,12 +385,12 @@ class StreamPool:
         Raises
         ------
         KeyError
-            If there is no stream with one of the ids. No state is changed then.
+            If no stream has one of the ids. No state is changed.
         ValueError
-            If an id occurs twice, or `x` or `out` has the wrong shape. No state is changed then.
+            If an id occurs twice, or `x` or `out` has the wrong shape. No state is changed.
         TypeError
             If `ids` is not a sequence, `x` does not hold real numbers, or `out` is not an array of the right dtype. No
-            state is changed then.
+            state is changed.
         """
         layer, engine = self._layer, self._layer.engine
         try:

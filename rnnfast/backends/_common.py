@@ -1,4 +1,4 @@
-"""What the adapters share: the order of gates, and options that a framework lacks."""
+"""Helpers shared by the adapters: reordering gates, and rejecting options that a framework lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rnnfast import functional
 from rnnfast._types import Array
 from rnnfast.layers import saving
 
-SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", "dropout", "bidirectional", "dtype")  # everywhere
+SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", "dropout", "bidirectional", "dtype")  # by all
 
 
 def positions(cell: str, theirs: str) -> list[int]:
@@ -19,7 +19,7 @@ def positions(cell: str, theirs: str) -> list[int]:
     cell : str
         A key of ``functional.CELLS``.
     theirs : str
-        The framework's order, in rnnfast's letters for the gates.
+        The framework's order, with rnnfast's letters for the gates.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def reorder(array: Array, gates: list[int]) -> Array:
 
 
 def reject(layer: Any, framework: str, *supported: str, hint: str = "use a layer without") -> None:
-    """Raise an error if a layer has options, not at their default, that a framework does not support."""
+    """Raise an error if a layer has non-default options that a framework does not support."""
     found = []
     for name, parameter in saving.signature(saving.kind(layer)).items():
         value = getattr(layer, name)

@@ -10,9 +10,9 @@
 >>> gradients["weight_hh_l0"].shape
 (32, 8)
 
-Parameters are a dict under torch's names. They determine the sizes, whether there are biases, a projection or
-peepholes, and the dtype, which is float32, or float64 with ``jax_enable_x64``; none of these is an argument. Results
-have the same bits as those of rnnfast's layers.
+Parameters are a dict with torch's names. The sizes, the presence of biases, a projection or peepholes, and the dtype
+(float32, or float64 with ``jax_enable_x64``) follow from the parameters and are not arguments. Results are bitwise
+identical to those of rnnfast's layers.
 
 vmap over x, states, lengths, masks and resets becomes one call with a larger batch, and so does ``grad`` of ``vmap``.
 vmap over parameters, and ``vmap`` of ``grad``, run one call per member.
@@ -20,7 +20,7 @@ vmap over parameters, and ``vmap`` of ``grad``, run one call per member.
 On the CPU, XLA calls the kernels directly through its foreign-function interface (``jax.ffi``, JAX 0.5 or newer) and
 keeps the tape from forward to backward. With lengths, masks or resets, on other devices and with older versions, it
 calls back into Python (``jax.pure_callback``). A callback adds about 0.1 ms to each pass, and backward runs forward
-again, because handing over the tape was measured to be slower. Arrays on other devices are copied to the host and back.
+again, because passing the tape through Python was slower. Arrays on other devices are copied to the host and back.
 
 Supported: JAX 0.4.36 or newer. Not supported: forward-mode derivatives (jvp), second derivatives, and dropout between
 the layers of a stack (apply dropout between calls of single layers instead).
@@ -77,21 +77,21 @@ def _stack(kind: Any, options: tuple[tuple[str, Any], ...]) -> _Stack:
 
 
 class _Call(NamedTuple):
-    """Everything about a call but its arrays. Hashable, so JAX can use it as a static parameter."""
+    """Everything about a call except its arrays. Hashable, so JAX can use it as a static parameter."""
 
     kind: Any  # the class of the layer
     options: tuple[tuple[str, Any], ...]
     zero_masked: bool
     names: tuple[str, ...]  # the order of the arrays: x, the parameters, then those of STATES and RAGGED that are given
     direct: bool  # whether XLA calls the kernels directly
-    taped: bool = False  # whether the tape is a result too
+    taped: bool = False  # whether the tape is also returned
 
     @property
     def stack(self) -> _Stack:
         return _stack(self.kind, self.options)
 
     def state(self, members: Sequence[Any]) -> Any:
-        """The state as a layer has it: h, or the pair (h, c)."""
+        """The state in the form that a layer uses: h, or the pair (h, c)."""
         return tuple(members) if len(members) == 2 else members[0]
 
     def read(self, named: Mapping[str, Any]) -> Call:
@@ -137,7 +137,7 @@ HOST = {"forward": _forward, "backward": _backward}
 
 @functools.lru_cache
 def _on_host(name: str, call: _Call) -> Any:
-    """The same function object for equal calls, so that JAX finds what it has compiled."""
+    """The same function object for equal calls, so that JAX reuses its compiled code."""
     return functools.partial(HOST[name], call)
 
 
@@ -307,7 +307,7 @@ def lstm(
         Named and shaped as in ``rnnfast.LSTM(...).parameters``. Biases, ``weight_hr_l{k}`` and ``peephole_l{k}`` are
         optional.
     state : pair of array_like (L*D, N, H_out) and (L*D, N, H), unbatched without N, optional
-        The initial state. Either member may be None, for zeros.
+        The initial state. None for either member means zeros.
     lengths, mask, reset : array_like, optional
         As for a call of the layer.
     zero_masked : bool, default False
@@ -323,7 +323,7 @@ def lstm(
     Raises
     ------
     ValueError, TypeError
-        If options, parameters or shapes do not fit, also while jit traces. Traced lengths are checked when the call
+        If options, parameters or shapes are invalid, even while jit traces. Traced lengths are checked when the call
         runs; JAX then raises its own error with the message.
 
     Examples
@@ -453,7 +453,7 @@ def _apply(
 
 
 def _options(kind: type[Any], arrays: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The options of the layer: those that the parameters determine, and those that are given."""
+    """The options of the layer: those determined by the parameters, and those passed by the caller."""
     projection = "weight_hr_l0" if "weight_hr_l0" in arrays else None
     for name in ("weight_ih_l0", "weight_hh_l0", *([projection] if projection else [])):
         if name not in arrays or arrays[name].ndim != 2:

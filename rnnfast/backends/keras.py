@@ -15,9 +15,9 @@ Supported: Keras 3.10 or newer. `enable` needs the NumPy backend, ``KERAS_BACKEN
 conversions work with any backend.
 
 `enable` replaces the method ``keras.layers.RNN.inner_loop``, the loop over time that all these layers share. The method
-sees ``zero_output_for_mask``, which the hooks of Keras's backends do not, so masks of any pattern keep their meaning.
-Everything around the loop remains Keras's: states and their checks, merging, ``use_cudnn``. These cases fall back to
-Keras's own loop and are not counted by `calls`:
+sees ``zero_output_for_mask``, which the hooks of Keras's backends do not, so masks of any pattern are supported.
+Keras still handles everything around the loop: states and their checks, merging, ``use_cudnn``. These cases fall back
+to Keras's own loop and are not counted by `calls`:
 
 - activations other than the keys of `ACTIVATIONS`, and callables that are not Keras's own functions;
 - other classes of cells, including subclasses, and stacked cells, ``RNN([cell, cell])``;
@@ -28,7 +28,7 @@ Keras's own loop and are not counted by `calls`:
 Results agree with Keras's up to rounding. Those of float64 layers are accurate to float64, whereas Keras 3.12 and newer
 round intermediate results to float32.
 
-Weights are packed once. Every call compares them bit by bit with a copy of the packed ones. ``assign``, ``set_weights``
+Weights are packed once. Every call compares them bitwise with a copy made at that time. ``assign``, ``set_weights``
 and in-place writes to an array therefore take effect in the next call, at the cost of reading the weights twice.
 """
 
@@ -223,7 +223,7 @@ def _layer_for(cell: Any, sequences: Any, states: list[Any], mask: Any, training
 
 
 def _same(a: Array, b: Array) -> bool:
-    """Whether two arrays have the same bits."""
+    """Whether two arrays are bitwise equal."""
     bits = f"u{a.itemsize}"
     return a.shape == b.shape and a.dtype == b.dtype and bool((a.view(bits) == b.view(bits)).all())
 

@@ -12,7 +12,7 @@ to_onnx(layer)
 
 The operators are supported as the standard defines them, in float32 and float64: all directions, sequence_lens, initial
 states, peepholes, clip, input_forget, activations with alpha and beta, linear_before_reset, both layouts, and all
-optional inputs and outputs. Weights that cannot change, which are those of initializers, are packed once.
+optional inputs and outputs. Weights that cannot change (those of initializers) are packed once.
 
 Supported: onnx 1.16 and later; versions 7, 14 and 22 of the operators, which cover opset 7 and all later opsets so far.
 Other element types, such as float16 and bfloat16, and opsets before 7 raise NotImplementedError. For a row with
@@ -91,7 +91,7 @@ _DIRECTIONS: dict[str, dict[str, Any]] = {
     "reverse": {"reverse": True},
     "bidirectional": {"bidirectional": True},
 }
-# ONNX spells leaky_relu as LeakyRelu. Names match in any case, as in ONNX Runtime.
+# ONNX spells leaky_relu as LeakyRelu. Names are case-insensitive, as in ONNX Runtime.
 _FUNCTIONS = {name.replace("_", ""): name for name in options.FUNCTIONS}
 _VERSIONS = (7, 14, 22)
 
@@ -347,7 +347,7 @@ class Backend(onnx.backend.base.Backend):
         Raises
         ------
         onnx.checker.ValidationError, ValueError, NotImplementedError
-            As in `prepare`.
+            As for `prepare`.
         """
         _check_device(device)
         super().run_node(node, inputs, device, outputs_info, **kwargs)
@@ -379,7 +379,7 @@ def layer_from_onnx(model: onnx.ModelProto, node: str | Sequence[str] | None = N
         of all layers, (N, T, D*H) and (D, N, H).
     node : str or list of str, optional
         Name of the node, or of one of its outputs; optional if the model has only one recurrent node. A list of stacked
-        nodes, lowest first, becomes one layer with as many num_layers.
+        nodes, lowest first, becomes one layer whose num_layers is the number of nodes.
 
     Returns
     -------
@@ -513,7 +513,7 @@ def to_onnx(
         If `layer` is not an RNN, LSTM or GRU.
     ValueError
         If the layer has a projection or a leak, if a number in the options of a float64 layer is not exact in float32,
-        in which ONNX stores it, or if onnx does not know the opset.
+        in which ONNX stores it, or if onnx does not support the opset.
 
     Examples
     --------

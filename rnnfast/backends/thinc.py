@@ -1,4 +1,4 @@
-"""The LSTM layers of thinc, the library under spaCy, run by rnnfast forward and backward.
+"""Run the LSTM layers of thinc, the library that spaCy uses, on rnnfast, forward and backward.
 
 Importing this module registers the operations "rnnfast". Models created while they are the current ops use them:
 
@@ -15,9 +15,9 @@ Importing this module registers the operations "rnnfast". Models created while t
 existing model, set ``node.ops = get_ops("rnnfast")`` for each ``node`` of ``model.walk()``.
 
 Outputs agree with thinc's up to rounding. Gradients do not, because thinc's are wrong: thinc 9.1.1 returns 0 for the
-first step of X and adds the gradients of the weights to the weights themselves. Both biases of a gate receive their
-gradient, which is the same for both; thinc assigns it only to the first, so one training step moves their sum half as
-far there.
+first step of X and adds the gradients of the weights to the weights themselves. Both biases of a gate have the same
+gradient, and rnnfast returns it for both. thinc assigns it only to the first, so in thinc a training step moves their
+sum half as far.
 
 Supported: thinc 8.1 to 9.1, on the CPU. As in thinc, the initial state gets no gradient; thinc's H0 is the initial c
 and its C0 the initial h. The second result of ``lstm_forward_training`` is only meant for ``backprop_lstm`` and does
@@ -302,7 +302,7 @@ def layer_to_thinc(layer: layers.LSTM) -> Model[Any, Any]:
     Raises
     ------
     TypeError, ValueError
-        As `to_flat`.
+        As for `to_flat`.
 
     Examples
     --------

@@ -10,12 +10,12 @@ RuntimeError. As with torch's LSTM, changing y in place before the backward pass
 where no gradient is required; torch.jit.script does not support these layers. To export a model to a format that only
 knows torch's layers, load its state_dict into those.
 
-The number of threads is rnnfast's, not torch's: set it with `rnnfast.set_num_threads`, or with RNNFAST_NUM_THREADS or
-OMP_NUM_THREADS before the start.
+rnnfast ignores torch's number of threads: set its own with `rnnfast.set_num_threads`, or with RNNFAST_NUM_THREADS or
+OMP_NUM_THREADS before Python starts.
 
 Packed weights are cached until the parameters change. torch counts in-place writes to a tensor, but not those that go
-through ``.data`` or a NumPy view. To detect these too, each call compares the memory of the parameters with what was
-packed: all of a parameter of up to 16 KiB, samples of a larger one. This detects optimizer steps and averaged weights,
+through ``.data`` or a NumPy view. To detect these too, each call compares the parameters with the packed values: all
+elements of parameters of up to 16 KiB, and samples of larger ones. This detects optimizer steps and averaged weights,
 but can miss a change of a few elements of a large parameter. Make such changes under ``torch.no_grad()``, where torch
 counts them, and use a small layer with torch.autograd.gradcheck, which changes single elements.
 
@@ -158,7 +158,7 @@ class _Cache:
             shapes = tuple(call.x.shape), y, h, c if self.engine.has_cell else None
             memory: dict[str, Any] = {"pool": self.workspaces, "empty": self.results.empty}
             found = functional.PreparedCall(self.engine, packed, shapes, time_first=not call.batch_first, **memory)
-            if len(self._prepared) >= 64:  # the number of different lengths has no bound
+            if len(self._prepared) >= 64:  # the number of different lengths is unbounded
                 self._prepared.clear()
             self._prepared[key] = found
         return found
@@ -226,7 +226,7 @@ def _array(tensor: Tensor | None) -> Any:
 
 
 def _contiguous(tensor: Tensor | None) -> Any:
-    """A tensor as a contiguous array, copied only if it has to be."""
+    """A tensor as a contiguous array, copied only if necessary."""
     return None if tensor is None else tensor.contiguous().numpy(force=True)
 
 
@@ -427,7 +427,7 @@ register_fake("rnnfast::infer", _on_call(_fake), lib=_LIBRARY)
 register_fake("rnnfast::forward", _on_call(_fake, keep_tape=True), lib=_LIBRARY)
 register_fake("rnnfast::backward", _on_gradients(_fake_gradients), lib=_LIBRARY)
 
-# The functions that run a call, by whether a gradient is wanted and whether anything traces operators. Going past the
+# The functions that run a call, by whether a gradient is needed and whether anything traces operators. Bypassing the
 # operators saves a third of the overhead of a short inference call, and a fifth of that of a training step.
 _RUNS: dict[tuple[bool, bool], Callable[[_Call], Any]] = {
     (False, False): lambda call: _infer_operator(*call),
@@ -471,7 +471,7 @@ class _Recurrent(torch.nn.RNNBase):
         ValueError, RuntimeError
             Where torch's own forward raises them.
         """
-        own = self._parameters  # a look-up there is faster than getattr, which finds what may replace a parameter
+        own = self._parameters  # a look-up here is faster than getattr, the fallback for replaced parameters
         parameters: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
         pair, axis = self.mode == "LSTM", 0 if self.batch_first else 1
         states: Sequence[Any] = () if hx is None else tuple(hx) if pair else (hx,)
@@ -531,7 +531,7 @@ class _Recurrent(torch.nn.RNNBase):
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether nothing needs to see operators: no compiler, tracer or dispatch mode, and no subclass of Tensor."""
+    """Whether operators can be bypassed: no compiler, tracer, dispatch mode or subclass of Tensor is active."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
     return type(x) is Tensor and not traced
 

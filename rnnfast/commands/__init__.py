@@ -1,6 +1,6 @@
-"""The command line of rnnfast: one module for each group of commands, and what they share.
+"""The command line of rnnfast: one module for each group of commands, and shared modules.
 
 `info`, `bench`, `text` and `series` hold the commands: ``configure(parser)`` adds the options and names the function
-that runs the command and returns the exit status. `program` holds what the commands and the examples share as programs,
-`engines` and `timing` what ``rnnfast bench`` and the scripts in ``benchmarks/`` share.
+that runs the command and returns the exit status. `program` is shared by the commands and the examples, and
+`engines` and `timing` by ``rnnfast bench`` and the scripts in ``benchmarks/``.
 """

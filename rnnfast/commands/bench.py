@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def choose(arguments: argparse.Namespace) -> list[Case]:
-    """Return the cases that the options ask for."""
+    """Return the cases that the options select."""
     given = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
     shapes: Any = [tuple((SINGLE | given).values())] if given else SHAPES
     cells = [arguments.cell] if arguments.cell else ["lstm"] if given else list(CELLS)
@@ -66,16 +66,16 @@ def choose(arguments: argparse.Namespace) -> list[Case]:
     cases = [
         Case(cell, *shape)._replace(mode=mode, dtype=arguments.dtype)
         for cell, shape, mode in itertools.product(cells, shapes, modes)
-        # A single row is how sequences are streamed; nobody trains with one.
+        # A single row is the streaming case, which does not occur in training.
         if given or arguments.mode or mode == "inference" or shape[1] > 1
     ]
-    if not (given or arguments.cell):  # of the other cells only the batch
+    if not (given or arguments.cell):  # for the other cells, only the batch
         cases = [case for case in cases if case.cell == "lstm" or case[1:7] == (*SHAPES[2], 1, False)]
     return cases
 
 
 def measure(case: Case, engines: dict[str, Any], limits: dict[str, Any], rounds: int, step: Callable[[], None]) -> Any:
-    """Check the results of the engines, then time those that are right; return the times of all rounds."""
+    """Check the results of the engines, then time those that are correct; return the times of all rounds."""
     want = expected(case)
     refused, wrong = {}, []
     for name, worker in engines.items():
@@ -200,7 +200,7 @@ def remarks(results: list[dict[str, Any]], columns: dict[str, int]) -> str:
 
 
 def plot(results: list[dict[str, Any]], title: str, path: str) -> None:
-    """Draw the medians of the cases that rnnfast was timed in."""
+    """Draw the medians of the cases for which rnnfast was timed."""
     rows = {}
     for result in results:
         if own := result["seconds"].get("rnnfast"):

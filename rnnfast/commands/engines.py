@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CELLS = {"lstm": ("LSTM", "lstm"), "gru": ("GRU", "gru"), "rnn": ("RNN", "rnn_tanh")}
 MODES = ("inference", "training")
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # relative to the largest element of each array
-SQUARE = 512  # rows and columns of the matrix product that stands for the machine's limit
+SQUARE = 512  # rows and columns of the matrix product that measures the machine's limit
 
 
 class Case(NamedTuple):
@@ -46,7 +46,7 @@ class Case(NamedTuple):
         return f"{self.cell} {self.mode} T={self.T} N={self.N} I={self.I} H={self.H}{stack}"
 
     def label(self) -> str:
-        """Return a short name for pictures, in which I is H unless it is given."""
+        """Return a short name for plots, which omits I if it equals H."""
         stack = f" layers={self.layers}" * (self.layers > 1) + " bidir" * self.bidirectional
         features = f" I={self.I}" * (self.I != self.H)
         return f"{self.cell} {self.mode[:5]} T={self.T} N={self.N}{features} H={self.H}{stack}"
@@ -183,13 +183,13 @@ LIMITS = {"NumPy's product": with_numpy_product, "rnnfast's product": with_own_p
 
 
 def expected(case: Case) -> Results:
-    """Compute the results of the reference in float64, which all others are compared with."""
+    """Compute the results of the reference in float64, with which all others are compared."""
     call, answer = with_reference(case, 0, np.float64)
     return answer(call())
 
 
 def disagreement(got: Results, want: Results, dtype: str) -> str | None:
-    """Say why results are wrong; None if they are right to the tolerance of their type."""
+    """Return why results are wrong, or None if they are within the tolerance of their dtype."""
     if got.keys() != want.keys():
         return f"it returns {', '.join(got)} instead of {', '.join(want)}"
     for name, array in want.items():

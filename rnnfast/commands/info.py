@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gather() -> dict[str, Any]:
-    """Collect what the command shows; None where the system does not tell."""
+    """Collect what the command shows; None for values that the system does not report."""
     model, features = processor()
     return {
         "version": rnnfast.__version__,

@@ -42,14 +42,14 @@ def run_program(name: str, program: Callable[..., int], *arguments: Any, smaller
     name
         Name of the program, which starts the error line.
     program, *arguments
-        Function that does the work, and what it is called with. It returns an exit status.
+        Function that does the work, and its arguments. It returns an exit status.
     smaller
         Options to reduce when memory runs out, as they appear in the error.
 
     Returns
     -------
     int
-        The status that `program` returns; 2 after an error, 130 after Ctrl-C, 141 if the reader of the output has gone.
+        The status that `program` returns; 2 after an error, 130 after Ctrl-C, 141 if the output pipe is closed.
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -70,7 +70,7 @@ def run_program(name: str, program: Callable[..., int], *arguments: Any, smaller
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has gone, as in "| head"
+    except BrokenPipeError:  # the reader has closed the pipe, as in "| head"
         _discard_output()
         return 141
     except OSError as error:
@@ -160,7 +160,7 @@ def require_writable(path: str, device: bool = False) -> None:
 
 
 def require_distinct(paths: Mapping[str, str | None]) -> None:
-    """Raise CannotRun if two of the named files are the same file; None stands for a file that is not used."""
+    """Raise CannotRun if two of the named files are the same file; None means that a file is not used."""
     given = [(name, path) for name, path in paths.items() if path is not None]
     for (first, one), (second, other) in itertools.combinations(given, 2):
         same = os.path.realpath(one) == os.path.realpath(other)
@@ -208,7 +208,7 @@ def write_model(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArra
 def read_model(path: str, kind: str, command: str, build: Callable[..., Any] = lambda *parts: parts) -> Any:
     """Read what `write_model` wrote with about["kind"] == kind, and return build(about, arrays).
 
-    `command` is the one that makes such files.
+    `command` is the command that writes such files.
     """
     try:
         about, arrays = files.read(path)
@@ -225,7 +225,7 @@ def read_model(path: str, kind: str, command: str, build: Callable[..., Any] = l
 
 
 class Progress:
-    """Progress of a program on stderr: one line on a terminal, rewritten as the work goes on; elsewhere a log."""
+    """Progress of a program on stderr: one line on a terminal, rewritten as work proceeds, and otherwise a log."""
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.done = total, done
@@ -247,13 +247,13 @@ class Progress:
             self._draw()
 
     def begin(self, text: str) -> None:
-        """Begin the next unit of work: show what it is, and count it."""
+        """Start the next unit of work: show what it is, and count it."""
         if text != self._text:
             self.note(text)
         self.step()
 
     def note(self, text: str) -> None:
-        """Report a milestone. Off a terminal this prints a line."""
+        """Report a milestone. If stderr is not a terminal, this prints a line."""
         self._text = text
         if self._terminal:
             self._draw()
@@ -261,7 +261,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def line(self, text: str) -> None:
-        """Print a line of the program's output, which stays."""
+        """Print a line of the program's output, which is not overwritten."""
         self._clear()
         print(text, flush=True)
 
@@ -283,7 +283,7 @@ class Progress:
 
 
 def require_drawable(path: str | None) -> None:
-    """Raise CannotRun if no picture can be drawn to `path`; None stands for no picture."""
+    """Raise CannotRun if no picture can be drawn to `path`; None means no picture."""
     if path is None:
         return
     formats = _figure_of(1, 1).canvas.get_supported_filetypes()
@@ -303,7 +303,7 @@ def _figure_of(width: float, height: float) -> Any:
 
 @contextlib.contextmanager
 def axes_of(path: str, width: float, height: float) -> Iterator[Any]:
-    """Give the axes of a new picture, which is written to `path` when the context ends."""
+    """Yield the axes of a new picture, which is written to `path` when the context ends."""
     figure = _figure_of(width, height)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

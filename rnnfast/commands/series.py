@@ -31,7 +31,7 @@ LARGEST = 1e150  # the square of this is still finite
 
 # ------------------------------------------------------------------------------------------------------------- times
 #
-# A clock is made for the format of the first time. It is a pair of functions: read(text) returns a value that grows
+# A clock is created for the format of the first time. It is a pair of functions: read(text) returns a value that grows
 # evenly, or raises ValueError for other formats, and write(value) returns the text.
 
 
@@ -103,7 +103,7 @@ class Times:
 
     @staticmethod
     def fault(texts: Sequence[str]) -> str:
-        """Say why there is no clock for these times; rows are counted from 1."""
+        """Explain why no clock reads these times; rows are counted from 1."""
         if len(texts) < 2:
             return f"there are {len(texts)} rows, but times need at least 2"
         furthest = -1

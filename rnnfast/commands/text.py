@@ -20,11 +20,11 @@ from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, trunca
 CELLS = {"gru": rnnfast.GRU, "lstm": rnnfast.LSTM}
 LEARNING_RATES = {"gru": 0.003, "lstm": 0.006}
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the end of the text, on which the model is evaluated
-EVALUATIONS = 20  # over a training
+EVALUATIONS = 20  # per training run
 
 
 class Model:
-    """An embedding, recurrent layers, and a readout that scores every character as the next one.
+    """An embedding, recurrent layers, and a readout that scores each character as a candidate for the next one.
 
     `sizes` holds the options cell, embedding, hidden and layers.
     """
@@ -99,7 +99,7 @@ class Model:
 
 
 class Training:
-    """Training of a model on a text, which is read at several positions in parallel."""
+    """Train a model on a text, which is read at several positions in parallel."""
 
     def __init__(self, text: str, arguments: argparse.Namespace) -> None:
         self.batch, self.window, self.lr = arguments.batch, arguments.window, arguments.lr

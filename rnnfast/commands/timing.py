@@ -1,4 +1,4 @@
-"""How ``rnnfast bench`` and the benchmarks measure and report: timers, processes of engines, units and the picture."""
+"""Measurement and reports of ``rnnfast bench`` and the benchmarks: timers, engine processes, units and the picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import rnnfast
 from rnnfast.commands.engines import ENGINES, LIMITS, Case
 from rnnfast.commands.program import CannotRun, axes_of
 
-PAUSE = 0.03  # seconds before a turn: the threads of OpenBLAS spin this long for more work, and would disturb the next
+PAUSE = 0.03  # seconds before a turn: the threads of OpenBLAS spin this long after a call, which would disturb the next
 # BLAS libraries read these once, when NumPy is imported.
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 MARKS = {  # color, marker and size of each engine in pictures
@@ -28,7 +28,7 @@ MARKS = {  # color, marker and size of each engine in pictures
 
 
 def timed(call: Callable[[], Any], seconds: float = 0) -> float:
-    """Time a call: the mean of as many calls as fit into `seconds`, at least one, after one that warms up."""
+    """Time a call: the mean of the calls that fit into `seconds`, at least one, after a warm-up call."""
     clock = time.perf_counter
     start = clock()
     call()
@@ -42,7 +42,7 @@ def timed(call: Callable[[], Any], seconds: float = 0) -> float:
 def take_turns(
     timers: Mapping[str, Callable[[], float]], rounds: int, step: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """Call every timer once a round, each round beginning with another one; return the seconds by name."""
+    """Call every timer once a round, each round starting with a different one; return the seconds by name."""
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     order = list(timers.items())
     for i in range(rounds):
@@ -80,7 +80,7 @@ def versions(*packages: str) -> dict[str, str | None]:
 
 
 def serve(pipe: Any, name: str, threads: int) -> None:
-    """Run an engine in its process: answer a case with its results, and a number of seconds with the time of a call."""
+    """Run an engine in its process: reply to a case with results, and to a number of seconds with a time per call."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     call: Any = None
     with contextlib.suppress(EOFError):
@@ -97,7 +97,7 @@ def serve(pipe: Any, name: str, threads: int) -> None:
 
 
 class Worker:
-    """The process of an engine, as its parent sees it."""
+    """Handle of the parent for the process of an engine."""
 
     def __init__(self, name: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")

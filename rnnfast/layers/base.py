@@ -200,7 +200,7 @@ class Layer:
 
 
 def lasting(array: Array) -> Array:
-    """Return a view, because it cannot be resized: the kernels rely on the size of the array."""
+    """Return a view, which cannot be resized, because the kernels rely on the size of the array."""
     return array[...]
 
 

@@ -146,7 +146,7 @@ class Bidirectional(Layer):
         x, lengths, mask, reset, zero_masked
             As for a call of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
         state : pair, optional
-            The initial states of the forward and the backward layer. Either may be None, for zeros.
+            The initial states of the forward and the backward layer. None for either means zeros.
 
         Returns
         -------
@@ -189,7 +189,7 @@ class Bidirectional(Layer):
         Returns
         -------
         y, state
-            As from a call. With merge=None the two arrays are read-only, because the tape shares them.
+            As for a call. With merge=None, the two arrays are read-only, because the tape shares them.
         tape : Tape
             Pass it to :meth:`backward`.
 
@@ -215,10 +215,10 @@ class Bidirectional(Layer):
         tape : Tape
             From this layer's ``forward``. It can be used again.
         dy : array_like of the shape of y, or None
-            The gradient of a scalar with respect to y; None stands for zeros. With merge=None a pair, either of which
+            The gradient of a scalar with respect to y; None means zeros. With merge=None a pair, either of which
             may be None.
         dstate : pair, optional
-            The gradients with respect to the final states of the two layers. Either may be None, for zeros.
+            The gradients with respect to the final states of the two layers. None for either means zeros.
         per_step : bool, default False
             Whether to also return the derivatives with respect to h at every step.
 

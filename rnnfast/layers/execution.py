@@ -80,7 +80,7 @@ def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tupl
 
 
 class Execution:
-    """Runs the engine of a layer. Several threads can use it at the same time.
+    """Run the engine of a layer. Several threads can use one object at the same time.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class Execution:
             large=max(T * N * width, states * N * engine.hidden_size) * engine.dtype.itemsize >= LARGE,
             sizes=engine.sizes(T, N) if N else None,
         )
-        if len(self._plans) >= 64:  # the number of different lengths is unlimited
+        if len(self._plans) >= 64:  # the number of different lengths is unbounded
             self._plans.clear()
         self._plans[shape] = plan
         return plan

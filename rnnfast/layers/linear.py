@@ -54,7 +54,7 @@ class Pointwise(ArrayLayer):
         Returns
         -------
         y : ndarray
-            As from a call.
+            As for a call.
         tape : Tape
             Pass it to :meth:`backward`. It keeps the weights of this call.
 
@@ -76,7 +76,7 @@ class Pointwise(ArrayLayer):
         tape : Tape
             From this layer's ``forward``. It can be used again.
         dy : array_like of the shape of y, or None
-            The gradient of a scalar with respect to y; None stands for zeros.
+            The gradient of a scalar with respect to y; None means zeros.
 
         Returns
         -------

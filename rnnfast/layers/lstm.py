@@ -33,7 +33,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     input_size, hidden_size, num_layers
         I, H and L as for :class:`RNN`.
     proj_size : int, default 0
-        P, the size to which h is projected, below H. With 0 there is no projection.
+        P, the size to which h is projected, below H. 0 means no projection.
     activations : list, optional
         Three activation functions, specified as for :class:`RNN`: for the gates i, f and o, for g, and for the
         activation of c in the equation of h. The default is sigmoid, tanh, tanh.

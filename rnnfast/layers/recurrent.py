@@ -125,7 +125,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     ) -> tuple[Array, State]:
         """Run over a sequence in inference mode: without dropout, and without a tape for gradients.
 
-        Several threads can call a layer at the same time. The layer keeps the workspace of a call for later calls.
+        Several threads can call a layer at the same time. Later calls reuse the workspace of a call.
 
         Parameters
         ----------
@@ -133,13 +133,13 @@ class Recurrent(ArrayLayer, Generic[State]):
             The input, with any strides and byte order. It is converted to the dtype of the layer. T must be at least 1;
             if N is 0, the results are empty.
         state : array_like (L*D, N, H_out), unbatched (L*D, H_out); for LSTM a pair with (L*D, N, H), optional
-            The initial state h, or for LSTM (h, c). None, for the state or for one of the pair, stands for zeros. The
+            The initial state h, or for LSTM (h, c). None means zeros, for the state or for one of the pair. The
             layout does not depend on batch_first.
         lengths : array_like of int, (N,), unbatched one integer, optional
             The number of steps of each row, from 0 to T. Rows need not be sorted: cost is proportional to the number of
-            valid steps, not to T * N. Padding in x is never read, and y is 0 there. The final state is that after the
-            last valid step. A reverse direction starts at the last valid step. A row of length 0 returns its initial
-            state.
+            valid steps, not to T * N. Padding in x is never read, and y is 0 there. The final state is the state after
+            the last valid step. A reverse direction starts at the last valid step. A row of length 0 returns its
+            initial state.
         mask : array_like of bool, (T, N), with batch_first (N, T), unbatched (T,), optional
             True at valid steps. At masked-out steps x is not read, the state is kept, and y repeats the output of the
             previous step of the same direction, or is 0 if there is none. Mutually exclusive with `lengths`.
@@ -196,14 +196,14 @@ class Recurrent(ArrayLayer, Generic[State]):
             the tape holds all intermediate values. With an integer k, it holds the state of every k-th step only, and
             ``backward`` recomputes the steps in between. This takes about a third more time, and the gradients are
             bitwise identical. k is rounded up to a multiple of max(1, 256 // N). "auto" chooses the square root of T,
-            so that memory besides x, y and their gradients grows with the square root of T. Two things are still kept
-            for all steps: dropout masks, and the outputs of the lower layers of a bidirectional stack. The tape has no
-            `cells`.
+            so that memory other than x, y and their gradients grows with the square root of T. Two things are still
+            kept for all steps: dropout masks, and the outputs of the lower layers of a bidirectional stack. The tape
+            has no `cells`.
 
         Returns
         -------
         y : ndarray
-            As from a call, but read-only, because the tape shares it.
+            As for a call, but read-only, because the tape shares it.
         state : ndarray, or for LSTM the pair (h, c)
         tape : Tape
             Pass it to :meth:`backward`. It keeps the weights of this call.
@@ -223,9 +223,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         tape : Tape
             From this layer's ``forward``. It can be used again.
         dy : array_like of the shape of y, or None
-            The gradient of a scalar with respect to y; None stands for zeros.
+            The gradient of a scalar with respect to y; None means zeros.
         dstate : array_like of the shape of the state, for LSTM a pair, optional
-            The gradient with respect to the final state. None, for the state or for one of the pair, stands for zeros.
+            The gradient with respect to the final state. None means zeros, for the state or for one of the pair.
         per_step : bool, default False
             Whether to also return the derivatives with respect to h at every step.
 

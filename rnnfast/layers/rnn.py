@@ -41,7 +41,7 @@ class RNN(Recurrent[Array]):
     hidden_size : int
         H, the number of units in each layer.
     num_layers : int, default 1
-        L, the number of stacked layers. Each layer reads the outputs of the one below.
+        L, the number of stacked layers. Each layer reads the outputs of the layer below.
     nonlinearity : {"tanh", "relu"}, default "tanh"
         The function f.
     bias : bool, default True
@@ -59,12 +59,12 @@ class RNN(Recurrent[Array]):
         Replaces `nonlinearity`: a list with the name of f. A bidirectional layer also accepts two names, the second for
         the reverse direction. Names are sigmoid, tanh, relu, affine, leaky_relu, thresholded_relu, scaled_tanh,
         hard_sigmoid, elu, softsign and softplus, as defined by the ONNX standard. To set alpha and beta, pass a tuple
-        (name, alpha) or (name, alpha, beta) in place of a name.
+        (name, alpha) or (name, alpha, beta) instead of a name.
     clip : float, optional
         Limits the input of every activation to [-clip, clip].
     leak : float or array_like, optional
-        The leak alpha, above 0 and at most 1: one number, one per unit with shape (H,), or any array that broadcasts to
-        (L*D, H). It is an option, not a parameter: it is saved with the layer, but not trained and not part of
+        The leak alpha, above 0 and at most 1: a number, an array (H,) with one per unit, or any array that broadcasts
+        to (L*D, H). It is an option, not a parameter: it is saved with the layer, but not trained and not part of
         ``state_dict``. Mutually exclusive with `activations` and `clip`.
     dtype : {numpy.float32, numpy.float64}, default numpy.float32
     rng : None, int or numpy.random.Generator

@@ -18,7 +18,7 @@ __all__ = ["CLASSES", "describe", "from_json", "kind", "load", "options", "signa
 CLASSES: dict[str, type[Any]] = {}  # the public classes by name, from which `load` builds layers
 
 FREE = ("batch_first", "dropout", "dtype")  # options that may differ between a file and the layer that loads it
-# Options that files of earlier versions lack, with the values that they then have.
+# Options that files of earlier versions lack, with the values to assume for them.
 LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None}
 
 
@@ -82,7 +82,7 @@ def _matters(name: str, value: Any) -> bool:
 
 
 def _essence(description: Any) -> Any:
-    """Return the part of a description that results depend on."""
+    """Return the part of a description that affects results."""
     if not isinstance(description, dict):
         return description
     essence = {name: _essence(value) for name, value in description.items() if name not in FREE}

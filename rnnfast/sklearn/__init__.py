@@ -9,23 +9,23 @@ The sequences X can have one of three forms:
 
 - an array of shape (N, T, F): N sequences of T steps with F features;
 - a list of N arrays of shape (T_i, F), or (T_i,) for one feature, with any lengths of at least 1;
-- a table, that is, an array or DataFrame of shape (N, T): N sequences of one feature. As usual in scikit-learn, X in
+- a table (an array or DataFrame) of shape (N, T): N sequences of one feature. As usual in scikit-learn, X in
   ``predict`` must then have the same number of columns and the same column names. Pass sequences of other lengths as a
   list or with shape (N, T, 1).
 
-Nested Python lists of equal lengths are a table, and nested lists of different lengths are a list of sequences. Pass
-arrays, or shape (N, T, 1), if both can occur. Scalers such as StandardScaler accept only tables, so they cannot precede
-sequences in a pipeline; use ``standardize=True`` instead. GridSearchCV tunes a `SequenceTagger` by its own ``score``,
+Nested Python lists are a table if their lengths are equal, and a list of sequences otherwise. Pass arrays, or shape
+(N, T, 1), if both can occur. Scalers such as StandardScaler accept only tables, so they cannot be applied to sequences
+in a pipeline; use ``standardize=True`` instead. GridSearchCV must use the default ``score`` of a `SequenceTagger`,
 because other scorers expect one class for each row.
 
 NaN in X is an error, as in most of scikit-learn. Unless ``standardize=False``, each feature is standardized with its
 mean and standard deviation over all steps of the training data.
 
-With a fixed `random_state`, ``fit`` gives bitwise equal results on every repeat, for any number of threads. If all rows
-fit into one batch, the order of the rows does not matter either, and a sample weight of 2 gives the same bits as
+With a fixed `random_state`, repeated calls of ``fit`` give bitwise identical results for any number of threads. If all
+rows fit into one batch, the order of the rows does not matter either, and a sample weight of 2 is bitwise equivalent to
 repeating the row. The exception is ``early_stopping=True``, which chooses the held-out rows by position.
 
-rnnfast computes with its own threads. With ``GridSearchCV(..., n_jobs=2)``, joblib limits how many each process uses.
+rnnfast uses its own threads. With ``GridSearchCV(..., n_jobs=2)``, joblib limits how many each process uses.
 
 Examples
 --------

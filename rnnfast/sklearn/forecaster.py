@@ -1,4 +1,4 @@
-"""The estimator that continues time series."""
+"""The estimator that forecasts time series."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MAX_ORIGINS = 256  # held-out forecasts of each series from which a prediction i
 
 
 class Form(NamedTuple):
-    """The form of the caller's series, which forecasts have too."""
+    """The form of the caller's series; forecasts have the same form."""
 
-    several: bool  # several series, not one
-    features: bool  # with an axis of variables
+    several: bool  # whether there are several series
+    features: bool  # whether each series has an axis of variables
 
 
 class SequenceForecaster(Network):
     """Forecast time series with a recurrent layer and a linear readout.
 
     After each step of a series, the network predicts the next `horizon` steps. It is trained with Adam on the mean
-    squared error of all of them. Longer forecasts continue from the network's own forecasts.
+    squared error over all of these steps. Longer forecasts continue from the network's own forecasts.
 
     A recurrent network predicts poorly outside the range of its training data. Take differences of a series with a
     trend (``differences=1``) or a season (``differences=12``), so that the values stay in a constant range.
@@ -49,8 +49,8 @@ class SequenceForecaster(Network):
         If a number, each forecast reads this number of steps, from a zero state. If None, the state is carried along
         the whole series.
     differences : int or tuple of int, default ()
-        Lags of the differences ``x[t] - x[t - lag]``, which are taken one after the other before anything else.
-        Forecasts are summed up again.
+        Lags of the differences ``x[t] - x[t - lag]``, applied in sequence before any other processing. Forecasts
+        are converted back by inverting the differences.
     multivariate : bool, default False
         Whether a 2-D array is one series (T, F) of F variables. If False, it is N series (N, T).
     bptt_steps : int, default 50
@@ -179,7 +179,7 @@ class SequenceForecaster(Network):
         return checked, form
 
     def _require_trainable(self, series: list[Array], held_out: list[int]) -> None:
-        """Raise if a series is too short to train on what remains when its last steps are held out."""
+        """Raise if a series, without its held-out last steps, is too short to train on."""
         lags, window, horizon = sum(self._option("differences")), self._option("window") or 1, self._option("horizon")
         least = lags + window + horizon
         for number, (x, out) in enumerate(zip(series, held_out, strict=True)):
@@ -204,7 +204,7 @@ class SequenceForecaster(Network):
             )
 
     def _examples(self, series: list[Array], since: list[int]) -> Examples:
-        """Return inputs, and as targets the next `horizon` steps from step `since` on, not standardized."""
+        """Return inputs and, as targets, the next `horizon` steps from step `since` onwards, not standardized."""
         H, lags, window = self._option("horizon"), self._option("differences"), self._option("window")
         inputs, targets, weights = [], [], []
         for x, first in zip(series, since, strict=True):
@@ -252,9 +252,9 @@ class SequenceForecaster(Network):
         Raises
         ------
         ValueError, TypeError
-            If an option is invalid, or a series is too short or has NaN or infinity. The forecaster is unchanged then.
+            If an option is invalid, or a series is too short or has NaN or infinity. The forecaster is left unchanged.
         Diverged
-            If the loss or the parameters are no longer finite. The forecaster is unchanged then.
+            If the loss or the parameters are no longer finite. The forecaster is left unchanged.
         """
         self._check_options()
         with self._restored_on_error():
@@ -277,12 +277,12 @@ class SequenceForecaster(Network):
         """Append new observations, as :meth:`update` does, and train on them for one epoch with the state of Adam.
 
         The layer runs over the whole series to get the state, so the cost is proportional to its length. On a
-        forecaster that is not fitted, the first call trains on all of `series` and holds nothing out.
+        forecaster that is not fitted, the first call trains on all of `series` without a held-out set.
 
         Parameters
         ----------
         series : array_like or list of array_like
-            At least one new step for each series, in the form that they had in ``fit``.
+            At least one new step for each series, in the same form as in ``fit``.
         y : ignored
 
         Returns
@@ -292,7 +292,7 @@ class SequenceForecaster(Network):
         Raises
         ------
         ValueError, TypeError
-            As ``fit``.
+            As for ``fit``.
         """
         self._check_options()
         with self._restored_on_error():
@@ -310,12 +310,12 @@ class SequenceForecaster(Network):
         return self
 
     def update(self, series: Any) -> Self:
-        """Append new observations to the series, so that forecasts continue from them. Nothing is trained.
+        """Append new observations to the series, so that forecasts continue from them, without training.
 
         Parameters
         ----------
         series : array_like or list of array_like
-            At least one new step for each series, in the form that they had in ``fit``.
+            At least one new step for each series, in the same form as in ``fit``.
 
         Returns
         -------
@@ -343,7 +343,7 @@ class SequenceForecaster(Network):
             Number of steps; by default the current value of the option `horizon`. The network forecasts them in blocks
             of the horizon that it was trained with.
         series : array_like or list of array_like, optional
-            Other series to continue, in one of the forms of the class's description. By default those of ``fit`` and
+            Other series to continue, in one of the forms of the class's description. By default, those of ``fit`` and
             ``update``.
 
         Returns
@@ -396,8 +396,8 @@ class SequenceForecaster(Network):
         The intervals are split-conformal. The network forecasts from at most 256 origins in the held-out part of each
         series. For each step ahead, the half-width of the interval is an order statistic of the n absolute errors of
         all series: the one with rank ``ceil((n + 1) * coverage)``. The coverage would be exact for exchangeable errors.
-        Here it is approximate, because the errors of one series are dependent, and because the held-out set also chose
-        the best epoch. It holds for each step separately, not for all steps jointly.
+        Here it is approximate, because the errors of one series are dependent, and because the held-out set was also
+        used to select the best epoch. It holds for each step separately, not for all steps jointly.
 
         Source: J. Lei et al., "Distribution-free predictive inference for regression", 2018.
         """
@@ -442,7 +442,7 @@ class SequenceForecaster(Network):
         Returns
         -------
         float
-            At most 0, which is best.
+            At most 0; higher is better.
         """
         check_is_fitted(self, "layer_")
         truth, form = self._read_series(series)
@@ -458,7 +458,7 @@ class SequenceForecaster(Network):
         return tags
 
     def _forecast(self, series: list[Array], origins: list[list[int]], steps: int) -> Array:
-        """Forecast from each origin, a number of steps known, of each series: (number of origins, steps, F)."""
+        """Forecast from each origin (a number of known steps) of each series: (number of origins, steps, F)."""
         window, horizon, lags = self._option("window"), self._option("horizon"), self._option("differences")
         # Run the layer up to each origin.
         states, recent = [], []
@@ -494,7 +494,7 @@ class SequenceForecaster(Network):
                 state = None
             _, state = self.layer_(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
         ahead: Array = np.concatenate(blocks, axis=1)[:, :steps] * self.scale_ + self.mean_
-        # Undo the differences, the last one first.
+        # Invert the differences in reverse order.
         for lag, tail in zip(reversed(lags), reversed(tails), strict=True):
             known = np.concatenate([np.array(tail), ahead], axis=1)
             for step in range(lag, known.shape[1]):

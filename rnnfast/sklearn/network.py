@@ -1,4 +1,4 @@
-"""The network inside every estimator, a recurrent layer and a linear readout, and the loop that trains it."""
+"""The network of every estimator (a recurrent layer and a linear readout) and its training loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..layers import GRU, LSTM, RNN, Linear
 from .sequences import Examples, SequenceInput, Sequences, equal, mean_and_scale, standardize
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-STRUCTURE = (  # options that the structure of the network, or the meaning of its inputs and outputs, depends on
+STRUCTURE = (  # options that determine the structure of the network, or the meaning of its inputs and outputs
     "cell",
     "leak",
     "hidden_size",
@@ -53,7 +53,7 @@ class Network(SequenceInput):
 
     @contextlib.contextmanager
     def _restored_on_error(self) -> Iterator[None]:
-        """Restore the attributes, parameters and random generator if the block raises, Ctrl-C included."""
+        """Restore the attributes, parameters and random generator if the block raises, including on Ctrl-C."""
         before = self.__dict__.copy()
         layers = [before[name] for name in ("layer_", "readout_") if name in before]
         parameters = [layer.state_dict() for layer in layers]
@@ -106,7 +106,7 @@ class Network(SequenceInput):
         return {**options, "dtype": arguments.dtype(self.dtype)}
 
     def _option(self, name: str) -> Any:
-        """Return such an option as it was when the network was built: set_params does not change the network."""
+        """Return the value of such an option when the network was built; set_params does not change the network."""
         return (self._built if hasattr(self, "_built") else self._structure()).get(name)
 
     def _require_structure(self) -> None:
@@ -120,11 +120,11 @@ class Network(SequenceInput):
     # Hooks for subclasses.
 
     def _pooling(self) -> str:
-        """Return what the readout reads: the "last" state, the "mean" over the steps, or the outputs of all "steps"."""
+        """Return the input of the readout: the "last" state, the "mean" over the steps, or all "steps"."""
         return str(self._option("pooling"))
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
-        """Return the loss and its gradient; the mean squared error unless a subclass has another."""
+        """Return the loss and its gradient; the mean squared error unless a subclass overrides it."""
         return training.mean_squared_error(output, targets, weights)
 
     def _evaluate(self, examples: Examples) -> float:
@@ -142,7 +142,7 @@ class Network(SequenceInput):
         return sequences._replace(flat=standardize(self._argument, sequences.flat, scale, self.layer_.dtype))
 
     def _build(self, sequences: Sequences, weights: Array, outputs: int, random: np.random.RandomState) -> None:
-        """Create a network with fresh parameters, and set the scale of X; `weights` are those of the steps."""
+        """Create a network with fresh parameters, and set the scale of X; `weights` has one weight per step."""
         features = sequences.flat.shape[1]
         self.mean_, self.scale_ = np.zeros(features), np.ones(features)
         if self.standardize:
@@ -182,7 +182,7 @@ class Network(SequenceInput):
         return h[-(1 + bool(self._option("bidirectional"))) :].transpose(1, 0, 2).reshape(h.shape[1], -1)
 
     def _unpool(self, dfeatures: Array, y: Array, state: Any, lengths: Array) -> tuple[Array | None, Any]:
-        """Return the gradients of y and of the state, given that of the result of `_pool`."""
+        """Return the gradients of y and of the state, given the gradient of the result of `_pool`."""
         pooling = self._pooling()
         if pooling == "steps":
             return dfeatures, None
@@ -221,7 +221,7 @@ class Network(SequenceInput):
             held_out = held_out._replace(sequences=self._scaled(held_out.sequences))
             scores: list[float] = []
             self.validation_scores_ = scores
-        self.loss_curve_ = list(self.loss_curve_)  # The old list must not change, as an error restores it.
+        self.loss_curve_ = list(self.loss_curve_)  # Copied, because an error restores the old list.
         for layer in (self.layer_, self.readout_):
             layer.unfreeze()
         parameters = {**self.layer_.parameters, **self.readout_.parameters}

@@ -12,7 +12,7 @@ from sklearn.utils.validation import validate_data
 
 from .._types import Array
 
-DTYPES = (np.float64, np.float32)  # of X, before standardizing; others become the first
+DTYPES = (np.float64, np.float32)  # of X, before standardizing; other dtypes become float64
 
 
 class Sequences(NamedTuple):
@@ -64,7 +64,7 @@ class Examples(NamedTuple):
         return Examples(sequences, self.targets[of_targets], self.weights[of_targets])
 
     def merge(self) -> Examples:
-        """Merge equal rows into one with the sum of their weights, in an order independent of the rows' order."""
+        """Merge equal rows into one with the sum of their weights, in an order independent of theirs."""
         per_step = self._per_step()
         targets = self.sequences.split(self.targets) if per_step else self.targets
         rows: dict[tuple[bytes, bytes], list[int]] = {}
@@ -99,7 +99,7 @@ def standardize(name: str, values: Array, scale: tuple[Array, Array], dtype: np.
     """Return ``(values - mean) / deviation`` as `dtype`, where `scale` is the pair (mean, deviation)."""
     with np.errstate(over="ignore", invalid="ignore"):
         scaled: Array = ((values - scale[0]) / scale[1]).astype(dtype)
-    # The square root of the largest number: products of values with parameters must stay finite, too.
+    # The square root of the largest finite value, so that products of values and parameters stay finite.
     limit = math.sqrt(np.finfo(dtype).max)
     if not (np.abs(scaled) <= limit).all():
         raise ValueError(
@@ -195,7 +195,7 @@ class SequenceInput(BaseEstimator):
         return array
 
     def _check_columns(self, members: Any, reset: bool) -> None:
-        """Check that the DataFrames in a list have the same columns, which are those of the list in fit."""
+        """Check that the DataFrames in a list have the same columns as each other and as the list in fit."""
         names = {tuple(x.columns) for x in members if hasattr(x, "columns")}
         known = None if reset else getattr(self, "_columns", None)
         if names and known:

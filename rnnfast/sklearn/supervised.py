@@ -1,4 +1,4 @@
-"""Estimators with one target for each sequence, and what all estimators with targets share."""
+"""Estimators with one target for each sequence, and the base classes of all estimators with targets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Supervised(Network):
         raise NotImplementedError
 
     def _weigh(self, examples: Examples) -> Examples:
-        """Return the examples with the weights that the loss takes, class weights included."""
+        """Return the examples with the weights that the loss uses, including class weights."""
         return examples
 
     def _strata(self, examples: Examples) -> Array | None:  # noqa: ARG002
@@ -90,9 +90,9 @@ class Supervised(Network):
         Raises
         ------
         ValueError, TypeError
-            If an option or an argument is invalid. The estimator is unchanged then.
+            If an option or an argument is invalid. The estimator is left unchanged.
         Diverged
-            If the loss or the parameters are no longer finite. The estimator is unchanged then.
+            If the loss or the parameters are no longer finite. The estimator is left unchanged.
         """
         with self._restored_on_error():
             self.__dict__.pop("classes_", None)
@@ -213,7 +213,7 @@ class Labels(Supervised):
         Raises
         ------
         ValueError, TypeError
-            As ``fit``, and with ``class_weight="balanced"``, which needs all data at once.
+            As for ``fit``, and with ``class_weight="balanced"``, which needs all data at once.
         """
         first = not hasattr(self, "layer_")
         if isinstance(self.class_weight, str):
@@ -268,7 +268,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
     bidirectional : bool, default False
         Whether the layers run in both directions.
     pooling : {"last", "mean"}, default "last"
-        What the readout reads: the last state of each direction, or the mean of the outputs over the steps.
+        Input of the readout: the last state of each direction, or the mean of the outputs over the steps.
     dropout : float, default 0
         Dropout probability in training, between layers and before the readout; at least 0 and below 1.
     learning_rate : float, default 0.01
@@ -290,12 +290,12 @@ class SequenceClassifier(ClassifierMixin, Labels):
         Maximum norm of all gradients together. None disables clipping.
     class_weight : dict, "balanced" or None, default None
         Factors of the loss by class. Classes that are not in the dict have weight 1. "balanced" uses the inverse of
-        the class frequencies, sample weights included. Weights are scaled to a mean of 1 over the training data.
+        the class frequencies, including sample weights. Weights are scaled to a mean of 1 over the training data.
     standardize : bool, default True
         Whether to standardize each feature of X to mean 0 and standard deviation 1 over all steps of the training
         data; for ``partial_fit``, of the data in the first call.
     verbose : int, default 0
-        1 shows a progress bar with the loss and the validation score, which needs tqdm.
+        If 1, show a progress bar with the loss and the validation score; this needs tqdm.
     random_state : int, RandomState or None, default None
         Seed for the initial parameters, the mini-batches, dropout and the held-out set.
     dtype : {"float32", "float64"}, default "float32"
@@ -308,9 +308,9 @@ class SequenceClassifier(ClassifierMixin, Labels):
     layer_ : rnnfast.LSTM, GRU or RNN
         The recurrent layer. It is frozen, and can be saved with ``layer_.save(path)`` or run as a stream.
     readout_ : rnnfast.Linear
-        The readout, frozen.
+        The readout. It is frozen too.
     mean_, scale_ : ndarray (features,)
-        The mean and standard deviation that X is standardized with.
+        The mean and standard deviation used to standardize X.
     n_features_in_ : int
         F, or the number of columns if X was a table.
     feature_names_in_ : ndarray of str
@@ -400,7 +400,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
 
 
 class SequenceRegressor(RegressorMixin, Supervised):
-    """Predict one or several numbers for each sequence with a recurrent layer and a linear readout.
+    """Predict one or more numbers for each sequence with a recurrent layer and a linear readout.
 
     The network is trained with Adam on the mean squared error of the targets, which are standardized internally.
 
@@ -412,7 +412,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
     Attributes
     ----------
     target_mean_, target_scale_ : ndarray (K,)
-        The mean and standard deviation that y is standardized with.
+        The mean and standard deviation used to standardize y.
     layer_, readout_ and all other attributes
         As for :class:`SequenceClassifier`.
 
@@ -496,7 +496,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         Raises
         ------
         ValueError, TypeError
-            As ``fit``.
+            As for ``fit``.
         """
         return self._partial_fit(X, y, sample_weight)
 
@@ -529,7 +529,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         Returns
         -------
         float
-            At most 1, which is best.
+            At most 1; higher is better.
         """
         check_is_fitted(self, "layer_")
         # Dividing by a power of two is exact, and keeps the squares in range.

@@ -1,4 +1,4 @@
-"""The estimator with a class for each step."""
+"""The estimator that predicts a class for each step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SequenceTagger(Labels):
     Parameters
     ----------
     cell, hidden_size and all options that are not listed here
-        As for :class:`SequenceClassifier`. All steps have the same weight, whatever the length of their sequence. The
-        held-out set of `early_stopping` consists of whole sequences.
+        As for :class:`SequenceClassifier`. All steps have the same weight, regardless of the length of their sequence.
+        The held-out set of `early_stopping` consists of whole sequences.
     bidirectional : bool, default True
         If False, the class of a step depends only on that step and the steps before it.
 
@@ -124,7 +124,7 @@ class SequenceTagger(Labels):
         Returns
         -------
         float
-            Between 0 and 1, which is best.
+            Between 0 and 1; higher is better.
         """
         sequences, probabilities = self._probabilities(X)
         check_consistent_length(sequences.lengths, y, sample_weight)

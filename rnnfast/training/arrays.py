@@ -1,4 +1,4 @@
-"""Checks of arrays and of mappings from names to arrays, which the other modules of this package share."""
+"""Validation of arrays and of mappings from names to arrays, shared by the modules of this package."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ class Window(NamedTuple):
     y : ndarray
         The outputs at these steps, as the layer's ``forward`` returned them.
     state : ndarray, or for LSTM the pair (h, c)
-        The state after the last step, which the next window starts from. You can write to it, for example zeros where
-        a new sequence begins.
+        The state after the last step, from which the next window starts. You can write to it, for example to zero it
+        where a new sequence begins.
     tape
-        For the layer's ``backward``.
+        The tape to pass to the layer's ``backward``.
     """
 
     steps: slice
@@ -35,7 +35,7 @@ class Window(NamedTuple):
 def truncated_bptt(layer: Any, x: ArrayLike, window: int, state: Any = None) -> Iterator[Window]:
     """Run a layer over a long sequence in windows, for training by truncated back-propagation through time.
 
-    The state is carried from window to window, but gradients are not. Memory use and the time between two updates are
+    The state is carried from window to window, but gradients are not. Memory use and the time between updates are
     those of one window, and the gradients cover dependencies over at most `window` steps. The outputs equal those of
     one call on the whole sequence, unless parameters change between windows or dropout is active.
 
@@ -50,7 +50,7 @@ def truncated_bptt(layer: Any, x: ArrayLike, window: int, state: Any = None) -> 
         A model needs a method ``forward(x, state)`` that returns ``(y, state, tape)`` and accepts ``state=None``. If
         it has an attribute ``batch_first``, that is used. No part of it may run backward in time.
     x : array_like, (T, ...), or (N, T, ...) if batch_first and at least three axes
-        The input of the layer, with at least one time step. An array is not copied, nor is its dtype changed. Tapes
+        The input of the layer, with at least one time step. An array is neither copied nor converted. Tapes
         reference it, so do not modify it before the last ``backward``.
     window : int
         Number of time steps in a window, at least 1. The last window is shorter if T is not a multiple of it.
@@ -98,7 +98,7 @@ def truncated_bptt(layer: Any, x: ArrayLike, window: int, state: Any = None) -> 
             "layer must be an RNN, LSTM or GRU, or a model whose forward(x, state) returns (y, state, tape), "
             f"got {name}"
         )
-    # Layers are recognized by attributes, so that models of the user's own work too. The last is Bidirectional's.
+    # Layers are recognized by attributes, so that user-defined models work too. Bidirectional has a backward_layer.
     for option in ("bidirectional", "reverse", "backward_layer"):
         if getattr(layer, option, False):
             came = name if option == "backward_layer" else f"{name} with {option}=True"

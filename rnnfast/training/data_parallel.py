@@ -20,19 +20,19 @@ class DataParallel:
     and the copies stay equal. Each step needs one Allreduce, on a buffer with all gradients.
 
     The constructor and :meth:`average` are collective: all processes of `comm` must call them. The constructor checks
-    that all processes have parameters of the same form, and copies the values of process 0 to the others. So each
-    process can create its layers with a different seed, as dropout requires.
+    that the parameters of all processes match, and copies the values of process 0 to the others. Each process can
+    therefore create its layers with a different seed, as dropout requires.
 
     Run the program with ``mpiexec -n 2 python -m mpi4py train.py``. With ``-m mpi4py``, an exception that is raised in
-    one process only, for example in a layer, ends all of them. Without it, the others would wait forever.
+    only one process, for example in a layer, terminates all of them. Without it, the others would wait forever.
 
     Source: MPI: A Message-Passing Interface Standard 4.1, section 6.9 (MPI_Allreduce).
 
     Parameters
     ----------
     parameters : mapping of str to ndarray
-        Writeable arrays of float32 or float64, the ones that the optimizer updates. Names, shapes and dtypes must be
-        the same in all processes; the order may differ.
+        The arrays that the optimizer updates: writeable, of float32 or float64. Names, shapes and dtypes must be the
+        same in all processes; the order may differ.
     comm : mpi4py.MPI.Intracomm
         For example ``MPI.COMM_WORLD``.
 
@@ -43,10 +43,10 @@ class DataParallel:
     TypeError
         If `comm` is not an intracommunicator, or `parameters` is not a mapping to float32 or float64 arrays.
     ValueError
-        If a parameter is read-only, or names, shapes or dtypes differ from those of process 0. Nothing is changed
-        then.
+        If a parameter is read-only, or names, shapes or dtypes differ from those of process 0. No
+        parameter is changed.
     RuntimeError
-        If another process raised one of these errors. The message has its rank and its message.
+        If another process raised one of these errors. The message contains its rank and its error.
 
     Examples
     --------
@@ -106,7 +106,7 @@ class DataParallel:
             Arrays of float32 or float64 with the names and shapes of the parameters: the gradients of the mean loss
             over this process's part of the batch. They are not modified. Unused, and may be None, if `weight` is 0.
         weight : float
-            The number of terms in that mean: rows, or valid targets for sequences of different lengths. 0 if this
+            The number of terms in that mean: rows, or valid targets for variable-length sequences. Pass 0 if this
             process has no part of the batch.
 
         Returns
@@ -123,7 +123,7 @@ class DataParallel:
             If names or shapes differ from those of the parameters, `weight` is negative or not finite, or `weight` is 0
             in all processes.
         RuntimeError
-            If another process raised one of these errors. The message has its rank and its message.
+            If another process raised one of these errors. The message contains its rank and its error.
         """
         fault = None
         try:
@@ -141,7 +141,7 @@ class DataParallel:
         return dict(self._views)
 
     def _fill(self, gradients: Arrays | None, weight: float) -> None:
-        """Write this process's gradients, times its weight, and the weight into the buffer."""
+        """Write this process's gradients, multiplied by its weight, and the weight itself into the buffer."""
         weight = arguments.number("weight", weight)
         if not math.isfinite(weight):
             raise ValueError(f"weight must be finite, got {weight}")
@@ -157,7 +157,7 @@ class DataParallel:
         self._buffer[-2:] = weight, 0
 
     def _difference(self, own: Arrays, expected: dict[str, tuple[tuple[int, ...], str]]) -> ValueError | None:
-        """Return the error to raise if the parameters differ in form from those of process 0, else None."""
+        """Return the error to raise if names, shapes or dtypes differ from those of process 0, else None."""
         try:
             require_match("parameters", own, {name: shape for name, (shape, _) in expected.items()})
             for name, (_, dtype) in expected.items():

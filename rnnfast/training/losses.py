@@ -1,4 +1,4 @@
-"""Losses with their gradients."""
+"""Loss functions and their gradients."""
 
 from __future__ import annotations
 

@@ -23,20 +23,20 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     gradients : mapping of str to ndarray
         Writeable arrays of float32 or float64.
     max_norm : float
-        At least 0. With ``math.inf`` the norm is computed and nothing is scaled.
+        At least 0. With ``math.inf``, the norm is computed but nothing is scaled.
 
     Returns
     -------
     norm : float
-        The L2 norm of all elements of all arrays before scaling, computed in float64. It is NaN if a gradient is NaN;
-        then nothing is scaled. Check it with ``math.isfinite`` to skip steps with bad gradients.
+        The L2 norm of all elements of all arrays before scaling, computed in float64. If a gradient is NaN,
+        the norm is NaN and nothing is scaled. Check it with ``math.isfinite`` to skip steps with bad gradients.
 
     Raises
     ------
     TypeError
         If `gradients` is not a mapping to float32 or float64 arrays, or `max_norm` is not a number.
     ValueError
-        If an array is read-only or `max_norm` is negative. Nothing is scaled then.
+        If an array is read-only or `max_norm` is negative. Nothing is scaled.
 
     Examples
     --------
@@ -91,7 +91,7 @@ class _Optimizer:
             If `gradients` is not a mapping to float32 or float64 arrays.
         ValueError
             If names or shapes differ from those of the parameters, or a parameter is read-only because its layer is
-            frozen. Nothing is changed then.
+            frozen. Nothing is changed.
         """
         gradients = float_arrays("gradients", gradients)
         require_match("gradients", gradients, {name: array.shape for name, array in self._parameters.items()})
@@ -140,7 +140,7 @@ class _Optimizer:
         TypeError
             If `arrays` is not a mapping, a moment is not a float32 or float64 array, or ``step`` is not an integer.
         ValueError
-            If names or shapes differ, or ``step`` is negative. The optimizer is unchanged then.
+            If names or shapes differ, or ``step`` is negative. The optimizer is left unchanged.
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping from names to arrays, got a {type(arrays).__name__}")
@@ -218,7 +218,7 @@ class Adam(_Optimizer):
     Parameters
     ----------
     parameters : mapping of str to ndarray
-        Arrays of float32 or float64, which are updated in place. Adam allocates two arrays of each one's size.
+        Arrays of float32 or float64, which are updated in place. For each, Adam allocates two more arrays of its size.
     lr : float, default 0.001
         The learning rate, at least 0. It is a plain attribute and can be changed between steps.
     betas : pair of float, default (0.9, 0.999)
