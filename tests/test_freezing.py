@@ -168,5 +168,5 @@ def test_dtypes_that_buffers_cannot_describe_are_refused_as_before_freezing():
     layer.freeze()
     layer(x)  # prepares the next call
     for call in (lambda: layer(dates), lambda: layer(x, (dates, None)), lambda: layer.stream(N).step(dates[0])):
-        with pytest.raises(TypeError, match="must hold real numbers, .*its dtype is datetime64"):
+        with pytest.raises(TypeError, match=r"must hold real numbers, .*its dtype is datetime64"):
             call()
