@@ -130,7 +130,7 @@ def test_sizes_refuses_unknown_cells_and_projections(compiler, tmp_path):
 @pytest.mark.full
 @pytest.mark.usefixtures("kernels")
 def test_the_example_in_the_header_runs(compiler, tmp_path):
-    head = HEADER.read_text(encoding="utf-8").partition("An example")[2].partition("*/")[0]
+    head = HEADER.read_text(encoding="utf-8").partition("Example")[2].partition("*/")[0]
     code = "\n".join(re.findall(r"^ \*     (.*)$", head, re.MULTILINE))
     (tmp_path / "head.c").write_text(code, encoding="utf-8")
     options = [word for word in command_of_the_example() if word != "examples/c/lstm.c"]
