@@ -320,7 +320,7 @@ class Training:
             text = read_text(about["options"]["text"])
             training = cls(about["options"], text)
             if training.checksum != about["checksum"]:
-                raise CannotRun(f"{path} was trained on another text, as {training.source} has changed: train anew")
+                raise CannotRun(f"{path} was trained on another text: {training.source} has changed; train a new model")
             groups = {"model": {}, "optimizer": {}, "state": {}}
             for name, array in arrays.items():
                 group, _, rest = name.partition(".")

@@ -158,7 +158,7 @@ class Ragged:
 
 
 def read(T: int, N: int | None, batch_first: bool, lengths: Any, mask: Any, reset: Any) -> Pattern | None:
-    """Check lengths, mask and reset; return None if all steps are valid and there is no reset.
+    """Check lengths, mask and reset; return None if every step is valid and nothing is reset.
 
     N is None if x is unbatched.
     """

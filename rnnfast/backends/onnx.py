@@ -389,8 +389,8 @@ def layer_from_onnx(model: onnx.ModelProto, node: str | Sequence[str] | None = N
     Raises
     ------
     ValueError
-        If there is no such node, if weights are computed by the model, if the initial state or the lengths are
-        constants of the model, or if stacked nodes differ in more than their weights.
+        If the model has no such node or computes the weights, if the initial state or the lengths are constants of
+        the model, or if stacked nodes differ in more than their weights.
     NotImplementedError
         If the node has an opset before 7, or element types other than float32 and float64.
     TypeError
