@@ -108,7 +108,7 @@ static void pack_weight(REAL *packed, REAL *back, ptrdiff_t K, ptrdiff_t columns
         ptrdiff_t some = min_of(TILE_COLUMNS, count - j);
         if (should_stop(w, MOVE_WORK * some * K)) return;
         if (packed) pack_columns(packed, K, columns, j0 + j, some, from + j * K, K);
-        for (ptrdiff_t i = j; back && i < j + some; i++) pack_row(back, columns, j0 + i, K, from + i * K);
+        for (ptrdiff_t i = j; back && i < j + some && !should_stop(w, MOVE_WORK * K); i++) pack_row(back, columns, j0 + i, K, from + i * K);
     }
 }
 

@@ -62,7 +62,7 @@ SUM_ROWS = RNNFAST_SUM_ROWS             # rows in one chain of a weight's gradie
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
 cdef enum:
-    SMALL_WORKSPACE = 32768     # bytes up to which malloc is faster than a buffer pool
+    SMALL_WORKSPACE = 32768     # bytes up to which a prepared call keeps a workspace of its own
     ACTIVATION_BLOCK = 1 << 18  # elements between two polls for signals
 
 # Settings of the process, which any thread may read and change, and the symbols that threadpoolctl looks up by name (rnnfast/threads.py).
@@ -86,6 +86,13 @@ cdef extern from *:
     #define RNNFAST_COMPILER "unknown"
     #endif
 
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #include <intrin.h>
+    #define exchange(at, value) _InterlockedExchangePointer(at, value)
+    #else
+    #define exchange(at, value) __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL)
+    #endif
+
     static rnnfast_flag threads = 1;
     static rnnfast_flag default_isa; /* its index in rnnfast_isas() */
 
@@ -104,6 +111,7 @@ cdef extern from *:
     """
     const char *RNNFAST_COMPILER
     int threads, default_isa
+    void *exchange(void **at, void *value) noexcept nogil   # atomic
     void rnnfast_set_num_threads(int n) noexcept nogil
 
 ABI = RNNFAST_ABI
@@ -316,31 +324,34 @@ cdef class Pointers:
 
     def __cinit__(self, Engine engine, arrays, int flags, bint optional):
         cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions, i = 0
-        cdef ptrdiff_t rows = engine.gates * engine.hidden_size, features = engine.input_size, P = engine.output_size
+        cdef ptrdiff_t state, rows = engine.gates * engine.hidden_size, P = engine.output_size
         cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
                                                <ptrdiff_t>engine.info.extra_rows * engine.hidden_size]
+        cdef ptrdiff_t expected = engine.kind_count * states
+        cdef int kind
         cdef Py_buffer *view
         self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
         self.views = <Py_buffer *>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
             raise MemoryError()
-        if len(arrays) != len(engine.kinds) * states:
-            raise ValueError(f"expected {len(engine.kinds) * states} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
-        arrays = iter(arrays)
-        for state in range(states):
+        if len(arrays) != expected:
+            raise ValueError(f"expected {expected} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
+        for array in arrays:
+            kind, state = engine.kinds[i % engine.kind_count], i // engine.kind_count
+            i += 1
+            if array is None and optional and (kind == 2 or kind == 3 or kind == 5):
+                continue
+            if self.count == expected:
+                raise ValueError("the list of arrays has changed during the call")
+            view = &self.views[self.count]
+            PyObject_GetBuffer(array, view, flags)
+            self.count += 1
+            self.at[RNNFAST_KINDS * state + kind] = view.buf
             sizes[0] = rows * (engine.input_size if state < directions else directions * P)
-            for kind in engine.kinds:
-                array = next(arrays)
-                if array is None and optional and kind in (2, 3, 5):
-                    continue
-                view = &self.views[self.count]
-                PyObject_GetBuffer(array, view, flags)
-                self.count += 1
-                self.at[RNNFAST_KINDS * state + <ptrdiff_t>kind] = view.buf
-                if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
-                    raise ValueError(f"array {i} has {view.len} bytes, but this parameter has "
-                                     f"{sizes[kind] * <ptrdiff_t>engine.table.item}")
-                i += 1
+            if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
+                raise ValueError(f"array {i - 1} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
+        if i < expected:
+            raise ValueError("the list of arrays has changed during the call")
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -459,7 +470,8 @@ cdef class Engine:
     cdef readonly str extra             # name of the per-unit extras (info.extra_rows, hidden_size); "" if there are none
     cdef readonly size_t packed_size, packed_back_size
     cdef readonly object options        # as given
-    cdef tuple kinds                    # indices of its parameters among RNNFAST_KINDS
+    cdef int kinds[RNNFAST_KINDS]       # indices of its parameters among RNNFAST_KINDS
+    cdef int kind_count
     cdef bint has_c
 
     def __cinit__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bint bidirectional=False,
@@ -512,7 +524,11 @@ cdef class Engine:
         if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
             raise ValueError(self._too_large())
         self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
-        self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size) + (5,) * bool(self.extra)
+        has = [True, True, self.bias, self.bias, self.proj_size, self.extra]
+        for kind in range(RNNFAST_KINDS):
+            if has[kind]:
+                self.kinds[self.kind_count] = kind
+                self.kind_count += 1
 
     def _too_large(self):
         return ("input_size, hidden_size, proj_size and num_layers are too large together: the weights would take more bytes than "
@@ -545,8 +561,8 @@ cdef class Engine:
         memset(&call, 0, sizeof(call))
         call.abi, call.item, call.stack = RNNFAST_ABI, self.table.item, self.stack
         strncpy(call.isa, self.table.isa, sizeof(call.isa) - 1)
-        for kind in self.kinds:
-            call.kinds |= 1 << <int>kind
+        for i in range(self.kind_count):
+            call.kinds |= 1 << self.kinds[i]
         call.time_first, call.has_h0, call.has_c0 = time_first, has_h0, has_c0
         return (<char *>&call)[:sizeof(call)]
 
@@ -827,6 +843,7 @@ cdef class PreparedCall:
     cdef Form of_y[2]
     cdef Form of_h, of_c
     cdef size_t workspace_size
+    cdef void *workspace            # a small one that no thread uses at present, or NULL
     cdef int now                    # which buffer of each pair holds the state
     cdef bint busy, short
 
@@ -865,6 +882,7 @@ cdef class PreparedCall:
 
     def __dealloc__(self):
         release(&self.buffers)
+        PyMem_Free(self.workspace)
 
     def run(self, x, state):
         """Return (y, last state), as the layers do, or None if an argument does not fit.
@@ -909,7 +927,9 @@ cdef class PreparedCall:
                 workspace = self.pool.acquire(self.workspace_size)
                 p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, self.workspace_size)
             else:
-                small = PyMem_Malloc(self.workspace_size + RNNFAST_ALIGNMENT)
+                small = exchange(&self.workspace, NULL)
+                if small == NULL:
+                    small = PyMem_Malloc(self.workspace_size + RNNFAST_ALIGNMENT)
                 if small == NULL:
                     raise MemoryError()
                 p.workspace = <char *>small + (-<size_t>small & (RNNFAST_ALIGNMENT - 1))
@@ -918,7 +938,8 @@ cdef class PreparedCall:
             finish(&watch)
         finally:
             release(&buffers)
-            PyMem_Free(small)
+            if small != NULL:
+                PyMem_Free(exchange(&self.workspace, small))
             if workspace is not None:
                 self.pool.release(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
@@ -1042,6 +1063,12 @@ def linear_sizes(M, I, O, size_t item):
     return packed, backward_workspace
 
 
+cdef int measure_linear(rnnfast_linear *p, const rnnfast_table *table, size_t *packed, size_t *workspace) except -1:
+    if table.linear_sizes(p, packed, workspace):
+        raise ValueError(f"{p.M} rows of {p.I} features to {p.O} outputs would take more bytes than an address can count")
+    return 0
+
+
 cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, Watch *watch) except NULL:
     memset(p, 0, sizeof(p[0]))
     p.threads, p.poll = threads, start(watch)
@@ -1052,14 +1079,15 @@ def linear_pack(weight, bias, packed):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
-    cdef size_t item = weight.itemsize
+    cdef size_t packed_size, workspace_size, item = weight.itemsize
     cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
         p.weight = acquire_array(&buffers, weight, PyBUF_C_CONTIGUOUS, item, 2, -1, -1)
         p.O, p.I = length(&buffers, 0), length(&buffers, 1)
         p.bias = acquire_optional(&buffers, bias, PyBUF_SIMPLE, p.O * item)
-        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, linear_sizes(1, p.I, p.O, item)[0])
+        measure_linear(&p, table, &packed_size, &workspace_size)
+        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, packed_size)
         with nogil:
             table.linear_pack(&p)
         finish(&watch)
@@ -1071,7 +1099,7 @@ def linear_forward(x, packed, y):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
-    cdef size_t item = x.itemsize
+    cdef size_t packed_size, workspace_size, item = x.itemsize
     cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
@@ -1081,7 +1109,8 @@ def linear_forward(x, packed, y):
         p.y = acquire_array(&buffers, y, PyBUF_WRITABLE, item, 2, p.M, -1)
         p.O = length(&buffers, 1)
         p.y_row = stride(&buffers, 0, item)
-        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE, linear_sizes(1, p.I, p.O, item)[0])
+        measure_linear(&p, table, &packed_size, &workspace_size)
+        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE, packed_size)
         with nogil:
             table.linear_forward(&p)
         finish(&watch)
@@ -1093,7 +1122,7 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
-    cdef size_t item = x.itemsize
+    cdef size_t packed_size, workspace_size, item = x.itemsize
     cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
@@ -1108,7 +1137,8 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
         p.dx_row = stride(&buffers, 0, item)
         p.dweight = acquire(&buffers, dweight, PyBUF_WRITABLE, p.O * p.I * item)
         p.dbias = acquire_optional(&buffers, dbias, PyBUF_WRITABLE, p.O * item)
-        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, linear_sizes(p.M, p.I, p.O, item)[1])
+        measure_linear(&p, table, &packed_size, &workspace_size)
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, workspace_size)
         with nogil:
             table.linear_backward(&p)
         finish(&watch)
