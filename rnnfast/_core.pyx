@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+# cython: language_level=3, wraparound=False, cdivision=True, embedsignature=True
 # cython: freethreading_compatible=True, allow_none_for_extension_args=False
 """The binding to the kernels: select a table, take pointers from buffers, release the GIL and call.
 

@@ -104,7 +104,8 @@ def _qr(matrix: Array) -> tuple[Array, Array]:
 
     thread = threading.Thread(target=factorise, daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(0.05)  # without a limit, a signal that another thread receives would not end the wait
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]

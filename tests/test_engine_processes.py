@@ -180,3 +180,80 @@ def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
     assert min(delays) < 0.2, delays
     p, expected = solved("lstm", 7, 5, 9, 12, np.float32)
     assert_close(run_engine(p), expected, TOLERANCE[p.dtype])
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two processors and Linux"
+)
+def test_workers_follow_the_processors_of_the_caller():
+    """Workers run only where the calling thread may run, and everywhere there again once its affinity is widened."""
+    script = """
+    import os
+    from support.guards import Run
+    from support.problems import problem
+    from rnnfast import functional
+
+    functional.set_num_threads(2)
+    every = os.sched_getaffinity(0)
+    forward = Run(problem("lstm", 20, 64, 32, 64)).forward
+
+    def workers():
+        forward()
+        return [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+
+    [worker] = workers()
+    assert worker and worker < every, (worker, every)
+    for first in sorted(every) * 3:
+        os.sched_setaffinity(0, {first})
+        assert workers() == [{first}]
+        os.sched_setaffinity(0, every)
+        [worker] = workers()
+        assert worker < every and len(worker) == len(every) - 1, (first, worker, every)
+    """
+    run_script(script)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="threads of Windows have stacks of at least 64 KiB")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_threads_with_small_stacks(frozen):
+    """Every operation runs in a thread whose stack is the smallest that Python allows."""
+    script = f"""
+    import threading
+    import numpy as np
+    import rnnfast
+
+    rnnfast.set_num_threads(1)
+    x, one = np.ones((5, 2, 8), np.float32), np.float32(1)
+    options = dict(num_layers=2, peepholes=True, bidirectional=True)
+    layers = [rnnfast.LSTM(8, 16, rng=0), rnnfast.GRU(8, 40, rng=0), rnnfast.LSTM(8, 16, rng=0, **options)]
+    readout, embedding = rnnfast.Linear(8, 16, rng=0), rnnfast.Embedding(10, 4, rng=0)
+    stream = layers[0].stream(2)
+
+    def work():
+        a = np.ones((8, 8), np.float32)
+        a @ a
+        if {frozen}:
+            for layer in [*layers, readout]:
+                layer.freeze()
+        for layer in layers:
+            for _ in range(3):
+                layer(x)
+            y, _, tape = layer.forward(x, mask=np.arange(10).reshape(5, 2) > 2, reset=np.arange(10).reshape(5, 2) > 5)
+            layer.backward(tape, np.ones_like(y))
+        y, tape = readout.forward(x)
+        readout.backward(tape, y)
+        y, tape = embedding.forward([1, 2, 3])
+        embedding.backward(tape, y)
+        stream.step(x[0])
+        done.append(True)
+
+    done = []
+    work()
+    threading.stack_size(32768)
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(done) == 3
+    """
+    run_script(script)

@@ -168,7 +168,8 @@ class Linear(Pointwise):
             shapes["bias"] = (self.out_features,)
         bound = 1 / math.sqrt(self.in_features)
         self._draw(
-            lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)), shapes
+            lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)),
+            shapes,
         )
 
     def _pack(self) -> tuple[Array, ...]:

@@ -1,0 +1,292 @@
+"""The compiled module refuses arguments that are missing or of the wrong type, shape or size, instead of crashing."""
+
+import inspect
+
+import numpy as np
+import pytest
+from support.processes import run_script
+
+from rnnfast import _core, functional
+from rnnfast.functional import Engine, InputGradients, Inputs, Order, OutputGradients, Outputs
+
+# A valid call of everything that the module offers, by name. Each case gets fresh arguments.
+VALID = """
+import numpy as np
+from rnnfast import _core, functional
+from rnnfast.buffers import BufferPool
+
+F = np.dtype(np.float32)
+T, N, I, H = 4, 2, 3, 5
+engine = _core.Engine("lstm", F, I, H)
+sizes = engine.sizes(T, N)
+order, _, _ = functional.arrange(T, N, np.array([4, 1]))
+f = lambda *shape: np.full(shape, 0.5, np.float32)
+b = functional.empty
+weights = lambda: [f(*shape) for shape in functional.parameter_shapes(engine).values()]
+packed = b(engine.packed_size)
+_core.pack(engine, weights(), packed, None)
+prepared = lambda: _core.PreparedCall(
+    engine, packed, ((T, N, I), (T, N, H), (1, N, H), (1, N, H)), time_first=True, pool=BufferPool(2), empty=np.empty
+)
+step = lambda: _core.PreparedCall(
+    engine, packed, ((1, N, I), (1, N, H), (1, N, H), (1, N, H)), time_first=True, pool=BufferPool(2), empty=np.empty,
+    states=((f(1, N, H), f(1, N, H)), (f(1, N, H), f(1, N, H))),
+)
+given = lambda: (
+    b(engine.packed_back_size), _core.Inputs(f(T, N, I)), f(T, N, H), np.zeros(sizes.tape, np.uint8),
+    _core.OutputGradients(f(T, N, H)), _core.InputGradients(f(T, N, I), f(1, N, H), f(1, N, H), weights()),
+    b(sizes.backward_workspace),
+)
+intp = lambda *values: np.array(values, np.intp)
+CALLS = {
+    "Engine": lambda: (_core.Engine, ["lstm", F, I, H]),
+    "Order": lambda: (_core.Order, [order.sequences, order.begin, order.positions, order.edges, order.masked_steps]),
+    "PreparedCall": lambda: (lambda *a: _core.PreparedCall(*a, time_first=True, pool=BufferPool(2), empty=np.empty),
+                             [engine, packed, ((T, N, I), (T, N, H), (1, N, H), (1, N, H))]),
+    "Inputs": lambda: (_core.Inputs, [f(T, N, I), None, None, None, order]),
+    "Outputs": lambda: (_core.Outputs, [f(T, N, H), f(1, N, H), f(1, N, H)]),
+    "OutputGradients": lambda: (_core.OutputGradients, [f(T, N, H), f(1, N, H), f(1, N, H)]),
+    "InputGradients": lambda: (_core.InputGradients, [f(T, N, I), f(1, N, H), f(1, N, H), weights()]),
+    "Pointers": lambda: (_core.Pointers, [engine, weights(), 0, False]),
+    "CellInfo": lambda: (_core.CellInfo, list(range(10))),
+    "Sizes": lambda: (_core.Sizes, [1, 2, 3]),
+    "use_isa": lambda: (_core.use_isa, ["scalar"]),
+    "isas": lambda: (_core.isas, []),
+    "get_default_isa": lambda: (_core.get_default_isa, []),
+    "set_default_isa": lambda: (_core.set_default_isa, [_core.get_default_isa()]),
+    "get_num_threads": lambda: (_core.get_num_threads, []),
+    "set_num_threads": lambda: (_core.set_num_threads, [1]),
+    "pack": lambda: (_core.pack, [engine, weights(), b(engine.packed_size), b(engine.packed_back_size)]),
+    "forward": lambda: (_core.forward, [
+        engine, packed, _core.Inputs(f(T, N, I), f(1, N, H), f(1, N, H)), _core.Outputs(f(T, N, H), f(1, N, H), f(1, N, H)),
+        b(sizes.forward_workspace), b(sizes.tape)]),
+    "backward": lambda: (_core.backward, [engine, *given()]),
+    "cells": lambda: (_core.cells, [engine, T, N, b(sizes.tape), f(1, T, N, H)]),
+    "fold": lambda: (_core.fold, [engine, f(T, N, H), order]),
+    "arrange": lambda: (_core.arrange, [T, N, intp(4, 1), None, None, lambda size: np.empty(size, np.intp)]),
+    "linear_sizes": lambda: (_core.linear_sizes, [2, 3, 4, 4]),
+    "linear_pack": lambda: (_core.linear_pack, [f(4, 3), f(4), b(_core.linear_sizes(1, 3, 4, 4)[0])]),
+    "linear_forward": lambda: (_core.linear_forward, [f(2, 3), functional.linear_pack(f(4, 3), f(4)), f(2, 4)]),
+    "linear_backward": lambda: (_core.linear_backward, [
+        f(2, 3), f(4, 3), f(2, 4), f(2, 3), f(4, 3), f(4), b(_core.linear_sizes(2, 3, 4, 4)[1])]),
+    "activation": lambda: (_core.activation, ["tanh", f(9), f(9)]),
+    "Engine.sizes": lambda: (engine.sizes, [T, N, order]),
+    "Engine.xla_call": lambda: (engine.xla_call, [True, False, False]),
+    "Order.fill": lambda: (order.fill, [-1, f(T, N, H)]),
+    "PreparedCall.run": lambda: (prepared().run, [f(T, N, I), (f(1, N, H), None)]),
+    "PreparedCall.step": lambda: (step().step, [f(N, I), f(N, H)]),
+    "use_isa.__exit__": lambda: (_core.use_isa("scalar").__exit__, []),
+}
+"""
+WRONG = """
+class Nothing: pass
+small, wide = np.zeros(1, np.float32), np.zeros((9, 9, 9))
+WRONG = [None, Nothing(), 0, -1, 2**70, 1.5, True, "x", b"", b"abc", [], (), [None], (None, None), small, small[:0],
+         wide, wide.astype(np.float32), wide[..., ::2], np.zeros((2, 2, 3), np.float32)[::-1, :, ::-1], engine, order,
+         _core.Inputs(None), _core.Inputs(small, small, small, small), _core.Outputs(None, None), _core.Outputs(small, small, small),
+         _core.OutputGradients(small, small, small), _core.InputGradients(None, None, None, None),
+         _core.InputGradients(small, small, small, [small] * 4), _core.Inputs, memoryview(b"abcd"), np.float32(1), np.array(None)]
+"""
+
+
+def test_every_public_name_is_tried():
+    """A new function, class or method of the module needs an entry in VALID."""
+    namespace = {}
+    exec(VALID, namespace)
+    public = {name for name, value in vars(_core).items() if callable(value) and not name.startswith("_")}
+    public -= {"namedtuple"}
+    assert public <= namespace["CALLS"].keys()
+    for cls in [
+        value for value in vars(_core).values() if inspect.isclass(value) and value.__module__ == "rnnfast._core"
+    ]:
+        for name, value in vars(cls).items():
+            if inspect.ismethoddescriptor(value) and not name.startswith("_") and not issubclass(cls, tuple):
+                assert f"{cls.__name__}.{name}" in namespace["CALLS"] or name in ("begin", "end"), (cls, name)
+    for make in namespace["CALLS"].values():
+        function, arguments = make()
+        function(*arguments)
+
+
+def test_wrong_arguments_do_not_crash():
+    """None and other types in each position raise an error, or are valid."""
+    run_script(
+        VALID
+        + WRONG
+        + """
+isa, threads = _core.get_default_isa(), _core.get_num_threads()
+errors = 0
+for name, make in CALLS.items():
+    function, arguments = make()
+    for position in range(len(arguments)):
+        for wrong in WRONG:
+            function, arguments = make()
+            arguments[position] = wrong
+            print(name, position, repr(wrong)[:60], flush=True)
+            try:
+                function(*arguments)
+            except (TypeError, ValueError, BufferError, OverflowError, AttributeError, IndexError):
+                errors += 1
+            _core.set_default_isa(isa), _core.set_num_threads(threads)
+    for count in range(len(arguments)):
+        try:
+            function(*arguments[:count])
+        except (TypeError, ValueError):
+            errors += 1
+assert errors > 1500, errors
+"""
+    )
+
+
+def test_objects_are_never_half_made():
+    """No object can be made without its arguments, and calling __init__ again, with any arguments, changes nothing."""
+    run_script(
+        VALID
+        + """
+import gc
+for name in ("Engine", "Order", "PreparedCall", "Inputs", "Outputs", "InputGradients", "use_isa"):
+    cls = getattr(_core, name)
+    try:
+        cls.__new__(cls)
+    except TypeError:
+        pass
+    else:
+        raise AssertionError(f"{name} was made without arguments")
+objects = [engine, order, prepared(), step()]
+for made in objects:
+    for arguments in [(), (1,), (None,) * 5, ("gru", F, 9, 9), (1, order.begin, order.positions, order.edges, order.masked_steps)] * 10:
+        try:
+            made.__init__(*arguments)
+        except (TypeError, ValueError):
+            pass
+assert engine.cell == "lstm" and engine.hidden_size == H
+assert order.sequences == 2
+y, _ = objects[2].run(f(T, N, I), None)
+assert y.shape == (T, N, H)
+del objects
+gc.collect()
+"""
+    )
+
+
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers", "proj_size"])
+@pytest.mark.parametrize("size", [0, -1, True, False, 1.0, 2.5, None, "3", np.float32(2)])
+def test_engine_refuses_sizes_that_are_no_counts(name, size):
+    if name == "proj_size" and size == 0 and not isinstance(size, bool):
+        pytest.skip("0 stands for no projection")
+    options = {"input_size": 3, "hidden_size": 4, name: size}
+    with pytest.raises((TypeError, ValueError), match="input_size, hidden_size"):
+        Engine("lstm", np.dtype(np.float32), **options)
+
+
+def test_engine_refuses_two_directions_that_are_reversed():
+    with pytest.raises(ValueError, match="mutually exclusive"):
+        Engine("gru", np.dtype(np.float32), 3, 4, bidirectional=True, reverse=True)
+
+
+@pytest.fixture
+def arguments():
+    """The arguments of forward and backward for an LSTM, which a test can replace one at a time."""
+    engine = Engine("lstm", np.dtype(np.float32), 3, 5, num_layers=2)
+    f, sizes = lambda *shape: np.zeros(shape, np.float32), engine.sizes(4, 2)
+    parameters = [f(*shape) for shape in functional.parameter_shapes(engine).values()]
+    buffers = {name: functional.empty(size) for name, size in sizes._asdict().items()}
+    for name in ("packed", "packed_back"):
+        buffers[name] = functional.empty(getattr(engine, f"{name}_size"))
+    functional.pack(engine, parameters, buffers["packed"], buffers["packed_back"])
+    states = {name: f(2, 2, 5) for name in ("h0", "c0", "h_n", "c_n", "dh_n", "dc_n", "dh0", "dc0")}
+    sequences = {
+        "x": f(4, 2, 3),
+        "dx": f(4, 2, 3),
+        "y": f(4, 2, 5),
+        "dy": f(4, 2, 5),
+        "dh": f(2, 4, 2, 5),
+        "masks": f(1, 4, 2, 5),
+    }
+    return {"engine": engine, "parameters": parameters, "order": None, **buffers, **states, **sequences}
+
+
+def run_both(a):
+    inputs = Inputs(a["x"], a["h0"], a["c0"], a["masks"], a["order"])
+    outputs = Outputs(a["y"], a["h_n"], a["c_n"])
+    functional.forward(a["engine"], a["packed"], inputs, outputs, a["forward_workspace"], a["tape"])
+    given = OutputGradients(a["dy"], a["dh_n"], a["dc_n"])
+    found = InputGradients(a["dx"], a["dh0"], a["dc0"], a["parameters"], a["dh"])
+    functional.backward(a["engine"], a["packed_back"], inputs, a["y"], a["tape"], given, found, a["backward_workspace"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x",
+        "dx",
+        "y",
+        "dy",
+        "dh",
+        "masks",
+        "h0",
+        "c0",
+        "h_n",
+        "c_n",
+        "dh_n",
+        "dc_n",
+        "dh0",
+        "dc0",
+        "packed",
+        "packed_back",
+        "tape",
+        "forward_workspace",
+        "backward_workspace",
+    ],
+)
+def test_short_buffers_are_refused(arguments, name):
+    """Also by one row, or one byte."""
+    run_both(arguments)
+    whole = arguments[name]
+    for short in (whole[:-1], whole[:0]):
+        with pytest.raises(ValueError, match=r"bytes"):
+            run_both({**arguments, name: short})
+
+
+def test_lists_of_parameters_are_checked(arguments):
+    parameters = arguments["parameters"]
+    for wrong in (
+        parameters[:-1],
+        [*parameters, parameters[0]],
+        [parameters[1][:-1], *parameters[1:]],
+        [None, *parameters[1:]],
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            run_both({**arguments, "parameters": wrong})
+
+
+def test_orders_that_exceed_x_are_refused(arguments):
+    """The batch sizes of a packed batch may have changed since they were compared with x."""
+    engine, order = arguments["engine"], functional.packed_order(np.array([3, 3, 3]))
+    a = {**arguments, "order": order, "masks": None, "dh": None}
+    for name in ("h0", "c0", "h_n", "c_n", "dh_n", "dc_n", "dh0", "dc0"):
+        a[name] = np.zeros((2, 3, 5), np.float32)
+    for name, size in engine.sizes(9, 1, order)._asdict().items():
+        a[name] = functional.empty(size)
+    for T, fits in ((9, True), (8, False)):
+        a |= {name: np.zeros((T, 1, width), np.float32) for name, width in (("x", 3), ("dx", 3), ("y", 5), ("dy", 5))}
+        if fits:
+            run_both(a)
+            continue
+        with pytest.raises(ValueError, match="more entries"):
+            run_both(a)
+
+
+def test_order_checks_its_arrays():
+    order = functional.arrange(5, 3, np.array([2, 5, 4]))[0]
+    arrays = [order.sequences, order.begin, order.positions, order.edges, order.masked_steps]
+    Order(*arrays)
+    short = tuple(part[:-1] for part in order.positions)
+    for position, wrong in [
+        (1, order.begin[:0]),
+        (1, order.begin.astype(np.int32)),
+        (2, short),
+        (2, ()),
+        (3, order.edges[:0]),
+    ]:
+        with pytest.raises((TypeError, ValueError, IndexError)):
+            Order(*arrays[:position], wrong, *arrays[position + 1 :])
