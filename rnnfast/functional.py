@@ -178,8 +178,10 @@ def arrange(
     >>> order.steps, order.sequences, order.begin.tolist(), sequences.tolist()
     (5, 3, [0, 2, 4, 5, 6, 7], [1, 2, 0])
     """
-    *arrays, sequences, rows = _core.arrange(T, N, lengths, mask, reset, lambda size: np.empty(size, np.intp))
-    return Order(len(sequences), *arrays), sequences, rows
+    begin, positions, edges, masked_steps, sequences, rows = _core.arrange(
+        T, N, lengths, mask, reset, lambda size: np.empty(size, np.intp)
+    )
+    return Order(len(sequences), begin, positions, edges, masked_steps), sequences, rows
 
 
 def packed_order(batch_sizes: Array) -> Order:

@@ -93,7 +93,8 @@ def _qr(matrix: Array) -> tuple[Array, Array]:
     LAPACK cannot be interrupted. A long factorisation runs in another thread, which ends by itself after Ctrl-C.
     """
     if matrix.size * matrix.shape[1] < LONG_QR:
-        return np.linalg.qr(matrix)
+        q, r = np.linalg.qr(matrix)
+        return q, r
     results: list[Any] = []
 
     def factorise() -> None:
@@ -108,7 +109,8 @@ def _qr(matrix: Array) -> tuple[Array, Array]:
         thread.join(0.05)  # without a limit, a signal that another thread receives would not end the wait
     if isinstance(results[0], BaseException):
         raise results[0]
-    return results[0]
+    q, r = results[0]
+    return q, r
 
 
 def _orthogonal_gates(place: _Place) -> Array:

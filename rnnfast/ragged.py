@@ -160,8 +160,8 @@ class Ragged:
 def read(T: int, N: int | None, batch_first: bool, lengths: Any, mask: Any, reset: Any) -> Pattern | None:
     """Check lengths, mask and reset; return None if every step is valid and nothing is reset.
 
-    N is None if x is unbatched. The pattern holds copies, and only the copies are checked: another thread may write to the
-    arguments at any time.
+    N is None if x is unbatched. The pattern holds copies, and only the copies are checked, because another thread may
+    write to the arguments at any time.
     """
     if lengths is not None and mask is not None:
         raise ValueError("lengths and mask are mutually exclusive: leave one out, or write the lengths into the mask")

@@ -58,7 +58,8 @@ CALLS = {
     "set_num_threads": lambda: (_core.set_num_threads, [1]),
     "pack": lambda: (_core.pack, [engine, weights(), b(engine.packed_size), b(engine.packed_back_size)]),
     "forward": lambda: (_core.forward, [
-        engine, packed, _core.Inputs(f(T, N, I), f(1, N, H), f(1, N, H)), _core.Outputs(f(T, N, H), f(1, N, H), f(1, N, H)),
+        engine, packed, _core.Inputs(f(T, N, I), f(1, N, H), f(1, N, H)),
+        _core.Outputs(f(T, N, H), f(1, N, H), f(1, N, H)),
         b(sizes.forward_workspace), b(sizes.tape)]),
     "backward": lambda: (_core.backward, [engine, *given()]),
     "cells": lambda: (_core.cells, [engine, T, N, b(sizes.tape), f(1, T, N, H)]),
@@ -83,9 +84,11 @@ class Nothing: pass
 small, wide = np.zeros(1, np.float32), np.zeros((9, 9, 9))
 WRONG = [None, Nothing(), 0, -1, 2**70, 1.5, True, "x", b"", b"abc", [], (), [None], (None, None), small, small[:0],
          wide, wide.astype(np.float32), wide[..., ::2], np.zeros((2, 2, 3), np.float32)[::-1, :, ::-1], engine, order,
-         _core.Inputs(None), _core.Inputs(small, small, small, small), _core.Outputs(None, None), _core.Outputs(small, small, small),
+         _core.Inputs(None), _core.Inputs(small, small, small, small), _core.Outputs(None, None),
+         _core.Outputs(small, small, small),
          _core.OutputGradients(small, small, small), _core.InputGradients(None, None, None, None),
-         _core.InputGradients(small, small, small, [small] * 4), _core.Inputs, memoryview(b"abcd"), np.float32(1), np.array(None)]
+         _core.InputGradients(small, small, small, [small] * 4), _core.Inputs, memoryview(b"abcd"), np.float32(1),
+         np.array(None)]
 """
 
 
@@ -152,8 +155,9 @@ for name in ("Engine", "Order", "PreparedCall", "Inputs", "Outputs", "InputGradi
     else:
         raise AssertionError(f"{name} was made without arguments")
 objects = [engine, order, prepared(), step()]
+of_order = 1, order.begin, order.positions, order.edges, order.masked_steps
 for made in objects:
-    for arguments in [(), (1,), (None,) * 5, ("gru", F, 9, 9), (1, order.begin, order.positions, order.edges, order.masked_steps)] * 10:
+    for arguments in [(), (1,), (None,) * 5, ("gru", F, 9, 9), of_order] * 10:
         try:
             made.__init__(*arguments)
         except (TypeError, ValueError):

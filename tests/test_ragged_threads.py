@@ -1,4 +1,4 @@
-"""Arguments that another thread changes during a call: the results may be those of any moment, but memory stays intact."""
+"""Arguments that another thread changes during a call: any result may come out, but memory stays intact."""
 
 import numpy as np
 import pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -166,11 +167,10 @@ class Linear(Pointwise):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
+        arguments.countable("weight", shapes["weight"])  # before the square root of a size that no float can hold
         bound = 1 / math.sqrt(self.in_features)
-        self._draw(
-            lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)),
-            shapes,
-        )
+        uniform = functools.partial(self._rng.uniform, -bound, bound)
+        self._draw(lambda _, shape: initializers.drawn(shape, self.dtype, uniform), shapes)
 
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
@@ -246,7 +246,7 @@ class Embedding(Pointwise):
         super().__init__(dtype, rng)
         self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
         self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
-        shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.num_embeddings, self.embedding_dim)}
         self._draw(lambda _, shape: initializers.drawn(shape, self.dtype, self._rng.standard_normal), shapes)
 
     def _pack(self) -> tuple[Array, ...]:
