@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -169,8 +168,10 @@ class Linear(Pointwise):
             shapes["bias"] = (self.out_features,)
         arguments.countable("weight", shapes["weight"])  # before the square root of a size that no float can hold
         bound = 1 / math.sqrt(self.in_features)
-        uniform = functools.partial(self._rng.uniform, -bound, bound)
-        self._draw(lambda _, shape: initializers.drawn(shape, self.dtype, uniform), shapes)
+        self._draw(
+            lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)),
+            shapes,
+        )
 
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
