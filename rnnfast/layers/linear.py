@@ -160,6 +160,7 @@ class Linear(Pointwise):
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
+        self._prepare()
         self.in_features = arguments.size("in_features", in_features)
         self.out_features = arguments.size("out_features", out_features)
         self.bias = arguments.flag("bias", bias)
@@ -168,6 +169,7 @@ class Linear(Pointwise):
             shapes["bias"] = (self.out_features,)
         bound = 1 / math.sqrt(self.in_features)
         self._draw(lambda _, shape: self._rng.uniform(-bound, bound, shape), shapes)
+        self._built = True
 
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
@@ -241,10 +243,12 @@ class Embedding(Pointwise):
         self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
+        self._prepare()
         self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
         self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
         shape = arguments.countable("weight", (self.num_embeddings, self.embedding_dim))
         self._parameters["weight"] = lasting(self._rng.standard_normal(shape).astype(self.dtype))
+        self._built = True
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are read from the table itself

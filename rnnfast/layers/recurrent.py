@@ -39,7 +39,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     execution: Execution
     _cell: str
     _init: Init = "torch"
-    _transient = ("execution",)
+    _transient = ("_built", "execution")
 
     def __init__(self, cell: str, given: dict[str, Any]) -> None:  # given: the locals() of the class's constructor
         super().__init__(given["dtype"], given["rng"])
@@ -77,6 +77,14 @@ class Recurrent(ArrayLayer, Generic[State]):
         shapes = functional.parameter_shapes(self.engine)
         shapes = {name: shape for name, shape in shapes.items() if name not in self.execution.extras}
         self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size), shapes)
+        self._built = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "dropout":  # not fixed: each forward reads it
+            value = arguments.fraction("dropout", value)
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _prepare(self) -> None:
         directions = 1 + self.bidirectional
@@ -109,9 +117,13 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _frozen(self) -> Weights | None:
         return self.execution.frozen
 
-    @_frozen.setter
-    def _frozen(self, weights: Weights | None) -> None:
-        self.execution.frozen = weights
+    def _frozen_at(self) -> tuple[Any, str]:
+        return self.execution, "frozen"
+
+    def release(self) -> None:
+        self.execution.release()
+
+    release.__doc__ = ArrayLayer.release.__doc__
 
     def __call__(
         self,
@@ -275,8 +287,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         return Stream(self, batch_size)
 
     def _zeros(self) -> dict[str, Array]:
-        zeros = self.execution.results.zeros
-        return {name: zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
+        zeros, dtype = self.execution.results.zeros, self.engine.dtype
+        return {name: zeros(array.shape, dtype) for name, array in self._parameters.items()}
 
     def _pack(self) -> Weights:
         return self.execution.pack(self._parameters)
@@ -296,7 +308,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
         inputs, plan, rows = call
         h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
-        masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
+        masks = self._masks(plan) if self.dropout and self.engine.num_layers > 1 else None
         call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)
         outputs, kept, leases = self.execution.train(call, self._parameters, checkpoint)
         y = outputs.y
@@ -308,16 +320,16 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _masks(self, plan: Plan) -> Array:
         """Draw the dropout factors for the outputs of all layers but the last: 0, or 1 / (1 - dropout)."""
-        shape = (self.num_layers - 1, plan.T, plan.N, plan.y[-1])
-        kept = self._rng.random(shape, np.float32) >= self.dropout
-        return np.multiply(kept, 1 / (1 - self.dropout) if self.dropout < 1 else 0, dtype=self.dtype)
+        shape, dropout = (self.engine.num_layers - 1, plan.T, plan.N, plan.y[-1]), self.dropout
+        kept = self._rng.random(shape, np.float32) >= dropout
+        return np.multiply(kept, 1 / (1 - dropout) if dropout < 1 else 0, dtype=self.engine.dtype)
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         kept: Kept = self._open(tape)
         run = self.execution
         if per_step is not False:
             per_step = arguments.flag("per_step", per_step)
-        dy = arguments.shaped("dy" + member, dy, self.dtype, kept.y.shape)
+        dy = arguments.shaped("dy" + member, dy, run.engine.dtype, kept.y.shape)
         last = run.state("dstate" + member, dstate, kept.call.plan)
         parameters = self._zeros()
         found = run.differentiate(kept, functional.OutputGradients(dy, *last), parameters, per_step)
