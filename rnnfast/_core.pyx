@@ -504,45 +504,42 @@ ctypedef fused real:
     double
 
 
-cdef inline void sgd_row(real *p, Py_ssize_t stride, const real *g, real *buffer, Py_ssize_t n, const double *o) noexcept nogil:
+cdef void sgd(real *p, const real *g, real *buffer, Py_ssize_t n, const double *o) noexcept nogil:
     cdef real momentum = <real>o[0], lr = <real>o[1], change
-    cdef Py_ssize_t i
     for i in range(n):
         change = g[i]
         if buffer != NULL:
             change = buffer[i] * momentum + change
             buffer[i] = change
-        p[i * stride] -= change * lr
+        p[i] -= change * lr
 
 
-cdef inline void adam_row(real *p, Py_ssize_t stride, const real *g, real *m, real *v, Py_ssize_t n, const double *o) noexcept nogil:
+cdef void adam(real *p, const real *g, real *m, real *v, Py_ssize_t n, const double *o) noexcept nogil:
     cdef real beta1 = <real>o[0], rest1 = <real>o[1], beta2 = <real>o[2], rest2 = <real>o[3], eps = <real>o[4], lr = <real>o[5], root
-    cdef Py_ssize_t i
     for i in range(n):
         m[i] = m[i] * beta1 + g[i] * rest1
         v[i] = v[i] * beta2 + g[i] * rest2 * g[i]
-        root = sqrtf(v[i]) if real is float else sqrt(v[i])
-        p[i * stride] -= m[i] / (root + eps) * lr
+        if real is float:
+            root = sqrtf(v[i])
+        else:
+            root = sqrt(v[i])
+        p[i] -= m[i] / (root + eps) * lr
 
 
 cdef void update(const Py_buffer *parameter, const real *g, real *first, real *second, const double *o) noexcept nogil:
     """Update a parameter with any strides, and its contiguous moments; with a second moment by Adam, else by SGD."""
     cdef Py_ssize_t index[64]
-    cdef Py_ssize_t n = row_length(parameter), stride = row_stride(parameter) // <Py_ssize_t>sizeof(real), done = 0
+    cdef Py_ssize_t i, length = row_length(parameter), step = row_stride(parameter), done = 0
+    cdef Py_ssize_t n = length if step == sizeof(real) else 1
     cdef char *row = <char *>parameter.buf
     memset(index, 0, sizeof(index))
     while row != NULL and parameter.len:
-        if second != NULL:
-            # A literal stride lets the compiler use vectors.
-            if stride == 1:
-                adam_row(<real *>row, 1, g + done, first + done, second + done, n, o)
+        for i in range(length // n):
+            if second != NULL:
+                adam(<real *>(row + i * step), g + done, first + done, second + done, n, o)
             else:
-                adam_row(<real *>row, stride, g + done, first + done, second + done, n, o)
-        elif stride == 1:
-            sgd_row(<real *>row, 1, g + done, NULL if first == NULL else first + done, n, o)
-        else:
-            sgd_row(<real *>row, stride, g + done, NULL if first == NULL else first + done, n, o)
-        done += n
+                sgd(<real *>(row + i * step), g + done, NULL if first == NULL else first + done, n, o)
+            done += n
         row = next_row(parameter, index, row)
 
 
