@@ -93,7 +93,6 @@ class Engine:
     bidirectional: bool
     reverse: bool
     bias: bool
-    has_cell: bool
     directions: int
     gates: int
     info: CellInfo
@@ -101,8 +100,8 @@ class Engine:
     options: Any
     packed_size: int
     packed_back_size: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         cell: str,
         dtype: np.dtype[Any],
         input_size: int,
@@ -115,7 +114,7 @@ class Engine:
         bias: bool = True,
         isa: str | None = None,
         options: Any = None,
-    ) -> None: ...
+    ) -> Self: ...
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
     def xla_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
 
@@ -127,34 +126,31 @@ class Order:
     masked_steps: NDArray[np.intp]
     steps: int
     sequences: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         sequences: int,
         begin: NDArray[np.intp],
         positions: tuple[NDArray[np.intp], ...],
         edges: NDArray[np.intp],
         masked_steps: NDArray[np.intp],
-    ) -> None: ...
+    ) -> Self: ...
     def fill(self, source: int, array: NDArray[Any]) -> None: ...
 
-def count(
-    T: int, N: int, lengths: NDArray[np.intp] | None, mask: NDArray[np.bool_] | None, reset: NDArray[np.bool_] | None
-) -> tuple[int, int, int, int]: ...
 def arrange(
     T: int,
     N: int,
     lengths: NDArray[np.intp] | None,
     mask: NDArray[np.bool_] | None,
     reset: NDArray[np.bool_] | None,
-    begin: NDArray[np.intp],
-    forward: NDArray[np.intp],
-    reverse: NDArray[np.intp],
-    edges: NDArray[np.intp],
-    masked_steps: NDArray[np.intp],
-    sequences_of: NDArray[np.intp],
-    rows: NDArray[np.intp],
-    scratch: NDArray[np.intp],
-) -> int: ...
+    empty: Callable[[int], NDArray[np.intp]],
+) -> tuple[
+    NDArray[np.intp],
+    tuple[NDArray[np.intp], NDArray[np.intp]],
+    NDArray[np.intp],
+    NDArray[np.intp],
+    NDArray[np.intp],
+    NDArray[np.intp],
+]: ...
 def cells(
     engine: Engine, T: int, N: int, tape: NDArray[Any], out: NDArray[Any], order: Order | None = None
 ) -> None: ...
@@ -196,8 +192,8 @@ class InputGradients:
 @disjoint_base
 class PreparedCall:
     packed: NDArray[Any]
-    def __init__(
-        self,
+    def __new__(
+        cls,
         engine: Engine,
         packed: NDArray[Any],
         shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...] | None],
@@ -206,9 +202,9 @@ class PreparedCall:
         pool: Any,
         empty: Callable[..., NDArray[Any]],
         states: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]] | None] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
-    def step(self, x: Any, out: Any) -> NDArray[Any] | None: ...
+    def step(self, x: Any, out: Any, target: NDArray[Any] | None = None) -> NDArray[Any] | None: ...
     def update(self, function: Callable[..., tuple[Any, Any]]) -> Any: ...
 
 def isas() -> list[str]: ...

@@ -161,12 +161,9 @@ class Stream(Fixed):
         if self.batch_size == 1 and x_t.ndim == 1:
             x, shape = x[0], shape[1:]
         place = _place_for(out, shape, engine.dtype, x)
-        y = self._step.step(x, None)
+        y = self._step.step(x, None, None if out is None else place)
         assert y is not None
-        if out is None:
-            return y
-        place[...] = y
-        return place
+        return y if out is None else place
 
     def __call__(self, x: ArrayLike) -> Array:
         """Process any number of steps.
