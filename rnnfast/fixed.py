@@ -24,18 +24,18 @@ class Fixed:
         """Return what to do instead of changing an attribute."""
         return f"create another {type(self).__name__}"
 
-    def _require_free(self, name: str) -> None:
-        """Raise AttributeError if an attribute is fixed."""
-        if self._built and name in self._fixed():
-            raise AttributeError(
-                f"{name} of this {type(self).__name__} is fixed at construction and cannot be changed: "
-                f"{self._remedy(name)}"
-            )
+    def _refusal(self, name: str) -> AttributeError:
+        kind = type(self).__name__
+        return AttributeError(
+            f"{name} of this {kind} is fixed at construction and cannot be changed: {self._remedy(name)}"
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._require_free(name)
-        super().__setattr__(name, value)
+        if self._built and name in self._fixed():
+            raise self._refusal(name)
+        object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        self._require_free(name)
-        super().__delattr__(name)
+        if self._built and name in self._fixed():
+            raise self._refusal(name)
+        object.__delattr__(self, name)

@@ -179,20 +179,21 @@ class Linear(Pointwise):
 
     def _input(self, x: Any) -> Array:
         array = arguments.real("x", x, self.dtype)
-        if array.shape[-1:] != (self.in_features,):
+        features = self._parameters["weight"].shape[1]
+        if array.shape[-1:] != (features,):
             raise ValueError(
-                f"x must have layout (..., in_features) with in_features={self.in_features}, got shape {array.shape}"
+                f"x must have layout (..., in_features) with in_features={features}, got shape {array.shape}"
             )
         return array
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        y = np.empty(arguments.countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
+        y = np.empty(arguments.countable("y", (*x.shape[:-1], len(self._parameters["weight"]))), x.dtype)
         if y.size:
             functional.linear_forward(_rows(x), weights[-1], _rows(y))
         return y
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
-        dx = np.empty(x.shape, self.dtype)
+        dx = np.empty(x.shape, x.dtype)
         if dx.size:
             dweight, dbias = parameters["weight"], parameters.get("bias")
             functional.linear_backward(_rows(x), weights[0], _rows(dy), _rows(dx), dweight, dbias)

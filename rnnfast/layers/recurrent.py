@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -52,7 +53,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             raise ValueError(f"proj_size must be below hidden_size={self.hidden_size}, got {self.proj_size}")
         self.bias = arguments.flag("bias", given["bias"])
         self.batch_first = arguments.flag("batch_first", given["batch_first"])
-        self.dropout = arguments.fraction("dropout", given["dropout"])
+        self.dropout = given["dropout"]
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout is applied between layers, so it has no effect with num_layers=1", stacklevel=3)
         self.bidirectional = arguments.flag("bidirectional", given["bidirectional"])
@@ -79,13 +80,6 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size), shapes)
         self._built = True
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "dropout":  # not fixed: each forward reads it
-            value = arguments.fraction("dropout", value)
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
     def _prepare(self) -> None:
         directions = 1 + self.bidirectional
         engine = functional.Engine(
@@ -103,6 +97,18 @@ class Recurrent(ArrayLayer, Generic[State]):
         shape = (engine.num_layers * directions, engine.hidden_size)
         extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
+
+    def _fixed(self) -> Collection[str]:
+        return {*super()._fixed()} - {"dropout"}
+
+    @property
+    def dropout(self) -> float:
+        """The dropout probability. It can be assigned, and takes effect in the next ``forward``."""
+        return cast("float", vars(self)["dropout"])
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        vars(self)["dropout"] = arguments.fraction("dropout", value)
 
     @property
     def leak(self) -> Any:
