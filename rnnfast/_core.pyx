@@ -8,6 +8,8 @@ sizes that overflow; `PreparedCall` compares x and the state with the shapes tha
 """
 from collections import namedtuple
 
+import numpy
+
 from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memset, strncpy
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
@@ -200,6 +202,14 @@ cdef int finish(Watch *watch) except -1:
 cdef struct Buffers:
     int count
     Py_buffer held[24]
+
+
+cdef object ndarray = numpy.ndarray
+
+
+cdef bint is_plain(value):
+    """Return whether an object has a buffer, and is not a masked array, whose buffer lies under its mask."""
+    return type(value) is ndarray or PyObject_CheckBuffer(value) and not hasattr(value, "mask")
 
 
 cdef void *acquire(Buffers *buffers, obj, int flags) except? NULL:
@@ -767,9 +777,9 @@ cdef class PreparedCall:
             if type(state) is not tuple or len(state) != 2:
                 return None
             h0, c0 = state
-        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
+        if not is_plain(x) or h0 is not None and not is_plain(h0):
             return None
-        if c0 is not None and not PyObject_CheckBuffer(c0):
+        if c0 is not None and not is_plain(c0):
             return None
         buffers.count = 0
         workspace = None
@@ -814,7 +824,7 @@ cdef class PreparedCall:
         cdef Watch watch
         cdef Buffers buffers
         cdef int form = 0
-        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
+        if not is_plain(x) or out is not None and not is_plain(out):
             return None
         self.begin()
         buffers.count = 0

@@ -89,18 +89,44 @@ def array(name: str, value: Any) -> Array:
     Raises
     ------
     ValueError
-        If its elements cannot be combined into an array.
+        If its elements cannot be combined into an array, or if some of them are masked.
     TypeError
         If its library does not provide access to its memory.
     """
+    if type(value) is np.ndarray:
+        return value
+    refuse_masked(name, value)
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
-        return np.asarray(value)
+        result = np.asanyarray(value)
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
     except (TypeError, RuntimeError, BufferError) as error:
         raise TypeError(f"{name} cannot be read as an array: {_obstacle(value) or error}") from error
+    refuse_masked(name, result)  # what the method __array__ of another class returned
+    return np.asarray(result)
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Raise if `value` is a masked array with masked elements, or a list that contains one.
+
+    NumPy would read what lies under the mask.
+    """
+    if _is_masked(value):
+        raise ValueError(
+            f"{name} has masked elements, but every element must have a value: fill them, for example with filled(0) "
+            "of a NumPy masked array, or leave them out. Layers have the argument mask to exclude steps"
+        )
+
+
+def _is_masked(value: Any, depth: int = 64) -> bool:
+    if isinstance(value, (list, tuple)):
+        plain = set(map(type, value)) <= {float, int, bool, str}
+        return not plain and depth > 0 and any(_is_masked(member, depth - 1) for member in value)
+    # Not isinstance, because importing numpy.ma takes time, and because there are other masked arrays, as in Astropy.
+    mask = getattr(value, "mask", None)
+    return isinstance(mask, (np.ndarray, np.bool_, bool)) and bool(np.any(mask))
 
 
 def _obstacle(value: Any) -> str | None:

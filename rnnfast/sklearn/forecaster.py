@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Scale, Sequences, list_of_sequences, refuse_dates
+from .sequences import Examples, Scale, Sequences, list_of_sequences
 
 MAX_ORIGINS = 256  # held-out forecasts of each series from which a prediction interval is computed
 
@@ -160,9 +160,7 @@ class SequenceForecaster(Network):
     def _read_series(self, series: Any) -> tuple[list[Array], Form]:
         """Return the series, each (T_i, F), and the form in which the caller passed them."""
         real = {"ensure_2d": False, "allow_nd": True, "dtype": np.float64, "input_name": "series"}
-        members = list_of_sequences(series)
-        for x in [series] if members is None else members:
-            refuse_dates("series", x)
+        members = list_of_sequences("series", series)
         epsilon = max(map(_epsilon, [series] if members is None else members))
         if members is not None:
             form = Form(True, members[0].ndim == 2, epsilon)

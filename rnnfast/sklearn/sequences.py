@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from .. import arguments
 from .._types import Array
 
 DTYPES = (np.float64, np.float32)  # of X, before standardizing; other dtypes become float64
@@ -168,17 +169,20 @@ def _normal(weights: Array) -> Array:
     return normal
 
 
-def refuse_dates(name: str, value: Any) -> None:
-    """Raise for datetime64 and timedelta64, which scikit-learn's checks would convert to numbers."""
+def refuse(name: str, value: Any) -> None:
+    """Raise for masked elements, datetime64 and timedelta64, which scikit-learn's checks would convert to numbers."""
+    arguments.refuse_masked(name, value)
     dtype = getattr(value, "dtype", None)
     if getattr(dtype, "kind", None) in ("m", "M"):
         raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
 
 
-def list_of_sequences(X: Any) -> list[Array] | None:
+def list_of_sequences(name: str, X: Any) -> list[Array] | None:
     """Return X as a list of arrays (T_i,) or (T_i, F) if it is a list of sequences, or None if it is one array."""
     if getattr(getattr(X, "dtype", None), "kind", None) == "O" and X.ndim == 1:
         X = list(X)  # an object array or pandas Series of arrays
+    for x in [X, *X] if isinstance(X, (list, tuple)) else [X]:
+        refuse(name, x)
     if not isinstance(X, (list, tuple)) or not len(X):
         return None
     try:
@@ -199,7 +203,7 @@ class SequenceInput(BaseEstimator):
 
     def _read(self, X: Any, reset: bool) -> Sequences:
         """Return the sequences of X, validated but not standardized; `reset` is True on the first call of a fit."""
-        members, table = list_of_sequences(X), False
+        members, table = list_of_sequences("X", X), False
         if members is None:
             X = X if hasattr(X, "ndim") else np.asarray(X)
             table = X.ndim < 3

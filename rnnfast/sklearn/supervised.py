@@ -16,11 +16,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Scale, Sequences, refuse_dates
+from .sequences import Examples, Scale, Sequences, refuse
 
 
 def check_weights(sample_weight: Any, lengths: Array) -> Array:
     """Return the weights of the sequences, at least 0; all 1 if `sample_weight` is None."""
+    arguments.refuse_masked("sample_weight", sample_weight)
     weights: Array = _check_sample_weight(sample_weight, lengths, dtype=np.float64, ensure_non_negative=True)
     return weights
 
@@ -232,7 +233,7 @@ class Labels(Supervised):
             raise ValueError("classes must be passed on the first call to partial_fit")
         with self._restored_on_error():
             if classes is not None:
-                classes = np.unique(classes)
+                classes = np.unique(arguments.array("classes", classes))
                 if not len(classes) or (classes.dtype.kind == "f" and np.isnan(classes).any()):
                     raise ValueError(
                         f"classes must be all labels of y, at least one and no NaN, got {classes.tolist()}"
@@ -371,6 +372,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
         self._set_options(locals())
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
+        arguments.refuse_masked("y", y)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         return self._encode(y)
@@ -408,6 +410,23 @@ class SequenceClassifier(ClassifierMixin, Labels):
         indices = self.predict_proba(X).argmax(axis=1)
         predicted: Array = self.classes_[indices]
         return predicted
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Compute the accuracy.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for ``fit``.
+
+        Returns
+        -------
+        float
+            Between 0 and 1; higher is better.
+        """
+        arguments.refuse_masked("y", y)
+        arguments.refuse_masked("sample_weight", sample_weight)
+        return float(super().score(X, y, sample_weight))
 
 
 class SequenceRegressor(RegressorMixin, Supervised):
@@ -465,7 +484,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         self._set_options(locals())
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
-        refuse_dates("y", y)
+        refuse("y", y)
         targets: Array = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if first:
             self._single = targets.ndim == 1
@@ -558,6 +577,8 @@ class SequenceRegressor(RegressorMixin, Supervised):
             At most 1; higher is better.
         """
         check_is_fitted(self, "layer_")
+        refuse("y", y)
+        arguments.refuse_masked("sample_weight", sample_weight)
         truth: Array = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         predicted, offset = self.predict(X), self._target_scale.offset
         # R² depends on neither the offset nor the unit of a target. Scaling by a power of two is exact.

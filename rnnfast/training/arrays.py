@@ -46,6 +46,7 @@ def float_arrays(argument: str, mapping: Any) -> dict[str, Array]:
         if not isinstance(array, np.ndarray) or array.dtype not in arguments.DTYPES:
             came = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
             raise TypeError(f"{argument}[{name!r}] must be a NumPy array of float32 or float64, got {came}")
+        arguments.refuse_masked(f"{argument}[{name!r}]", array)
     return dict(mapping)
 
 

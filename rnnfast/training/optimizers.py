@@ -144,7 +144,7 @@ class _Optimizer:
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping from names to arrays, got a {type(arrays).__name__}")
-        given = {name: np.asarray(array) for name, array in arrays.items()}
+        given = {name: arguments.array(f"arrays[{name!r}]", array) for name, array in arrays.items()}
         require_match("arrays", given, {"step": (), **{name: moment.shape for name, moment in self._moments.items()}})
         step = given.pop("step")
         if step.dtype.kind not in "iu":
