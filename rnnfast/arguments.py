@@ -40,20 +40,26 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def fraction(name: str, value: Any) -> float:
-    """Check a number from 0 to 1."""
+def any_number(name: str, value: Any) -> float:
+    """Check a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= (fraction := float(value)) <= 1:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number within the range of float64, got a larger one") from None
+
+
+def fraction(name: str, value: Any) -> float:
+    """Check a number from 0 to 1."""
+    if not 0 <= (fraction := any_number(name, value)) <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
     return fraction
 
 
 def number(name: str, value: Any, below: float | None = None, positive: bool = False) -> float:
     """Check a number that is at least 0, or above 0 if `positive`, and below `below` if that is not None."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    number = any_number(name, value)
     if not number >= 0 or (positive and number == 0) or (below is not None and number >= below):
         bounds = ("above 0" if positive else "at least 0") + ("" if below is None else f" and below {below}")
         raise ValueError(f"{name} must be {bounds}, got {value!r}")
