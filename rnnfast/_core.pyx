@@ -10,6 +10,8 @@ Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weigh
 import functools
 from collections import namedtuple
 
+import numpy
+
 cimport cython
 from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
@@ -244,6 +246,14 @@ cdef int finish(Watch *watch) except -1:
 cdef struct Buffers:
     int count
     Py_buffer held[16]
+
+
+cdef object ndarray = numpy.ndarray
+
+
+cdef bint is_plain(value):
+    """Return whether an object has a buffer, and is not a masked array, whose buffer lies under its mask."""
+    return type(value) is ndarray or PyObject_CheckBuffer(value) and not hasattr(value, "mask")
 
 
 cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
@@ -1164,9 +1174,9 @@ cdef class PreparedCall:
             if type(state) is not tuple or len(state) != 2:
                 return None
             h0, c0 = state
-        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
+        if not is_plain(x) or h0 is not None and not is_plain(h0):
             return None
-        if c0 is not None and not PyObject_CheckBuffer(c0):
+        if c0 is not None and not is_plain(c0):
             return None
         buffers.count = 0
         workspace = None
@@ -1216,7 +1226,7 @@ cdef class PreparedCall:
         cdef Watch watch
         cdef Buffers buffers
         cdef int form = 0
-        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
+        if not is_plain(x) or out is not None and not is_plain(out):
             return None
         self.begin()
         buffers.count = 0
