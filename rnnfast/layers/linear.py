@@ -10,7 +10,7 @@ import numpy as np
 from rnnfast import arguments, functional
 from rnnfast._types import Array, ArrayLike, DTypeLike, Seed
 
-from .base import ArrayLayer, Gradients, Tape, lasting
+from .base import ArrayLayer, Gradients, Tape
 
 __all__ = ["Embedding", "Linear"]
 
@@ -243,8 +243,8 @@ class Embedding(Pointwise):
         super().__init__(dtype, rng)
         self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
         self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
-        shape = arguments.countable("weight", (self.num_embeddings, self.embedding_dim))
-        self._parameters["weight"] = lasting(self._rng.standard_normal(shape).astype(self.dtype))
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.num_embeddings, self.embedding_dim)}
+        self._draw(lambda _, shape: self._rng.standard_normal(shape), shapes)
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are read from the table itself
