@@ -241,7 +241,8 @@ class Archive:
 
         entry = self._entries.pop(name)
         self._file.seek(entry.begin)
-        if self._file.readinto(content) != entry.nbytes or zlib.crc32(content, entry.before) != entry.crc:  # type: ignore[attr-defined]
+        count = self._file.readinto(content)  # type: ignore[attr-defined]
+        if count != entry.nbytes or zlib.crc32(content.data, entry.before) != entry.crc:
             raise ValueError(f"its array {name!r} is damaged: its checksum is wrong")
 
     def _description(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from support.archives import contents
 from support.command_line import FAST, failure, main, random_model, train_csv
 
 from rnnfast.commands import program, series
@@ -26,7 +27,7 @@ from rnnfast.commands import program, series
         (["2023-11-30", "2023-12-31", "2024-01-31"], ["2024-02-29", "2024-03-31"]),
         (["2024-02-26", "2024-02-27"], ["2024-02-28", "2024-02-29"]),
         (["2024-02-16", "2024-02-23"], ["2024-03-01", "2024-03-08"]),
-        (["2024-12-31T22:00", "2024-12-31T23:00"], ["2025-01-01T00:00:00", "2025-01-01T01:00:00"]),
+        (["2024-12-31T22:00", "2024-12-31T23:00"], ["2025-01-01T00:00", "2025-01-01T01:00"]),
         (["2024-12-31 23:58:30", "2024-12-31 23:59:15"], ["2025-01-01 00:00:00", "2025-01-01 00:00:45"]),
     ],
 )
@@ -54,8 +55,9 @@ def test_times_are_continued(known, to_come):
         [],
     ],
 )
-def test_irregular_times_are_none(texts):
-    assert series.Times.of(texts) is None
+def test_irregular_times_are_refused(texts):
+    with pytest.raises(ValueError, match=r"row \d|the times (are|decrease)|rows, but times need"):
+        series.Times.of(texts)
 
 
 def test_columns_of_a_file(sheet, quarters):
@@ -211,7 +213,7 @@ def test_models_of_another_kind_or_damaged_give_no_forecast(sheet, tmp_path, cap
     assert "is not a model" in failure(capsys, "sample", model)
     random_model().save(str(tmp_path / "text.npz"))
     assert "is not a model" in failure(capsys, "predict", tmp_path / "text.npz")
-    about, arrays = program.read_model(str(model), "series", "")
+    about, arrays = contents(model)
     for spoilt in ({"readout.bias": np.zeros(7)}, {"series": np.zeros(2)}, {"series": np.full(80, np.nan)}):
         program.write_model(str(model), about, {**arrays, **spoilt})
         assert "is damaged" in failure(capsys, "predict", model)

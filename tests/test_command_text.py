@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.archives import contents
 from support.command_line import SMALL, TEXT, failure, main, random_model
 
 import rnnfast
@@ -83,7 +84,7 @@ def test_training_learns_and_keeps_the_best_model(trained):
     assert len(held_out) == text.EVALUATIONS
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert held_out[-1] < held_out[0]
-    about, _ = program.read_model(str(path), "text", "")
+    about, _ = contents(path)
     assert about["bits"] == pytest.approx(min(held_out), abs=1e-3)
     assert f"{len(TEXT):,} characters, {len(set(TEXT))} distinct" in report
     assert f"{min(held_out):.3f} bits per character" in report
@@ -94,7 +95,7 @@ def test_later_models_that_are_worse_are_not_kept(book, tmp_path, monkeypatch):
     monkeypatch.setattr(text.Model, "bits", lambda *_: next(told))
     path = tmp_path / "book.npz"
     assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 0
-    assert program.read_model(str(path), "text", "")[0]["bits"] == 2.0
+    assert contents(path)[0]["bits"] == 2.0
 
 
 def test_model_that_is_read_is_the_one_that_was_written(tmp_path):
@@ -110,7 +111,7 @@ def test_seed_gives_the_same_model_and_text(book, trained, tmp_path, capsys):
     path, _ = trained
     assert main(["train", "text", str(book), "-o", str(tmp_path / "again"), *SMALL]) == 0
     assert main(["train", "text", str(book), "-o", str(tmp_path / "other"), *SMALL, "--seed", "1"]) == 0
-    arrays = [program.read_model(str(file), "text", "")[1] for file in (path, tmp_path / "again", tmp_path / "other")]
+    arrays = [contents(file)[1] for file in (path, tmp_path / "again", tmp_path / "other")]
     assert all(array.tobytes() == arrays[1][name].tobytes() for name, array in arrays[0].items())
     assert any(array.tobytes() != arrays[2][name].tobytes() for name, array in arrays[0].items())
 
@@ -229,7 +230,7 @@ def test_files_that_are_no_models(book, trained, tmp_path, capsys):
     half = tmp_path / "half.npz"
     half.write_bytes(trained[0].read_bytes()[:3000])
     assert "is not a model" in failure(capsys, "sample", half)
-    about, arrays = program.read_model(str(trained[0]), "text", "")
+    about, arrays = contents(trained[0])
     del arrays["readout.bias"]
     program.write_model(str(half), about, arrays)
     assert "is damaged" in failure(capsys, "sample", half)

@@ -87,7 +87,7 @@ def construct(of: type[Any], archive: files.Archive, prefix: str = "", **given: 
     layers, arrays = given.get("num_layers"), len(archive.shapes)
     if isinstance(layers, int) and layers > arrays:
         raise ValueError(f"num_layers is {layers}, but it has only {arrays} arrays")
-    layer = of.__new__(of)
+    layer: Any = object.__new__(of)
     layer._source = lambda name, shape: archive.take(prefix + name, shape, layer.dtype)
     layer.__init__(**given)
     return layer
@@ -102,7 +102,9 @@ def _from_json(description: Any, archive: files.Archive, prefix: str = "") -> An
     given = {name: value for name, value in description.items() if name != "class"}
     if unknown := sorted(given.keys() - known):
         raise ValueError(f"{of.__name__} has no option {unknown[0]!r}")
-    sides = {name: _from_json(given.get(name), archive, prefix + start) for name, start in SIDES.items() if name in known}
+    sides = {
+        name: _from_json(given.get(name), archive, prefix + start) for name, start in SIDES.items() if name in known
+    }
     return of(**given | sides) if sides else construct(of, archive, prefix, **given)
 
 
