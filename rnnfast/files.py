@@ -116,7 +116,12 @@ def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
     import json  # here, so that importing rnnfast stays fast
 
     with replacing(path) as file:
-        np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+        try:
+            np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+        except ValueError as error:  # zipfile cannot close what another error has interrupted
+            if isinstance(error.__context__, (MemoryError, OSError)):
+                raise error.__context__ from None
+            raise
 
 
 # ---------------------------------------------------------------------------------------------------------------- read
@@ -130,7 +135,7 @@ _NPY = re.compile(
     re.DOTALL,
 )
 # What code raises that uses the content of a file.
-_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _LONGEST = 2000  # characters of the content of a file in an error
 
 
@@ -178,13 +183,13 @@ def opening(path: Path) -> Iterator[Archive]:
         if error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror or str(error), name) from error
-    except MemoryError as error:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name) from error
     except _FAULTS as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if len(reason) > _LONGEST:
             reason = f"{reason[: _LONGEST // 2]} ... {reason[-_LONGEST // 2 :]}"
         raise ValueError(f"rnnfast cannot load {name!r}: {reason}") from error
+    except (MemoryError, RuntimeError) as error:  # RuntimeError: a lock cannot be allocated
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name) from error
 
 
 class Archive:

@@ -96,7 +96,7 @@ def _quarter(form: str) -> tuple[Any, Any]:
 
 
 def _ordinal(text: str) -> date:
-    return date(int(text[:4]), 1, 1) + timedelta(int(text[5:]) - 1)
+    return date(int(text[:4]), 1, 1) + timedelta(int(text[-3:]) - 1)
 
 
 # The formats of dates: how to read and write them, and the least step that they can show.
@@ -104,6 +104,7 @@ DATES: dict[str, tuple[Callable[[str], date], Callable[[date], str], str]] = {
     r"\d{4}-\d\d-\d\d": (date.fromisoformat, date.isoformat, "day"),
     r"\d{8}": (date.fromisoformat, lambda day: day.isoformat().replace("-", ""), "day"),
     r"\d{4}-\d{3}": (_ordinal, lambda day: f"{day.year:04}-{day.timetuple().tm_yday:03}", "day"),
+    r"\d{7}": (_ordinal, lambda day: f"{day.year:04}{day.timetuple().tm_yday:03}", "day"),
     r"\d{4}-\d\d": (lambda text: date.fromisoformat(f"{text}-01"), lambda day: day.isoformat()[:7], "month"),
     r"\d{6}": (lambda text: date.fromisoformat(f"{text}01"), lambda day: f"{day.year:04}{day.month:02}", "month"),
     r"\d{4}-Q\d": (*_quarter("{:04}-Q{}"), "month"),
@@ -149,10 +150,10 @@ def _calendar(first: str) -> tuple[Clock, str]:
 
 
 def _months(first: str, day: int = 0) -> Clock:
-    """Read times of months: on this day, or on the last day of shorter months. 0 is the day of the first time."""
+    """Read times of months: on this day, or on the last day of shorter months. 0 is the day of all times."""
     (read_moment, write_moment), unit = _calendar(first)
     start = read_moment(first)
-    day = day or start.day
+    same, day = not day, day or start.day
 
     def at(value: int) -> datetime:
         year, month = value // 12, value % 12 + 1
@@ -162,7 +163,7 @@ def _months(first: str, day: int = 0) -> Clock:
     def read_one(text: str) -> int:
         found: datetime = read_moment(text)
         value: int = 12 * found.year + found.month - 1
-        if unit == "week" or at(value) != found:
+        if unit == "week" or at(value) != found or (same and found.day != day):
             raise ValueError(text)
         return value
 
@@ -176,7 +177,7 @@ def _moments(first: str) -> Clock:
     return clock
 
 
-# The first that reads all times is used. Dates come before numbers, because 20240131 is followed by 20240201.
+# The first that reads all times as evenly spaced is used. Numbers come last: after 20240131 comes 20240201.
 CLOCKS: dict[str, Callable[[str], Clock]] = {
     "ends of months": functools.partial(_months, day=31),
     "months": _months,
@@ -187,7 +188,26 @@ CLOCKS: dict[str, Callable[[str], Clock]] = {
     "short numbers": functools.partial(_numbers, style="short"),
     "floats": functools.partial(_numbers, style="float"),
 }
+NUMBERS = ("numbers", "short numbers", "floats")
 AHEAD = 12  # times that must exist after the last one
+
+
+# Dates that look like numbers, but do not continue as numbers do.
+LOOKALIKES = ("%Y.%m", "%y%m%d", "%d%m%y", "%m%d%y", "%d%m%Y", "%m%d%Y", "%Y%m%d", "%Y%m", "%G%V%u")
+
+
+def _lookalike(texts: Sequence[str]) -> str | None:
+    """Return the first of these numbers as a date, if all could be evenly spaced dates in another format."""
+    whole = [re.sub(r"\.0+$", "", text) for text in texts]
+    for form in LOOKALIKES:
+        day = "1" * form.endswith("%u")  # a week without a day
+        with contextlib.suppress(ValueError):
+            days = [datetime.strptime(text + day, form) for text in whole]
+            written = [moment.strftime(form) for moment in days if moment.year in YEARS]
+            if written == [text + day for text in whole]:
+                Times.of([moment.date().isoformat() for moment in days])
+                return days[0].date().isoformat()
+    return None
 
 
 class Times:
@@ -212,8 +232,11 @@ class Times:
         """
         if len(texts) < 2:
             raise ValueError(f"there are {len(texts)} rows, but times need at least 2")
-        read, furthest = {}, 0
+        read: dict[str, list[Any]] = {}
+        furthest = 0
         for name, clock in CLOCKS.items():
+            if read and name in NUMBERS:
+                break
             values: list[Any] = []
             with contextlib.suppress(ValueError, OverflowError):
                 read_one, _ = clock(texts[0])
@@ -222,15 +245,19 @@ class Times:
                 read[name] = values
             furthest = max(furthest, len(values))
         if not read:
-            like = f" in the format of row 1, {texts[0]!r}" if furthest else ""
+            like = f" in the format of row 1, {texts[0]!r:.80}" if furthest else ""
             raise ValueError(
-                f"row {furthest + 1} has {texts[furthest]!r}, which is not a time{like}; use {EXAMPLES}, and the same "
-                "format in all rows"
+                f"row {furthest + 1} has {texts[furthest]!r:.80}, which is not a time{like}; use {EXAMPLES}, and the "
+                "same format in all rows"
             )
-        dates = {name: values for name, values in read.items() if "numbers" not in name and name != "floats"}
-        for name, values in (dates or read).items():
+        for name, values in read.items():
             steps = {after - before for before, after in itertools.pairwise(values)}
             if len(steps) == 1 and values[1] > values[0]:
+                if name in NUMBERS and (day := _lookalike(texts)):
+                    raise ValueError(
+                        f"row 1 has {texts[0]!r:.80}, which could be a number or the date {day}; write dates as {day}, "
+                        "or leave out --time-column"
+                    )
                 times = cls(name, *texts[-2:])
                 times.at(AHEAD)
                 return times
@@ -306,9 +333,13 @@ def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
             values[i] = math.nan
         if not math.isfinite(values[i]):
             hint = "; use a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
-            raise CannotRun(f"{path}: row {i + 1} has {text!r} in column {name!r}, which is not a finite number{hint}")
+            raise CannotRun(
+                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is not a finite number{hint}"
+            )
         if abs(values[i]) > LARGEST:
-            raise CannotRun(f"{path}: row {i + 1} has {text!r} in column {name!r}, which is too large; change the unit")
+            raise CannotRun(
+                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is too large; change the unit"
+            )
     return values
 
 
