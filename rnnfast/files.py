@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if old is not None and os.chmod not in os.supports_fd:
+        if old is not None and not hasattr(os, "fchmod"):
             os.chmod(unfinished, stat.S_IMODE(old.st_mode))
         os.replace(unfinished, path)
         _sync_folder(folder)
@@ -92,8 +92,8 @@ def _copy_permissions(path: str, old: os.stat_result, descriptor: int) -> None:
                 os.setxattr(descriptor, acl, entries)
             except OSError:
                 mode &= 0o707  # with a list, the bits of the group are the most that any entry grants
-    if os.chmod in os.supports_fd:
-        os.chmod(descriptor, mode)
+    if hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode)
 
 
 def _sync_folder(folder: str) -> None:
