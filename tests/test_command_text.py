@@ -241,6 +241,56 @@ def test_start_of_strange_characters(trained, capsys):
     assert "--start contains characters that the training text does not: ! ß" in line
 
 
+# --- byte order marks
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize("marks", ["first", "twice", "between joined files"])
+def test_byte_order_marks_are_no_characters_of_the_model(marks, trained, tmp_path, capsys):
+    start, middle = {"first": (MARK, ""), "twice": (2 * MARK, ""), "between joined files": (MARK, MARK)}[marks]
+    marked = tmp_path / "marked.txt"
+    marked.write_text(start + TEXT[:500] + middle + TEXT[500:], encoding="utf-8")
+    assert main(["train", "text", str(marked), "-o", str(tmp_path / "model"), *SMALL]) == 0
+    (about, arrays), (plain, expected) = contents(tmp_path / "model"), contents(trained[0])
+    assert about["characters"] == plain["characters"] == "".join(sorted(set(TEXT)))
+    assert all(array.tobytes() == arrays[name].tobytes() for name, array in expected.items())
+
+    def sample(text):
+        capsys.readouterr()
+        assert main(["sample", str(tmp_path / "model"), "--length", "20", *text]) == 0
+        return capsys.readouterr().out
+
+    assert sample(["--start", f"{MARK}7 times"]) == sample(["--start", "7 times"])
+    assert sample(["--start", MARK]) == sample([])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("mark", [MARK, ""], ids=["marked", "unmarked"])
+def test_texts_in_other_encodings_are_refused_with_their_name(encoding, mark, tmp_path, capsys):
+    path = tmp_path / "text"
+    path.write_bytes(f"{mark}{TEXT}".encode(encoding))
+    for command in (["text"], ["csv", "--column", "sold"]):
+        line = failure(capsys, "train", *command, path, "-o", tmp_path / "model")
+        assert "is not valid UTF-8: the byte at offset " in line
+        name = encoding[:6] if mark else encoding[:6] + encoding[-2:]
+        assert f"with iconv -f {name.upper()} -t UTF-8" in line
+    assert os.listdir(tmp_path) == ["text"]
+
+
+def test_offsets_of_bytes_that_cannot_be_decoded_count_the_mark(tmp_path, capsys):
+    path = tmp_path / "text"
+    for content, where in {
+        b"\xef\xbb\xbfab\n\xff": "the byte at offset 6, in line 2, cannot be decoded",
+        b"ab\n\xff": "the byte at offset 3, in line 2, cannot be decoded",
+        b"\xef\xbb\xbfab\n\0": "the byte at offset 6, in line 2, is null",
+        b"ab\n\0": "the byte at offset 3, in line 2, is null",
+        b"\xef\xbb": "the byte at offset 0, in line 1, cannot be decoded",
+    }.items():
+        path.write_bytes(content)
+        assert where in failure(capsys, "train", "text", path, "-o", tmp_path / "model")
+
+
 # --- files that are one
 
 

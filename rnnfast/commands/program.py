@@ -208,6 +208,17 @@ def writing(path: str) -> Iterator[TextIO]:
         file.write(text.getvalue().encode())
 
 
+# The starts of texts in other encodings: byte order marks, or a character of ASCII.
+ENCODINGS = {
+    rb"\xff\xfe\0\0|\0\0\xfe\xff": "UTF-32",
+    rb"\xff\xfe|\xfe\xff": "UTF-16",
+    rb".\0\0\0": "UTF-32LE",
+    rb"\0\0\0.": "UTF-32BE",
+    rb".\0": "UTF-16LE",
+    rb"\0.": "UTF-16BE",
+}
+
+
 def read_text(path: str, newline: str | None = None) -> str:
     """Read a text file in UTF-8, with or without a byte order mark; `newline` is None or "", as for `open`."""
     try:
@@ -220,9 +231,7 @@ def read_text(path: str, newline: str | None = None) -> str:
         if "\0" in text:
             raise UnicodeDecodeError("utf-8", content, content.index(0), content.index(0) + 1, "null byte")
     except UnicodeDecodeError as error:
-        marks = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-        guess = "UTF-16LE" if content[1:2] == b"\0" else "UTF-16BE" if content[:1] == b"\0" else "LATIN1"
-        actual = next((name for mark, name in marks.items() if content.startswith(mark)), guess)
+        actual = next((name for start, name in ENCODINGS.items() if re.match(start, content, re.DOTALL)), "LATIN1")
         # The codec does not count the byte order mark.
         start = error.start + 3 * (content.startswith(b"\xef\xbb\xbf") and error.reason != "null byte")
         line = content.count(b"\n", 0, start) + 1
