@@ -250,7 +250,7 @@ class Embedding(Pointwise):
         self._prepare()
         self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
         self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
-        shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.num_embeddings, self.embedding_dim)}
         self._draw(lambda _, shape: initializers.drawn(shape, self.dtype, self._rng.standard_normal), shapes)
         self._built = True
 
