@@ -3,6 +3,7 @@
 import atexit
 import functools
 import os
+import pickle
 import shutil
 import tempfile
 
@@ -15,13 +16,17 @@ from support.compare import members
 from support.interruptions import Action
 from support.streams import bits
 
-I, H, T, N = 3, 5, 4, 2
+I, H, T, N = 6, 24, 4, 6  # such that states and results take 1 KiB or more: NumPy keeps smaller memory for later arrays
 X = np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)
 
 
 def layer_of(cell, seed=0, **options):
     maker, own = LAYERS[cell]
     return maker(I, H, **{"rng": seed, **own, **options})
+
+
+def input_of(layer):
+    return np.arange(T * N).reshape(T, N) if isinstance(layer, rnnfast.Embedding) else X
 
 
 # ---- what is observed
@@ -54,7 +59,7 @@ def look_of_pool(pool):
 
 def look_of_layer(layer):
     """The parameters, results and gradients, whether the layer is frozen, and whether it can be changed and frozen."""
-    x = [[0, 1], [2, 3]] if isinstance(layer, rnnfast.Embedding) else X
+    x = input_of(layer)
     parts = [layer.forward_layer, layer.backward_layer] if isinstance(layer, rnnfast.Bidirectional) else [layer]
     frozen = [part.__getstate__()["_frozen"] for part in parts]
     look = [frozen, [array.flags.writeable for array in layer.parameters.values()], look_of_results(layer.state_dict())]
@@ -99,7 +104,7 @@ def streams(cell):
         "get state": lambda stream: stream.state,
         "reset": lambda stream: stream.reset(),
         "reset of a row": lambda stream: stream.reset(1),
-        "reset of rows": lambda stream: stream.reset([True, False]),
+        "reset of rows": lambda stream: stream.reset(np.arange(N) < 2),
     }
     actions = {f"stream, {name}": Action(stream, act, look_of_stream) for name, act in acts.items()}
     one = functools.partial(used_stream, cell, 1)
@@ -136,7 +141,7 @@ KINDS = {
     "recurrent": lambda seed=0: rnnfast.LSTM(I, H, 2, bidirectional=True, rng=seed),
     "Bidirectional": lambda seed=0: rnnfast.Bidirectional(rnnfast.LSTM(I, H, rng=seed), rnnfast.GRU(I, H, rng=seed)),
     "Linear": lambda seed=0: rnnfast.Linear(I, H, rng=seed),
-    "Embedding": lambda seed=0: rnnfast.Embedding(6, H, rng=seed),
+    "Embedding": lambda seed=0: rnnfast.Embedding(60, H, rng=seed),
 }
 
 
@@ -163,7 +168,7 @@ def forward_backward(layer, x, **options):
 
 def layers(kind):
     make = KINDS[kind]
-    x = [[0, 1], [2, 3]] if kind == "Embedding" else X
+    x = input_of(make())
     other = make(1).state_dict()
     acts = {
         "call": lambda layer: layer(x),
@@ -171,14 +176,19 @@ def layers(kind):
         "freeze": lambda layer: layer.freeze(),
         "load_state_dict": lambda layer: layer.load_state_dict(other),
         "load": lambda layer: layer.load(saved(kind)),
+        "save": lambda layer: layer.save(f"{saved(kind)}.copy"),
+        "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
     }
     if hasattr(make(), "release"):
         acts["release"] = lambda layer: layer.release()
     if kind in ("recurrent", "Bidirectional"):
-        acts["ragged call"] = lambda layer: layer(x, lengths=[2, 4])
-        acts["ragged forward and backward"] = lambda layer: forward_backward(layer, x, lengths=[2, 4])
+        acts["ragged call"] = lambda layer: layer(x, lengths=[2, 4, 1, 0, 4, 3])
+        acts["ragged forward and backward"] = lambda layer: forward_backward(layer, x, lengths=[2, 4, 1, 0, 4, 3])
         acts["checkpoints"] = lambda layer: forward_backward(layer, x, checkpoint=2)
-    actions = {f"{kind}, {name}": Action(make, act, look_of_layer) for name, act in acts.items()}
+    actions = {
+        f"{kind}, {name}": Action(make, act, look_of_layer, files=name in ("load", "save"))
+        for name, act in acts.items()
+    }
     frozen_layer = functools.partial(frozen, make)
     actions[f"{kind}, unfreeze"] = Action(frozen_layer, lambda layer: layer.unfreeze(), look_of_layer)
     actions[f"{kind}, frozen call"] = Action(frozen_layer, lambda layer: (layer(x), layer(x)), look_of_layer)
@@ -190,7 +200,7 @@ def layers(kind):
 
 def trained(make):
     """Parameters and an optimizer that has taken a step."""
-    parameters = {name: np.full(size, 1.0, np.float32) for name, size in (("a", 3), ("b", (2, 2)), ("c", 5))}
+    parameters = {name: np.full(size, 1.0, np.float32) for name, size in (("a", 300), ("b", (20, 20)), ("c", 500))}
     optimizer = make(parameters)
     optimizer.step(parameters)
     return parameters, optimizer
@@ -219,7 +229,7 @@ def optimizers(kind):
 
 
 def clipped():
-    return {name: np.full(3, 4.0, np.float32) for name in "abc"}
+    return {name: np.full(300, 4.0, np.float32) for name in "abc"}
 
 
 def look_of_process(_):
@@ -227,6 +237,21 @@ def look_of_process(_):
     isa = _core.get_default_isa()
     _core.set_default_isa(functional.isas()[0])
     return isa
+
+
+def matrix_product(_):
+    layer = rnnfast.Linear(I, H, rng=0)
+    packed = functional.linear_pack(layer.parameters["weight"], layer.parameters["bias"])
+    functional.linear_forward(X[0], packed, np.empty((N, H), np.float32))
+    return functional.activation("tanh", X)
+
+
+def make_everything(_):
+    layer = rnnfast.GRU(I, H, rng=0)
+    layer.stream(2)
+    rnnfast.StreamPool(layer, 2)
+    for make in KINDS.values():
+        make()
 
 
 def use_isa(_):
@@ -245,6 +270,8 @@ ACTIONS = {
                 clipped, lambda gradients: training.clip_grad_norm(gradients, 1.0), look_of_results
             ),
             "use_isa": Action(lambda: None, use_isa, look_of_process),
+            "functions": Action(lambda: None, matrix_product, look_of_process),
+            "constructors": Action(lambda: None, make_everything, look_of_process),
         },
     )
     for name, action in group.items()

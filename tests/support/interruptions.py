@@ -31,11 +31,13 @@ class Action(NamedTuple):
     make()             returns a new object, the same each time
     act(object)        is interrupted
     observe(object)    returns all that must be as before or as after the call, in a form that can be compared
+    files              whether the call reads or writes files, so that it may raise OSError
     """
 
     make: Any
     act: Any
     observe: Any
+    files: bool = False
 
 
 class Fault(str):

@@ -11,10 +11,11 @@ import rnnfast
 TESTS = Path(__file__).parents[1]
 
 
-def run_script(script):
+def run_script(script, **variables):
     """Run a script in a fresh process: it may crash, and no other library has started threads in it."""
     path = os.pathsep.join([str(TESTS), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment.update(variables)
     done = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(script)],
         env=environment,
