@@ -3,7 +3,6 @@
 import atexit
 import functools
 import os
-import pickle
 import shutil
 import tempfile
 
@@ -152,13 +151,31 @@ def frozen(make):
 
 
 @functools.cache
+def folder():
+    """A folder that is removed at the end of the process."""
+    path = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, path)
+    return path
+
+
+@functools.cache
 def saved(kind):
     """The path of a file with a layer of other parameters."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder)
-    path = os.path.join(folder, "layer.npz")
+    path = os.path.join(folder(), kind)
     KINDS[kind](1).save(path)
     return path
+
+
+def to_save():
+    """A layer, and the path of a file with another one, in a folder of its own."""
+    path = os.path.join(tempfile.mkdtemp(dir=folder()), "layer.npz")
+    rnnfast.GRU(I, H, rng=1).save(path)
+    return rnnfast.GRU(I, H, rng=0), path
+
+
+def look_of_save(subject):
+    layer, path = subject
+    return look_of_layer(layer), os.listdir(os.path.dirname(path)), look_of_results(rnnfast.load(path).state_dict())
 
 
 def forward_backward(layer, x, **options):
@@ -176,8 +193,6 @@ def layers(kind):
         "freeze": lambda layer: layer.freeze(),
         "load_state_dict": lambda layer: layer.load_state_dict(other),
         "load": lambda layer: layer.load(saved(kind)),
-        "save": lambda layer: layer.save(f"{saved(kind)}.copy"),
-        "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
     }
     if hasattr(make(), "release"):
         acts["release"] = lambda layer: layer.release()
@@ -185,10 +200,7 @@ def layers(kind):
         acts["ragged call"] = lambda layer: layer(x, lengths=[2, 4, 1, 0, 4, 3])
         acts["ragged forward and backward"] = lambda layer: forward_backward(layer, x, lengths=[2, 4, 1, 0, 4, 3])
         acts["checkpoints"] = lambda layer: forward_backward(layer, x, checkpoint=2)
-    actions = {
-        f"{kind}, {name}": Action(make, act, look_of_layer, files=name in ("load", "save"))
-        for name, act in acts.items()
-    }
+    actions = {f"{kind}, {name}": Action(make, act, look_of_layer, files=name == "load") for name, act in acts.items()}
     frozen_layer = functools.partial(frozen, make)
     actions[f"{kind}, unfreeze"] = Action(frozen_layer, lambda layer: layer.unfreeze(), look_of_layer)
     actions[f"{kind}, frozen call"] = Action(frozen_layer, lambda layer: (layer(x), layer(x)), look_of_layer)
@@ -232,6 +244,16 @@ def clipped():
     return {name: np.full(300, 4.0, np.float32) for name in "abc"}
 
 
+def large_call(layer):
+    """Call a layer with results of more than 2 MiB, which lie in memory of their own that later calls reuse."""
+    x = np.ones((2**15 + 1, 1, 1), np.float32)
+    return forward_backward(layer, x), layer(x)
+
+
+def look_of_large(layer):
+    return look_of_results(layer(np.ones((3, 1, 1), np.float32)))
+
+
 def look_of_process(_):
     """The default instruction set; resets it for the next call."""
     isa = _core.get_default_isa()
@@ -270,6 +292,8 @@ ACTIONS = {
                 clipped, lambda gradients: training.clip_grad_norm(gradients, 1.0), look_of_results
             ),
             "use_isa": Action(lambda: None, use_isa, look_of_process),
+            "save": Action(to_save, lambda subject: subject[0].save(subject[1]), look_of_save, files=True),
+            "large call": Action(lambda: rnnfast.RNN(1, 16, rng=0), large_call, look_of_large),
             "functions": Action(lambda: None, matrix_product, look_of_process),
             "constructors": Action(lambda: None, make_everything, look_of_process),
         },
