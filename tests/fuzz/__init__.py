@@ -1,7 +1,7 @@
 """Fuzz targets, which ``tools/fuzz`` runs: random cases for one part of rnnfast, and what must hold for each of them.
 
-A target is a module of this package with two functions. ``generate(random)`` draws a case, a dict of JSON values, from a
-`random.Random`. ``check(case)`` raises an exception if rnnfast is at fault. A case holds everything that the check
+A target is a module of this package with two functions. ``generate(random)`` draws a case, a dict of JSON values, from
+a `random.Random`. ``check(case)`` raises an exception if rnnfast is at fault. A case holds everything that the check
 depends on, so it can be stored: ``corpus/`` has a file for each target, whose lines are the cases that found a fault,
 with a note on the fault.
 """
@@ -9,10 +9,8 @@ with a note on the fault.
 import contextlib
 import importlib
 import json
-import os
 import random
 import signal
-import sys
 import tempfile
 import time
 import warnings

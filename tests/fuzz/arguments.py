@@ -32,7 +32,9 @@ class Evil:
     def _raise(self, *_, **__):
         raise OwnError
 
-    __array__ = __len__ = __iter__ = __getitem__ = __index__ = __float__ = __int__ = __bool__ = __eq__ = __contains__ = _raise
+    __array__ = __len__ = __iter__ = __getitem__ = __index__ = __float__ = __int__ = __bool__ = __eq__ = (
+        __contains__
+    ) = _raise
     __hash__ = object.__hash__
 
 
@@ -203,7 +205,14 @@ def constructor(kind, **more):
     return prepare
 
 
-COMMON = {"bias": True, "batch_first": False, "dropout": 0.5, "bidirectional": False, "reverse": False, "activations": None}
+COMMON = {
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.5,
+    "bidirectional": False,
+    "reverse": False,
+    "activations": None,
+}
 COMMON |= {"clip": 2.0, "dtype": np.float32, "init": "torch"}
 
 
@@ -213,7 +222,12 @@ def call_of(method):
         if name in ("linear", "embedding"):
             x = values(T, N, I) if name == "linear" else np.arange(6).reshape(2, 3)
             return getattr(layer, method), {"x": x}
-        given = {"x": values(T, N, I), "state": state_of(layer), "lengths": None, "mask": np.arange(T * N).reshape(T, N) % 3 > 0}
+        given = {
+            "x": values(T, N, I),
+            "state": state_of(layer),
+            "lengths": None,
+            "mask": np.arange(T * N).reshape(T, N) % 3 > 0,
+        }
         given |= {"reset": np.arange(T * N).reshape(T, N) % 5 == 0, "zero_masked": False}
         return getattr(layer, method), given | ({"checkpoint": 2} if method == "forward" else {})
 
@@ -229,7 +243,11 @@ def state_of(layer):
 
 def with_lengths(name):
     call, given = call_of("__call__")(name)
-    return (call, given) if len(given) == 1 else (call, given | {"lengths": np.array([4, 0, 2]), "mask": None, "reset": None})
+    return (
+        (call, given)
+        if len(given) == 1
+        else (call, given | {"lengths": np.array([4, 0, 2]), "mask": None, "reset": None})
+    )
 
 
 def backward(name):
@@ -246,7 +264,7 @@ def stream_step(name):
     return layer.stream(N).step, {"x_t": values(N, I), "out": np.empty((N, H), np.float32)}
 
 
-def stream_state(name):
+def stream_state(_):
     stream = rnnfast.LSTM(I, H, rng=0).stream(N)
     return (lambda value: setattr(stream, "state", value)), {"value": (values(1, N, H), values(1, N, H))}
 
@@ -288,7 +306,9 @@ def optimizer_step(name):
         try:
             optimizer.step({"a": a, "b": b})
         except BaseException:
-            assert all((before[key] == array).all() for key, array in parameters.items()), "changed by a step that failed"
+            assert all((before[key] == array).all() for key, array in parameters.items()), (
+                "changed by a step that failed"
+            )
             raise
 
     return step, gradients
@@ -298,8 +318,14 @@ CALLS = {
     "RNN": constructor(rnnfast.RNN, **{**COMMON, "clip": None}, nonlinearity="tanh", leak=0.5),
     "LSTM": constructor(rnnfast.LSTM, **COMMON, proj_size=2, peepholes=False, coupled=True),
     "GRU": constructor(rnnfast.GRU, **COMMON, reset_after=True),
-    "Linear": lambda _: (rnnfast.Linear, {"in_features": I, "out_features": H, "bias": True, "dtype": np.float32, "rng": 0}),
-    "Embedding": lambda _: (rnnfast.Embedding, {"num_embeddings": I, "embedding_dim": H, "dtype": np.float32, "rng": 0}),
+    "Linear": lambda _: (
+        rnnfast.Linear,
+        {"in_features": I, "out_features": H, "bias": True, "dtype": np.float32, "rng": 0},
+    ),
+    "Embedding": lambda _: (
+        rnnfast.Embedding,
+        {"num_embeddings": I, "embedding_dim": H, "dtype": np.float32, "rng": 0},
+    ),
     "Bidirectional": lambda _: (
         rnnfast.Bidirectional,
         {"forward_layer": layer_of("rnn"), "backward_layer": layer_of("gru"), "merge": "sum"},
@@ -344,7 +370,7 @@ CALLS = {
     "Adam": lambda _: (training.Adam, {"parameters": {"a": values(3)}, "lr": 0.1}),
     "SGD": lambda _: (training.SGD, {"parameters": {"a": values(3)}, "lr": 0.1, "momentum": 0.9}),
     "optimizer_step": optimizer_step,
-    "truncated_bptt": lambda name: (
+    "truncated_bptt": lambda _: (
         lambda layer, x, window, state: list(itertools.islice(training.truncated_bptt(layer, x, window, state), 3)),
         {"layer": layer_of("gru"), "x": values(T, N, I), "window": 2, "state": None},
     ),
@@ -356,7 +382,9 @@ def generate(random):
     return {
         "call": random.choice([name for name in CALLS if name != "attribute"]),
         "layer": random.choice(LAYERS),
-        "replaced": [[random.randrange(16), random.choice(list(OBJECTS))] for _ in range(random.choice([1, 1, 1, 2, 3]))],
+        "replaced": [
+            [random.randrange(16), random.choice(list(OBJECTS))] for _ in range(random.choice([1, 1, 1, 2, 3]))
+        ],
         "attribute": random.randrange(100),
     }
 
@@ -388,7 +416,9 @@ def check(case):
     for name, value in watched.items():
         assert value.tobytes() == before[name], f"the argument {name} has changed"
     if error is not None:
-        assert isinstance(error, (OwnError, MemoryError)) or str(error).strip("' "), f"{type(error).__name__} without a message"
+        assert isinstance(error, (OwnError, MemoryError)) or str(error).strip("' "), (
+            f"{type(error).__name__} without a message"
+        )
         return
     for name, value in changed.items():
         hidden = isinstance(value, np.ma.MaskedArray) and isinstance(given[name], np.ndarray) and value.mask.any()

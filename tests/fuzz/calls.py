@@ -1,12 +1,10 @@
 """Calls and gradients: of RNN, LSTM and GRU against the reference, and of all layers against themselves."""
 
-import numpy as np
+import itertools
 
-import rnnfast
-from fuzz import assume
-from rnnfast import functional, options
-from support.cells import DIRECTIONS, VARIANTS, has_c, make_layer
-from support.compare import assert_close, assert_same, members, named
+import numpy as np
+from support.cells import DIRECTIONS, VARIANTS, make_layer
+from support.compare import assert_close, assert_same, members
 from support.problems import TOLERANCE
 from support.ragged import (
     KINDS,
@@ -21,6 +19,10 @@ from support.ragged import (
     uneven_problem,
     without_cells,
 )
+
+import rnnfast
+from fuzz import assume
+from rnnfast import functional, options
 
 ERROR = {dtype: 5 * bound for dtype, bound in TOLERANCE.items()}  # of any of the shapes drawn here
 MERGES = ["concat", "sum", "mul", "mean"]
@@ -205,7 +207,7 @@ def bidirectional(case):
     of_one, of_two = ours.backward(one_tape, parts[0], p.dstate), other.backward(two_tape, parts[1], q.dstate)
     assert_same({"y": y, "dx": got.x}, {"y": merged, "dx": of_one.x + of_two.x})
     for ends, expected in ((state, (one_end, two_end)), (got.state, (of_one.state, of_two.state))):
-        flat, wanted = (sum(map(members, pair), []) for pair in (ends, expected))
+        flat, wanted = (itertools.chain(*map(members, pair)) for pair in (ends, expected))
         assert_same(dict(enumerate(flat)), dict(enumerate(wanted)))
     expected = {f"forward.{name}": d for name, d in of_one.parameters.items()}
     expected |= {f"backward.{name}": d for name, d in of_two.parameters.items()}
@@ -220,7 +222,7 @@ def turned(case, joined, p, q, y, state, got, dy):
     other = rnnfast.Bidirectional(joined.forward_layer, layer_of(plain), merge=case["merge"])
     y2, state2, tape = other.forward(p.x, (p.state, q.state), **uneven(p))
     assert_same({"y": y2}, {"y": y})
-    for one, two in zip(sum(map(members, state), []), sum(map(members, state2), []), strict=True):
+    for one, two in zip(itertools.chain(*map(members, state)), itertools.chain(*map(members, state2)), strict=True):
         np.testing.assert_array_equal(one, two)
     again = other.backward(tape, dy, (p.dstate, q.dstate))
     # Sums over steps, also over those that repeat an output, have another order.

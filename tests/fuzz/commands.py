@@ -17,18 +17,24 @@ from fuzz import assume, folder, require_command, run_command
 HORIZON = 3
 FAST = ["--hidden", 2, "--epochs", 1]
 
-# Formats of dates that are documented, which must be accepted, and others, which may be.
+# Formats of dates: those that are documented must be accepted, the others may be.
 DOCUMENTED = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m"]
 OTHERS = [
-    "%Y%m%d", "%Y%m", "%Y", "%d.%m.%Y", "%m/%d/%Y", "%Y/%m/%d", "%Y-%m-%d %H:%M", "%Y%m%dT%H%M", "%Y-%m-%dT%H", "%G-W%V-%u",
-    "%GW%V%u", "%G-W%V", "%Y-%j", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S+00:00", "%Y-%m-%dT%H:%M:%S.%f", "T%H:%M", "%H:%M",
-    "%Y-%m-%dT%H:%M:%S,%f", "%Y-%m-%dT%H%M", "%Y%m%d%H", "%Y%m%d %H:%M", "%y-%m-%d", "%b %Y", "%Y-%m-%dT%H:%M-05:00", "%Y-%m-%dt%H:%M",
-    "%d", "%s",
+    "%Y%m%d", "%Y%m", "%Y", "%d.%m.%Y", "%m/%d/%Y", "%Y/%m/%d", "%Y-%m-%d %H:%M", "%Y%m%dT%H%M", "%Y-%m-%dT%H",
+    "%G-W%V-%u", "%GW%V%u", "%G-W%V", "%Y-%j", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S+00:00",
+    "%Y-%m-%dT%H:%M:%S.%f", "T%H:%M", "%H:%M", "%Y-%m-%dT%H:%M:%S,%f", "%Y-%m-%dT%H%M", "%Y%m%d%H", "%Y%m%d %H:%M",
+    "%y-%m-%d", "%b %Y", "%Y-%m-%dT%H:%M-05:00", "%Y-%m-%dt%H:%M", "%d", "%s",
 ]  # fmt: skip
 STEPS = [1, 60, 900, 1800, 3600, 21600, 86400, 7 * 86400, 10 * 86400, 30 * 86400, 365 * 86400]  # seconds
-STARTS = ["2024-01-29", "2023-12-28", "2024-02-27", "1999-12-31", "0003-01-30", "9999-11-20", "2026-06-30", "2024-12-30", "1970-01-01", "0999-12-25"]
-WORDS = ["", " ", "a", "1", "-1", "1e3", "nan", "inf", "1_0", "0x1", "1,5", "\"", "\"\"", "'", "é", "\ufeff", "\u202e", "١", "½",
-         "1e400", "-0", "1e150", "1e151", "0.1", "=1", "\x00", "\x1b[31m", "2024-02-30", "٢٠٢٤", "+5", ".5", "5.", "1e-320"]  # fmt: skip
+STARTS = [
+    "2024-01-29", "2023-12-28", "2024-02-27", "1999-12-31", "0003-01-30", "9999-11-20", "2026-06-30", "2024-12-30",
+    "1970-01-01", "0999-12-25",
+]  # fmt: skip
+WORDS = [
+    "", " ", "a", "1", "-1", "1e3", "nan", "inf", "1_0", "0x1", "1,5", "\"", "\"\"", "'", "é", "\ufeff", "\u202e",
+    "\u0661", "½", "1e400", "-0", "1e150", "1e151", "0.1", "=1", "\x00", "\x1b[31m", "2024-02-30",
+    "\u0662\u0660\u0662\u0664", "+5", ".5", "5.", "1e-320",
+]  # fmt: skip
 
 
 def generate(random):
@@ -45,7 +51,25 @@ def generate(random):
             "hour": random.choice([0, 0, 12, 23]),
             "minute": random.choice([0, 15, 59]),
             "day": random.choice([1, 15, 28, 29, 30, 31]),
-            "number": random.choice(["0", "1", "-5", "0.1", "0.10", "007", "1e3", "1990", "+1", " 1", "100000", "0003", "1E+2", "1.50", "-0.0"]),
+            "number": random.choice(
+                [
+                    "0",
+                    "1",
+                    "-5",
+                    "0.1",
+                    "0.10",
+                    "007",
+                    "1e3",
+                    "1990",
+                    "+1",
+                    " 1",
+                    "100000",
+                    "0003",
+                    "1E+2",
+                    "1.50",
+                    "-0.0",
+                ]
+            ),
             "by": random.choice(["1", "0.1", "5", "0.25", "100", "1e2", "0.001", "3"]),
             "separator": random.choice(",;\t|"),
             "fault": random.choice([None] * 5 + ["gap", "twice", "order", "other format"]),
@@ -54,9 +78,13 @@ def generate(random):
         case["lines"] = sheet(random)
         case["encoding"] = random.choice(["utf-8"] * 5 + ["utf-8-sig", "utf-16", "latin1"])
         case["newline"] = random.choice(["\n", "\n", "\r\n", "\r"])
-        case["arguments"] = random.choice([[], ["--season", "4"], ["--time-column", "t"], ["--delimiter", ";"], ["--delimiter", ""]])
+        case["arguments"] = random.choice(
+            [[], ["--season", "4"], ["--time-column", "t"], ["--delimiter", ";"], ["--delimiter", ""]]
+        )
     else:
-        alphabet = random.choice(["ab", "ab\n", "aé\u202e", "\x00\x07\x1b[31m", "\ufeffa", "😀a", "\r\na", "a", "\U000e0001b"])
+        alphabet = random.choice(
+            ["ab", "ab\n", "aé\u202e", "\x00\x07\x1b[31m", "\ufeffa", "😀a", "\r\na", "a", "\U000e0001b"]
+        )
         case["text"] = [random.choice(alphabet) for _ in range(random.choice([0, 1, 30, 90, 120, 300]))]
         case["encoding"] = random.choice(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "latin1"])
         case["start"] = random.choice([None, None, "a", "", "zz", "\x00", "ab"])
@@ -184,9 +212,7 @@ def check_times(case):
 
 
 def train(path, more):
-    status, out, err = run_command(
-        "train", "csv", path / "sheet", "--column", "v", "-o", path / "model", *FAST, *more
-    )
+    status, out, err = run_command("train", "csv", path / "sheet", "--column", "v", "-o", path / "model", *FAST, *more)
     require_command(status, out, err)
     assert (status == 0) == (path / "model").exists()
     return status
@@ -237,5 +263,7 @@ def check_text(case):
         require_command(status, out, err)
         known = set(case["start"] or "") <= set(characters)
         assert status == (0 if known else 2), err
-        shown = [character for character in out + err if unicodedata.category(character) == "Cc" and character not in "\n\t"]
+        shown = [
+            character for character in out + err if unicodedata.category(character) == "Cc" and character not in "\n\t"
+        ]
         assert not shown, f"control characters are printed: {shown}"

@@ -30,21 +30,24 @@ LAYERS = {
     "embedding": lambda: rnnfast.Embedding(4, 3, rng=0),
 }
 BASES = [*LAYERS, "text", "series"]
-
 VALUES = [
-    None, True, False, 0, 1, 2, -1, 3, 1.5, 1e308, 1 << 20, 10**5, 10**9, 1 << 31, 1 << 40, (1 << 63) - 1, 1 << 63, 10**30,
-    float("nan"), float("inf"), "", "a", "tanh", "orthogonal", "GRU", "LSTM", "RNN", "Linear", "Embedding", "Bidirectional",
-    "float32", "float64", "float16", "O", "\u0000", "\u001b[31m", "\ud800", [], [1], [0.5, 0.5], ["tanh"], [["elu", 1.0]],
-    [[]], {}, {"class": "GRU"}, {"class": "Linear", "in_features": 1, "out_features": 1}, "abc", "aa", "x" * 1000, [None],
-    "2024-01", "moments", "numbers", "months",
+    None, True, False, 0, 1, 2, -1, 3, 1.5, 1e308, 1 << 20, 10**5, 10**9, 1 << 31, 1 << 40, (1 << 63) - 1, 1 << 63,
+    10**30, float("nan"), float("inf"), "", "a", "tanh", "orthogonal", "GRU", "LSTM", "RNN", "Linear", "Embedding",
+    "Bidirectional", "float32", "float64", "float16", "O", "\u0000", "\u001b[31m", "\ud800", [], [1], [0.5, 0.5],
+    ["tanh"], [["elu", 1.0]], [[]], {}, {"class": "GRU"}, {"class": "Linear", "in_features": 1, "out_features": 1},
+    "abc", "aa", "x" * 1000, [None], "2024-01", "moments", "numbers", "months",
 ]  # fmt: skip
 KEYS = [
-    "class", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "reverse", "rng",
-    "init", "dtype", "activations", "clip", "peepholes", "coupled", "leak", "merge", "forward_layer", "self", "format",
-    "layer", "kind", "characters", "sizes", "options", "times", "column", "hidden", "layers", "cell", "embedding", "",
-    "__class__", "max_epochs", "differences", "in_features", "num_embeddings", "embedding_dim",
+    "class", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
+    "reverse", "rng", "init", "dtype", "activations", "clip", "peepholes", "coupled", "leak", "merge",
+    "forward_layer", "self", "format", "layer", "kind", "characters", "sizes", "options", "times", "column",
+    "hidden", "layers", "cell", "embedding", "", "__class__", "max_epochs", "differences", "in_features",
+    "num_embeddings", "embedding_dim",
 ]  # fmt: skip
-DTYPES = ["<f4", "<f8", "<f2", "<c8", "<i8", "|b1", "|S4", "<U4", "|O", "<M8[s]", ">f4", "|V8", "<f16", "", "f", "\x00", "<f4,<f4"]
+DTYPES = [
+    "<f4", "<f8", "<f2", "<c8", "<i8", "|b1", "|S4", "<U4", "|O", "<M8[s]", ">f4", "|V8", "<f16", "", "f", "\x00",
+    "<f4,<f4",
+]  # fmt: skip
 
 
 def generate(random):
@@ -56,9 +59,7 @@ def generate(random):
 
 
 def edit(random):
-    kind = random.choices(
-        ["json", "bytes", "array", "header", "entry", "archive", "large"], [8, 3, 4, 4, 4, 2, 2]
-    )[0]
+    kind = random.choices(["json", "bytes", "array", "header", "entry", "archive", "large"], [8, 3, 4, 4, 4, 2, 2])[0]
     e = {"kind": kind, "at": random.randrange(1 << 16)}
     if kind == "json":
         e["how"] = random.choices(["set", "delete", "add", "deep", "text"], [8, 2, 3, 1, 1])[0]
@@ -71,15 +72,23 @@ def edit(random):
         e["dtype"] = random.choice(DTYPES)
     elif kind == "header":
         e["how"] = random.choice(["shape", "descr", "order", "length", "version", "text", "magic", "keys"])
-        e["shape"] = random.choice([[1 << 40], [1 << 62, 4], [-1], [3, -3], [0], [], [True], [1.5], ["a"], [1] * 40, [10**30]])
+        e["shape"] = random.choice(
+            [[1 << 40], [1 << 62, 4], [-1], [3, -3], [0], [], [True], [1.5], ["a"], [1] * 40, [10**30]]
+        )
         e["dtype"] = random.choice(DTYPES)
-        e["text"] = random.choice(["", "{", "[" * 300, "{'a': " * 300, "1 + 1", "{}", "\xff", "(" * 5000, "{'descr': '<f4'}"])
+        e["text"] = random.choice(
+            ["", "{", "[" * 300, "{'a': " * 300, "1 + 1", "{}", "\xff", "(" * 5000, "{'descr': '<f4'}"]
+        )
     elif kind == "entry":
         e["how"] = random.choice(["delete", "twice", "rename", "extra", "compress", "folder", "empty", "no suffix"])
-        e["name"] = random.choice(["", "../a.npy", "/a.npy", "rnnfast", "weight.npy", "a\\b.npy", "a" * 300, "\u202e.npy"])
+        e["name"] = random.choice(
+            ["", "../a.npy", "/a.npy", "rnnfast", "weight.npy", "a\\b.npy", "a" * 300, "\u202e.npy"]
+        )
         e["method"] = random.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
     elif kind == "archive":
-        e["how"] = random.choice(["prefix", "suffix", "comment", "count", "offset", "crc", "size", "encrypted", "empty", "npy"])
+        e["how"] = random.choice(
+            ["prefix", "suffix", "comment", "count", "offset", "crc", "size", "encrypted", "empty", "npy"]
+        )
         e["value"] = random.choice([0, 1, 0xFFFF, 0xFFFFFFFF, 1 << 30])
     else:
         e["how"], e["size"] = random.choice(["zeros", "named"]), random.choice([1 << 24, 1 << 28, 1 << 30])
@@ -102,7 +111,21 @@ def original(base):
         elif base == "series":
             sheet = path / "sheet.csv"
             sheet.write_text("t,v\n" + "".join(f"{2000 + i},{i % 4}\n" for i in range(30)))
-            arguments = ["train", "csv", sheet, "--column", "v", "--time-column", "t", "-o", file, "--hidden", 2, "--epochs", 1]
+            arguments = [
+                "train",
+                "csv",
+                sheet,
+                "--column",
+                "v",
+                "--time-column",
+                "t",
+                "-o",
+                file,
+                "--hidden",
+                2,
+                "--epochs",
+                1,
+            ]
             status, _, err = run_command(*arguments)
             assert status == 0, err
         else:
@@ -130,7 +153,9 @@ class Archive:
             self.entries = [[name, archive.read(name), zipfile.ZIP_STORED] for name in archive.namelist()]
 
     def pick(self, at, arrays=True):
-        found = [e for e in self.entries if e[0].endswith(".npy") and (not arrays or e[0] != "rnnfast.npy")] or self.entries
+        found = [
+            e for e in self.entries if e[0].endswith(".npy") and (not arrays or e[0] != "rnnfast.npy")
+        ] or self.entries
         assume(found)
         return found[at % len(found)]
 
@@ -183,7 +208,9 @@ def damaged(data, e):
         entry[1] = damage_header(entry[1], e)
     elif kind == "large":  # little on the disk, much in memory
         if how == "zeros":
-            archive.entries.append(["extra.npy", npy(np.zeros(1)) + bytes(min(e["size"], 1 << 24)), zipfile.ZIP_DEFLATED])
+            archive.entries.append(
+                ["extra.npy", npy(np.zeros(1)) + bytes(min(e["size"], 1 << 24)), zipfile.ZIP_DEFLATED]
+            )
         else:
             entry = archive.pick(at)
             size = e["size"] // 4
@@ -264,7 +291,6 @@ def nodes(value, path=()):
 
 
 def damage_json(content, e):
-    header, body = parts(content)
     try:
         about = json.loads(np.load(io.BytesIO(content)).item())
     except Exception:
@@ -407,7 +433,9 @@ def use_command(file, case):
     if case["base"] in ("text", "linear"):
         status, out, err = run_command("sample", file, "--length", 5)
         require_command(status, out, err)
-        shown = [character for character in out + err if unicodedata.category(character) == "Cc" and character not in "\n\t"]
+        shown = [
+            character for character in out + err if unicodedata.category(character) == "Cc" and character not in "\n\t"
+        ]
         assert not shown, f"control characters are printed: {out!r} {err!r}"
     if case["base"] in ("series", "gru") and estimators_there():
         status, out, err = run_command("predict", file, "--horizon", 2)

@@ -7,10 +7,10 @@ import copy
 
 import numpy as np
 import onnx
+from support.onnx_nodes import NEWEST, TOLERANCE, WEIGHTS, assert_close, by_numpy, drawn, model_of
 
 from fuzz import assume, outcome
 from rnnfast.backends.onnx import Backend, layer_from_onnx, to_onnx
-from support.onnx_nodes import NEWEST, TOLERANCE, WEIGHTS, assert_close, by_numpy, drawn, model_of
 
 try:
     import onnxruntime
@@ -24,7 +24,17 @@ ERRORS = ValueError, TypeError, NotImplementedError, onnx.checker.ValidationErro
 ATTRIBUTES = {
     "hidden_size": [0, -1, 1, 1 << 40, "3", 2.5],
     "direction": ["", "backward", "FORWARD", "é", 1],
-    "activations": [[], ["Tanh"], ["Tanh"] * 7, ["Sinus"] * 6, [""] * 2, ["tanh", "TANH"], ["Leaky_Relu"] * 2, "Tanh", [1, 2]],
+    "activations": [
+        [],
+        ["Tanh"],
+        ["Tanh"] * 7,
+        ["Sinus"] * 6,
+        [""] * 2,
+        ["tanh", "TANH"],
+        ["Leaky_Relu"] * 2,
+        "Tanh",
+        [1, 2],
+    ],
     "activation_alpha": [[], [0.5], [0.5] * 20, [float("nan")] * 6, [float("inf")], [-1.0] * 6, 0.5, [1e38] * 6],
     "activation_beta": [[], [0.5], [0.5] * 20, [float("nan")] * 6, 0.5],
     "clip": [0.0, -1.0, float("nan"), float("inf"), 1e-45, 1e38, 3, "a"],
@@ -135,7 +145,12 @@ def valid_node(p, model, constants, case):
         assert_close(got, expected, tolerance)
     if {"W", "R"} <= set(constants) and not {"B", "P"} & (p.feeds.keys() - set(constants)):
         as_layer(p, model, expected, tolerance, case)
-    if onnxruntime is not None and case["dtype"] == "float32" and not p.attributes.get("layout") and follows_the_standard(p):
+    if (
+        onnxruntime is not None
+        and case["dtype"] == "float32"
+        and not p.attributes.get("layout")
+        and follows_the_standard(p)
+    ):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         assert_close(got, session.run(None, feeds), tolerance)
 

@@ -1,5 +1,6 @@
 """The order of a ragged batch, as order.c computes it, against the same in plain Python."""
 
+import itertools
 from collections import namedtuple
 
 import numpy as np
@@ -49,7 +50,7 @@ def sequences_of(T, lengths, mask, reset):
     found = []
     for row, length in enumerate(lengths):
         cuts = [0, *(t for t in range(1, length) if reset[t][row]), length]
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in itertools.pairwise(cuts):
             if begin == end and begin:
                 continue
             valid = [t for t in range(begin, end) if mask[t][row]]
@@ -99,11 +100,18 @@ def check(case):
     T, N = case["T"], case["N"]
     assume(min(T, N) > 0 and case["layout"] in LAYOUTS and case["turned"])
     assume(case["lengths"] is None or (len(case["lengths"]) == N and max(case["lengths"]) <= T))
-    assume(all(len(case[name] or range(T)) == T and {len(row) for row in case[name] or ()} <= {N} for name in ("mask", "reset")))
+    assume(
+        all(
+            len(case[name] or range(T)) == T and {len(row) for row in case[name] or ()} <= {N}
+            for name in ("mask", "reset")
+        )
+    )
     flags = {}
     for name in ("mask", "reset"):
         rows = case[name]
-        flags[name] = None if rows is None else laid_out(np.array([[c == "1" for c in row] for row in rows]), case["layout"])
+        flags[name] = (
+            None if rows is None else laid_out(np.array([[c == "1" for c in row] for row in rows]), case["layout"])
+        )
     lengths = None if case["lengths"] is None else np.array(case["lengths"], np.intp)
     every = np.ones((T, N), bool)
     mask = every if flags["mask"] is None else flags["mask"]

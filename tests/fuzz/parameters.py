@@ -41,20 +41,20 @@ FITTING = {
 UNFIT = {
     "transposed": lambda a: a.reshape(1, *a.shape),
     "flat": lambda a: a.ravel()[:-1],
-    "scalar": lambda a: 0.5,
+    "scalar": lambda _: 0.5,
     "empty": lambda a: np.empty((0, *a.shape[1:]), a.dtype),
     "complex": lambda a: a.astype(complex),
     "strings": lambda a: a.astype(str),
     "bytes": lambda a: a.tobytes(),
     "objects": lambda a: a.astype(object),
-    "none": lambda a: None,
-    "ragged": lambda a: [[1.0], [1.0, 2.0]],
+    "none": lambda _: None,
+    "ragged": lambda _: [[1.0], [1.0, 2.0]],
     "dates": lambda a: np.zeros(a.shape, "M8[s]"),
     "structured": lambda a: np.zeros(a.shape, [("a", a.dtype)]),
     "masked": lambda a: np.ma.masked_array(a, a >= a.max()),
-    "dict": lambda a: {"a": 1},
-    "function": lambda a: len,
-    "raises": lambda a: Raises(),
+    "dict": lambda _: {"a": 1},
+    "function": lambda _: len,
+    "raises": lambda _: Raises(),
     "one more row": lambda a: np.concatenate([a, a[:1]]),
 }
 CONTAINERS = ["dict", "mapping", "no mapping", "lazy", "failing"]
@@ -134,7 +134,7 @@ def check(case):
         layer.freeze()
     before = {name: array.copy() for name, array in own.items()}
     kept = {name: np.array(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-    expected, reason = expect(layer, own, values, case)
+    expected, reason = expect(own, values, case)
     given = {
         "dict": lambda: values,
         "mapping": lambda: Mapping(values),
@@ -163,7 +163,7 @@ def check(case):
         assert array.tobytes() == wanted[name].tobytes(), f"{name} {'changed' if error else 'was not loaded'}"
 
 
-def expect(layer, own, values, case):
+def expect(own, values, case):
     """Return the parameters after loading, or None and the reason for an error."""
     if case["frozen"]:
         return None, "the layer is frozen"

@@ -1,12 +1,12 @@
 """Streams and pools: after any operations, each stream has the state that calls of the layer have led to."""
 
 import numpy as np
-
-import rnnfast
-from fuzz import assume, outcome
 from support.arrays import FORMS
 from support.cells import VARIANTS, make_layer
 from support.compare import members
+
+import rnnfast
+from fuzz import assume, outcome
 
 I = 3
 
@@ -171,7 +171,9 @@ class StreamModel(Model):
             return
         if isinstance(state, tuple) and rng.integers(3) == 0:  # one of the pair
             at = rng.integers(2)
-            self.expected = tuple(z if k == at else s for k, (s, z) in enumerate(zip(state, self.zeros(self.N), strict=True)))
+            self.expected = tuple(
+                z if k == at else s for k, (s, z) in enumerate(zip(state, self.zeros(self.N), strict=True))
+            )
             self.stream.state = tuple(None if k == at else s for k, s in enumerate(state))
             return
         given = tuple(any_form(rng, s) for s in state) if isinstance(state, tuple) else any_form(rng, state)
@@ -216,7 +218,9 @@ class StreamModel(Model):
             "state of text": lambda: setattr(stream, "state", ("a", "b")),
             "state of three": lambda: setattr(stream, "state", (1, 2, 3)),
             # The first member is right, the second one is not.
-            "half a state": lambda: setattr(stream, "state", (wide[0], wide[1].astype(complex)) if pair else wide[:1, :, :0]),
+            "half a state": lambda: setattr(
+                stream, "state", (wide[0], wide[1].astype(complex)) if pair else wide[:1, :, :0]
+            ),
             "reset of a row that is not there": lambda: stream.reset([0, N]),
             "reset of fractions": lambda: stream.reset([0.5]),
             "reset of too many flags": lambda: stream.reset([True] * (N + 1)),
@@ -239,7 +243,7 @@ class PoolModel(Model):
 
     def verify(self):
         assert len(self.pool) == len(self.expected)
-        assert all(id in self.pool for id in self.expected)
+        assert all(key in self.pool for key in self.expected)
 
     def join(self, rng):
         state = self.random_state(rng, 1)
@@ -248,17 +252,17 @@ class PoolModel(Model):
             _, error = outcome(lambda: self.pool.join(given), RuntimeError)
             assert error is not None, "joined a full pool"
             return
-        id = self.pool.join(given)
-        assert id not in self.expected
-        assert id not in self.left
-        self.expected[id] = self.zeros(1) if given is None else state
+        key = self.pool.join(given)
+        assert key not in self.expected
+        assert key not in self.left
+        self.expected[key] = self.zeros(1) if given is None else state
 
     def leave(self, rng):
         if self.expected:
-            id = list(self.expected)[rng.integers(len(self.expected))]
-            state = self.pool.leave(id)
-            assert bits(state) == bits(self.row(self.expected.pop(id))), "the state of a stream that leaves"
-            self.left.append(id)
+            key = list(self.expected)[rng.integers(len(self.expected))]
+            state = self.pool.leave(key)
+            assert bits(state) == bits(self.row(self.expected.pop(key))), "the state of a stream that leaves"
+            self.left.append(key)
 
     def step(self, rng):
         ids = rng.permutation(list(self.expected))[: rng.integers(0, len(self.expected) + 1)].astype(int).tolist()
@@ -268,9 +272,9 @@ class PoolModel(Model):
         y = self.pool.step(given, any_form(rng, x) if ids else x, out)
         assert out is None or y is out
         assert y.shape == (len(ids), self.widths[0])
-        for id, x_t, y_t in zip(ids, x, y, strict=True):
-            expected, self.expected[id] = self.advance(x_t[np.newaxis, np.newaxis], self.expected[id])
-            assert bits(y_t) == bits(expected[0, 0]), f"step of stream {id}"
+        for key, x_t, y_t in zip(ids, x, y, strict=True):
+            expected, self.expected[key] = self.advance(x_t[np.newaxis, np.newaxis], self.expected[key])
+            assert bits(y_t) == bits(expected[0, 0]), f"step of stream {key}"
 
     def mistakes(self, rng):
         pool, ids = self.pool, list(self.expected)
@@ -280,13 +284,13 @@ class PoolModel(Model):
         state, wide = self.random_state(rng, 2), self.random_state(rng, 1)
         pair = isinstance(wide, tuple)
         mistakes = {
-            "leave of an id that is not there": lambda: pool.leave(gone),
+            "leave of a key that is not there": lambda: pool.leave(gone),
             "leave of a list": lambda: pool.leave([1]),
-            "step of an id that is not there": lambda: pool.step([*ids, gone], self.x(rng, len(ids) + 1)),
+            "step of a key that is not there": lambda: pool.step([*ids, gone], self.x(rng, len(ids) + 1)),
             "step of other features": lambda: pool.step(ids, np.zeros((len(ids), I + 1))),
             "step of too many rows": lambda: pool.step(ids, self.x(rng, len(ids) + 1)),
             "step of None": lambda: pool.step(None, x),
-            "step of an id": lambda: pool.step(1, x),
+            "step of a key": lambda: pool.step(1, x),
             "step of text": lambda: pool.step(ids, "x"),
             "step of complex numbers": lambda: pool.step(ids, x.astype(complex)),
             "join of two rows": lambda: pool.join(state),
@@ -296,6 +300,6 @@ class PoolModel(Model):
         }
         if ids:
             mistakes[name] = lambda: pool.step(ids, x, out)
-            mistakes["step of an id twice"] = lambda: pool.step([*ids, ids[0]], self.x(rng, len(ids) + 1))
+            mistakes["step of a key twice"] = lambda: pool.step([*ids, ids[0]], self.x(rng, len(ids) + 1))
         name = list(mistakes)[rng.integers(len(mistakes))]
         return name, mistakes[name]
