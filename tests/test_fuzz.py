@@ -11,6 +11,8 @@ import fuzz
 import pytest
 from support.checkout import CHECKOUT
 
+import rnnfast
+
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork, which tools/fuzz needs")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of time and memory are tested on Linux")
 
@@ -35,7 +37,7 @@ def test_fault_stays_fixed(name, case):
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_first_cases_hold(name):
     target = loaded(name)
-    for seed in range(3):
+    for seed in range(5):
         case = fuzz.case_of(target, seed)
         text = json.dumps(case)
         assert json.dumps(json.loads(text)) == text
@@ -98,17 +100,20 @@ def test_targets_are_listed():
 
 
 @posix
-def test_a_fault_is_reported_and_repeated():
-    broken = "from rnnfast import functional as f; window = f.window; f.window = lambda o, a, b: window(o, 0, b)"
-    done = tool("order", "--seconds", 20, "--seed", 5, broken=broken)
+def test_a_fault_is_reported_and_repeated(monkeypatch):
+    broken = "import rnnfast; rnnfast.GRU.load_state_dict = lambda *_, **__: None"
+    done = tool("parameters", "--seconds", 60, "--seed", 5, broken=broken)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "AssertionError" in done.stdout
-    seed, path = re.search(r"--seed (\d+) --cases 1\n.* --replay (.*)\n", done.stdout).groups()
-    assert tool("order", "--seed", seed, "--cases", 1, broken=broken).returncode == 1
-    assert tool("order", "--replay", path, broken=broken).returncode == 1
-    done = tool("order", "--replay", path)
-    assert done.returncode == 0
-    assert "1 cases" in done.stdout
+    assert "AssertionError: " in done.stdout
+    seed, path = re.search(r"Repeat: .* --seed (\d+) --cases 1\nRepeat: .* --replay (.*)\n", done.stdout).groups()
+    healthy = tool("parameters", "--replay", path)
+    assert healthy.returncode == 0
+    assert "parameters: 1 cases in" in healthy.stdout
+    target = loaded("parameters")
+    case = fuzz.case_of(target, int(seed))
+    assert fuzz.fault_of(target, case) is None
+    monkeypatch.setattr(rnnfast.GRU, "load_state_dict", lambda *_, **__: None)
+    assert isinstance(fuzz.fault_of(target, case), AssertionError)
 
 
 @posix

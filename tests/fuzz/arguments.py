@@ -380,7 +380,7 @@ LAYERS = ["rnn", "lstm", "gru", "frozen", "both", "linear", "embedding"]
 
 def generate(random):
     return {
-        "call": random.choice([name for name in CALLS if name != "attribute"]),
+        "call": random.choice([*CALLS, "call", "forward", "attribute"]),
         "layer": random.choice(LAYERS),
         "replaced": [
             [random.randrange(16), random.choice(list(OBJECTS))] for _ in range(random.choice([1, 1, 1, 2, 3]))
