@@ -4,6 +4,7 @@ A call is drawn with valid arguments, and then some of them are replaced by obje
 """
 
 import array
+import contextlib
 import datetime
 import decimal
 import fractions
@@ -13,7 +14,7 @@ import itertools
 import numpy as np
 
 import rnnfast
-from fuzz import assume, outcome
+from fuzz import assume, folder, outcome
 from rnnfast import training
 
 T, N, I, H = 4, 3, 2, 5
@@ -409,7 +410,7 @@ def check(case):
     before = {name: value.tobytes() for name, value in watched.items()}
     threads = rnnfast.get_num_threads()
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), folder() as path, contextlib.chdir(path):  # where files may be saved
             result, error = outcome(lambda: call(**changed), *ERRORS, OwnError, *ALSO.get(case["call"], ()))
     finally:
         rnnfast.set_num_threads(threads)

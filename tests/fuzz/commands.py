@@ -42,7 +42,7 @@ def generate(random):
     case = {"what": what}
     if what == "times":
         case |= {
-            "rows": random.choice([24, 24, 25, 40]),
+            "rows": random.choice([5, 11, 12, 24, 25, 40]),
             "clock": random.choice(["number", "moment", "moment", "moment", "month", "month end"]),
             "format": random.choice(DOCUMENTED if random.random() < 0.4 else OTHERS),
             "step": random.choice(STEPS),
@@ -85,7 +85,9 @@ def generate(random):
         alphabet = random.choice(
             ["ab", "ab\n", "aé\u202e", "\x00\x07\x1b[31m", "\ufeffa", "😀a", "\r\na", "a", "\U000e0001b"]
         )
-        case["text"] = [random.choice(alphabet) for _ in range(random.choice([0, 1, 30, 90, 120, 300]))]
+pattern = random.choices(alphabet, k=random.randint(1, 6))
+        size = random.choice([0, 1, 30, 90, 120, 300])
+        case["text"] = [random.choice(alphabet) if random.random() < 0.05 else pattern[i % len(pattern)] for i in range(size)]
         case["encoding"] = random.choice(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "latin1"])
         case["start"] = random.choice([None, None, "a", "", "zz", "\x00", "ab"])
     return case
@@ -136,8 +138,8 @@ def moments(case):
             found.append(None)
             continue
         last = calendar.monthrange(y, m)[1]
-        d = last if case["clock"] == "month end" else case["day"] if case["day"] <= last else None
-        found.append(None if d is None else datetime.datetime(y, m, d, case["hour"], case["minute"]))
+        d = last if case["clock"] == "month end" else min(case["day"], last)
+        found.append(datetime.datetime(y, m, d, case["hour"], case["minute"]))
     return found
 
 
@@ -154,7 +156,8 @@ def texts_of(case):
         first, by = decimal.Decimal(case["number"].strip()), decimal.Decimal(case["by"])
         values = [first + i * by for i in range(rows + HORIZON)]
         # A plain sum: zero-filled, signed and exponential numbers are not its own texts.
-        texts = [case["number"], *map(str, values[1:])]
+        width = len(case["number"]) if case["number"][0] == "0" and case["number"].isdecimal() else 0
+        texts = [case["number"], *(str(value).zfill(width) for value in values[1:])]
         plain = all("E" not in text for text in texts) and texts[0] == str(values[0])
         return texts[:rows], texts[rows:], plain
     found = moments(case)
@@ -163,7 +166,9 @@ def texts_of(case):
     assume(len(set(texts[:rows])) == rows and texts[0] < texts[1])
     exact = [datetime_of(text, case["format"]) == moment for text, moment in zip(texts, found, strict=True) if text]
     known = DOCUMENTED if case["clock"] == "moment" else ["%Y-%m", "%Y-%m-%d"]
-    documented = case["format"] in known and all(exact) and None not in texts
+    ends = None in texts or found[-1].year == 9999  # training may refuse times with little left after them
+    same_day = case["clock"] != "month" or {moment.day for moment in found[:rows]} == {case["day"]}
+    documented = case["format"] in known and all(exact) and same_day and not ends
     return texts[:rows], texts[rows:], documented
 
 
@@ -183,7 +188,7 @@ def datetime_of(text, form):
 
 
 def check_times(case):
-    assume(case["rows"] >= 20)
+    assume(case["rows"] >= 5)
     texts, to_come, documented = texts_of(case)
     fault = case["fault"]
     if fault == "gap":
@@ -248,7 +253,7 @@ def check_text(case):
     content = "".join(case["text"]).encode(case["encoding"], "replace")
     with folder() as path:
         (path / "text").write_bytes(content)
-        sizes = ["--hidden", 3, "--embedding", 2, "--batch", 2, "--window", 8, "--epochs", 1]
+        sizes = ["--hidden", 3, "--embedding", 2, "--batch", 2, "--window", 8, "--epochs", 3, "--lr", 0.05]
         status, out, err = run_command("train", "text", path / "text", "-o", path / "model", *sizes)
         require_command(status, out, err)
         assert (status == 0) == (path / "model").exists(), err
@@ -256,7 +261,7 @@ def check_text(case):
             return
         with np.load(path / "model") as model:
             characters = json.loads(model["rnnfast"].item())["characters"]
-        decoded = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        decoded = content.decode("utf-8").replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
         assert set(characters) == set(decoded), f"the characters are {characters!r}"
         more = [] if case["start"] is None else ["--start", case["start"]]
         status, out, err = run_command("sample", path / "model", "--length", 20, *more)
