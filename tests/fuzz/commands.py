@@ -85,9 +85,10 @@ def generate(random):
         alphabet = random.choice(
             ["ab", "ab\n", "aé\u202e", "\x00\x07\x1b[31m", "\ufeffa", "😀a", "\r\na", "a", "\U000e0001b"]
         )
-pattern = random.choices(alphabet, k=random.randint(1, 6))
+        pattern = random.choices(alphabet, k=random.randint(1, 6))
         size = random.choice([0, 1, 30, 90, 120, 300])
-        case["text"] = [random.choice(alphabet) if random.random() < 0.05 else pattern[i % len(pattern)] for i in range(size)]
+        regular = [pattern[i % len(pattern)] for i in range(size)]
+        case["text"] = [random.choice(alphabet) if random.random() < 0.05 else one for one in regular]
         case["encoding"] = random.choice(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "latin1"])
         case["start"] = random.choice([None, None, "a", "", "zz", "\x00", "ab"])
     return case
