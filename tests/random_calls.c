@@ -896,7 +896,8 @@ static void check_fill(caller *c, const problem *p, outcome *o)
         memcpy(row_of(c, &before, 0, at.step, at.row), row_of(c, &o->y, 0, at.step, at.row), (size_t)o->y.F * c->item);
     }
     for (int d = 0; d < p->stack.directions; d++)
-        rnnfast_fill(p->order, (int)between(c, -1, 1), o->y.at + d * P * item, (size_t)(P * item), o->y.step * item, o->y.row * item);
+        rnnfast_fill(p->order, (int)between(c, -1, 1), o->y.at + d * P * item, (size_t)(P * item), o->y.step * item, o->y.row * item,
+                     (rnnfast_poll){0});
     for (ptrdiff_t t = 0; t < p->T; t++)
         for (ptrdiff_t n = 0; n < p->N; n++) check_written(c, "y after fill()", row_of(c, &o->y, 0, t, n), o->y.F);
     check_entries_same(c, "y after fill()", p, &o->y, &before);
@@ -1062,6 +1063,7 @@ int main(int count, char **arguments)
         for (int i = 0; i < some; i++) {
             callers[i] = (caller){.random = ((uint64_t)round * MOST_CALLERS + (uint64_t)i + 1) * 0x9E3779B97F4A7C15u, .round = round};
             if (count > 4) callers[i].isa = arguments[4];
+            for (int k = 0; k < 8; k++) next(&callers[i]); /* the first ones still resemble the seed */
             if (i && pthread_create(&threads[i], NULL, run_caller, &callers[i])) fail(&callers[i], "cannot create a thread");
         }
         run_caller(&callers[0]);
