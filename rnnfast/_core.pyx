@@ -1132,7 +1132,7 @@ cdef class PreparedCall:
     cdef Form of_y[2]
     cdef Form of_h, of_c
     cdef size_t workspace_size
-    cdef void *workspace            # a small one that no thread uses at present, or NULL
+    cdef void *small                # a small workspace that no thread uses at present, or NULL
     cdef int now                    # which buffer of each pair holds the state
     cdef bint busy, short
 
@@ -1175,7 +1175,7 @@ cdef class PreparedCall:
 
     def __dealloc__(self):
         release(&self.buffers)
-        PyMem_Free(self.workspace)
+        PyMem_Free(self.small)
 
     def run(self, x, state):
         """Return (y, last state), as the layers do, or None if an argument does not fit.
@@ -1220,7 +1220,7 @@ cdef class PreparedCall:
                 workspace = self.pool.acquire(self.workspace_size)
                 p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, self.workspace_size)
             else:
-                small = exchange(&self.workspace, NULL)
+                small = exchange(&self.small, NULL)
                 if small == NULL:
                     small = PyMem_Malloc(self.workspace_size + RNNFAST_ALIGNMENT)
                 if small == NULL:
@@ -1232,7 +1232,7 @@ cdef class PreparedCall:
         finally:
             release(&buffers)
             if small != NULL:
-                PyMem_Free(exchange(&self.workspace, small))
+                PyMem_Free(exchange(&self.small, small))
             if workspace is not None:
                 self.pool.release(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
