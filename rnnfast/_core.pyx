@@ -4,7 +4,8 @@
 
 rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. An array that is missing, has too few bytes,
 or another shape or element size than the kernels expect, raises TypeError or ValueError, and so do options that `Engine` does not know.
-Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes must come from this module.
+Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes must come from this module, and arrays with
+elements of 8 bytes must not hold Python objects.
 `PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
 """
 import functools
