@@ -71,7 +71,9 @@ CALLS = {
     "assign": lambda: (_core.assign, [[f(3), f(2, 2)], [f(3), f(2, 2)]]),
     "switch": lambda: (_core.switch, [[(Owner(), "a", 1)], [f(3)], False]),
     "committed": lambda: (_core.committed, [len]),
-    "optimize": lambda: (_core.optimize, [[f(3)], [f(3)], [[f(3)], [f(3)]], np.zeros(1, np.int64), (.1, .2, .3, .4, .5, .6)]),
+    "optimize": lambda: (_core.optimize, [
+        [f(3)], [f(3)], [[f(3)], [f(3)]], np.zeros(1, np.int64), (.1, .2, .3, .4, .5, .6)]),
+    "PreparedCall.update": lambda: (step().update, [lambda h, c: (h, None)]),
     "CellInfo": lambda: (_core.CellInfo, list(range(10))),
     "Sizes": lambda: (_core.Sizes, [1, 2, 3]),
     "use_isa": lambda: (_core.use_isa, ["scalar"]),
