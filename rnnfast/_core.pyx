@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: freethreading_compatible=True, allow_none_for_extension_args=False, auto_pickle=False
 """The binding to the kernels: select a table, take pointers from buffers, release the GIL and call.
 
@@ -532,6 +532,7 @@ def switch(list attributes not None, list arrays not None, bint writeable):
             PyObject_GenericSetAttr(owner, name, value)     # not setattr, which could run a method in Python
 
 
+@cython.binding(True)
 def committed(check):
     """Make a method of two parts: `check` returns a compiled function and its arguments, with which that is called last.
 
