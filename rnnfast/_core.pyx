@@ -10,6 +10,8 @@ Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weigh
 import functools
 from collections import namedtuple
 
+import numpy
+
 cimport cython
 from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
@@ -144,6 +146,25 @@ def set_default_isa(str name):
     default_isa = isas().index(name)
 
 
+cdef class use_isa:
+    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
+    cdef int index, before
+
+    def __cinit__(self, str name):
+        if name not in isas():
+            raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
+        self.index = self.before = isas().index(name)
+
+    def __enter__(self):
+        global default_isa
+        self.before = default_isa
+        default_isa = self.index
+
+    def __exit__(self, *_):
+        global default_isa
+        default_isa = self.before
+
+
 def get_num_threads():
     """Return the number of threads that a call may use."""
     return threads
@@ -231,6 +252,14 @@ cdef int finish(Watch *watch) except -1:
 cdef struct Buffers:
     int count
     Py_buffer held[16]
+
+
+cdef object ndarray = numpy.ndarray
+
+
+cdef bint is_plain(value):
+    """Return whether an object has a buffer, and is not a masked array, whose buffer lies under its mask."""
+    return type(value) is ndarray or PyObject_CheckBuffer(value) and not hasattr(value, "mask")
 
 
 cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
@@ -803,6 +832,8 @@ cdef int measure(rnnfast_problem *p, Engine engine, rnnfast_sizes *sizes, Py_ssi
     """Set the bytes of tape and workspaces, and the number of states, which is that of rows or sequences."""
     if engine.table.sizes(&p.stack, p.T, p.N, p.order, sizes):
         raise ValueError(f"x has {p.T} steps and {p.N} rows: its states would take more bytes than an address can count")
+    if p.order != NULL and p.order.begin[p.order.steps] - p.order.begin[0] > p.T * p.N:
+        raise ValueError(f"the order has more entries than the {p.T * p.N} steps of x")
     states[0] = p.order.sequences if p.order != NULL else p.N
     return 0
 
@@ -1125,9 +1156,9 @@ cdef class PreparedCall:
             if type(state) is not tuple or len(state) != 2:
                 return None
             h0, c0 = state
-        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
+        if not is_plain(x) or h0 is not None and not is_plain(h0):
             return None
-        if c0 is not None and not PyObject_CheckBuffer(c0):
+        if c0 is not None and not is_plain(c0):
             return None
         buffers.count = 0
         workspace = None
@@ -1177,7 +1208,7 @@ cdef class PreparedCall:
         cdef Watch watch
         cdef Buffers buffers
         cdef int form = 0
-        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
+        if not is_plain(x) or out is not None and not is_plain(out):
             return None
         self.begin()
         buffers.count = 0

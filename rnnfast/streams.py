@@ -52,6 +52,7 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
         raise TypeError(f"out must be an array of dtype {dtype}, got {got}")
     if out.shape != shape or not out.flags.writeable:
         raise ValueError(f"out must be writable and have shape {shape}, got {out.shape}")
+    arguments.refuse_masked("out", out)
     if np.may_share_memory(out, x):
         raise ValueError("out must not share memory with x: pass another array")
     return out

@@ -27,8 +27,9 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     Returns
     -------
     norm : float
-        The L2 norm of all elements of all arrays before scaling, computed in float64. If a gradient is NaN,
-        the norm is NaN and nothing is scaled. Check it with ``math.isfinite`` to skip steps with bad gradients.
+        The L2 norm of all elements of all arrays before scaling, computed in float64 without overflow or underflow. If
+        a gradient is NaN or infinite, so is the norm, and nothing is scaled. Check it with ``math.isfinite`` to skip
+        steps with bad gradients.
 
     Raises
     ------
@@ -50,11 +51,17 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     max_norm = arguments.number("max_norm", max_norm)
     arrays = float_arrays("gradients", gradients)
     require_writeable("gradients", arrays)
-    norm = math.sqrt(sum(map(sum_of_squares, arrays.values())))
-    factor = max_norm / (norm + 1e-6)
-    if factor < 1:
+    total, exponent = sum_of_squares(arrays.values())
+    root = math.sqrt(total)
+    with np.errstate(over="ignore"):
+        norm = float(np.ldexp(root, exponent))
+    # The norm of finite gradients can be too large for float64, unlike the factor.
+    factor = max_norm / (norm + 1e-6) if math.isfinite(norm) else math.ldexp(max_norm / root, -exponent)
+    if factor < 1 and math.isfinite(root):
         for array in arrays.values():
-            array *= factor
+            # A factor below the smallest normal number of float32 would be inaccurate in it.
+            dtype = array.dtype if factor >= np.finfo(array.dtype).tiny else np.float64
+            np.multiply(array, factor, out=array, dtype=dtype, casting="same_kind")
     return norm
 
 
@@ -144,7 +151,7 @@ class _Optimizer:
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping from names to arrays, got a {type(arrays).__name__}")
-        given = {name: np.asarray(array) for name, array in arrays.items()}
+        given = {name: arguments.array(f"arrays[{name!r}]", array) for name, array in arrays.items()}
         require_match("arrays", given, {"step": (), **{name: moment.shape for name, moment in self._moments.items()}})
         step = given.pop("step")
         if step.dtype.kind not in "iu":
