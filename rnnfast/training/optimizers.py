@@ -37,6 +37,8 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
         If `gradients` is not a mapping to float32 or float64 arrays, or `max_norm` is not a number.
     ValueError
         If an array is read-only or `max_norm` is negative. Nothing is scaled.
+    MemoryError
+        If there is not enough memory for the scaled gradients next to the others. Nothing is scaled.
 
     Examples
     --------
@@ -58,10 +60,12 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     # The norm of finite gradients can be too large for float64, unlike the factor.
     factor = max_norm / (norm + 1e-6) if math.isfinite(norm) else math.ldexp(max_norm / root, -exponent)
     if factor < 1 and math.isfinite(root):
-        for array in arrays.values():
+        scaled = [np.empty(array.shape, array.dtype) for array in arrays.values()]
+        for array, out in zip(arrays.values(), scaled, strict=True):
             # A factor below the smallest normal number of float32 would be inaccurate in it.
             dtype = array.dtype if factor >= np.finfo(array.dtype).tiny else np.float64
-            np.multiply(array, factor, out=array, dtype=dtype, casting="same_kind")
+            np.multiply(array, factor, out=out, dtype=dtype, casting="same_kind")
+        _core.assign(list(arrays.values()), scaled)  # all of them, or none if a signal handler raises before
     return norm
 
 
@@ -213,6 +217,9 @@ class Adam(_Optimizer):
         m = beta1 * m + (1 - beta1) * gradient
         v = beta2 * v + (1 - beta2) * gradient**2
         parameter -= lr * m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps)
+
+    If the square of a gradient overflows the dtype, v becomes infinite and the element no longer changes, as in PyTorch:
+    clip such gradients.
 
     Source: D. Kingma and J. Ba, "Adam: A method for stochastic optimization", ICLR 2015, algorithm 1.
 
