@@ -253,16 +253,18 @@ class Archive:
     def _description(self) -> dict[str, Any]:
         import json
 
+        about = json.loads(self._text(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if not isinstance(about, dict):
+            raise ValueError("its description is not a JSON object")
+        return about
+
+    def _text(self) -> str:
         entry = self._entries.get("rnnfast")
         if entry is None or entry.kind[0] != "U" or entry.shape:
             raise ValueError("it has no description by rnnfast")
         content = np.empty(entry.nbytes, np.uint8)
         self._read("rnnfast", content)
-        text = content.tobytes().decode("utf-32-le" if entry.order == "<" else "utf-32-be")
-        about = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        if not isinstance(about, dict):
-            raise ValueError("its description is not a JSON object")
-        return about
+        return str(content.data, "utf-32-le" if entry.order == "<" else "utf-32-be")
 
     def _bytes(self, begin: int, count: int) -> bytes:
         self._file.seek(begin)

@@ -70,7 +70,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
-        engine = self._describe()
+        engine = self._new_engine()
         functions = self.activations or options.DEFAULTS[cell]
         relu = len(engine.info.gates) == 1 and set(functions) == {"relu"}
         initializer = initializers.read(self._init, engine.info.gates, relu, self.bias, self.coupled)
@@ -84,7 +84,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         if stored:  # before the parameters have been read, nothing of their size is allocated
             self._prepare()
 
-    def _describe(self) -> functional.Engine:
+    def _new_engine(self) -> functional.Engine:
         return functional.Engine(
             self._cell,
             self.dtype,
@@ -101,7 +101,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         )
 
     def _prepare(self) -> None:
-        engine = self._describe()
+        engine = self._new_engine()
         shape = (engine.num_layers * engine.directions, engine.hidden_size)
         extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
