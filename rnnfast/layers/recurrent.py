@@ -70,6 +70,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
+        stored = self._source is not None
+        if not stored:  # raises MemoryError early
+            self._prepare()
         engine = self._new_engine()
         functions = self.activations or options.DEFAULTS[cell]
         relu = len(engine.info.gates) == 1 and set(functions) == {"relu"}
@@ -77,9 +80,6 @@ class Recurrent(ArrayLayer, Generic[State]):
         shapes = functional.parameter_shapes(engine)
         if self._leak is not None:  # an option, not a parameter
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{engine.extra}_l")}
-        stored = self._source is not None
-        if not stored:
-            self._prepare()
         self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size), shapes)
         if stored:  # before the parameters have been read, nothing of their size is allocated
             self._prepare()
