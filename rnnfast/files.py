@@ -261,7 +261,7 @@ class Archive:
                 f"{np.dtype(entry.order + entry.kind)}"
             )
         array = np.empty(shape, dtype.newbyteorder(entry.order))
-        self._read(name, array.reshape(-1).view(np.uint8))
+        self._read(name, array.reshape(-1).view(np.uint8).data)
         return array.astype(dtype, copy=False)
 
     def finish(self) -> None:
@@ -270,14 +270,14 @@ class Archive:
             some = ", ".join(map(repr, list(self._entries)[:5]))
             raise ValueError(f"it has {len(self._entries)} additional arrays: {some}")
 
-    def _read(self, name: str, content: Array) -> None:
+    def _read(self, name: str, content: memoryview) -> None:
         """Read the bytes of an array, and remove it from the entries."""
         import zlib
 
         entry = self._entries.pop(name)
         self._file.seek(entry.begin)
         count = self._file.readinto(content)  # type: ignore[attr-defined]
-        if count != entry.nbytes or zlib.crc32(content.data, entry.before) != entry.crc:
+        if count != entry.nbytes or zlib.crc32(content, entry.before) != entry.crc:
             raise ValueError(f"its array {name!r} is damaged: its checksum is wrong")
 
     def _description(self) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class Archive:
         if entry is None or entry.kind[0] != "U" or entry.shape:
             raise ValueError("it has no description by rnnfast")
         content = np.empty(entry.nbytes, np.uint8)
-        self._read("rnnfast", content)
+        self._read("rnnfast", content.data)
         return str(content.data, "utf-32-le" if entry.order == "<" else "utf-32-be")
 
     def _bytes(self, begin: int, count: int) -> bytes:
