@@ -26,47 +26,92 @@ __all__ = ["Archive", "opening", "replacing", "write"]
 # --------------------------------------------------------------------------------------------------------------- write
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file under a temporary name, and rename it to `path` when it is complete on disk.
+_NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP)  # errors of file systems that do not sync folders
+
+
+class replacing:
+    """A context in which a file is written under a temporary name; it is renamed to `path` when it is complete on disk.
 
     It never has wider permissions than the file that it replaces. That file's mode, owner, group and access control
-    list are kept, as far as the system permits it. After a failure, no partial file is left behind.
+    list are kept, as far as the system permits it. After an error, the old file is unchanged, unless it was only the
+    folder that could not be synced after the rename, and no partial file is left behind.
 
     Raises
     ------
     OSError
         If the file cannot be written, or `path` exists and is not a regular file.
     """
-    path = os.path.realpath(os.fsdecode(path))
-    try:
-        old = os.stat(path)
-    except FileNotFoundError:
-        old = None
-    if old is not None and not stat.S_ISREG(old.st_mode):
-        raise OSError(
-            f"{path!r} is not a regular file: pass the path of a regular file, or of one that does not exist yet"
-        )
-    folder = os.path.dirname(path)
-    unfinished = os.path.join(folder, f".rnnfast-{os.urandom(8).hex()}")
-    mode = 0o666 if old is None else 0o600  # the umask applies to new files
-    try:
-        with open(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            if old is not None:
-                _copy_permissions(path, old, file.fileno())
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if old is not None and not hasattr(os, "fchmod"):
-            os.chmod(unfinished, stat.S_IMODE(old.st_mode))
-        os.replace(unfinished, path)
-        _sync_folder(folder)
-    except BaseException as error:
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.path.realpath(os.fsdecode(path))
+        self._unfinished = os.path.join(os.path.dirname(self._path), f".rnnfast-{os.urandom(8).hex()}")
+        self._file: BinaryIO | None = None
+        self._old: os.stat_result | None = None
+
+    def __enter__(self) -> BinaryIO:
+        with contextlib.suppress(FileNotFoundError):
+            self._old = os.stat(self._path)
+        if self._old is not None and not stat.S_ISREG(self._old.st_mode):
+            raise OSError(
+                f"{self._path!r} is not a regular file: pass the path of a regular file, or of one that does not "
+                "exist yet"
+            )
+        mode = 0o666 if self._old is None else 0o600  # the umask applies to new files
+        try:
+            self._file = open(self._unfinished, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+            if self._old is not None:
+                _copy_permissions(self._path, self._old, self._file.fileno())
+        except BaseException as error:
+            self._discard(error)
+            raise
+        return self._file
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            if error is None:
+                self._complete()
+        except BaseException as fault:
+            error = fault
+            raise
+        finally:
+            if error is not None:
+                self._discard(error)
+
+    def _complete(self) -> None:
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._old is not None and not hasattr(os, "fchmod"):
+            os.chmod(self._unfinished, stat.S_IMODE(self._old.st_mode))
+        folder = _open_folder(os.path.dirname(self._path))
+        try:
+            os.replace(self._unfinished, self._path)  # nothing after it allocates memory
+            if folder is not None:
+                os.fsync(folder)
+        except OSError as error:
+            if folder is None or error.filename is not None or error.errno not in _NOT_SYNCED:
+                raise
+        finally:
+            if folder is not None:
+                os.close(folder)
+
+    def _discard(self, error: BaseException) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
         with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-        if isinstance(error, OSError) and error.filename == unfinished:
-            error.filename = path  # the name that the caller knows
-        raise
+            os.unlink(self._unfinished)
+        if isinstance(error, OSError) and error.filename == self._unfinished:
+            error.filename = self._path  # the name that the caller knows
+
+
+def _open_folder(folder: str) -> int | None:
+    """Return a descriptor with which a rename in a folder can be made to last, where folders can be opened."""
+    try:
+        return os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows, or a folder that can be written but not read
+        return None
 
 
 def _copy_permissions(path: str, old: os.stat_result, descriptor: int) -> None:
@@ -94,21 +139,6 @@ def _copy_permissions(path: str, old: os.stat_result, descriptor: int) -> None:
                 mode &= 0o707  # with a list, the bits of the group are the most that any entry grants
     if hasattr(os, "fchmod"):
         os.fchmod(descriptor, mode)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make a rename in a folder last through a crash of the system, where folders can be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows, or a folder that can be written but not read
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems do not sync folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -231,7 +261,7 @@ class Archive:
                 f"{np.dtype(entry.order + entry.kind)}"
             )
         array = np.empty(shape, dtype.newbyteorder(entry.order))
-        self._read(name, array.reshape(-1).view(np.uint8))
+        self._read(name, array.reshape(-1).view(np.uint8).data)
         return array.astype(dtype, copy=False)
 
     def finish(self) -> None:
@@ -240,29 +270,31 @@ class Archive:
             some = ", ".join(map(repr, list(self._entries)[:5]))
             raise ValueError(f"it has {len(self._entries)} additional arrays: {some}")
 
-    def _read(self, name: str, content: Array) -> None:
+    def _read(self, name: str, content: memoryview) -> None:
         """Read the bytes of an array, and remove it from the entries."""
         import zlib
 
         entry = self._entries.pop(name)
         self._file.seek(entry.begin)
         count = self._file.readinto(content)  # type: ignore[attr-defined]
-        if count != entry.nbytes or zlib.crc32(content.data, entry.before) != entry.crc:
+        if count != entry.nbytes or zlib.crc32(content, entry.before) != entry.crc:
             raise ValueError(f"its array {name!r} is damaged: its checksum is wrong")
 
     def _description(self) -> dict[str, Any]:
         import json
 
+        about = json.loads(self._text(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if not isinstance(about, dict):
+            raise ValueError("its description is not a JSON object")
+        return about
+
+    def _text(self) -> str:
         entry = self._entries.get("rnnfast")
         if entry is None or entry.kind[0] != "U" or entry.shape:
             raise ValueError("it has no description by rnnfast")
         content = np.empty(entry.nbytes, np.uint8)
-        self._read("rnnfast", content)
-        text = content.tobytes().decode("utf-32-le" if entry.order == "<" else "utf-32-be")
-        about = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        if not isinstance(about, dict):
-            raise ValueError("its description is not a JSON object")
-        return about
+        self._read("rnnfast", content.data)
+        return str(content.data, "utf-32-le" if entry.order == "<" else "utf-32-be")
 
     def _bytes(self, begin: int, count: int) -> bytes:
         self._file.seek(begin)

@@ -194,6 +194,18 @@ def test_series_that_diverges_or_is_too_large(sheet, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("estimators")
+def test_a_column_may_be_called_as_a_bound_of_the_interval(sheet, tmp_path, capsys):
+    forecasts = []
+    for name in ("sold", "lower"):
+        sheet.write_text(sheet.read_text().replace("sold", name))
+        assert main(["train", "csv", str(sheet), "--column", name, "-o", str(tmp_path / "model"), *FAST]) == 0
+        capsys.readouterr()
+        assert main(["predict", str(tmp_path / "model"), "--horizon", "3", "--coverage", "0.5"]) == 0
+        forecasts.append(capsys.readouterr().out.splitlines())
+    assert forecasts[1] == ["row,lower,lower,upper", *forecasts[0][1:]]
+
+
+@pytest.mark.usefixtures("estimators")
 def test_horizon_without_end(sheet, tmp_path, capsys):
     model = tmp_path / "sales.npz"
     assert train_csv(sheet, model) == 0

@@ -54,6 +54,12 @@ def test_no_command_overwrites_what_it_reads(alias, book, tmp_path, monkeypatch,
         assert book.read_bytes() == before
 
 
+def test_names_that_no_file_can_have_are_refused_before_the_work(book, tmp_path, capsys):
+    long = tmp_path / ("x" * 300)
+    for command in (["train", "text", book, "-o", long], ["predict", "model", "--output", long]):
+        assert "cannot write" in failure(capsys, *command)
+
+
 def test_same_new_file_for_two_outputs(tmp_path, capsys):
     new = tmp_path / "new.png"
     assert "--output and --plot are the same file" in failure(capsys, "predict", "m", "--output", new, "--plot", new)

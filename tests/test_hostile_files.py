@@ -125,6 +125,8 @@ HOSTILE = {
     # JSON
     "10**5 lists in each other": about("[" * 10**5, {}),
     "10**5 objects in each other": about('{"a":' * 10**5, {}),
+    "20,000 objects beside each other": about('[{"":1}' + ',{"":1}' * 20_000 + "]", {}),
+    "20,000 lists beside each other": about("[[]" + ",[]" * 20_000 + "]", {}),
     "a huge integer": about('{"format": 1, "layer": ' + DIGITS + "}", {}),
     "a huge format": described(LINEAR, {"weight": WEIGHT, "bias": BIAS}, format=10**4000),
     "format NaN": about('{"format": NaN, "layer": {}}', {}),

@@ -165,6 +165,8 @@ def option(group: Any, name: str, kind: Callable[[str], Any], default: Any, text
 def require_writable(path: str, device: bool = False) -> None:
     """Raise CannotRun now, rather than after the work, if `path` cannot be written; `device` allows a device."""
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # raises now if the name is too long, for example
         if os.path.isdir(path):
             raise IsADirectoryError(0, "it is a directory")
         if os.path.exists(path) and not os.path.isfile(path):

@@ -71,22 +71,22 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
-        engine = self._describe()
+        stored = self._source is not None
+        if not stored:  # raises MemoryError early
+            self._prepare()
+        engine = self._new_engine()
         functions = self.activations or options.DEFAULTS[cell]
         relu = len(engine.info.gates) == 1 and set(functions) == {"relu"}
         initializer = initializers.read(self._init, engine.info.gates, relu, self.bias, self.coupled)
         shapes = functional.parameter_shapes(engine)
         if self._leak is not None:  # an option, not a parameter
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{engine.extra}_l")}
-        stored = self._source is not None
-        if not stored:
-            self._prepare()
         self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size, self.dtype), shapes)
         if stored:  # before the parameters have been read, nothing of their size is allocated
             self._prepare()
         self._built = True
 
-    def _describe(self) -> functional.Engine:
+    def _new_engine(self) -> functional.Engine:
         return functional.Engine(
             self._cell,
             self.dtype,
@@ -103,7 +103,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         )
 
     def _prepare(self) -> None:
-        engine = self._describe()
+        engine = self._new_engine()
         shape = (engine.num_layers * engine.directions, engine.hidden_size)
         extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
