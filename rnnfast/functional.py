@@ -149,7 +149,8 @@ def arrange(
 ) -> tuple[Order, Array, Array]:
     """Return the order in which the kernels process a ragged batch.
 
-    A row holds one or more sequences. Steps that belong to no sequence are masked out.
+    A row holds one or more sequences. Steps that belong to no sequence are masked out. No other thread may change the
+    arrays during the call: pass copies of arrays that others can reach.
 
     Parameters
     ----------
@@ -177,14 +178,8 @@ def arrange(
     >>> order.steps, order.sequences, order.begin.tolist(), sequences.tolist()
     (5, 3, [0, 2, 4, 5, 6, 7], [1, 2, 0])
     """
-    steps, count, entries, masked = _core.count(T, N, lengths, mask, reset)
-    sizes = steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * masked
-    begin, forward, reverse, edges, masked_list = (np.empty(size, np.intp) for size in sizes)
-    sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count + T))
-    arrays = begin, forward, reverse, edges, masked_list
-    blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
-    positions = forward.reshape(-1, 2), reverse.reshape(-1, 2)
-    return Order(count, begin, positions, edges[: blocks + 1], masked_list.reshape(-1, 4)), sequences, rows
+    *arrays, sequences, rows = _core.arrange(T, N, lengths, mask, reset, lambda size: np.empty(size, np.intp))
+    return Order(len(sequences), *arrays), sequences, rows
 
 
 def packed_order(batch_sizes: Array) -> Order:

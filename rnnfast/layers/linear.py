@@ -160,6 +160,7 @@ class Linear(Pointwise):
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
+        self._prepare()
         self.in_features = arguments.size("in_features", in_features)
         self.out_features = arguments.size("out_features", out_features)
         self.bias = arguments.flag("bias", bias)
@@ -168,6 +169,7 @@ class Linear(Pointwise):
             shapes["bias"] = (self.out_features,)
         bound = 1 / math.sqrt(self.in_features)
         self._draw(lambda _, shape: self._rng.uniform(-bound, bound, shape), shapes)
+        self._built = True
 
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
@@ -177,20 +179,21 @@ class Linear(Pointwise):
 
     def _input(self, x: Any) -> Array:
         array = arguments.real("x", x, self.dtype)
-        if array.shape[-1:] != (self.in_features,):
+        features = self._parameters["weight"].shape[1]
+        if array.shape[-1:] != (features,):
             raise ValueError(
-                f"x must have layout (..., in_features) with in_features={self.in_features}, got shape {array.shape}"
+                f"x must have layout (..., in_features) with in_features={features}, got shape {array.shape}"
             )
         return array
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        y = np.empty(arguments.countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
+        y = np.empty(arguments.countable("y", (*x.shape[:-1], len(self._parameters["weight"]))), x.dtype)
         if y.size:
             functional.linear_forward(_rows(x), weights[-1], _rows(y))
         return y
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
-        dx = np.empty(x.shape, self.dtype)
+        dx = np.empty(x.shape, x.dtype)
         if dx.size:
             dweight, dbias = parameters["weight"], parameters.get("bias")
             functional.linear_backward(_rows(x), weights[0], _rows(dy), _rows(dx), dweight, dbias)
@@ -241,10 +244,12 @@ class Embedding(Pointwise):
         self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
+        self._prepare()
         self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
         self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
         shape = arguments.countable("weight", (self.num_embeddings, self.embedding_dim))
         self._parameters["weight"] = lasting(self._rng.standard_normal(shape).astype(self.dtype))
+        self._built = True
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are read from the table itself

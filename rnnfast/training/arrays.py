@@ -11,7 +11,7 @@ import numpy as np
 from .. import arguments
 from .._types import Array, Arrays
 
-# Elements that an optimizer step or a norm processes at a time: a chunk and its scratch fit in the L2 cache.
+# Elements that a norm processes at a time: they fit in the L2 cache.
 CHUNK = 32768
 
 
