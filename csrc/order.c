@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-enum { STEP_WORK = 8 }; /* visiting a step costs at most as much as this many multiply-adds */
+enum { STEP_WORK = 32 }; /* visiting a step costs at most as much as this many multiply-adds */
 
 static int is_valid(const rnnfast_pattern *p, ptrdiff_t t, ptrdiff_t n)
 {

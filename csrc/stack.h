@@ -79,7 +79,7 @@ INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
 {
     assert(p->T >= 1 && p->N >= 1 && p->threads >= 1);
     assert(p->stack.directions == 1 || (p->stack.directions == 2 && !p->stack.reverse));
-    assert((uintptr_t)p->workspace % RNNFAST_ALIGNMENT == 0);
+    assert(p->workspace && (uintptr_t)p->workspace % RNNFAST_ALIGNMENT == 0);
     c->problem = p;
     c->s = shape_of(&p->stack);
     c->e = extent_of(p->T, p->N, p->order, c->s.D);
@@ -132,7 +132,7 @@ INLINE direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
     d->c0 = state_of(p->c0, state, e->N, s->H, c->work.zeros);
     d->gates = in_order(p, e, k.gates, s->gates_row);
     d->c = in_order(p, e, k.c, s->H_row);
-    d->aux = in_order(p, e, k.aux, s->H_row);
+    d->aux = in_order(p, e, k.aux ? k.aux : c->work.zeros, k.aux ? s->H_row : 0);
     return d;
 }
 
@@ -273,6 +273,7 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     const scratch *own = &c->work.of[which];
     ptrdiff_t N = c->e.N, state = layer * s->D + which;
     direction *d = set_direction(c, layer, which, x, y, weights_at(&c->packed, s, layer, which, 1));
+    if (!d->gates.at) d->gates = in_order(p, &c->e, c->work.zeros, 0);
     d->dx = as_taken(p, dx, which);
     d->dy = shifted(as_taken(p, dy, which), which * s->P);
     d->dh_of_all = as_taken(p, shifted(view_of(p->dh, p->N, p->dh_step, p->dh_row), state * p->dh_state), which);

@@ -140,6 +140,25 @@ def set_default_isa(str name):
     default_isa = isas().index(name)
 
 
+cdef class use_isa:
+    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
+    cdef int index, before
+
+    def __cinit__(self, str name):
+        if name not in isas():
+            raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
+        self.index = self.before = isas().index(name)
+
+    def __enter__(self):
+        global default_isa
+        self.before = default_isa
+        default_isa = self.index
+
+    def __exit__(self, *_):
+        global default_isa
+        default_isa = self.before
+
+
 def get_num_threads():
     """Return the number of threads that a call may use."""
     return threads
@@ -831,6 +850,8 @@ cdef int measure(rnnfast_problem *p, Engine engine, rnnfast_sizes *sizes, Py_ssi
     """Set the bytes of tape and workspaces, and the number of states, which is that of rows or sequences."""
     if engine.table.sizes(&p.stack, p.T, p.N, p.order, sizes):
         raise ValueError(f"x has {p.T} steps and {p.N} rows: its states would take more bytes than an address can count")
+    if p.order != NULL and p.order.begin[p.order.steps] - p.order.begin[0] > p.T * p.N:
+        raise ValueError(f"the order has more entries than the {p.T * p.N} steps of x")
     states[0] = p.order.sequences if p.order != NULL else p.N
     return 0
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import _core
 from ._types import Array
+from .initializers import blocks
 
 __all__ = ["LARGE", "LINE", "BufferPool", "ResultPool", "empty"]
 
@@ -81,5 +82,7 @@ class ResultPool(BufferPool):
         if math.prod(shape) * dtype.itemsize < LARGE:
             return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
-        array.fill(0)
+        flat = array.reshape(-1)
+        for part in blocks(flat.size):
+            flat[part] = 0
         return array

@@ -52,7 +52,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from typing import SupportsIndex
 
 import numpy as np
@@ -78,6 +77,7 @@ from rnnfast._core import (
     get_num_threads,
     isas,
     pack,
+    use_isa,
     xla,
 )
 from rnnfast._types import Array
@@ -196,6 +196,7 @@ def packed_order(batch_sizes: Array) -> Order:
     >>> order.sequences, order.positions[0][:, 0].tolist(), order.positions[1][:, 0].tolist()
     (3, [0, 1, 2, 3, 4, 5, 6], [5, 6, 2, 3, 4, 0, 1])
     """
+    batch_sizes = np.array(batch_sizes)  # another thread may write to the argument
     T, N = len(batch_sizes), int(batch_sizes[0])
     lengths = (T - np.searchsorted(batch_sizes[::-1], np.arange(N), side="right")).astype(np.intp, copy=False)
     order, _, _ = arrange(T, N, lengths)
@@ -238,23 +239,6 @@ def activation(name: str, a: Array, isa: str | None = None) -> Array:
     return out
 
 
-@contextlib.contextmanager
-def use_isa(name: str) -> Iterator[None]:
-    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
-    before = _core.get_default_isa()
-    _choose_isa(name, "isa")
-    try:
-        yield
-    finally:
-        _core.set_default_isa(before)
-
-
-def _choose_isa(name: str, source: str) -> None:
-    if name not in isas():
-        raise ValueError(f"{source} is {name!r}, which does not run here; choose one of {', '.join(isas())}")
-    _core.set_default_isa(name)
-
-
 def set_num_threads(n: SupportsIndex) -> None:
     """Set the maximum number of threads of each call from now on.
 
@@ -288,6 +272,9 @@ def thread_limits() -> dict[str, int]:
     return limits
 
 
-if os.environ.get("RNNFAST_ISA"):
-    _choose_isa(os.environ["RNNFAST_ISA"], "The environment variable RNNFAST_ISA")
+if isa := os.environ.get("RNNFAST_ISA"):
+    try:
+        _core.set_default_isa(isa)
+    except ValueError as error:
+        raise ValueError(f"The environment variable RNNFAST_ISA is wrong: {error}") from None
 set_num_threads(max(1, min(thread_limits().values())))

@@ -173,7 +173,8 @@ class Layer(Fixed):
         """Save the class, options and parameters to an ``.npz`` file.
 
         Read it with :func:`rnnfast.load`, or with :meth:`load` of a layer of the same class and options. The file is
-        renamed to `path` when it is complete on disk, so a crash or a full disk leaves an existing file unchanged.
+        renamed to `path` when it is complete on disk, so a crash or a full disk leaves an existing file unchanged. It
+        keeps the permissions of a file that it replaces, and never has wider ones.
 
         Parameters
         ----------
@@ -200,15 +201,9 @@ class Layer(Fixed):
         ValueError
             If the file was not saved by rnnfast or holds a different layer, or if this layer is frozen.
         OSError
-            If the file cannot be read.
+            If the file cannot be read, is not a regular file, or does not fit into memory.
         """
-        description, arrays = saving.read(path)
-        own = saving.to_json(self)
-        if not saving.fits(description, own):
-            raise ValueError(
-                f"{path!r} holds {description}, but this is {own}; rnnfast.load(path) creates the layer in the file"
-            )
-        self.load_state_dict(arrays)
+        self.load_state_dict(saving.read(path, self).parameters)
 
 
 def freeze(layers: Iterable[ArrayLayer]) -> None:
@@ -239,6 +234,8 @@ class ArrayLayer(Layer):
 
     _transient: tuple[str, ...] = ("_built",)  # attributes that are not pickled
     _frozen: Any  # while the layer is frozen, what _pack returned, else None
+    # If a constructor finds it, the function that returns the initial values for a name and a shape: see saving.
+    _source: Callable[[str, tuple[int, ...]], Array] | None = None
 
     def __init__(self, dtype: Any, rng: Any) -> None:
         self.dtype = arguments.dtype(dtype)
@@ -250,9 +247,10 @@ class ArrayLayer(Layer):
         return types.MappingProxyType(self._parameters)
 
     def _draw(self, draw: Callable[[str, tuple[int, ...]], Array], shapes: dict[str, tuple[int, ...]]) -> None:
-        """Create the parameters; `draw` returns the initial values for a name and a shape."""
+        """Create the parameters; `draw` returns a new array for a name and a shape."""
+        create = vars(self).pop("_source", None) or draw
         for name, shape in shapes.items():
-            self._parameters[name] = lasting(draw(name, arguments.countable(name, shape)).astype(self.dtype))
+            self._parameters[name] = lasting(create(name, arguments.countable(name, shape)))
 
     def _prepare(self) -> None:
         """Create the attributes that are not pickled from the others."""
@@ -268,7 +266,7 @@ class ArrayLayer(Layer):
 
     def _zeros(self) -> dict[str, Array]:
         """Return arrays of zeros, to which the gradients of the parameters are added."""
-        return {name: np.zeros_like(array) for name, array in self._parameters.items()}
+        return {name: np.zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
 
     def freeze(self) -> None:
         """Pack the weights once for all later calls, and make the parameter arrays read-only.

@@ -71,18 +71,23 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
-        self._prepare()
+        engine = self._describe()
         functions = self.activations or options.DEFAULTS[cell]
-        relu = len(self.engine.info.gates) == 1 and set(functions) == {"relu"}
-        initializer = initializers.read(self._init, self.engine.info.gates, relu, self.bias, self.coupled)
-        shapes = functional.parameter_shapes(self.engine)
-        shapes = {name: shape for name, shape in shapes.items() if name not in self.execution.extras}
-        self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size), shapes)
+        relu = len(engine.info.gates) == 1 and set(functions) == {"relu"}
+        initializer = initializers.read(self._init, engine.info.gates, relu, self.bias, self.coupled)
+        shapes = functional.parameter_shapes(engine)
+        if self._leak is not None:  # an option, not a parameter
+            shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{engine.extra}_l")}
+        stored = self._source is not None
+        if not stored:
+            self._prepare()
+        self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size, self.dtype), shapes)
+        if stored:  # before the parameters have been read, nothing of their size is allocated
+            self._prepare()
         self._built = True
 
-    def _prepare(self) -> None:
-        directions = 1 + self.bidirectional
-        engine = functional.Engine(
+    def _describe(self) -> functional.Engine:
+        return functional.Engine(
             self._cell,
             self.dtype,
             self.input_size,
@@ -92,9 +97,14 @@ class Recurrent(ArrayLayer, Generic[State]):
             bidirectional=self.bidirectional,
             reverse=self.reverse,
             bias=self.bias,
-            options=options.read(self._cell, directions, self.activations, self.clip, self.peepholes, self.coupled),
+            options=options.read(
+                self._cell, 1 + self.bidirectional, self.activations, self.clip, self.peepholes, self.coupled
+            ),
         )
-        shape = (engine.num_layers * directions, engine.hidden_size)
+
+    def _prepare(self) -> None:
+        engine = self._describe()
+        shape = (engine.num_layers * engine.directions, engine.hidden_size)
         extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
 
@@ -327,8 +337,8 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _masks(self, plan: Plan) -> Array:
         """Draw the dropout factors for the outputs of all layers but the last: 0, or 1 / (1 - dropout)."""
         shape, dropout = (self.engine.num_layers - 1, plan.T, plan.N, plan.y[-1]), self.dropout
-        kept = self._rng.random(shape, np.float32) >= dropout
-        return np.multiply(kept, 1 / (1 - dropout) if dropout < 1 else 0, dtype=self.engine.dtype)
+        factor = self.dtype.type(1 / (1 - dropout) if dropout < 1 else 0)
+        return initializers.drawn(shape, self.dtype, lambda n: factor * (self._rng.random(n, np.float32) >= dropout))
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         kept: Kept = self._open(tape)
