@@ -1,5 +1,5 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
-# cython: freethreading_compatible=True, allow_none_for_extension_args=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: freethreading_compatible=True, allow_none_for_extension_args=False, auto_pickle=False
 """The binding to the kernels: select a table, take pointers from buffers, release the GIL and call.
 
 rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. An array that is missing, has too few bytes,
@@ -16,7 +16,6 @@ cimport cython
 from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.math cimport sqrt, sqrtf
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset, strncpy
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
@@ -48,6 +47,13 @@ cdef extern from "Python.h":
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
     int PyErr_CheckSignals() except -1
+
+
+cdef extern from "optimizers.h" nogil:
+    void rnnfast_sgd_f32(float *, const float *, float *, ptrdiff_t, const double *)
+    void rnnfast_sgd_f64(double *, const double *, double *, ptrdiff_t, const double *)
+    void rnnfast_adam_f32(float *, const float *, float *, float *, ptrdiff_t, const double *)
+    void rnnfast_adam_f64(double *, const double *, double *, double *, ptrdiff_t, const double *)
 
 
 cdef extern from "xla_ffi.h":
@@ -555,6 +561,7 @@ def switch(list attributes not None, list arrays not None, bint writeable):
             PyObject_GenericSetAttr(owner, name, value)     # not setattr, which could run a method in Python
 
 
+@cython.binding(True)
 def committed(check):
     """Make a method of two parts: `check` returns a compiled function and its arguments, with which that is called last.
 
@@ -566,48 +573,29 @@ def committed(check):
     return functools.update_wrapper(method, check)
 
 
-ctypedef fused real:
-    float
-    double
-
-
-cdef void sgd(real *p, const real *g, real *buffer, Py_ssize_t n, const double *o) noexcept nogil:
-    cdef real momentum = <real>o[0], lr = <real>o[1], change
-    for i in range(n):
-        change = g[i]
-        if buffer != NULL:
-            change = buffer[i] * momentum + change
-            buffer[i] = change
-        p[i] -= change * lr
-
-
-cdef void adam(real *p, const real *g, real *m, real *v, Py_ssize_t n, const double *o) noexcept nogil:
-    cdef real beta1 = <real>o[0], rest1 = <real>o[1], beta2 = <real>o[2], rest2 = <real>o[3], eps = <real>o[4], lr = <real>o[5], root
-    for i in range(n):
-        m[i] = m[i] * beta1 + g[i] * rest1
-        v[i] = v[i] * beta2 + g[i] * rest2 * g[i]
-        if real is float:
-            root = sqrtf(v[i])
-        else:
-            root = sqrt(v[i])
-        p[i] -= m[i] / (root + eps) * lr
-
-
-cdef void update(const Py_buffer *parameter, const real *g, real *first, real *second, const double *o) noexcept nogil:
+cdef void update(const Py_buffer *p, void *g, void *first, void *second, const double *options) noexcept nogil:
     """Update a parameter with any strides, and its contiguous moments; with a second moment by Adam, else by SGD."""
     cdef Py_ssize_t index[64]
-    cdef Py_ssize_t i, length = row_length(parameter), step = row_stride(parameter), done = 0
-    cdef Py_ssize_t n = length if step == sizeof(real) else 1
-    cdef char *row = <char *>parameter.buf
+    cdef Py_ssize_t length = row_length(p), step = row_stride(p), i, n
+    cdef char *row = <char *>p.buf
+    cdef void *at
+    n = length if step == p.itemsize else 1
     memset(index, 0, sizeof(index))
-    while row != NULL and parameter.len:
+    while row != NULL and p.len:
         for i in range(length // n):
-            if second != NULL:
-                adam(<real *>(row + i * step), g + done, first + done, second + done, n, o)
+            at = row + i * step
+            if p.itemsize == sizeof(float) and second != NULL:
+                rnnfast_adam_f32(<float *>at, <float *>g, <float *>first, <float *>second, n, options)
+            elif p.itemsize == sizeof(float):
+                rnnfast_sgd_f32(<float *>at, <float *>g, <float *>first, n, options)
+            elif second != NULL:
+                rnnfast_adam_f64(<double *>at, <double *>g, <double *>first, <double *>second, n, options)
             else:
-                sgd(<real *>(row + i * step), g + done, NULL if first == NULL else first + done, n, o)
-            done += n
-        row = next_row(parameter, index, row)
+                rnnfast_sgd_f64(<double *>at, <double *>g, <double *>first, n, options)
+            g = <char *>g + n * p.itemsize
+            first = NULL if first == NULL else <void *>(<char *>first + n * p.itemsize)
+            second = NULL if second == NULL else <void *>(<char *>second + n * p.itemsize)
+        row = next_row(p, index, row)
 
 
 def optimize(list parameters not None, list gradients not None, list moments not None, steps, tuple options not None):
@@ -623,7 +611,6 @@ def optimize(list parameters not None, list gradients not None, list moments not
     cdef Views second = Views(moments[1] if len(moments) > 1 else [], PyBUF_WRITABLE)
     cdef Views count = Views([steps], PyBUF_WRITABLE)
     cdef double o[6]
-    cdef void *at[2]
     cdef Py_ssize_t i
     if len(options) != (6 if len(moments) == 2 else 2) or count.at[0].len != sizeof(int64_t):
         raise ValueError("expected two options, six with two moments, and steps as one int64")
@@ -637,12 +624,7 @@ def optimize(list parameters not None, list gradients not None, list moments not
                 raise ValueError(f"gradient and moments {i} must have {p.at[i].len} bytes, as the parameter has")
     with nogil:
         for i in range(p.count):
-            at[0] = first.at[i].buf if first.count else NULL
-            at[1] = second.at[i].buf if second.count else NULL
-            if p.at[i].itemsize == sizeof(float):
-                update[float](&p.at[i], <float *>g.at[i].buf, <float *>at[0], <float *>at[1], o)
-            else:
-                update[double](&p.at[i], <double *>g.at[i].buf, <double *>at[0], <double *>at[1], o)
+            update(&p.at[i], g.at[i].buf, first.at[i].buf if first.count else NULL, second.at[i].buf if second.count else NULL, o)
         (<int64_t *>count.at[0].buf)[0] += 1
 
 

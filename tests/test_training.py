@@ -828,3 +828,83 @@ def test_the_layer_rejects_invalid_arguments():
 @pytest.mark.parametrize("name", training.__all__)
 def test_pickles_from_before_the_package_was_split_find_the_names(name):
     assert pickle.loads(f"crnnfast.training\n{name}\n.".encode()) is getattr(training, name)
+
+
+def numpy_step(option, parameter, gradient, moments, step):
+    """A step of an optimizer in place, one NumPy operation for each operation of its equations."""
+    kind = parameter.dtype.type
+    if option["kind"] is training.SGD:
+        change = gradient
+        for buffer in moments:
+            buffer *= kind(option["momentum"])
+            buffer += gradient
+            change = buffer
+        parameter -= change * kind(option["lr"])
+        return
+    (m, v), (beta1, beta2) = moments, option["betas"]
+    m *= kind(beta1)
+    m += gradient * kind(1 - beta1)
+    v *= kind(beta2)
+    v += gradient * kind(1 - beta2) * gradient
+    correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
+    root = np.sqrt(v) + kind(option["eps"] * correction2)
+    parameter -= m / root * kind(option["lr"] * correction2 / correction1)
+
+
+OPTIMIZERS = [
+    {"kind": training.SGD, "lr": 0.1, "momentum": 0.0},
+    {"kind": training.SGD, "lr": 0.1, "momentum": 0.9},
+    {"kind": training.Adam, "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
+    {"kind": training.Adam, "lr": 0.1, "betas": (0.5, 0.0), "eps": 0.1},
+]
+
+
+@pytest.mark.parametrize("option", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("gradients_dtype", [np.float32, np.float64])
+def test_steps_round_as_numpy_does(option, dtype, gradients_dtype, rng):
+    """Parameters of any strides get the bits of the equations in NumPy."""
+    base = rng.standard_normal((7, 9, 40)).astype(dtype)
+    parameters = {
+        "long": rng.standard_normal(1003).astype(dtype),
+        "turned": base.transpose(2, 0, 1)[::2, :3],
+        "backwards": base[3:, ::-1, 5:7],
+        "transposed": rng.standard_normal((5, 6)).astype(dtype).T,
+        "single": np.array(1.5, dtype),
+        "empty": np.zeros((0, 3), dtype),
+    }
+    expected = {name: array.copy() for name, array in parameters.items()}
+    moments = {name: [np.zeros_like(array) for _ in range(2)] for name, array in parameters.items()}
+    count = 2 if option["kind"] is training.Adam else int(option["momentum"] > 0)
+    optimizer = option["kind"](parameters, **{name: value for name, value in option.items() if name != "kind"})
+    for step in range(1, 6):
+        gradients = {
+            name: np.array(rng.standard_normal(array.shape) * 10.0 ** rng.integers(-12, 4), gradients_dtype, order="F")
+            for name, array in parameters.items()
+        }
+        optimizer.step(gradients)
+        for name, array in expected.items():
+            numpy_step(option, array, gradients[name].astype(dtype), moments[name][:count], step)
+            assert parameters[name].tobytes() == array.tobytes(), name
+    assert optimizer.state_dict()["step"] == 5
+
+
+def test_a_step_without_memory_changes_nothing(monkeypatch):
+    parameters = {name: np.ones(4, np.float32) for name in "ab"}
+    optimizer = training.Adam(parameters)
+    gradients = {"a": np.ones(4, np.float32), "b": np.ones(4)}
+    optimizer.step(gradients)
+    before = [{**parameters}, optimizer.state_dict()]
+    before = [{name: array.tobytes() for name, array in one.items()} for one in before]
+    convert = np.ascontiguousarray
+
+    def fail(array, dtype):
+        if array is gradients["b"]:
+            raise MemoryError
+        return convert(array, dtype)
+
+    monkeypatch.setattr(np, "ascontiguousarray", fail)
+    with pytest.raises(MemoryError):
+        optimizer.step(gradients)
+    after = [{name: array.tobytes() for name, array in one.items()} for one in (parameters, optimizer.state_dict())]
+    assert after == before

@@ -38,7 +38,7 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     ValueError
         If an array is read-only or has masked elements, or `max_norm` is negative. Nothing is scaled.
     MemoryError
-        If there is not enough memory for a copy. Nothing is scaled.
+        If there is not enough memory for the scaled gradients next to the others. Nothing is scaled.
 
     Examples
     --------
@@ -60,13 +60,12 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     # The norm of finite gradients can be too large for float64, unlike the factor.
     factor = max_norm / (norm + 1e-6) if math.isfinite(norm) else math.ldexp(max_norm / root, -exponent)
     if factor < 1 and math.isfinite(root):
-        # A factor below the smallest normal number of float32 would be inaccurate in it.
-        scaled = [
-            np.multiply(array, factor, dtype=None if factor >= np.finfo(array.dtype).tiny else np.float64)
-            for array in arrays.values()
-        ]
-        own = list(arrays.values())
-        _core.assign(own, [np.ascontiguousarray(new, old.dtype) for new, old in zip(scaled, own, strict=True)])
+        scaled = [np.empty(array.shape, array.dtype) for array in arrays.values()]
+        for array, out in zip(arrays.values(), scaled, strict=True):
+            # A factor below the smallest normal number of float32 would be inaccurate in it.
+            dtype = array.dtype if factor >= np.finfo(array.dtype).tiny else np.float64
+            np.multiply(array, factor, out=out, dtype=dtype, casting="same_kind")
+        _core.assign(list(arrays.values()), scaled)  # all of them, or none if a signal handler raises before
     return norm
 
 
@@ -218,6 +217,9 @@ class Adam(_Optimizer):
         m = beta1 * m + (1 - beta1) * gradient
         v = beta2 * v + (1 - beta2) * gradient**2
         parameter -= lr * m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps)
+
+    If the square of a gradient overflows the dtype, v becomes infinite and the element no longer changes, as in PyTorch:
+    clip such gradients.
 
     Source: D. Kingma and J. Ba, "Adam: A method for stochastic optimization", ICLR 2015, algorithm 1.
 
