@@ -545,9 +545,11 @@ cdef object switching = object()
 def switch(list attributes not None, list arrays not None, bint writeable):
     """Set attributes, given as (object, name, value), and the writeable flags of arrays: all of them, or none if this raises."""
     cdef tuple argument = (writeable,)
-    setters = [array.setflags for array in arrays]
-    before = [(array.flags.writeable,) for array in arrays]
+    cdef list setters = [], before = []
     cdef Py_ssize_t done = 0
+    for array in arrays:
+        setters.append(array.setflags)
+        before.append((array.flags.writeable,))
     with cython.critical_section(switching):
         try:
             for setter in setters:
@@ -648,7 +650,10 @@ cdef class BufferPool:
         return len(self.free)
 
     def __iter__(self):
-        return iter([buffer for _, buffer in list(self.free)])
+        cdef list buffers = []
+        for _, buffer in list(self.free):
+            buffers.append(buffer)
+        return iter(buffers)
 
     cdef object take(self, Py_ssize_t least, Py_ssize_t largest):
         """Remove and return the newest buffer whose size is in a range, None if there is none."""
@@ -1346,8 +1351,12 @@ cdef class Slots:
 
     def members(self):
         """Return the ids of all streams."""
+        cdef list ids = []
         with cython.critical_section(self):
-            return [self.ids[k] for k in range(self.capacity) if self.status[k] != FREE]
+            for k in range(self.capacity):
+                if self.status[k] != FREE:
+                    ids.append(self.ids[k])
+        return ids
 
     cdef Py_ssize_t slot_of(self, long long number) noexcept:
         """Return the slot of a stream, -1 if no stream has this id."""
@@ -1406,8 +1415,9 @@ cdef class Slots:
         cdef long long number = number_of(id)
         cdef Py_ssize_t slot
         cdef int k
-        sizes = (self.engine.output_size, self.engine.hidden_size)
-        state = tuple([self.empty((self.engine.num_layers, sizes[k]), self.engine.dtype) for k in range(self.kinds)])
+        cdef tuple state = (self.empty((self.engine.num_layers, self.engine.output_size), self.engine.dtype),)
+        if self.kinds == 2:
+            state += (self.empty((self.engine.num_layers, self.engine.hidden_size), self.engine.dtype),)
         buffers.count = 0
         try:
             for k in range(self.kinds):

@@ -851,7 +851,7 @@ def numpy_step(option, parameter, gradient, moments, step):
     parameter -= m / root * kind(option["lr"] * correction2 / correction1)
 
 
-OPTIMIZERS = [
+ROUNDED = [
     {"kind": training.SGD, "lr": 0.1, "momentum": 0.0},
     {"kind": training.SGD, "lr": 0.1, "momentum": 0.9},
     {"kind": training.Adam, "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
@@ -859,7 +859,7 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("option", OPTIMIZERS)
+@pytest.mark.parametrize("option", ROUNDED)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("gradients_dtype", [np.float32, np.float64])
 def test_steps_round_as_numpy_does(option, dtype, gradients_dtype, rng):
