@@ -268,7 +268,9 @@ cdef object ndarray = numpy.ndarray
 
 cdef bint is_plain(value):
     """Return whether an object has a buffer, and is not a masked array, whose buffer lies under its mask."""
-    return type(value) is ndarray or PyObject_CheckBuffer(value) and not hasattr(value, "mask")
+    if type(value) is ndarray:
+        return True
+    return PyObject_CheckBuffer(value) and not (isinstance(value, ndarray) and hasattr(value, "mask"))
 
 
 cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:

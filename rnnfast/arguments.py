@@ -92,6 +92,8 @@ def generator(rng: Any) -> np.random.Generator:
 def array(name: str, value: Any) -> Array:
     """Return `value` as an array, without a copy if it supports the buffer protocol, or DLPack on the CPU.
 
+    Subclasses become plain arrays, so ``numpy.matrix`` stays two-dimensional, and quantities lose their units.
+
     Raises
     ------
     ValueError

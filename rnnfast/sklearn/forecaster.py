@@ -480,11 +480,11 @@ class SequenceForecaster(Network):
 
     def _continue(self, origins: list[list[int]], steps: int) -> Array:
         """Forecast the series of fit as `_forecast` does, but leave a variable constant if it never changed so far."""
-        scales = [
-            Scale.of(z, np.ones(len(z)), bounds)
-            for z, bounds in zip(*self._differences(self.series_, Form(*self._form)), strict=True)
-        ]
-        constants = [np.where(scale.deviation == 0, scale.offset + scale.mean, np.nan) for scale in scales]
+        constants = []
+        for z, bounds in zip(*self._differences(self.series_, Form(*self._form)), strict=True):
+            with np.errstate(over="ignore"):
+                steady = z.max(axis=0) - z.min(axis=0) <= 2 * bounds[0]
+                constants.append(np.where(steady, z[0] + (z - z[0]).mean(axis=0) if steady.any() else 0, np.nan))
         return self._forecast(self.series_, origins, steps, constants)
 
     def _forecast(

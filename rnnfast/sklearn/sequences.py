@@ -119,8 +119,8 @@ class Scale(NamedTuple):
         """Return the scale after more data: a column without spread so far gets the deviation from its mean so far."""
         distances, exponents = self._distances(values)
         deviation = np.sqrt(np.average(np.square(distances), axis=0, weights=_normal(weights)))
-        spread = (np.abs(distances) > np.ldexp(rounding, -exponents)).any(axis=0) & (self.deviation == 0)
-        with np.errstate(over="ignore"):  # in columns that keep theirs
+        with np.errstate(over="ignore"):  # without spread, or in columns that keep their deviation
+            spread = (np.abs(distances) > np.ldexp(rounding, -exponents)).any(axis=0) & (self.deviation == 0)
             return self._replace(deviation=np.where(spread, np.ldexp(deviation, exponents), self.deviation))
 
     def _distances(self, values: Array) -> tuple[Array, Array]:

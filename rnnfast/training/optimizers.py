@@ -36,7 +36,7 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     TypeError
         If `gradients` is not a mapping to float32 or float64 arrays, or `max_norm` is not a number.
     ValueError
-        If an array is read-only or `max_norm` is negative. Nothing is scaled.
+        If an array is read-only or has masked elements, or `max_norm` is negative. Nothing is scaled.
     MemoryError
         If there is not enough memory for the scaled gradients next to the others. Nothing is scaled.
 
