@@ -10,7 +10,7 @@ from support.processes import run_script
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_exception_before_some_bytecodes(name):
-    check_bytecodes(name, most=60)
+    check_bytecodes(name, most=25)
 
 
 @pytest.mark.full
