@@ -103,7 +103,8 @@ def broken_by_allocations(library, action, most=sys.maxsize, least=0, rest=False
             if error is not None and not is_expected(error, action):
                 wrong[f"{type(error).__name__}: {error}, at {point}"] += 1
             look = observed(action, subject)
-            if look != (after if error is None else before):
+            # A file that has been replaced stays so.
+            if look not in ([after] if error is None else [before, after] if action.files else [before]):
                 wrong[look if isinstance(look, Fault) else f"torn, at {point}"] += 1
     wrong.update(text for text in ignored if not text.startswith("MemoryError"))  # which a finalizer cannot raise
     return count, wrong
