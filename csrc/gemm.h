@@ -209,7 +209,7 @@ static void multiply_panel(const product *p, const tile_group *g, ptrdiff_t firs
     if (p->plus.at) o.plus = g->plus;
     for (ptrdiff_t t = 0; t < g->tiles; t++) {
         const ptrdiff_t R = g->each + (t < g->more);
-        if (should_stop(w, R * p->K * width)) return;
+        if (should_stop(w, R * (p->K + MOVE_WORK) * width)) return;
         if (p->tiles) o.a_step = R;
         for (ptrdiff_t m = 0; o.plus && m < R; m++)
             for (ptrdiff_t v = 0; v < width; v += LANES) prefetch(o.plus[m] + j + v, 1);

@@ -79,7 +79,7 @@ INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
 {
     assert(p->T >= 1 && p->N >= 1 && p->threads >= 1);
     assert(p->stack.directions == 1 || (p->stack.directions == 2 && !p->stack.reverse));
-    assert((uintptr_t)p->workspace % RNNFAST_ALIGNMENT == 0);
+    assert(p->workspace && (uintptr_t)p->workspace % RNNFAST_ALIGNMENT == 0);
     c->problem = p;
     c->s = shape_of(&p->stack);
     c->e = extent_of(p->T, p->N, p->order, c->s.D);
@@ -132,7 +132,7 @@ INLINE direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
     d->c0 = state_of(p->c0, state, e->N, s->H, c->work.zeros);
     d->gates = in_order(p, e, k.gates, s->gates_row);
     d->c = in_order(p, e, k.c, s->H_row);
-    d->aux = in_order(p, e, k.aux, s->H_row);
+    d->aux = in_order(p, e, k.aux ? k.aux : c->work.zeros, k.aux ? s->H_row : 0);
     return d;
 }
 
@@ -181,6 +181,13 @@ static view masked_input(call *c, ptrdiff_t layer, view y, REAL *to)
     return masked;
 }
 
+/* Copies a state of some rows. */
+static void copy_state(const view *to, const view *from, range rows, ptrdiff_t columns, poller *w)
+{
+    for (ptrdiff_t n = rows.begin; n < rows.end && !should_stop(w, MOVE_WORK * columns); n++)
+        copy_rows(to, 0, from, (range){n, n + 1}, (range){0, columns});
+}
+
 /* ---- forward ---- */
 
 static void forward_task(call *c, const worker *w)
@@ -205,12 +212,12 @@ static void set_forward(call *c, ptrdiff_t layer, int which, view x, view y)
 }
 
 /* Copies for each row the state after the last step that it takes, or the initial state if it takes none. */
-static void take_last(const direction *d)
+static void take_last(const direction *d, poller *w)
 {
     ptrdiff_t end = d->N;
     for (ptrdiff_t t = d->begin ? 0 : d->T; end; t++) {
         ptrdiff_t begin = rows_at(d, t);
-        for (ptrdiff_t n = begin; n < end; n++) {
+        for (ptrdiff_t n = begin; n < end && !should_stop(w, MOVE_WORK * (d->s.P + d->s.H)); n++) {
             memmove(row_at(&d->h_n, 0, n), before(&d->y, &d->h0, t, n), (size_t)d->s.P * sizeof(REAL));
             if (d->s.has_c) memmove(row_at(&d->c_n, 0, n), before(&d->c, &d->c0, t, n), (size_t)d->s.H * sizeof(REAL));
         }
@@ -239,7 +246,7 @@ static void forward(const rnnfast_problem *p)
                 run(&c, forward_task);
             }
         }
-        for (int which = 0; which < s->D; which++) take_last(&c.d[which]);
+        for (int which = 0; which < s->D; which++) take_last(&c.d[which], &c.poller);
         if (!last) x = masked_input(&c, layer + 1, y, p->tape ? c.work.masked : y.at);
     }
     finish_stack(&c);
@@ -266,6 +273,7 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     const scratch *own = &c->work.of[which];
     ptrdiff_t N = c->e.N, state = layer * s->D + which;
     direction *d = set_direction(c, layer, which, x, y, weights_at(&c->packed, s, layer, which, 1));
+    if (!d->gates.at) d->gates = in_order(p, &c->e, c->work.zeros, 0);
     d->dx = as_taken(p, dx, which);
     d->dy = shifted(as_taken(p, dy, which), which * s->P);
     d->dh_of_all = as_taken(p, shifted(view_of(p->dh, p->N, p->dh_step, p->dh_row), state * p->dh_state), which);
@@ -278,8 +286,8 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     d->daux = view_of(own->daux, N, 0, s->H_row);
     d->gradients = p->dparameters + RNNFAST_KINDS * state;
     view dh_n = state_of(p->dh_n, state, N, s->P, c->work.zeros), dc_n = state_of(p->dc_n, state, N, s->H, c->work.zeros);
-    copy_rows(&d->dh, 0, &dh_n, c->rows, (range){0, s->P});
-    if (s->has_c) copy_rows(&d->dc, 0, &dc_n, c->rows, (range){0, s->H});
+    copy_state(&d->dh, &dh_n, c->rows, s->P, &c->poller);
+    if (s->has_c) copy_state(&d->dc, &dc_n, c->rows, s->H, &c->poller);
 }
 
 /* The start of the block of steps that ends at t1. */
@@ -313,8 +321,8 @@ static void backward(const rnnfast_problem *p)
         }
         for (int which = 0; which < s->D; which++) {
             const direction *d = &c.d[which];
-            copy_rows(&d->dh0, 0, &d->dh, c.rows, (range){0, s->P});
-            if (s->has_c) copy_rows(&d->dc0, 0, &d->dc, c.rows, (range){0, s->H});
+            copy_state(&d->dh0, &d->dh, c.rows, s->P, &c.poller);
+            if (s->has_c) copy_state(&d->dc0, &d->dc, c.rows, s->H, &c.poller);
         }
         combine(&c, layer, dx, dx, second_dx);
         dy = dx;

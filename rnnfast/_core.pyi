@@ -1,9 +1,11 @@
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 ABI: int  # RNNFAST_ABI of csrc/rnnfast.h
 COMPILER: str
@@ -30,6 +32,54 @@ class Sizes(NamedTuple):
     forward_workspace: int
     backward_workspace: int
 
+def assign(targets: list[NDArray[Any]], sources: list[NDArray[Any]]) -> None: ...
+def switch(attributes: list[tuple[Any, str, Any]], arrays: list[NDArray[Any]], writeable: bool) -> None: ...
+def committed(check: F) -> F: ...
+def optimize(
+    parameters: list[NDArray[Any]],
+    gradients: list[NDArray[Any]],
+    moments: list[list[NDArray[Any]]],
+    steps: NDArray[np.int64],
+    options: tuple[float, ...],
+) -> None: ...
+
+@disjoint_base
+class BufferPool:
+    most: int
+    def __new__(cls, most: int, empty: Callable[[int], NDArray[Any]]) -> Self: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def acquire(self, nbytes: int) -> Any: ...
+    def pop(self) -> Any: ...
+    def release(self, buffer: Any) -> None: ...
+    def clear(self) -> None: ...
+    def lease(self, nbytes: int) -> Lease: ...
+
+@disjoint_base
+class Lease:
+    buffer: Any
+    def __new__(cls, pool: BufferPool, buffer: Any, nbytes: int) -> Self: ...
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+@disjoint_base
+class Slots:
+    def __new__(
+        cls,
+        engine: Engine,
+        packed: NDArray[Any],
+        states: list[NDArray[Any]],
+        *,
+        pool: BufferPool,
+        empty: Callable[..., NDArray[Any]],
+    ) -> Self: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, id: object) -> bool: ...  # noqa: A002
+    def members(self) -> list[int]: ...
+    def join(self, h: NDArray[Any] | None, c: NDArray[Any] | None) -> int: ...
+    def leave(self, id: int) -> Any: ...  # noqa: A002
+    def step(self, ids: list[int], x: Any, out: Any, check: Callable[..., Any]) -> NDArray[Any]: ...
+
 @disjoint_base
 class Engine:
     cell: str
@@ -43,7 +93,6 @@ class Engine:
     bidirectional: bool
     reverse: bool
     bias: bool
-    has_cell: bool
     directions: int
     gates: int
     info: CellInfo
@@ -51,8 +100,8 @@ class Engine:
     options: Any
     packed_size: int
     packed_back_size: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         cell: str,
         dtype: np.dtype[Any],
         input_size: int,
@@ -65,7 +114,7 @@ class Engine:
         bias: bool = True,
         isa: str | None = None,
         options: Any = None,
-    ) -> None: ...
+    ) -> Self: ...
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
     def xla_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
 
@@ -77,34 +126,31 @@ class Order:
     masked_steps: NDArray[np.intp]
     steps: int
     sequences: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         sequences: int,
         begin: NDArray[np.intp],
         positions: tuple[NDArray[np.intp], ...],
         edges: NDArray[np.intp],
         masked_steps: NDArray[np.intp],
-    ) -> None: ...
+    ) -> Self: ...
     def fill(self, source: int, array: NDArray[Any]) -> None: ...
 
-def count(
-    T: int, N: int, lengths: NDArray[np.intp] | None, mask: NDArray[np.bool_] | None, reset: NDArray[np.bool_] | None
-) -> tuple[int, int, int, int]: ...
 def arrange(
     T: int,
     N: int,
     lengths: NDArray[np.intp] | None,
     mask: NDArray[np.bool_] | None,
     reset: NDArray[np.bool_] | None,
-    begin: NDArray[np.intp],
-    forward: NDArray[np.intp],
-    reverse: NDArray[np.intp],
-    edges: NDArray[np.intp],
-    masked_steps: NDArray[np.intp],
-    sequences_of: NDArray[np.intp],
-    rows: NDArray[np.intp],
-    scratch: NDArray[np.intp],
-) -> int: ...
+    empty: Callable[[int], NDArray[np.intp]],
+) -> tuple[
+    NDArray[np.intp],
+    tuple[NDArray[np.intp], NDArray[np.intp]],
+    NDArray[np.intp],
+    NDArray[np.intp],
+    NDArray[np.intp],
+    NDArray[np.intp],
+]: ...
 def cells(
     engine: Engine, T: int, N: int, tape: NDArray[Any], out: NDArray[Any], order: Order | None = None
 ) -> None: ...
@@ -146,9 +192,8 @@ class InputGradients:
 @disjoint_base
 class PreparedCall:
     packed: NDArray[Any]
-    state: tuple[NDArray[Any], NDArray[Any] | None]
-    def __init__(
-        self,
+    def __new__(
+        cls,
         engine: Engine,
         packed: NDArray[Any],
         shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...] | None],
@@ -157,15 +202,21 @@ class PreparedCall:
         pool: Any,
         empty: Callable[..., NDArray[Any]],
         states: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]] | None] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
-    def step(self, x: Any, out: Any) -> NDArray[Any] | None: ...
-    def begin(self) -> None: ...
-    def end(self) -> None: ...
+    def step(self, x: Any, out: Any, target: NDArray[Any] | None = None) -> NDArray[Any] | None: ...
+    def update(self, function: Callable[..., tuple[Any, Any]]) -> Any: ...
 
 def isas() -> list[str]: ...
 def get_default_isa() -> str: ...
 def set_default_isa(name: str) -> None: ...
+
+@disjoint_base
+class use_isa:
+    def __new__(cls, name: str) -> Self: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def pack(

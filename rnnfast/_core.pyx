@@ -1,15 +1,24 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, allow_none_for_extension_args=False
 """The binding to the kernels: select a table, take pointers from buffers, release the GIL and call.
 
-rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. Arguments are trusted, with these
-exceptions: `Engine` and `sizes` raise ValueError for an unknown cell or instruction set, a projection that the cell does not support, and
-sizes that overflow; `PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
+rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. An array that is missing, has too few bytes,
+or another shape or element size than the kernels expect, raises TypeError or ValueError, and so do options that `Engine` does not know.
+Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes must come from this module.
+`PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
 """
+import functools
 from collections import namedtuple
 
+import numpy
+
+cimport cython
+from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
-from libc.string cimport memset, strncpy
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.math cimport sqrt, sqrtf
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset, strncpy
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 from rnnfast cimport *
 
@@ -27,15 +36,18 @@ cdef extern from "Python.h":
         PyBUF_SIMPLE
         PyBUF_WRITABLE
         PyBUF_STRIDES
+        PyBUF_C_CONTIGUOUS
         PyBUF_RECORDS_RO
         PyBUF_RECORDS
     int PyObject_CheckBuffer(object)
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
     Py_ssize_t PY_SSIZE_T_MAX
+    int PyObject_GenericSetAttr(object, object, object) except -1
+    void *PyMem_Malloc(size_t)
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
-    int PyErr_CheckSignals()            # no "except": an exception that it sets is raised after the kernels have returned
+    int PyErr_CheckSignals() except -1
 
 
 cdef extern from "xla_ffi.h":
@@ -58,13 +70,14 @@ SUM_ROWS = RNNFAST_SUM_ROWS             # rows in one chain of a weight's gradie
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
 cdef enum:
-    STACK_ROOM = 32768          # bytes of the C stack that a workspace may take
+    SMALL_WORKSPACE = 32768     # bytes up to which malloc is faster than a buffer pool
+    ACTIVATION_BLOCK = 1 << 18  # elements between two polls for signals
 
-cdef bytes default_isa
-
-# Symbols that threadpoolctl looks up by name: see rnnfast/threads.py.
+# Settings of the process, which any thread may read and change, and the symbols that threadpoolctl looks up by name (rnnfast/threads.py).
 cdef extern from *:
     """
+    #include "threads.h"
+
     #if defined(_WIN32)
     #define RNNFAST_VISIBLE __declspec(dllexport)
     #else
@@ -81,7 +94,8 @@ cdef extern from *:
     #define RNNFAST_COMPILER "unknown"
     #endif
 
-    static int threads = 1;
+    static rnnfast_flag threads = 1;
+    static rnnfast_flag default_isa; /* its index in rnnfast_isas() */
 
     RNNFAST_VISIBLE int rnnfast_get_num_threads(void);
     RNNFAST_VISIBLE void rnnfast_set_num_threads(int);
@@ -97,7 +111,7 @@ cdef extern from *:
     }
     """
     const char *RNNFAST_COMPILER
-    int threads
+    int threads, default_isa
     void rnnfast_set_num_threads(int n) noexcept nogil
 
 ABI = RNNFAST_ABI
@@ -114,15 +128,35 @@ def isas():
 
 
 def get_default_isa():
-    return default_isa.decode()
+    """Return the instruction set of new engines and of the linear functions."""
+    return isas()[default_isa]
 
 
-def set_default_isa(name):
+def set_default_isa(str name):
+    """Set the instruction set of new engines and of the linear functions, one of `isas`."""
     global default_isa
-    default_isa = name.encode()
+    if name not in isas():
+        raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
+    default_isa = isas().index(name)
 
 
-set_default_isa(isas()[0])
+cdef class use_isa:
+    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
+    cdef int index, before
+
+    def __cinit__(self, str name):
+        if name not in isas():
+            raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
+        self.index = self.before = isas().index(name)
+
+    def __enter__(self):
+        global default_isa
+        self.before = default_isa
+        default_isa = self.index
+
+    def __exit__(self, *_):
+        global default_isa
+        default_isa = self.before
 
 
 def get_num_threads():
@@ -134,11 +168,13 @@ def set_num_threads(int n):
     rnnfast_set_num_threads(n)
 
 
-cdef const rnnfast_table *table_of(size_t item, isa=None) except NULL:
-    cdef bytes name = default_isa if isa is None else isa.encode()
+cdef const rnnfast_table *table_of(size_t item, str isa=None) except NULL:
+    cdef bytes name = rnnfast_isas()[default_isa] if isa is None else isa.encode()
     cdef const rnnfast_table *table = rnnfast_get_table(name, item)
+    if item != 4 and item != 8:
+        raise ValueError(f"the elements of an array have {item} bytes, but must be float32 or float64")
     if table == NULL:
-        raise ValueError(f"isa is {name.decode()!r}, which does not run here; choose one of {', '.join(isas())}")
+        raise ValueError(f"isa is {isa!r}, which does not run here; choose one of {', '.join(isas())}")
     return table
 
 
@@ -168,10 +204,11 @@ CELLS = {info.name: info for info in map(_cell_info, range(RNNFAST_CELLS)) if in
 
 cdef struct Watch:
     clock_t last
-    int raised
+    PyObject *raised            # the exception of a signal handler
 
 
 cdef int check_signals(void *context) noexcept nogil:
+    """Run the handlers of signals that have arrived. Their exception is stored until `finish`, because none may be set meanwhile."""
     cdef Watch *watch = <Watch *>context
     cdef clock_t now = clock()
     if not watch.last or 0 <= now - watch.last < CLOCKS_PER_SEC // 30:
@@ -179,36 +216,76 @@ cdef int check_signals(void *context) noexcept nogil:
         return 0
     watch.last = now
     with gil:
-        watch.raised = PyErr_CheckSignals() < 0
-    return watch.raised
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            Py_INCREF(error)
+            watch.raised = <PyObject *>error
+    return watch.raised != NULL
 
 
 cdef rnnfast_poll start(Watch *watch) noexcept nogil:
     cdef rnnfast_poll poll
-    watch.last = watch.raised = 0
+    watch.last, watch.raised = 0, NULL
     poll.stop = check_signals
     poll.context = watch
     return poll
 
 
 cdef int finish(Watch *watch) except -1:
-    return -1 if watch.raised else 0    # PyErr_CheckSignals has set the exception
+    """Raise the exception of a signal handler. Follows each call that polled, before anything else can fail."""
+    if watch.raised == NULL:
+        return 0
+    error = <object>watch.raised
+    Py_DECREF(error)
+    raise error
 
 
 # ---- buffers that a call holds ----
 
 cdef struct Buffers:
     int count
-    Py_buffer held[24]
+    Py_buffer held[16]
 
 
-cdef void *acquire(Buffers *buffers, obj, int flags) except? NULL:
-    if obj is None:
-        return NULL
+cdef object ndarray = numpy.ndarray
+
+
+cdef bint is_plain(value):
+    """Return whether an object has a buffer, and is not a masked array, whose buffer lies under its mask."""
+    return type(value) is ndarray or PyObject_CheckBuffer(value) and not hasattr(value, "mask")
+
+
+cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
+    """Acquire the buffer of an object, which must have at least `least` bytes."""
     cdef Py_buffer *view = &buffers.held[buffers.count]
     PyObject_GetBuffer(obj, view, flags)
     buffers.count += 1
+    if <size_t>view.len < least:
+        raise ValueError(f"a buffer has {view.len} bytes, but {least} are needed")
     return view.buf
+
+
+cdef void *acquire_optional(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
+    """As `acquire`, but None stands for NULL."""
+    return NULL if obj is None else acquire(buffers, obj, flags, least)
+
+
+cdef void *acquire_array(Buffers *buffers, obj, int flags, size_t item, int ndim, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c=-1,
+                         Py_ssize_t d=-1) except? NULL:
+    """Acquire the buffer of an array with `ndim` axes of lengths a, b, c and d (-1: any length but 0), the last one of unit stride."""
+    cdef Py_ssize_t[4] expected = [a, b, c, d]
+    cdef void *at = acquire(buffers, obj, flags | PyBUF_STRIDES)
+    cdef Py_buffer *view = &buffers.held[buffers.count - 1]
+    cdef bint fits = view.ndim == ndim and <size_t>view.itemsize == item
+    for axis in range(ndim if fits else 0):
+        fits = fits and (view.shape[axis] == expected[axis] or expected[axis] < 0 < view.shape[axis])
+    if not fits or view.shape[ndim - 1] > 1 and view.strides[ndim - 1] != <Py_ssize_t>item:
+        shape = ", ".join([str(view.shape[axis]) for axis in range(view.ndim)])
+        wanted = ", ".join([str(expected[axis]) if expected[axis] >= 0 else "any" for axis in range(ndim)])
+        raise ValueError(f"an array has shape ({shape}) and {view.itemsize} bytes per element, but the kernels expect ({wanted}) and "
+                         f"{item}, with unit stride on the last axis")
+    return at
 
 
 cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
@@ -220,12 +297,22 @@ cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
     return True
 
 
+cdef void *acquire_steps(Buffers *buffers, flags, Py_ssize_t T, Py_ssize_t N, ptrdiff_t *step, ptrdiff_t *row) except? NULL:
+    """Acquire an array (T, N) of bytes with any strides."""
+    cdef void *at = acquire(buffers, flags, PyBUF_STRIDES)
+    cdef Py_buffer *view = &buffers.held[buffers.count - 1]
+    if view.ndim != 2 or view.itemsize != 1 or view.shape[0] != T or view.shape[1] != N:
+        raise ValueError(f"a mask or reset must have shape ({T}, {N}) and one byte per element")
+    step[0], row[0] = view.strides[0], view.strides[1]
+    return at
+
+
 cdef ptrdiff_t stride(Buffers *buffers, int axis, size_t item) noexcept:
     """Return a stride of the buffer acquired last, in elements."""
     return buffers.held[buffers.count - 1].strides[axis] // <ptrdiff_t>item
 
 
-cdef ptrdiff_t length(Buffers *buffers, int axis) noexcept:
+cdef ptrdiff_t length(Buffers *buffers, int axis=0) noexcept:
     return buffers.held[buffers.count - 1].shape[axis]
 
 
@@ -234,30 +321,61 @@ cdef void release(Buffers *buffers) noexcept:
         PyBuffer_Release(&buffers.held[i])
 
 
+cdef class Views:
+    """The buffers of the arrays in a list, held until this object is deallocated."""
+    cdef Py_buffer *at
+    cdef Py_ssize_t count
+
+    def __cinit__(self, list arrays not None, int flags):
+        self.at = <Py_buffer *>PyMem_Calloc(len(arrays) + 1, sizeof(Py_buffer))
+        if self.at == NULL:
+            raise MemoryError()
+        for array in arrays:
+            PyObject_GetBuffer(array, &self.at[self.count], flags)
+            self.count += 1
+
+    def __dealloc__(self):
+        for i in range(self.count):
+            PyBuffer_Release(&self.at[i])
+        PyMem_Free(self.at)
+
+
 cdef class Pointers:
     """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction.
 
-    None stands for an array that is not there: the gradient of a bias or of per-unit extras that are not trained.
+    None stands for an array that is not there, which `optional` permits: the gradient of a bias or of per-unit extras.
     """
     cdef void **at
     cdef Py_buffer *views
     cdef int count
 
-    def __cinit__(self, Engine engine, arrays, int flags):
-        cdef ptrdiff_t count = RNNFAST_KINDS * engine.stack.layers * engine.stack.directions
-        self.at = <void **>PyMem_Calloc(count, sizeof(void *))
-        self.views = <Py_buffer *>PyMem_Calloc(count, sizeof(Py_buffer))
+    def __cinit__(self, Engine engine, arrays, int flags, bint optional):
+        cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions, i = 0
+        cdef ptrdiff_t rows = engine.gates * engine.hidden_size, features = engine.input_size, P = engine.output_size
+        cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
+                                               <ptrdiff_t>engine.info.extra_rows * engine.hidden_size]
+        cdef Py_buffer *view
+        self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
+        self.views = <Py_buffer *>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
             raise MemoryError()
-        cdef Py_ssize_t expected = len(engine.kinds) * engine.stack.layers * engine.stack.directions
-        if len(arrays) != expected:
-            raise ValueError(f"expected {expected} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
-        for i, array in enumerate(arrays):
-            if array is None:
-                continue
-            PyObject_GetBuffer(array, &self.views[self.count], flags)
-            self.at[RNNFAST_KINDS * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[self.count].buf
-            self.count += 1
+        if len(arrays) != len(engine.kinds) * states:
+            raise ValueError(f"expected {len(engine.kinds) * states} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
+        arrays = iter(arrays)
+        for state in range(states):
+            sizes[0] = rows * (engine.input_size if state < directions else directions * P)
+            for kind in engine.kinds:
+                array = next(arrays)
+                if array is None and optional and kind in (2, 3, 5):
+                    continue
+                view = &self.views[self.count]
+                PyObject_GetBuffer(array, view, flags)
+                self.count += 1
+                self.at[RNNFAST_KINDS * state + <ptrdiff_t>kind] = view.buf
+                if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
+                    raise ValueError(f"array {i} has {view.len} bytes, but this parameter has "
+                                     f"{sizes[kind] * <ptrdiff_t>engine.table.item}")
+                i += 1
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -266,36 +384,25 @@ cdef class Pointers:
         PyMem_Free(self.views)
 
 
-cdef void describe_pattern(rnnfast_pattern *p, Buffers *buffers, Py_ssize_t T, Py_ssize_t N, lengths, mask, reset) except *:
-    memset(p, 0, sizeof(p[0]))
-    p.T, p.N = T, N
-    p.lengths = <const ptrdiff_t *>acquire(buffers, lengths, PyBUF_SIMPLE)
-    p.mask = <const unsigned char *>acquire(buffers, mask, PyBUF_STRIDES)
-    if mask is not None:
-        p.mask_step, p.mask_row = stride(buffers, 0, 1), stride(buffers, 1, 1)
-    p.reset = <const unsigned char *>acquire(buffers, reset, PyBUF_STRIDES)
-    if reset is not None:
-        p.reset_step, p.reset_row = stride(buffers, 0, 1), stride(buffers, 1, 1)
-
-
 cdef class Order:
     """The sequences of a ragged batch: rnnfast_order on arrays of intp, as csrc/rnnfast.h documents."""
     cdef rnnfast_order order
     cdef Buffers buffers
     cdef readonly object begin, positions, edges, masked_steps
 
-    def __init__(self, Py_ssize_t sequences, begin, tuple positions, edges, masked_steps):
+    def __cinit__(self, Py_ssize_t sequences, begin, tuple positions, edges, masked_steps):
         cdef rnnfast_order *o = &self.order
+        cdef size_t item = sizeof(ptrdiff_t)
         self.begin, self.positions, self.edges, self.masked_steps = begin, positions, edges, masked_steps
-        o.sequences = sequences
-        o.begin = <const ptrdiff_t *>acquire(&self.buffers, begin, PyBUF_STRIDES)
-        o.steps = length(&self.buffers, 0) - 1
+        o.begin = <const ptrdiff_t *>acquire_array(&self.buffers, begin, PyBUF_C_CONTIGUOUS, item, 1, -1, 0)
+        o.steps, o.sequences = length(&self.buffers) - 1, sequences
         for way in range(2):
-            o.positions[way] = <const rnnfast_position *>acquire(&self.buffers, positions[way], PyBUF_STRIDES)
-        o.edges = <const ptrdiff_t *>acquire(&self.buffers, edges, PyBUF_STRIDES)
-        o.blocks = length(&self.buffers, 0) - 1
-        o.masked = <const rnnfast_masked_step *>acquire(&self.buffers, masked_steps, PyBUF_STRIDES)
-        o.masked_count = length(&self.buffers, 0)
+            o.positions[way] = <const rnnfast_position *>acquire(&self.buffers, positions[way], PyBUF_C_CONTIGUOUS,
+                                                                 (o.begin[o.steps] - o.begin[0]) * sizeof(rnnfast_position))
+        o.edges = <const ptrdiff_t *>acquire_array(&self.buffers, edges, PyBUF_C_CONTIGUOUS, item, 1, -1, 0)
+        o.blocks = length(&self.buffers) - 1
+        o.masked = <const rnnfast_masked_step *>acquire(&self.buffers, masked_steps, PyBUF_C_CONTIGUOUS)
+        o.masked_count = self.buffers.held[self.buffers.count - 1].len // <Py_ssize_t>sizeof(rnnfast_masked_step)
 
     def __dealloc__(self):
         release(&self.buffers)
@@ -310,14 +417,16 @@ cdef class Order:
 
     def fill(self, int source, array):
         """Write all masked steps of an array (T, N, features) whose last axis has unit stride: rnnfast_fill."""
+        cdef Watch watch
         cdef Buffers buffers
+        cdef Py_buffer *view = &buffers.held[0]
         cdef char *at
         buffers.count = 0
         try:
-            at = <char *>acquire(&buffers, array, PyBUF_STRIDES | PyBUF_WRITABLE)
+            at = <char *>acquire_array(&buffers, array, PyBUF_WRITABLE, array.itemsize, 3, -1, -1, -1)
             with nogil:
-                rnnfast_fill(&self.order, source, at, buffers.held[0].shape[2] * buffers.held[0].itemsize,
-                             buffers.held[0].strides[0], buffers.held[0].strides[1])
+                rnnfast_fill(&self.order, source, at, view.shape[2] * view.itemsize, view.strides[0], view.strides[1], start(&watch))
+            finish(&watch)
         finally:
             release(&buffers)
 
@@ -326,49 +435,302 @@ cdef const rnnfast_order *order_of(Order order) noexcept:
     return NULL if order is None else &order.order
 
 
-def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
-    """Return the numbers of steps, sequences, entries and masked steps of a pattern's order."""
+def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, empty):
+    """Return the order of a pattern, in arrays of intp that `empty(size)` allocates, and its sequences and rows.
+
+    The arrays of the pattern must not change during the call. The result is (begin, positions forward and reverse, edges with its number
+    of blocks, masked steps, sequences, rows).
+    """
     cdef rnnfast_pattern p
     cdef rnnfast_order o
+    cdef Watch watch
     cdef Buffers buffers
+    cdef Py_buffer *view
     cdef ptrdiff_t entries
+    if T < 1 or N < 1 or T > PY_SSIZE_T_MAX // 64 // N:
+        raise ValueError(f"T and N must be positive, and T * N steps fit into memory, got {T} and {N}")
+    memset(&p, 0, sizeof(p))
+    p.T, p.N, p.poll = T, N, start(&watch)
     buffers.count = 0
     try:
-        describe_pattern(&p, &buffers, T, N, lengths, mask, reset)
+        if lengths is not None:
+            p.lengths = <const ptrdiff_t *>acquire_array(&buffers, lengths, PyBUF_C_CONTIGUOUS, sizeof(ptrdiff_t), 1, N, 0)
+        if mask is not None:
+            p.mask = <const unsigned char *>acquire_steps(&buffers, mask, T, N, &p.mask_step, &p.mask_row)
+        if reset is not None:
+            p.reset = <const unsigned char *>acquire_steps(&buffers, reset, T, N, &p.reset_step, &p.reset_row)
         with nogil:
             entries = rnnfast_count(&p, &o)
-    finally:
-        release(&buffers)
-    return o.steps, o.sequences, entries, o.masked_count
-
-
-def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, masked_steps, sequences_of, rows,
-            scratch):
-    """Write the order of a pattern to arrays of the sizes that `count` returns; return the number of blocks."""
-    cdef rnnfast_pattern p
-    cdef rnnfast_order o
-    cdef Buffers buffers
-    cdef ptrdiff_t *of_sequences
-    cdef ptrdiff_t *of_rows
-    cdef ptrdiff_t *scratches
-    buffers.count = 0
-    try:
-        describe_pattern(&p, &buffers, T, N, lengths, mask, reset)
-        memset(&o, 0, sizeof(o))
-        o.begin = <const ptrdiff_t *>acquire(&buffers, begin, PyBUF_WRITABLE)
-        o.steps = buffers.held[buffers.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
-        o.positions[0] = <const rnnfast_position *>acquire(&buffers, forward, PyBUF_WRITABLE)
-        o.positions[1] = <const rnnfast_position *>acquire(&buffers, reverse, PyBUF_WRITABLE)
-        o.edges = <const ptrdiff_t *>acquire(&buffers, edges, PyBUF_WRITABLE)
-        o.masked = <const rnnfast_masked_step *>acquire(&buffers, masked_steps, PyBUF_WRITABLE)
-        of_sequences = <ptrdiff_t *>acquire(&buffers, sequences_of, PyBUF_WRITABLE)
-        of_rows = <ptrdiff_t *>acquire(&buffers, rows, PyBUF_WRITABLE)
-        scratches = <ptrdiff_t *>acquire(&buffers, scratch, PyBUF_WRITABLE)
+        finish(&watch)
+        sizes = (o.steps + 1, 2 * entries, 2 * entries, o.steps + 1, 4 * o.masked_count, o.sequences, N + 1,
+                 o.steps + 2 + o.sequences + T)
+        begin, forward, reverse, edges, masked, sequences, rows, scratch = arrays = [empty(size) for size in sizes]
+        view = &buffers.held[buffers.count]
+        for array, size in zip(arrays, sizes):
+            acquire_array(&buffers, array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, sizeof(ptrdiff_t), 1, size, 0)
+        o.begin = <const ptrdiff_t *>view[0].buf
+        o.positions[0] = <const rnnfast_position *>view[1].buf
+        o.positions[1] = <const rnnfast_position *>view[2].buf
+        o.edges = <const ptrdiff_t *>view[3].buf
+        o.masked = <const rnnfast_masked_step *>view[4].buf
         with nogil:
-            rnnfast_arrange(&p, &o, of_sequences, of_rows, scratches)
+            rnnfast_arrange(&p, &o, <ptrdiff_t *>view[5].buf, <ptrdiff_t *>view[6].buf, <ptrdiff_t *>view[7].buf)
+        finish(&watch)
     finally:
         release(&buffers)
-    return o.blocks
+    return begin, (forward.reshape(-1, 2), reverse.reshape(-1, 2)), edges[:o.blocks + 1], masked.reshape(-1, 4), sequences, rows
+
+
+# ---- changes of state in one step: no bytecode runs in compiled code, so no signal handler can raise in the middle ----
+
+cdef Py_ssize_t row_length(const Py_buffer *view) noexcept nogil:
+    return view.shape[view.ndim - 1] if view.ndim else 1
+
+
+cdef Py_ssize_t row_stride(const Py_buffer *view) noexcept nogil:
+    return view.strides[view.ndim - 1] if view.ndim else view.itemsize
+
+
+cdef char *next_row(const Py_buffer *view, Py_ssize_t *index, char *row) noexcept nogil:
+    """Return the vector along the last axis that follows `row` in C order, NULL after the last one."""
+    cdef int axis
+    for axis in range(view.ndim - 2, -1, -1):
+        index[axis] += 1
+        row += view.strides[axis]
+        if index[axis] < view.shape[axis]:
+            return row
+        row -= index[axis] * view.strides[axis]
+        index[axis] = 0
+    return NULL
+
+
+cdef void fill(const Py_buffer *target, const char *source) noexcept nogil:
+    """Copy contiguous elements to an array with any strides."""
+    cdef Py_ssize_t index[64]       # NumPy's maximum number of axes
+    cdef Py_ssize_t i, item = target.itemsize, step = row_stride(target), length = row_length(target)
+    cdef char *row = <char *>target.buf
+    memset(index, 0, sizeof(index))
+    while row != NULL and target.len:
+        if step == item:
+            memcpy(row, source, length * item)
+        else:
+            for i in range(length):
+                memcpy(row + i * step, source + i * item, item)
+        source += length * item
+        row = next_row(target, index, row)
+
+
+def assign(list targets not None, list sources not None):
+    """Copy C-contiguous arrays to arrays of the same sizes and dtypes, with any strides: all of them, or none if this raises."""
+    cdef Views to = Views(targets, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Views values = Views(sources, PyBUF_SIMPLE)
+    if to.count != values.count:
+        raise ValueError(f"expected {to.count} sources, one for each target, got {values.count}")
+    for i in range(to.count):
+        if to.at[i].len != values.at[i].len:
+            raise ValueError(f"source {i} must have {to.at[i].len} bytes, as its target has, got {values.at[i].len}")
+    for i in range(to.count):
+        fill(&to.at[i], <const char *>values.at[i].buf)
+
+
+cdef object switching = object()
+
+
+def switch(list attributes not None, list arrays not None, bint writeable):
+    """Set attributes, given as (object, name, value), and the writeable flags of arrays: all of them, or none if this raises."""
+    cdef tuple argument = (writeable,)
+    setters = [array.setflags for array in arrays]
+    before = [(array.flags.writeable,) for array in arrays]
+    cdef Py_ssize_t done = 0
+    with cython.critical_section(switching):
+        try:
+            for setter in setters:
+                setter(*argument)
+                done += 1
+        except BaseException:
+            for i in range(done):
+                setters[i](*before[i])
+            raise
+        for owner, name, value in attributes:
+            PyObject_GenericSetAttr(owner, name, value)     # not setattr, which could run a method in Python
+
+
+def committed(check):
+    """Make a method of two parts: `check` returns a compiled function and its arguments, with which that is called last.
+
+    No bytecode of the method runs after the compiled function, so an exception from a signal handler arrives before the change.
+    """
+    def method(*args, **kwargs):
+        change, *arguments = check(*args, **kwargs)
+        return change(*arguments)
+    return functools.update_wrapper(method, check)
+
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef void sgd(real *p, const real *g, real *buffer, Py_ssize_t n, const double *o) noexcept nogil:
+    cdef real momentum = <real>o[0], lr = <real>o[1], change
+    for i in range(n):
+        change = g[i]
+        if buffer != NULL:
+            change = buffer[i] * momentum + change
+            buffer[i] = change
+        p[i] -= change * lr
+
+
+cdef void adam(real *p, const real *g, real *m, real *v, Py_ssize_t n, const double *o) noexcept nogil:
+    cdef real beta1 = <real>o[0], rest1 = <real>o[1], beta2 = <real>o[2], rest2 = <real>o[3], eps = <real>o[4], lr = <real>o[5], root
+    for i in range(n):
+        m[i] = m[i] * beta1 + g[i] * rest1
+        v[i] = v[i] * beta2 + g[i] * rest2 * g[i]
+        if real is float:
+            root = sqrtf(v[i])
+        else:
+            root = sqrt(v[i])
+        p[i] -= m[i] / (root + eps) * lr
+
+
+cdef void update(const Py_buffer *parameter, const real *g, real *first, real *second, const double *o) noexcept nogil:
+    """Update a parameter with any strides, and its contiguous moments; with a second moment by Adam, else by SGD."""
+    cdef Py_ssize_t index[64]
+    cdef Py_ssize_t i, length = row_length(parameter), step = row_stride(parameter), done = 0
+    cdef Py_ssize_t n = length if step == sizeof(real) else 1
+    cdef char *row = <char *>parameter.buf
+    memset(index, 0, sizeof(index))
+    while row != NULL and parameter.len:
+        for i in range(length // n):
+            if second != NULL:
+                adam(<real *>(row + i * step), g + done, first + done, second + done, n, o)
+            else:
+                sgd(<real *>(row + i * step), g + done, NULL if first == NULL else first + done, n, o)
+            done += n
+        row = next_row(parameter, index, row)
+
+
+def optimize(list parameters not None, list gradients not None, list moments not None, steps, tuple options not None):
+    """Take one step of an optimizer, and add 1 to the array `steps`: everything, or nothing if this raises.
+
+    `moments` holds one list for each kind: none or one for SGD, whose options are (momentum, lr), and two for Adam, with the options
+    (beta1, 1 - beta1, beta2, 1 - beta2, eps, lr). Gradients and moments are contiguous arrays of the dtypes of the parameters, and
+    parameters may have any strides of whole elements.
+    """
+    cdef Views p = Views(parameters, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Views g = Views(gradients, PyBUF_SIMPLE)
+    cdef Views first = Views(moments[0] if len(moments) > 0 else [], PyBUF_WRITABLE)
+    cdef Views second = Views(moments[1] if len(moments) > 1 else [], PyBUF_WRITABLE)
+    cdef Views count = Views([steps], PyBUF_WRITABLE)
+    cdef double o[6]
+    cdef void *at[2]
+    cdef Py_ssize_t i
+    if len(options) != (6 if len(moments) == 2 else 2) or count.at[0].len != sizeof(int64_t):
+        raise ValueError("expected two options, six with two moments, and steps as one int64")
+    for i, option in enumerate(options):
+        o[i] = option
+    for views in (g, *(first, second)[:len(moments)]):
+        if (<Views>views).count != p.count:
+            raise ValueError(f"expected {p.count} gradients and moments of each kind")
+        for i in range(p.count):
+            if (<Views>views).at[i].len != p.at[i].len:
+                raise ValueError(f"gradient and moments {i} must have {p.at[i].len} bytes, as the parameter has")
+    with nogil:
+        for i in range(p.count):
+            at[0] = first.at[i].buf if first.count else NULL
+            at[1] = second.at[i].buf if second.count else NULL
+            if p.at[i].itemsize == sizeof(float):
+                update[float](&p.at[i], <float *>g.at[i].buf, <float *>at[0], <float *>at[1], o)
+            else:
+                update[double](&p.at[i], <double *>g.at[i].buf, <double *>at[0], <double *>at[1], o)
+        (<int64_t *>count.at[0].buf)[0] += 1
+
+
+# ---- pools of buffers ----
+
+cdef enum:
+    LARGE_BUFFER = 1 << 20      # bytes; smaller buffers do not count in the limit of a pool
+    MOST_BYTES = 1 << 27        # that a pool keeps, unless a single buffer is larger
+
+
+cdef class BufferPool:
+    """A free list of reusable buffers; rnnfast/buffers.py documents it."""
+    cdef list free              # pairs of a size in bytes and a buffer, the oldest first
+    cdef object empty           # allocates a buffer
+    cdef readonly Py_ssize_t most
+
+    def __cinit__(self, Py_ssize_t most, empty):
+        self.free, self.most, self.empty = [], most, empty
+
+    def __len__(self):
+        return len(self.free)
+
+    def __iter__(self):
+        return iter([buffer for _, buffer in list(self.free)])
+
+    cdef object take(self, Py_ssize_t least, Py_ssize_t largest):
+        """Remove and return the newest buffer whose size is in a range, None if there is none."""
+        with cython.critical_section(self):
+            for i in range(len(self.free) - 1, -1, -1):
+                if least <= <Py_ssize_t>(<tuple>self.free[i])[0] <= largest:
+                    return (<tuple>self.free.pop(i))[1]
+        return None
+
+    def acquire(self, Py_ssize_t nbytes):
+        """Return a buffer of at least `nbytes`, but not much more. Release it after use."""
+        buffer = self.take(nbytes, 2 * nbytes + LARGE_BUFFER)
+        return self.empty(nbytes) if buffer is None else buffer
+
+    def pop(self):
+        """Return the buffer that was released last, or None if the pool is empty."""
+        return self.take(0, PY_SSIZE_T_MAX)
+
+    def release(self, buffer not None):
+        """Return a buffer to the pool. The oldest buffers are freed as long as the pool exceeds a limit."""
+        cdef Py_ssize_t total = 0, nbytes = buffer.nbytes
+        cdef tuple entry = (nbytes, buffer)
+        with cython.critical_section(self):
+            self.free.append(entry)
+            if len(self.free) > self.most:
+                del self.free[0]
+            if nbytes >= LARGE_BUFFER:
+                for entry in self.free:
+                    total += <Py_ssize_t>entry[0]
+                while total > MOST_BYTES and len(self.free) > 1:
+                    total -= <Py_ssize_t>(<tuple>self.free[0])[0]
+                    del self.free[0]
+
+    def clear(self):
+        """Free all buffers in the pool."""
+        with cython.critical_section(self):
+            del self.free[:]
+
+    def lease(self, Py_ssize_t nbytes):
+        """Return a `Lease` of a buffer of at least `nbytes`."""
+        return Lease(self, self.acquire(nbytes), nbytes)
+
+
+@cython.no_gc
+cdef class Lease:
+    """Releases a buffer to its pool when it is deallocated; no bytecode runs then. As an array, the first `nbytes` of the buffer."""
+    cdef BufferPool pool
+    cdef readonly object buffer
+    cdef Py_ssize_t nbytes
+
+    def __cinit__(self, BufferPool pool not None, buffer not None, Py_ssize_t nbytes):
+        self.pool, self.buffer, self.nbytes = pool, buffer, nbytes
+
+    def __dealloc__(self):
+        if self.buffer is not None:
+            try:
+                self.pool.release(self.buffer)
+            except MemoryError:         # the buffer is freed
+                pass
+
+    @property
+    def __array_interface__(self):
+        cdef Views view = Views([self.buffer], PyBUF_SIMPLE)
+        return {"version": 3, "typestr": "|u1", "shape": (self.nbytes,), "data": (<size_t>view.at[0].buf, False)}
 
 
 cdef class Engine:
@@ -378,22 +740,28 @@ cdef class Engine:
     cdef readonly str cell, isa
     cdef readonly object dtype
     cdef readonly Py_ssize_t input_size, hidden_size, proj_size, num_layers, output_size
-    cdef readonly bint bidirectional, reverse, bias, has_cell
+    cdef readonly bint bidirectional, reverse, bias
     cdef readonly int directions, gates
     cdef readonly object info           # CellInfo of the cell that runs: generic if there are options
     cdef readonly str extra             # name of the per-unit extras (info.extra_rows, hidden_size); "" if there are none
     cdef readonly size_t packed_size, packed_back_size
     cdef readonly object options        # as given
     cdef tuple kinds                    # indices of its parameters among RNNFAST_KINDS
+    cdef bint has_c
 
-    def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
-                 reverse=False, bias=True, isa=None, options=None):
+    def __cinit__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bint bidirectional=False,
+                  bint reverse=False, bint bias=True, str isa=None, options=None):
         cdef rnnfast_sizes sizes
         if getattr(dtype, "char", "") not in ("f", "d") or not dtype.isnative:
             raise TypeError(f"dtype must be numpy.dtype('float32') or numpy.dtype('float64'), in native byte order, got {dtype!r}")
+        if not all(isinstance(size, int) and not isinstance(size, bool) for size in (input_size, hidden_size, proj_size, num_layers)):
+            raise TypeError(f"input_size, hidden_size, proj_size and num_layers must be integers, got "
+                            f"{input_size!r}, {hidden_size!r}, {proj_size!r} and {num_layers!r}")
         if min(input_size, hidden_size, num_layers) < 1 or proj_size < 0:
             raise ValueError(f"input_size, hidden_size and num_layers must be positive, and proj_size not negative, got "
                              f"{input_size}, {hidden_size}, {num_layers} and {proj_size}")
+        if bidirectional and reverse:
+            raise ValueError("bidirectional and reverse are mutually exclusive: bidirectional=True includes the reverse direction")
         self.table = table_of(dtype.itemsize, isa)
         self.isa = (<bytes>self.table.isa).decode()
         self.cell, self.dtype, self.bias, self.reverse, self.bidirectional = cell, dtype, bias, reverse, bidirectional
@@ -404,7 +772,7 @@ cdef class Engine:
             if self.info.generic is None:
                 raise ValueError(f"cell {cell!r} takes no options; use a cell with a generic form, or options=None")
             self.info = _cell_info(self.info.generic)
-        self.has_cell, self.gates = self.info.has_c, len(self.info.gates)
+        self.gates, self.has_c = len(self.info.gates), self.info.has_c
         self.directions = 2 if bidirectional else 1
         try:
             self.input_size, self.hidden_size, self.proj_size, self.num_layers = input_size, hidden_size, proj_size, num_layers
@@ -437,6 +805,13 @@ cdef class Engine:
         return ("input_size, hidden_size, proj_size and num_layers are too large together: the weights would take more bytes than "
                 "an address can count")
 
+    cdef size_t state_bytes(self, Py_ssize_t rows, Py_ssize_t width) noexcept:
+        """Return the bytes of a state of all layers and directions."""
+        return self.num_layers * self.directions * rows * width * self.table.item
+
+    cdef size_t masks_bytes(self, Py_ssize_t T, Py_ssize_t N) noexcept:
+        return (self.num_layers - 1) * T * N * self.directions * self.output_size * self.table.item
+
     def sizes(self, T, N, Order order=None):
         """Return the bytes of a tape and of workspaces for T steps and N rows, or for an order."""
         cdef rnnfast_sizes sizes
@@ -463,11 +838,22 @@ cdef class Engine:
         return (<char *>&call)[:sizeof(call)]
 
 
-cdef void describe(rnnfast_problem *p, Engine engine, Watch *watch) noexcept:
+cdef int describe(rnnfast_problem *p, Engine engine, Watch *watch) except -1:
     memset(p, 0, sizeof(p[0]))
     p.stack = engine.stack
     p.threads = threads
     p.poll = start(watch)
+    return 0
+
+
+cdef int measure(rnnfast_problem *p, Engine engine, rnnfast_sizes *sizes, Py_ssize_t *states) except -1:
+    """Set the bytes of tape and workspaces, and the number of states, which is that of rows or sequences."""
+    if engine.table.sizes(&p.stack, p.T, p.N, p.order, sizes):
+        raise ValueError(f"x has {p.T} steps and {p.N} rows: its states would take more bytes than an address can count")
+    if p.order != NULL and p.order.begin[p.order.steps] - p.order.begin[0] > p.T * p.N:
+        raise ValueError(f"the order has more entries than the {p.T * p.N} steps of x")
+    states[0] = p.order.sequences if p.order != NULL else p.N
+    return 0
 
 
 def pack(Engine engine, parameters, packed, packed_back):
@@ -485,13 +871,13 @@ def pack(Engine engine, parameters, packed, packed_back):
     """
     cdef Watch watch
     cdef Buffers buffers
-    cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE)
+    cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE, False)
     cdef void *forward_form
     cdef void *backward_form
     buffers.count = 0
     try:
-        forward_form = acquire(&buffers, packed, PyBUF_WRITABLE)
-        backward_form = acquire(&buffers, packed_back, PyBUF_WRITABLE)
+        forward_form = acquire_optional(&buffers, packed, PyBUF_WRITABLE, engine.packed_size)
+        backward_form = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, engine.packed_back_size)
         with nogil:
             engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, threads, start(&watch))
         finish(&watch)
@@ -559,7 +945,7 @@ cdef class InputGradients:
         self.dx, self.dh0, self.dc0, self.dparameters, self.dh = dx, dh0, dc0, dparameters, dh
 
 
-def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not None, workspace, tape=None):
+def forward(Engine engine, packed, Inputs inputs, Outputs outputs, workspace, tape=None):
     """Run an engine forward over a batch.
 
     Parameters
@@ -576,23 +962,30 @@ def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not N
         The buffer for what `backward` needs, with the ``tape`` bytes of the sizes. None for inference.
     """
     cdef rnnfast_problem p
+    cdef rnnfast_sizes sizes
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = engine.table.item
+    cdef Py_ssize_t states, H = engine.hidden_size, P = engine.output_size
     describe(&p, engine, &watch)
     p.order = order_of(inputs.order)
     buffers.count = 0
     try:
-        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE)
-        p.x = acquire(&buffers, inputs.x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, inputs.x, PyBUF_STRIDES, item, 3, -1, -1, engine.input_size)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h0, p.c0 = acquire(&buffers, inputs.h0, PyBUF_SIMPLE), acquire(&buffers, inputs.c0, PyBUF_SIMPLE)
-        p.y = acquire(&buffers, outputs.y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        measure(&p, engine, &sizes, &states)
+        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE, engine.packed_size)
+        p.h0 = acquire_optional(&buffers, inputs.h0, PyBUF_SIMPLE, engine.state_bytes(states, P))
+        p.c0 = acquire_optional(&buffers, inputs.c0, PyBUF_SIMPLE, engine.state_bytes(states, H))
+        p.y = acquire_array(&buffers, outputs.y, PyBUF_WRITABLE, item, 3, p.T, p.N, engine.directions * P)
         p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h_n, p.c_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE), acquire(&buffers, outputs.c_n, PyBUF_WRITABLE)
-        p.tape, p.masks = acquire(&buffers, tape, PyBUF_WRITABLE), acquire(&buffers, inputs.masks, PyBUF_SIMPLE)
-        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+        p.h_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE, engine.state_bytes(states, P))
+        if engine.has_c:
+            p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, engine.state_bytes(states, H))
+        p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, sizes.tape)
+        p.masks = acquire_optional(&buffers, inputs.masks, PyBUF_SIMPLE, engine.masks_bytes(p.T, p.N))
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, sizes.forward_workspace)
         with nogil:
             engine.table.forward(&p)
         finish(&watch)
@@ -600,8 +993,8 @@ def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not N
         release(&buffers)
 
 
-def backward(Engine engine, packed_back, Inputs inputs not None, y, tape, OutputGradients output_gradients not None,
-             InputGradients input_gradients not None, workspace):
+def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients output_gradients, InputGradients input_gradients,
+             workspace):
     """Compute the gradients of one `forward`.
 
     Parameters
@@ -621,34 +1014,42 @@ def backward(Engine engine, packed_back, Inputs inputs not None, y, tape, Output
         Scratch memory with the ``backward_workspace`` bytes of ``engine.sizes(T, N, inputs.order)``.
     """
     cdef rnnfast_problem p
+    cdef rnnfast_sizes sizes
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = engine.table.item
-    cdef Pointers pointers = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE)
+    cdef Py_ssize_t states, H = engine.hidden_size, P = engine.output_size
+    cdef Pointers pointers = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE, True)
     describe(&p, engine, &watch)
     p.order = order_of(inputs.order)
     p.dparameters = pointers.at
     buffers.count = 0
     try:
-        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE)
-        p.x = acquire(&buffers, inputs.x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, inputs.x, PyBUF_STRIDES, item, 3, -1, -1, engine.input_size)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h0, p.c0 = acquire(&buffers, inputs.h0, PyBUF_SIMPLE), acquire(&buffers, inputs.c0, PyBUF_SIMPLE)
-        p.y = acquire(&buffers, y, PyBUF_STRIDES)
+        measure(&p, engine, &sizes, &states)
+        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, engine.packed_back_size)
+        p.h0 = acquire_optional(&buffers, inputs.h0, PyBUF_SIMPLE, engine.state_bytes(states, P))
+        p.c0 = acquire_optional(&buffers, inputs.c0, PyBUF_SIMPLE, engine.state_bytes(states, H))
+        p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 3, p.T, p.N, engine.directions * P)
         p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.tape, p.masks = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, inputs.masks, PyBUF_SIMPLE)
+        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, sizes.tape)
+        p.masks = acquire_optional(&buffers, inputs.masks, PyBUF_SIMPLE, engine.masks_bytes(p.T, p.N))
         if output_gradients.dy is not None:
-            p.dy = acquire(&buffers, output_gradients.dy, PyBUF_STRIDES)
+            p.dy = acquire_array(&buffers, output_gradients.dy, PyBUF_STRIDES, item, 3, p.T, p.N, engine.directions * P)
             p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.dh_n, p.dc_n = acquire(&buffers, output_gradients.dh_n, PyBUF_SIMPLE), acquire(&buffers, output_gradients.dc_n, PyBUF_SIMPLE)
-        p.dx = acquire(&buffers, input_gradients.dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dh_n = acquire_optional(&buffers, output_gradients.dh_n, PyBUF_SIMPLE, engine.state_bytes(states, P))
+        p.dc_n = acquire_optional(&buffers, output_gradients.dc_n, PyBUF_SIMPLE, engine.state_bytes(states, H))
+        p.dx = acquire_array(&buffers, input_gradients.dx, PyBUF_WRITABLE, item, 3, p.T, p.N, engine.input_size)
         p.dx_step, p.dx_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
         if input_gradients.dh is not None:
-            p.dh = acquire(&buffers, input_gradients.dh, PyBUF_STRIDES | PyBUF_WRITABLE)
+            p.dh = acquire_array(&buffers, input_gradients.dh, PyBUF_WRITABLE, item, 4, engine.num_layers * engine.directions, p.T, p.N, P)
             p.dh_state, p.dh_step, p.dh_row = stride(&buffers, 0, item), stride(&buffers, 1, item), stride(&buffers, 2, item)
-        p.dh0, p.dc0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE), acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE)
-        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+        p.dh0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE, engine.state_bytes(states, P))
+        if engine.has_c:
+            p.dc0 = acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE, engine.state_bytes(states, H))
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, sizes.backward_workspace)
         with nogil:
             engine.table.backward(&p)
         finish(&watch)
@@ -690,14 +1091,14 @@ cdef bint has_form(Py_buffer *view, Form *form) noexcept:
 cdef class PreparedCall:
     """A prepared forward call without tape or masks: its arguments are validated and its pointers set up once.
 
-    `run` takes the state as an argument and can be called from several threads at once. `step` keeps the state between calls and is
-    for one thread at a time. It reads the state from one buffer and writes the next state to another, so a step that fails leaves the
-    state unchanged.
+    `run` takes the state as an argument and can be called from several threads at once. `step` and `update` keep the state between
+    calls and are for one thread at a time. They read the state from one buffer and write the next state to another, so one that fails
+    leaves the state unchanged.
 
     engine, packed: as for `forward`. `packed` must not change.
     shapes: (x, y, h, c); c is None for a cell without c. x is (T, N, I), (N, T, I) or (T, I).
     time_first: whether the first axis of x is time.
-    pool: BufferPool for the workspace of `run` if it does not fit on the C stack.
+    pool: BufferPool for the workspace of `run` if it is large.
     empty: `empty(shape, dtype)` allocates the results.
     states: for `step`: two arrays of h, and two of c or None. Then T is 1, and if N is 1, x may also have shape (I,).
     """
@@ -707,8 +1108,10 @@ cdef class PreparedCall:
     cdef Buffers buffers              # holds the buffers that all calls share
     cdef object pool, empty, h, c
     cdef object own_h, own_c        # the two buffers of each state
+    cdef Lease workspace            # of `step`
     cdef tuple shapes_of_y
     cdef void *states[2][2]
+    cdef size_t state_sizes[2]      # of h and c, in bytes
     cdef Form of_x[2]
     cdef Form of_y[2]
     cdef Form of_h, of_c
@@ -716,13 +1119,13 @@ cdef class PreparedCall:
     cdef int now                    # which buffer of each pair holds the state
     cdef bint busy, short
 
-    def __init__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
+    def __cinit__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
         cdef rnnfast_problem *p = &self.problem
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
         x, y, self.h, self.c = shapes
         self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
         memset(p, 0, sizeof(p[0]))
-        p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE)
+        p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         p.T, p.N = x[0 if time_first else 1], 1 if len(x) == 2 else x[1 if time_first else 0]
         cdef Py_ssize_t step = p.N if time_first else 1
         cdef Py_ssize_t row = 1 if time_first else p.T
@@ -734,16 +1137,20 @@ cdef class PreparedCall:
         if states is not None:
             # A step has no time axis, and with one row it may come without a batch axis.
             self.own_h, self.own_c = states
+            self.state_sizes = [engine.num_layers * p.N * engine.output_size * engine.table.item,
+                                engine.num_layers * p.N * engine.hidden_size * engine.table.item]
             for i in range(2):
-                self.states[i][0] = acquire(&self.buffers, self.own_h[i], PyBUF_WRITABLE)
-                self.states[i][1] = NULL if self.own_c is None else acquire(&self.buffers, self.own_c[i], PyBUF_WRITABLE)
+                for k, arrays in enumerate(states):
+                    if arrays is not None:
+                        self.states[i][k] = acquire(&self.buffers, arrays[i], PyBUF_WRITABLE, self.state_sizes[<int>k])
             rows = (p.N,)
             without = () if p.N == 1 else rows
             self.shapes_of_y = rows + (outputs,), without + (outputs,)
             shapes = rows + (engine.input_size,), without + (engine.input_size,)
             for i in range(2):
                 self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes_of_y[i])
-            p.workspace = acquire(&self.buffers, pool.acquire(self.workspace_size), PyBUF_WRITABLE)
+            self.workspace = pool.lease(self.workspace_size)
+            p.workspace = acquire(&self.buffers, self.workspace.buffer, PyBUF_WRITABLE, self.workspace_size)
         else:
             self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)
         # Another thread might take the GIL while it is released, for longer than such a step lasts.
@@ -761,15 +1168,15 @@ cdef class PreparedCall:
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
         cdef Buffers buffers
-        cdef char stack[STACK_ROOM + 64]
+        cdef void *small = NULL
         h0, c0 = state, None
         if self.c is not None and state is not None:
             if type(state) is not tuple or len(state) != 2:
                 return None
             h0, c0 = state
-        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
+        if not is_plain(x) or h0 is not None and not is_plain(h0):
             return None
-        if c0 is not None and not PyObject_CheckBuffer(c0):
+        if c0 is not None and not is_plain(c0):
             return None
         buffers.count = 0
         workspace = None
@@ -790,31 +1197,36 @@ cdef class PreparedCall:
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
             p.y, p.h_n = acquire(&buffers, y, PyBUF_WRITABLE), acquire(&buffers, h_n, PyBUF_WRITABLE)
-            p.c_n = acquire(&buffers, c_n, PyBUF_WRITABLE)
-            p.workspace = stack + (-<size_t>stack & 63)
-            if self.workspace_size > STACK_ROOM:
+            p.c_n = acquire_optional(&buffers, c_n, PyBUF_WRITABLE)
+            if self.workspace_size > SMALL_WORKSPACE:
                 workspace = self.pool.acquire(self.workspace_size)
-                p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+                p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, self.workspace_size)
+            else:
+                small = PyMem_Malloc(self.workspace_size + RNNFAST_ALIGNMENT)
+                if small == NULL:
+                    raise MemoryError()
+                p.workspace = <char *>small + (-<size_t>small & (RNNFAST_ALIGNMENT - 1))
             with nogil:
                 self.engine.table.forward(&p)
             finish(&watch)
         finally:
             release(&buffers)
+            PyMem_Free(small)
             if workspace is not None:
                 self.pool.release(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
 
-    def step(self, x, out):
+    def step(self, x, out, target=None):
         """Advance the state by one step and return y, written to `out` if that is given.
 
         Returns None and leaves the state unchanged if x or `out` is not contiguous, differs from the prepared shape and dtype, or
-        overlaps the other.
+        overlaps the other. y is also copied to `target`, an array with any strides, if that is given.
         """
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
         cdef Buffers buffers
         cdef int form = 0
-        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
+        if not is_plain(x) or out is not None and not is_plain(out):
             return None
         self.begin()
         buffers.count = 0
@@ -841,39 +1253,323 @@ cdef class PreparedCall:
                 with nogil:
                     self.engine.table.forward(&p)
             finish(&watch)
+            if target is not None:
+                target[...] = y
             self.now = 1 - self.now
         finally:
             release(&buffers)
             self.busy = False
         return y
 
-    @property
-    def state(self):
-        """The arrays of h and c that hold the state between steps."""
-        return self.own_h[self.now], None if self.own_c is None else self.own_c[self.now]
+    def update(self, function):
+        """Call `function(h, c)` with the arrays of the state; it returns a result, which is returned, and the next state.
 
-    def begin(self):
-        """Reserve the state for one thread, until `end`; RuntimeError if another call has reserved it."""
-        if self.busy:
-            raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
-        self.busy = True
+        The next state is None to leave the state unchanged, or h and c, where None stands for zeros. No other call can use the state
+        until `function` has returned. The state changes in one step.
+        """
+        cdef Buffers buffers
+        cdef void *values[2]
+        cdef int kinds = 1 if self.own_c is None else 2
+        buffers.count = 0
+        self.begin()
+        try:
+            result, state = function(self.own_h[self.now], None if self.own_c is None else self.own_c[self.now])
+            if state is not None:
+                for k in range(kinds):
+                    values[k] = acquire_optional(&buffers, state[k], PyBUF_SIMPLE, self.state_sizes[k])
+                for k in range(kinds):
+                    if values[k] == NULL:
+                        memset(self.states[1 - self.now][k], 0, self.state_sizes[k])
+                    else:
+                        memcpy(self.states[1 - self.now][k], values[k], self.state_sizes[k])
+                self.now = 1 - self.now
+        finally:
+            release(&buffers)
+            self.busy = False
+        return result
 
-    def end(self):
-        self.busy = False
+    cdef int begin(self) except -1:
+        """Reserve the state for this call; it ends with busy = False."""
+        with cython.critical_section(self):
+            if self.busy:
+                raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
+            self.busy = True
+        return 0
+
+
+cdef long long number_of(id) except -1:
+    """Return an id as a number, 0 if it is none."""
+    try:
+        number = <long long>PyNumber_Index(id)
+    except (TypeError, OverflowError):
+        return 0
+    return max(number, 0)
+
+
+cdef enum Status:
+    FREE
+    IDLE
+    BUSY
+
+
+cdef class Slots:
+    """The streams of a pool. Each has a slot, which holds its state, and a status: a call that uses a stream makes it busy.
+
+    The ids of slot k are k + 1, k + 1 + capacity, and so on, so an id tells its slot and is never reused.
+
+    engine, packed: as for `forward`. `packed` must not change.
+    states: arrays of h, and c for a cell with c, (layers, capacity, size).
+    pool: BufferPool for workspaces.
+    empty: `empty(shape, dtype)` allocates results.
+    """
+    cdef Engine engine
+    cdef object pool, empty
+    cdef Buffers buffers                # of the weights and the states
+    cdef void *states[2]
+    cdef size_t widths[2]               # of a state, in bytes
+    cdef int kinds                      # number of states: 2 for a cell with c
+    cdef Py_ssize_t capacity, unused
+    cdef Py_ssize_t *free               # the slots that are not in use, the next one last
+    cdef long long *ids                 # of the last stream in each slot, 0 if there was none
+    cdef char *status
+
+    def __cinit__(self, Engine engine not None, packed not None, list states not None, *, pool, empty):
+        cdef Py_ssize_t k
+        self.engine, self.pool, self.empty = engine, pool, empty
+        self.kinds = 2 if engine.info.has_c else 1
+        self.capacity = self.unused = states[0].shape[1]
+        self.free = <Py_ssize_t *>PyMem_Calloc(self.capacity, sizeof(Py_ssize_t))
+        self.ids = <long long *>PyMem_Calloc(self.capacity, sizeof(long long))
+        self.status = <char *>PyMem_Calloc(self.capacity, 1)
+        if self.free == NULL or self.ids == NULL or self.status == NULL:
+            raise MemoryError()
+        for k in range(self.capacity):
+            self.free[k] = self.capacity - 1 - k
+        acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
+        self.widths = [engine.output_size * engine.table.item, engine.hidden_size * engine.table.item]
+        for k in range(self.kinds):
+            self.states[k] = acquire(&self.buffers, states[k], PyBUF_WRITABLE, engine.num_layers * self.capacity * self.widths[k])
+
+    def __dealloc__(self):
+        release(&self.buffers)
+        PyMem_Free(self.free)
+        PyMem_Free(self.ids)
+        PyMem_Free(self.status)
+
+    def __len__(self):
+        return self.capacity - self.unused
+
+    def __contains__(self, id):
+        return self.slot_of(number_of(id)) >= 0
+
+    def members(self):
+        """Return the ids of all streams."""
+        with cython.critical_section(self):
+            return [self.ids[k] for k in range(self.capacity) if self.status[k] != FREE]
+
+    cdef Py_ssize_t slot_of(self, long long number) noexcept:
+        """Return the slot of a stream, -1 if no stream has this id."""
+        cdef Py_ssize_t slot = (number - 1) % self.capacity if number > 0 else 0
+        return slot if number > 0 and self.ids[slot] == number and self.status[slot] != FREE else -1
+
+    cdef object unknown(self, id, long long number):
+        """Return the error for an id that no stream has."""
+        has_left = number > 0 and number <= self.ids[(number - 1) % self.capacity]
+        return KeyError(f"{id!r} {'has left this pool' if has_left else 'is not an id of this pool'}")
+
+    cdef object in_use(self, id):
+        return RuntimeError(f"stream {id} is in use by another thread: wait until its step has returned")
+
+    cdef void copy(self, int kind, Py_ssize_t slot, char *row, Py_ssize_t stride, bint write) noexcept:
+        """Copy a state of a slot to an array of rows, one for each layer, or from it; NULL stands for zeros."""
+        cdef size_t width = self.widths[kind]
+        cdef Py_ssize_t layer
+        cdef char *own
+        for layer in range(self.engine.stack.layers):
+            own = <char *>self.states[kind] + (layer * self.capacity + slot) * width
+            if not write:
+                memcpy(row + layer * stride, own, width)
+            elif row == NULL:
+                memset(own, 0, width)
+            else:
+                memcpy(own, row + layer * stride, width)
+
+    def join(self, h, c):
+        """Start a stream from a state (layers, size), where None stands for zeros, and return its id."""
+        cdef Buffers buffers
+        cdef void *values[2]
+        cdef Py_ssize_t slot
+        cdef int k
+        buffers.count = 0
+        try:
+            for k in range(self.kinds):
+                values[k] = acquire_optional(&buffers, c if k else h, PyBUF_SIMPLE, self.engine.num_layers * self.widths[k])
+            with cython.critical_section(self):
+                if not self.unused:
+                    raise RuntimeError(f"this pool is full, with {self.capacity} streams: call leave() for one, or create a larger pool")
+                slot = self.free[self.unused - 1]
+                id = self.ids[slot] + self.capacity if self.ids[slot] else slot + 1
+                for k in range(self.kinds):
+                    self.copy(k, slot, <char *>values[k], self.widths[k], True)
+                self.ids[slot] = id
+                self.status[slot] = IDLE
+                self.unused -= 1
+        finally:
+            release(&buffers)
+        return id
+
+    def leave(self, id):
+        """End a stream and return its state."""
+        cdef Buffers buffers
+        cdef long long number = number_of(id)
+        cdef Py_ssize_t slot
+        cdef int k
+        sizes = (self.engine.output_size, self.engine.hidden_size)
+        state = tuple([self.empty((self.engine.num_layers, sizes[k]), self.engine.dtype) for k in range(self.kinds)])
+        buffers.count = 0
+        try:
+            for k in range(self.kinds):
+                acquire(&buffers, state[k], PyBUF_WRITABLE, self.engine.num_layers * self.widths[k])
+            with cython.critical_section(self):
+                slot = self.slot_of(number)
+                if slot < 0:
+                    raise self.unknown(id, number)
+                if self.status[slot] == BUSY:
+                    raise self.in_use(id)
+                for k in range(self.kinds):
+                    self.copy(k, slot, <char *>buffers.held[k].buf, self.widths[k], False)
+                self.status[slot] = FREE
+                self.free[self.unused] = slot
+                self.unused += 1
+        finally:
+            release(&buffers)
+        return state if self.kinds == 2 else state[0]
+
+    cdef int reserve(self, list ids, const long long *numbers, Py_ssize_t *slots, Py_ssize_t count) except -1:
+        """Make streams busy, and write their slots; if this raises, no stream has changed."""
+        cdef Py_ssize_t i = 0
+        fault = None
+        with cython.critical_section(self):
+            for i in range(count):
+                slots[i] = self.slot_of(numbers[i])
+                if slots[i] < 0:
+                    fault = self.unknown(ids[i], numbers[i])
+                elif self.status[slots[i]] == BUSY:
+                    fault = self.in_use(ids[i])
+                    for k in range(i):
+                        if slots[k] == slots[i]:
+                            fault = ValueError(f"ids contains {ids[i]} twice, but each stream can take only one step in a call")
+                            break
+                if fault is not None:
+                    for k in range(i):
+                        self.status[slots[k]] = IDLE
+                    raise fault
+                self.status[slots[i]] = BUSY
+        return 0
+
+    def step(self, list ids not None, x, out, check):
+        """Process one step of some streams, as one batch, and return y.
+
+        `check(x, out, count)` returns x (count, I), y (count, P), and a contiguous array to write, which is copied to y if it is
+        another one. The streams are busy meanwhile. If anything raises, no state has changed.
+        """
+        cdef Py_ssize_t count = len(ids)
+        cdef Py_ssize_t *slots = NULL
+        cdef long long *numbers = <long long *>PyMem_Calloc(count + 1, sizeof(long long) + sizeof(Py_ssize_t))
+        cdef bint reserved = False
+        cdef Py_ssize_t i
+        if numbers == NULL:
+            raise MemoryError()
+        slots = <Py_ssize_t *>(numbers + count + 1)
+        try:
+            for i in range(count):
+                numbers[i] = number_of(ids[i])
+            self.reserve(ids, numbers, slots, count)
+            reserved = True
+            x, y, result = check(x, out, count)
+            if count:
+                self.advance(slots, count, x, y, result)
+        finally:
+            if reserved:
+                for i in range(count):
+                    self.status[slots[i]] = IDLE
+            PyMem_Free(numbers)
+        return y
+
+    cdef int advance(self, const Py_ssize_t *slots, Py_ssize_t count, x, y, result) except -1:
+        cdef rnnfast_problem p
+        cdef rnnfast_sizes sizes
+        cdef Watch watch
+        cdef Buffers buffers
+        cdef size_t item = self.engine.table.item
+        cdef size_t total, size[2]
+        cdef char *at[4]                # h0, c0, h_n, c_n
+        cdef Py_ssize_t i
+        cdef int k
+        if self.engine.table.sizes(&self.engine.stack, 1, count, NULL, &sizes):
+            raise MemoryError()
+        total = (sizes.forward_workspace + 63) & ~<size_t>63
+        for k in range(self.kinds):
+            size[k] = (self.engine.num_layers * count * self.widths[k] + 63) & ~<size_t>63
+            total += 2 * size[k]
+        cdef Lease scratch = self.pool.lease(total)
+        describe(&p, self.engine, &watch)
+        buffers.count = 0
+        try:
+            p.packed = self.buffers.held[0].buf
+            p.T, p.N = 1, count
+            p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, count, self.engine.input_size)
+            p.x_row = stride(&buffers, 0, item)
+            p.x_step = count * p.x_row
+            p.y = acquire(&buffers, result, PyBUF_WRITABLE, count * self.widths[0])
+            p.y_row = self.engine.output_size
+            p.y_step = count * p.y_row
+            at[0] = <char *>acquire(&buffers, scratch.buffer, PyBUF_WRITABLE, total)
+            p.workspace = at[0]
+            at[0] += (sizes.forward_workspace + 63) & ~<size_t>63
+            at[2] = at[0] + size[0]
+            p.h0, p.h_n = at[0], at[2]
+            if self.kinds == 2:
+                at[1] = at[2] + size[0]
+                at[3] = at[1] + size[1]
+                p.c0, p.c_n = at[1], at[3]
+            for k in range(self.kinds):
+                for i in range(count):
+                    self.copy(k, slots[i], at[k] + i * self.widths[k], count * self.widths[k], False)
+            with nogil:
+                self.engine.table.forward(&p)
+            finish(&watch)
+            if y is not result:
+                y[...] = result
+            for k in range(self.kinds):
+                for i in range(count):
+                    self.copy(k, slots[i], at[2 + k] + i * self.widths[k], count * self.widths[k], True)
+        finally:
+            release(&buffers)
+        return 0
 
 
 def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None):
     """Write c of every step, (layers * directions, T, N, H), from the tape of a cell that has it."""
     cdef rnnfast_problem p
+    cdef rnnfast_sizes sizes
+    cdef Watch watch
     cdef Buffers buffers
+    cdef Py_ssize_t states
     cdef void *at
-    memset(&p, 0, sizeof(p))
-    p.stack, p.T, p.N, p.order = engine.stack, T, N, order_of(order)
+    if not engine.has_c:
+        raise ValueError(f"cell {engine.cell!r} has no c")
+    engine.sizes(T, N, order)
+    describe(&p, engine, &watch)
+    p.T, p.N, p.order = T, N, order_of(order)
+    measure(&p, engine, &sizes, &states)
     buffers.count = 0
     try:
-        p.tape, at = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, out, PyBUF_WRITABLE)
+        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, sizes.tape)
+        at = acquire(&buffers, out, PyBUF_WRITABLE, engine.state_bytes(T * N, engine.hidden_size))
         with nogil:
             engine.table.cells(&p, at)
+        finish(&watch)
     finally:
         release(&buffers)
 
@@ -881,16 +1577,19 @@ def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None
 def fold(Engine engine, dy, Order order):
     """Add dy, (T, N, directions * P), at each masked step to the dy of the step whose output it repeats."""
     cdef rnnfast_problem p
+    cdef Watch watch
     cdef Buffers buffers
+    cdef size_t item = engine.table.item
     cdef void *at
-    memset(&p, 0, sizeof(p))
-    p.stack, p.order = engine.stack, order_of(order)
+    describe(&p, engine, &watch)
+    p.order = order_of(order)
     buffers.count = 0
     try:
-        at = acquire(&buffers, dy, PyBUF_STRIDES | PyBUF_WRITABLE)
-        p.dy_step, p.dy_row = stride(&buffers, 0, engine.table.item), stride(&buffers, 1, engine.table.item)
+        at = acquire_array(&buffers, dy, PyBUF_WRITABLE, item, 3, -1, -1, engine.directions * engine.output_size)
+        p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
         with nogil:
             engine.table.fold(&p, at)
+        finish(&watch)
     finally:
         release(&buffers)
 
@@ -904,23 +1603,31 @@ def linear_sizes(M, I, O, size_t item):
         p.M, p.I, p.O = M, I, O
     except OverflowError:
         too_large = True
+    if not too_large and (p.M < 1 or p.I < 1 or p.O < 1):
+        raise ValueError(f"rows, features and outputs must be positive, got {M}, {I} and {O}")
     if too_large or table_of(item).linear_sizes(&p, &packed, &backward_workspace):
         raise ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
     return packed, backward_workspace
+
+
+cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, Watch *watch) except NULL:
+    memset(p, 0, sizeof(p[0]))
+    p.threads, p.poll = threads, start(watch)
+    return table_of(item)
 
 
 def linear_pack(weight, bias, packed):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
-    cdef const rnnfast_table *table = table_of(weight.itemsize)
-    memset(&p, 0, sizeof(p))
-    p.threads, p.poll = threads, start(&watch)
+    cdef size_t item = weight.itemsize
+    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
-        p.weight = acquire(&buffers, weight, PyBUF_STRIDES)
+        p.weight = acquire_array(&buffers, weight, PyBUF_C_CONTIGUOUS, item, 2, -1, -1)
         p.O, p.I = length(&buffers, 0), length(&buffers, 1)
-        p.bias, p.packed = acquire(&buffers, bias, PyBUF_SIMPLE), acquire(&buffers, packed, PyBUF_WRITABLE)
+        p.bias = acquire_optional(&buffers, bias, PyBUF_SIMPLE, p.O * item)
+        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, linear_sizes(1, p.I, p.O, item)[0])
         with nogil:
             table.linear_pack(&p)
         finish(&watch)
@@ -933,18 +1640,16 @@ def linear_forward(x, packed, y):
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = x.itemsize
-    cdef const rnnfast_table *table = table_of(item)
-    memset(&p, 0, sizeof(p))
-    p.threads, p.poll = threads, start(&watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
-        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)
         p.M, p.I = length(&buffers, 0), length(&buffers, 1)
         p.x_row = stride(&buffers, 0, item)
-        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE)
-        p.y = acquire(&buffers, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.y = acquire_array(&buffers, y, PyBUF_WRITABLE, item, 2, p.M, -1)
         p.O = length(&buffers, 1)
         p.y_row = stride(&buffers, 0, item)
+        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE, linear_sizes(1, p.I, p.O, item)[0])
         with nogil:
             table.linear_forward(&p)
         finish(&watch)
@@ -957,22 +1662,21 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = x.itemsize
-    cdef const rnnfast_table *table = table_of(item)
-    memset(&p, 0, sizeof(p))
-    p.threads, p.poll = threads, start(&watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
-        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)
         p.M, p.I = length(&buffers, 0), length(&buffers, 1)
         p.x_row = stride(&buffers, 0, item)
-        p.weight = acquire(&buffers, weight, PyBUF_SIMPLE)
-        p.dy = acquire(&buffers, dy, PyBUF_STRIDES)
+        p.dy = acquire_array(&buffers, dy, PyBUF_STRIDES, item, 2, p.M, -1)
         p.O = length(&buffers, 1)
         p.dy_row = stride(&buffers, 0, item)
-        p.dx = acquire(&buffers, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.weight = acquire(&buffers, weight, PyBUF_SIMPLE, p.O * p.I * item)
+        p.dx = acquire_array(&buffers, dx, PyBUF_WRITABLE, item, 2, p.M, p.I)
         p.dx_row = stride(&buffers, 0, item)
-        p.dweight, p.dbias = acquire(&buffers, dweight, PyBUF_WRITABLE), acquire(&buffers, dbias, PyBUF_WRITABLE)
-        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+        p.dweight = acquire(&buffers, dweight, PyBUF_WRITABLE, p.O * p.I * item)
+        p.dbias = acquire_optional(&buffers, dbias, PyBUF_WRITABLE, p.O * item)
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, linear_sizes(p.M, p.I, p.O, item)[1])
         with nogil:
             table.linear_backward(&p)
         finish(&watch)
@@ -980,20 +1684,27 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
         release(&buffers)
 
 
-def activation(str name, a, out, isa=None):
+def activation(str name, a, out, str isa=None):
+    """Write the sigmoid or tanh of a contiguous array to another."""
+    cdef Watch watch
     cdef Buffers buffers
-    cdef const rnnfast_table *table = table_of(a.itemsize, isa)
-    cdef size_t count = a.size
-    cdef const void *source
-    cdef void *target
+    cdef size_t item = a.itemsize, done = 0, bytes
+    cdef const rnnfast_table *table = table_of(item, isa)
+    cdef void (*function)(const void *, void *, size_t) noexcept nogil
+    cdef const char *source
+    cdef char *target
+    function = table.sigmoid if name == "sigmoid" else table.tanh
+    start(&watch)
     buffers.count = 0
     try:
-        source, target = acquire(&buffers, a, PyBUF_SIMPLE), acquire(&buffers, out, PyBUF_WRITABLE)
+        source = <const char *>acquire(&buffers, a, PyBUF_SIMPLE)
+        bytes = buffers.held[0].len
+        target = <char *>acquire(&buffers, out, PyBUF_WRITABLE, bytes)
         with nogil:
-            if name == "sigmoid":
-                table.sigmoid(source, target, count)
-            else:
-                table.tanh(source, target, count)
+            while done < bytes and not check_signals(&watch):
+                function(source + done, target + done, min(bytes - done, ACTIVATION_BLOCK * item) // item)
+                done += ACTIVATION_BLOCK * item
+        finish(&watch)
     finally:
         release(&buffers)
 
