@@ -412,6 +412,7 @@ def use_load(file, case):  # noqa: ARG001
     assert isinstance(layer, tuple(rnnfast.layers.saving.CLASSES.values()))
     repr(layer)
     with np.load(file) as content:
+        assert set(content.files) == {*layer.parameters, "rnnfast"}, "a file with other arrays was loaded"
         for name, array in layer.parameters.items():
             np.testing.assert_array_equal(array, content[name].astype(array.dtype))
     if isinstance(layer, rnnfast.Embedding):
