@@ -16,6 +16,7 @@ import numpy as np
 import rnnfast
 from fuzz import assume, folder, outcome
 from rnnfast import training
+from rnnfast.layers import saving
 
 T, N, I, H = 4, 3, 2, 5
 
@@ -290,6 +291,8 @@ def attribute(name):
             setattr(layer, attribute, value)
         except AttributeError as error:
             raise TypeError(str(error)) from None
+        built = saving.options(layer).keys() - {"dropout"}
+        assert attribute not in built, f"{attribute}, with which the layer was built, was assigned"
         # What was accepted and what a call refuses later are both fine; the interpreter must survive.
         for use in (lambda: layer([1] if name == "embedding" else values(T, N, I)), lambda: repr(layer), layer.freeze):
             outcome(use, Exception)
