@@ -414,6 +414,12 @@ def changed(**arrays):
     return model_of(problem, constants=WEIGHTS)
 
 
+def damaged(model):
+    """A model whose first initializer has an element type that does not exist."""
+    model.graph.initializer[0].data_type = 108
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "node", "error", "text"),
     [
@@ -445,6 +451,16 @@ def changed(**arrays):
         (model_of(lstm(activations=["Tanh"]), 14, WEIGHTS), "node", ValueError, "activations of LSTM must be 6 names"),
         (model_of(lstm(activations=["Mish"] * 6), 14, WEIGHTS), "node", ValueError, "of the ONNX standard, got 'Mish'"),
         (model_of(lstm(clip=-1.0), 14, WEIGHTS), "node", ValueError, "clip must be None, or a finite"),
+        (
+            model_of(lstm(activations=[1, 2]), 14, WEIGHTS),
+            "node",
+            ValueError,
+            "node 'node' does not conform to the ONNX",
+        ),
+        (model_of(lstm(hidden_size=2.5), 14, WEIGHTS), "node", ValueError, "node 'node' does not conform to the ONNX"),
+        (model_of(lstm(), 0, WEIGHTS), "node", ValueError, "LSTM does not exist in opset 0: the model must import"),
+        (changed(W=np.array(1, np.float32)), "node", ValueError, "W of LSTM must have three axes, got shape"),
+        (damaged(model_of(lstm(), 14, WEIGHTS)), "node", ValueError, "the constant 'W' of the model cannot be read"),
     ],
 )
 def test_layer_from_onnx_declines(model, node, error, text):

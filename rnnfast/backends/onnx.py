@@ -137,9 +137,9 @@ def _read(op_type: str, attributes: Mapping[str, Any], weights: Mapping[str, Arr
     direction = attributes.get("direction") or "forward"
     if direction not in _DIRECTIONS:
         raise ValueError(f"direction of {op_type} must be one of {', '.join(_DIRECTIONS)}, got {direction!r}")
-    for name, array in (("W", W), ("R", R)):
-        if array.ndim != 3:
-            raise ValueError(f"{name} of {op_type} must have three axes, got shape {array.shape}")
+    for name, weight in (("W", W), ("R", R)):
+        if weight.ndim != 3:
+            raise ValueError(f"{name} of {op_type} must have three axes, got shape {weight.shape}")
     D, G = 2 if direction == "bidirectional" else 1, len(operator.order)
     I, H = W.shape[-1], attributes.get("hidden_size") or R.shape[-1]
     shapes = {"W": (D, G * H, I), "R": (D, G * H, H), "B": (D, 2 * G * H), "P": (D, 3 * H)}

@@ -164,7 +164,7 @@ class Linear(Pointwise):
         self.in_features = arguments.size("in_features", in_features)
         self.out_features = arguments.size("out_features", out_features)
         self.bias = arguments.flag("bias", bias)
-        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        shapes = {"weight": arguments.countable("weight", (self.out_features, self.in_features))}
         if self.bias:
             shapes["bias"] = (self.out_features,)
         arguments.countable("weight", shapes["weight"])  # before the square root of a size that no float can hold

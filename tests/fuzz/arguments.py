@@ -16,6 +16,7 @@ import numpy as np
 import rnnfast
 from fuzz import assume, folder, outcome
 from rnnfast import training
+from rnnfast.layers import saving
 
 T, N, I, H = 4, 3, 2, 5
 
@@ -145,6 +146,7 @@ OBJECTS = {
     "overlapping": lambda v: overlapping(np.asarray(v)),
     "backwards": lambda v: np.asarray(v)[..., ::-1],
     "masked": lambda v: (lambda a: np.ma.masked_array(a, np.indices(a.shape).sum(0) % 2 == 0))(np.asarray(v)),
+    "list of masked": lambda v: list(OBJECTS["masked"](v)),
     "recarray": lambda v: np.asarray(v).view(np.recarray),
     "matrix list": lambda v: np.asarray(v).tolist(),
     "NaN in it": lambda v: np.full_like(np.asarray(v, float), np.nan),
@@ -289,6 +291,8 @@ def attribute(name):
             setattr(layer, attribute, value)
         except AttributeError as error:
             raise TypeError(str(error)) from None
+        built = saving.options(layer).keys() - {"dropout"}
+        assert attribute not in built, f"{attribute}, with which the layer was built, was assigned"
         # What was accepted and what a call refuses later are both fine; the interpreter must survive.
         for use in (lambda: layer([1] if name == "embedding" else values(T, N, I)), lambda: repr(layer), layer.freeze):
             outcome(use, Exception)
@@ -422,8 +426,10 @@ def check(case):
         )
         return
     for name, value in changed.items():
-        hidden = isinstance(value, np.ma.MaskedArray) and isinstance(given[name], np.ndarray) and value.mask.any()
-        assert not hidden or name == "out", f"the masked elements of {name} were read"
+        parts = value if isinstance(value, list) else [value]
+        hidden = any(isinstance(one, np.ma.MaskedArray) and one.mask.any() for one in parts)
+        read = hidden and isinstance(given[name], np.ndarray) and name != "out"
+        assert not read, f"the masked elements of {name} were read"
     if isinstance(result, (rnnfast.RNN, rnnfast.LSTM, rnnfast.GRU, rnnfast.Bidirectional)):
         outcome(lambda: result(values(T, N, I)), ValueError)
         repr(result)

@@ -17,7 +17,17 @@ FAULTS = [
     "nan", "inf", "complex", "text", "masked", "none", "empty", "no features", "no steps", "mixed features",
     "dates", "sparse", "5 axes", "one sequence", "objects", "labels", "short", "scalar", "dict",
 ]  # fmt: skip
-SHAPES = ["random", "constant", "constant feature", "one outlier", "line", "season", "zeros", "duplicates"]
+SHAPES = [
+    "random",
+    "constant",
+    "constant feature",
+    "constant series",
+    "one outlier",
+    "line",
+    "season",
+    "zeros",
+    "duplicates",
+]
 
 
 def generate(random):
@@ -69,6 +79,8 @@ def values_of(shape, rng, N, T, F):
     steps = np.arange(T)[:, np.newaxis]
     if shape == "constant":
         X[...] = 0.7
+    elif shape == "constant series":
+        X[0] = 0.7
     elif shape == "constant feature":
         X[..., 0] = 0.7
     elif shape == "one outlier":
@@ -274,6 +286,7 @@ def without_spread(case, estimator, X, got):
     """What repeats or grows evenly goes on exactly, whatever its unit."""
     exact = {
         "constant": True,
+        "constant series": True,
         "zeros": True,
         "line": estimator.differences == 1,
         "season": estimator.differences == 4,
@@ -287,6 +300,10 @@ def without_spread(case, estimator, X, got):
         return
     several = not estimator.multivariate or case["form"] in ("list", "tuple", "object", "ragged")
     axis = 1 if X.ndim == 3 or (X.ndim == 2 and several) else 0
+    if case["shape"] == "constant series":  # one of several series
+        if axis == 0:
+            return
+        X, got = X[:1], got[:1]
     history = np.moveaxis(X, axis, 0)
     unit = np.abs(history).max() or 1.0
     step = {"line": history[-1] - history[-2]}.get(case["shape"], 0)

@@ -65,7 +65,7 @@ def edit(random):
     if kind == "json":
         e["how"] = random.choices(["set", "delete", "add", "deep", "text"], [8, 2, 3, 1, 1])[0]
         e["key"], e["value"] = random.choice(KEYS), random.choice(VALUES)
-        e["depth"] = random.choice([10, 300, 990, 1000, 100_000])
+        e["depth"] = random.choice([10, 300, 700, 1000, 100_000])
     elif kind == "bytes":
         e["how"], e["count"] = random.choice(["flip", "cut", "drop", "insert", "zero"]), random.choice([1, 2, 8, 100])
     elif kind == "array":
@@ -412,6 +412,7 @@ def use_load(file, case):  # noqa: ARG001
     assert isinstance(layer, tuple(rnnfast.layers.saving.CLASSES.values()))
     repr(layer)
     with np.load(file) as content:
+        assert set(content.files) == {*layer.parameters, "rnnfast"}, "a file with other arrays was loaded"
         for name, array in layer.parameters.items():
             np.testing.assert_array_equal(array, content[name].astype(array.dtype))
     if isinstance(layer, rnnfast.Embedding):
