@@ -27,7 +27,8 @@ else:
 LIMITED_API = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 # These come after the user's CFLAGS, so -march=native or -ffast-math there cannot change what the kernels compute.
-FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"]
+ARITHMETIC = ["-ffp-contract=off", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-O3", "-g0", *ARITHMETIC]
 FLAGS += ["-std=c11", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
 # C code never unwinds; its tables take 25 kB of a wheel.
 NO_UNWIND = ["-fno-asynchronous-unwind-tables"] if sys.platform == "linux" else []
@@ -51,7 +52,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext):
         self.cython_c_in_temp = True
         isa_flags, flags, macros = ISA_FLAGS, FLAGS, []
-        ext.extra_compile_args = ["-g0", "-fvisibility=hidden", *NO_UNWIND]
+        ext.extra_compile_args = ["-g0", "-fvisibility=hidden", *ARITHMETIC, *NO_UNWIND]
         ext.extra_link_args = ["-pthread", "-fno-fast-math"]
         if sys.platform == "linux":
             ext.extra_link_args.append("-Wl,-s")

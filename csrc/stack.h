@@ -79,7 +79,7 @@ INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
 {
     assert(p->T >= 1 && p->N >= 1 && p->threads >= 1);
     assert(p->stack.directions == 1 || (p->stack.directions == 2 && !p->stack.reverse));
-    assert((uintptr_t)p->workspace % RNNFAST_ALIGNMENT == 0);
+    assert(p->workspace && (uintptr_t)p->workspace % RNNFAST_ALIGNMENT == 0);
     c->problem = p;
     c->s = shape_of(&p->stack);
     c->e = extent_of(p->T, p->N, p->order, c->s.D);

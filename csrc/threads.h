@@ -1,9 +1,9 @@
 /* The thread group: threads that wait for work, shared by the whole process.
  *
- *     int group = rnnfast_threads_acquire(threads, spins); the caller holds the group and requests threads - 1 workers; 0: it runs alone
- *     rnnfast_threads_run(group, work, argument);          work(argument, k, n) for k = 0 .. n-1 at once; k = 0 is the caller
- *     rnnfast_threads_run(group, more, argument);
- *     rnnfast_threads_release(group);
+ *     int invited = rnnfast_threads_acquire(threads, spins); the caller holds the group and invites threads - 1 workers; 0: it runs alone
+ *     rnnfast_threads_run(invited, work, argument);          work(argument, k, n) for k = 0 .. n-1 at once; k = 0 is the caller
+ *     rnnfast_threads_run(invited, more, argument);
+ *     rnnfast_threads_release(invited);
  *
  * Each run uses the caller and the workers that are ready by then, on other cores than the caller's. A call therefore never waits for a
  * thread that is not running: it starts alone, and a late worker joins at the next run. Before the first run the caller spins at most
@@ -31,8 +31,8 @@ typedef atomic_int rnnfast_flag;
 #endif
 
 int rnnfast_threads_acquire(int threads, int spins);
-void rnnfast_threads_run(int group, void (*work)(void *argument, int k, int n), void *argument);
-void rnnfast_threads_release(int group);
+void rnnfast_threads_run(int invited, void (*work)(void *argument, int k, int n), void *argument);
+void rnnfast_threads_release(int invited);
 void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop);
 
 enum { POLL_WORK = 1 << 24 }; /* multiply-adds between two polls: a few milliseconds at the slowest */

@@ -23,6 +23,9 @@ typedef struct {
 } run;
 
 /* Records an error; the first one is reported. Returns NULL. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
 static void *fail(run *r, int code, const char *format, ...)
 {
     char message[200];
@@ -182,8 +185,8 @@ static void begin(run *r, const xla_frame *frame, int threads)
     p->y_step = p->dy_step = (r->call.time_first ? p->N : 1) * outputs;
     p->y_row = p->dy_row = (r->call.time_first ? 1 : p->T) * outputs;
     p->x = elements(r, 0, r->x);
-    r->parameters = memory(r, (size_t)(2 * RNNFAST_KINDS * states) * sizeof(void *));
-    if (r->error) return;
+    r->parameters = (void **)memory(r, (size_t)(2 * RNNFAST_KINDS * states) * sizeof(void *));
+    if (!r->parameters) return; /* after an error */
     r->dparameters = r->parameters + RNNFAST_KINDS * states;
     take_parameters(r, 0, r->parameters);
     if (r->call.has_h0) p->h0 = elements(r, 0, r->h);
@@ -214,7 +217,7 @@ xla_error *rnnfast_xla_forward(const xla_frame *frame, int threads)
     if (r.error) return end(&r);
     r.table->pack(&p->stack, (const void *const *)r.parameters, packed, NULL, threads, p->poll);
     r.table->forward(p);
-    if (p->tape != tape) memcpy(tape, p->tape, r.sizes.tape);
+    if (tape && p->tape != tape) memcpy(tape, p->tape, r.sizes.tape);
     return end(&r);
 }
 

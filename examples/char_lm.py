@@ -13,7 +13,6 @@ sample.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from rnnfast.commands.program import (
     save_figure,
     save_picture,
     whole,
+    writing_bytes,
 )
 from rnnfast.commands.program import read_text as read_file
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
@@ -297,18 +297,8 @@ class Training:
         arrays = {f"model.{name}": array for name, array in self.model.parameters.items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
         arrays |= {f"state.{index}": array for index, array in enumerate(state)}
-        unfinished = f"{path}.unfinished"
-        try:
-            with open(unfinished, "wb") as file:
-                np.savez(file, about=np.array(json.dumps(about)), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except OSError as error:
-            raise CannotRun(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)
+        with writing_bytes(path) as file:
+            np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod
     def resume(cls, path):

@@ -11,7 +11,7 @@ from typing import Any
 
 from rnnfast import __version__
 from rnnfast.commands import bench, info, series, text
-from rnnfast.commands.program import program_name, run_program
+from rnnfast.commands.program import Parser, program_name, run_program
 
 DESCRIPTION = """\
 Recurrent neural networks for NumPy, from the command line.
@@ -46,7 +46,7 @@ def _add(commands: Any, name: str, configure: Callable[[argparse.ArgumentParser]
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program_name(), **_texts(DESCRIPTION))
+    parser = Parser(prog=program_name(), **_texts(DESCRIPTION))
     parser.add_argument("--version", action="version", version=f"rnnfast {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "info", info.configure, "show what rnnfast uses on this machine, and why")

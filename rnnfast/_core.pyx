@@ -7,11 +7,18 @@ or another shape or element size than the kernels expect, raises TypeError or Va
 Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes must come from this module.
 `PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
 """
+import functools
 from collections import namedtuple
 
+import numpy
+
+cimport cython
+from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.string cimport memset, strncpy
+from libc.math cimport sqrt, sqrtf
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset, strncpy
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 from rnnfast cimport *
 
@@ -36,6 +43,7 @@ cdef extern from "Python.h":
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
     Py_ssize_t PY_SSIZE_T_MAX
+    int PyObject_GenericSetAttr(object, object, object) except -1
     void *PyMem_Malloc(size_t)
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
@@ -240,6 +248,14 @@ cdef struct Buffers:
     Py_buffer held[16]
 
 
+cdef object ndarray = numpy.ndarray
+
+
+cdef bint is_plain(value):
+    """Return whether an object has a buffer, and is not a masked array, whose buffer lies under its mask."""
+    return type(value) is ndarray or PyObject_CheckBuffer(value) and not hasattr(value, "mask")
+
+
 cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
     """Acquire the buffer of an object, which must have at least `least` bytes."""
     cdef Py_buffer *view = &buffers.held[buffers.count]
@@ -303,6 +319,25 @@ cdef ptrdiff_t length(Buffers *buffers, int axis=0) noexcept:
 cdef void release(Buffers *buffers) noexcept:
     for i in range(buffers.count):
         PyBuffer_Release(&buffers.held[i])
+
+
+cdef class Views:
+    """The buffers of the arrays in a list, held until this object is deallocated."""
+    cdef Py_buffer *at
+    cdef Py_ssize_t count
+
+    def __cinit__(self, list arrays not None, int flags):
+        self.at = <Py_buffer *>PyMem_Calloc(len(arrays) + 1, sizeof(Py_buffer))
+        if self.at == NULL:
+            raise MemoryError()
+        for array in arrays:
+            PyObject_GetBuffer(array, &self.at[self.count], flags)
+            self.count += 1
+
+    def __dealloc__(self):
+        for i in range(self.count):
+            PyBuffer_Release(&self.at[i])
+        PyMem_Free(self.at)
 
 
 cdef class Pointers:
@@ -444,6 +479,258 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, empty):
     finally:
         release(&buffers)
     return begin, (forward.reshape(-1, 2), reverse.reshape(-1, 2)), edges[:o.blocks + 1], masked.reshape(-1, 4), sequences, rows
+
+
+# ---- changes of state in one step: no bytecode runs in compiled code, so no signal handler can raise in the middle ----
+
+cdef Py_ssize_t row_length(const Py_buffer *view) noexcept nogil:
+    return view.shape[view.ndim - 1] if view.ndim else 1
+
+
+cdef Py_ssize_t row_stride(const Py_buffer *view) noexcept nogil:
+    return view.strides[view.ndim - 1] if view.ndim else view.itemsize
+
+
+cdef char *next_row(const Py_buffer *view, Py_ssize_t *index, char *row) noexcept nogil:
+    """Return the vector along the last axis that follows `row` in C order, NULL after the last one."""
+    cdef int axis
+    for axis in range(view.ndim - 2, -1, -1):
+        index[axis] += 1
+        row += view.strides[axis]
+        if index[axis] < view.shape[axis]:
+            return row
+        row -= index[axis] * view.strides[axis]
+        index[axis] = 0
+    return NULL
+
+
+cdef void fill(const Py_buffer *target, const char *source) noexcept nogil:
+    """Copy contiguous elements to an array with any strides."""
+    cdef Py_ssize_t index[64]       # NumPy's maximum number of axes
+    cdef Py_ssize_t i, item = target.itemsize, step = row_stride(target), length = row_length(target)
+    cdef char *row = <char *>target.buf
+    memset(index, 0, sizeof(index))
+    while row != NULL and target.len:
+        if step == item:
+            memcpy(row, source, length * item)
+        else:
+            for i in range(length):
+                memcpy(row + i * step, source + i * item, item)
+        source += length * item
+        row = next_row(target, index, row)
+
+
+def assign(list targets not None, list sources not None):
+    """Copy C-contiguous arrays to arrays of the same sizes and dtypes, with any strides: all of them, or none if this raises."""
+    cdef Views to = Views(targets, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Views values = Views(sources, PyBUF_SIMPLE)
+    if to.count != values.count:
+        raise ValueError(f"expected {to.count} sources, one for each target, got {values.count}")
+    for i in range(to.count):
+        if to.at[i].len != values.at[i].len:
+            raise ValueError(f"source {i} must have {to.at[i].len} bytes, as its target has, got {values.at[i].len}")
+    for i in range(to.count):
+        fill(&to.at[i], <const char *>values.at[i].buf)
+
+
+cdef object switching = object()
+
+
+def switch(list attributes not None, list arrays not None, bint writeable):
+    """Set attributes, given as (object, name, value), and the writeable flags of arrays: all of them, or none if this raises."""
+    cdef tuple argument = (writeable,)
+    setters = [array.setflags for array in arrays]
+    before = [(array.flags.writeable,) for array in arrays]
+    cdef Py_ssize_t done = 0
+    with cython.critical_section(switching):
+        try:
+            for setter in setters:
+                setter(*argument)
+                done += 1
+        except BaseException:
+            for i in range(done):
+                setters[i](*before[i])
+            raise
+        for owner, name, value in attributes:
+            PyObject_GenericSetAttr(owner, name, value)     # not setattr, which could run a method in Python
+
+
+def committed(check):
+    """Make a method of two parts: `check` returns a compiled function and its arguments, with which that is called last.
+
+    No bytecode of the method runs after the compiled function, so an exception from a signal handler arrives before the change.
+    """
+    def method(*args, **kwargs):
+        change, *arguments = check(*args, **kwargs)
+        return change(*arguments)
+    return functools.update_wrapper(method, check)
+
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef void sgd(real *p, const real *g, real *buffer, Py_ssize_t n, const double *o) noexcept nogil:
+    cdef real momentum = <real>o[0], lr = <real>o[1], change
+    for i in range(n):
+        change = g[i]
+        if buffer != NULL:
+            change = buffer[i] * momentum + change
+            buffer[i] = change
+        p[i] -= change * lr
+
+
+cdef void adam(real *p, const real *g, real *m, real *v, Py_ssize_t n, const double *o) noexcept nogil:
+    cdef real beta1 = <real>o[0], rest1 = <real>o[1], beta2 = <real>o[2], rest2 = <real>o[3], eps = <real>o[4], lr = <real>o[5], root
+    for i in range(n):
+        m[i] = m[i] * beta1 + g[i] * rest1
+        v[i] = v[i] * beta2 + g[i] * rest2 * g[i]
+        if real is float:
+            root = sqrtf(v[i])
+        else:
+            root = sqrt(v[i])
+        p[i] -= m[i] / (root + eps) * lr
+
+
+cdef void update(const Py_buffer *parameter, const real *g, real *first, real *second, const double *o) noexcept nogil:
+    """Update a parameter with any strides, and its contiguous moments; with a second moment by Adam, else by SGD."""
+    cdef Py_ssize_t index[64]
+    cdef Py_ssize_t i, length = row_length(parameter), step = row_stride(parameter), done = 0
+    cdef Py_ssize_t n = length if step == sizeof(real) else 1
+    cdef char *row = <char *>parameter.buf
+    memset(index, 0, sizeof(index))
+    while row != NULL and parameter.len:
+        for i in range(length // n):
+            if second != NULL:
+                adam(<real *>(row + i * step), g + done, first + done, second + done, n, o)
+            else:
+                sgd(<real *>(row + i * step), g + done, NULL if first == NULL else first + done, n, o)
+            done += n
+        row = next_row(parameter, index, row)
+
+
+def optimize(list parameters not None, list gradients not None, list moments not None, steps, tuple options not None):
+    """Take one step of an optimizer, and add 1 to the array `steps`: everything, or nothing if this raises.
+
+    `moments` holds one list for each kind: none or one for SGD, whose options are (momentum, lr), and two for Adam, with the options
+    (beta1, 1 - beta1, beta2, 1 - beta2, eps, lr). Gradients and moments are contiguous arrays of the dtypes of the parameters, and
+    parameters may have any strides of whole elements.
+    """
+    cdef Views p = Views(parameters, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Views g = Views(gradients, PyBUF_SIMPLE)
+    cdef Views first = Views(moments[0] if len(moments) > 0 else [], PyBUF_WRITABLE)
+    cdef Views second = Views(moments[1] if len(moments) > 1 else [], PyBUF_WRITABLE)
+    cdef Views count = Views([steps], PyBUF_WRITABLE)
+    cdef double o[6]
+    cdef void *at[2]
+    cdef Py_ssize_t i
+    if len(options) != (6 if len(moments) == 2 else 2) or count.at[0].len != sizeof(int64_t):
+        raise ValueError("expected two options, six with two moments, and steps as one int64")
+    for i, option in enumerate(options):
+        o[i] = option
+    for views in (g, *(first, second)[:len(moments)]):
+        if (<Views>views).count != p.count:
+            raise ValueError(f"expected {p.count} gradients and moments of each kind")
+        for i in range(p.count):
+            if (<Views>views).at[i].len != p.at[i].len:
+                raise ValueError(f"gradient and moments {i} must have {p.at[i].len} bytes, as the parameter has")
+    with nogil:
+        for i in range(p.count):
+            at[0] = first.at[i].buf if first.count else NULL
+            at[1] = second.at[i].buf if second.count else NULL
+            if p.at[i].itemsize == sizeof(float):
+                update[float](&p.at[i], <float *>g.at[i].buf, <float *>at[0], <float *>at[1], o)
+            else:
+                update[double](&p.at[i], <double *>g.at[i].buf, <double *>at[0], <double *>at[1], o)
+        (<int64_t *>count.at[0].buf)[0] += 1
+
+
+# ---- pools of buffers ----
+
+cdef enum:
+    LARGE_BUFFER = 1 << 20      # bytes; smaller buffers do not count in the limit of a pool
+    MOST_BYTES = 1 << 27        # that a pool keeps, unless a single buffer is larger
+
+
+cdef class BufferPool:
+    """A free list of reusable buffers; rnnfast/buffers.py documents it."""
+    cdef list free              # pairs of a size in bytes and a buffer, the oldest first
+    cdef object empty           # allocates a buffer
+    cdef readonly Py_ssize_t most
+
+    def __cinit__(self, Py_ssize_t most, empty):
+        self.free, self.most, self.empty = [], most, empty
+
+    def __len__(self):
+        return len(self.free)
+
+    def __iter__(self):
+        return iter([buffer for _, buffer in list(self.free)])
+
+    cdef object take(self, Py_ssize_t least, Py_ssize_t largest):
+        """Remove and return the newest buffer whose size is in a range, None if there is none."""
+        with cython.critical_section(self):
+            for i in range(len(self.free) - 1, -1, -1):
+                if least <= <Py_ssize_t>(<tuple>self.free[i])[0] <= largest:
+                    return (<tuple>self.free.pop(i))[1]
+        return None
+
+    def acquire(self, Py_ssize_t nbytes):
+        """Return a buffer of at least `nbytes`, but not much more. Release it after use."""
+        buffer = self.take(nbytes, 2 * nbytes + LARGE_BUFFER)
+        return self.empty(nbytes) if buffer is None else buffer
+
+    def pop(self):
+        """Return the buffer that was released last, or None if the pool is empty."""
+        return self.take(0, PY_SSIZE_T_MAX)
+
+    def release(self, buffer not None):
+        """Return a buffer to the pool. The oldest buffers are freed as long as the pool exceeds a limit."""
+        cdef Py_ssize_t total = 0, nbytes = buffer.nbytes
+        cdef tuple entry = (nbytes, buffer)
+        with cython.critical_section(self):
+            self.free.append(entry)
+            if len(self.free) > self.most:
+                del self.free[0]
+            if nbytes >= LARGE_BUFFER:
+                for entry in self.free:
+                    total += <Py_ssize_t>entry[0]
+                while total > MOST_BYTES and len(self.free) > 1:
+                    total -= <Py_ssize_t>(<tuple>self.free[0])[0]
+                    del self.free[0]
+
+    def clear(self):
+        """Free all buffers in the pool."""
+        with cython.critical_section(self):
+            del self.free[:]
+
+    def lease(self, Py_ssize_t nbytes):
+        """Return a `Lease` of a buffer of at least `nbytes`."""
+        return Lease(self, self.acquire(nbytes), nbytes)
+
+
+@cython.no_gc
+cdef class Lease:
+    """Releases a buffer to its pool when it is deallocated; no bytecode runs then. As an array, the first `nbytes` of the buffer."""
+    cdef BufferPool pool
+    cdef readonly object buffer
+    cdef Py_ssize_t nbytes
+
+    def __cinit__(self, BufferPool pool not None, buffer not None, Py_ssize_t nbytes):
+        self.pool, self.buffer, self.nbytes = pool, buffer, nbytes
+
+    def __dealloc__(self):
+        if self.buffer is not None:
+            try:
+                self.pool.release(self.buffer)
+            except MemoryError:         # the buffer is freed
+                pass
+
+    @property
+    def __array_interface__(self):
+        cdef Views view = Views([self.buffer], PyBUF_SIMPLE)
+        return {"version": 3, "typestr": "|u1", "shape": (self.nbytes,), "data": (<size_t>view.at[0].buf, False)}
 
 
 cdef class Engine:
@@ -804,9 +1091,9 @@ cdef bint has_form(Py_buffer *view, Form *form) noexcept:
 cdef class PreparedCall:
     """A prepared forward call without tape or masks: its arguments are validated and its pointers set up once.
 
-    `run` takes the state as an argument and can be called from several threads at once. `step` keeps the state between calls and is
-    for one thread at a time. It reads the state from one buffer and writes the next state to another, so a step that fails leaves the
-    state unchanged.
+    `run` takes the state as an argument and can be called from several threads at once. `step` and `update` keep the state between
+    calls and are for one thread at a time. They read the state from one buffer and write the next state to another, so one that fails
+    leaves the state unchanged.
 
     engine, packed: as for `forward`. `packed` must not change.
     shapes: (x, y, h, c); c is None for a cell without c. x is (T, N, I), (N, T, I) or (T, I).
@@ -821,8 +1108,10 @@ cdef class PreparedCall:
     cdef Buffers buffers              # holds the buffers that all calls share
     cdef object pool, empty, h, c
     cdef object own_h, own_c        # the two buffers of each state
+    cdef Lease workspace            # of `step`
     cdef tuple shapes_of_y
     cdef void *states[2][2]
+    cdef size_t state_sizes[2]      # of h and c, in bytes
     cdef Form of_x[2]
     cdef Form of_y[2]
     cdef Form of_h, of_c
@@ -848,16 +1137,20 @@ cdef class PreparedCall:
         if states is not None:
             # A step has no time axis, and with one row it may come without a batch axis.
             self.own_h, self.own_c = states
+            self.state_sizes = [engine.num_layers * p.N * engine.output_size * engine.table.item,
+                                engine.num_layers * p.N * engine.hidden_size * engine.table.item]
             for i in range(2):
-                self.states[i][0] = acquire(&self.buffers, self.own_h[i], PyBUF_WRITABLE)
-                self.states[i][1] = NULL if self.own_c is None else acquire(&self.buffers, self.own_c[i], PyBUF_WRITABLE)
+                for k, arrays in enumerate(states):
+                    if arrays is not None:
+                        self.states[i][k] = acquire(&self.buffers, arrays[i], PyBUF_WRITABLE, self.state_sizes[<int>k])
             rows = (p.N,)
             without = () if p.N == 1 else rows
             self.shapes_of_y = rows + (outputs,), without + (outputs,)
             shapes = rows + (engine.input_size,), without + (engine.input_size,)
             for i in range(2):
                 self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes_of_y[i])
-            p.workspace = acquire(&self.buffers, pool.acquire(self.workspace_size), PyBUF_WRITABLE)
+            self.workspace = pool.lease(self.workspace_size)
+            p.workspace = acquire(&self.buffers, self.workspace.buffer, PyBUF_WRITABLE, self.workspace_size)
         else:
             self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)
         # Another thread might take the GIL while it is released, for longer than such a step lasts.
@@ -881,9 +1174,9 @@ cdef class PreparedCall:
             if type(state) is not tuple or len(state) != 2:
                 return None
             h0, c0 = state
-        if not PyObject_CheckBuffer(x) or h0 is not None and not PyObject_CheckBuffer(h0):
+        if not is_plain(x) or h0 is not None and not is_plain(h0):
             return None
-        if c0 is not None and not PyObject_CheckBuffer(c0):
+        if c0 is not None and not is_plain(c0):
             return None
         buffers.count = 0
         workspace = None
@@ -923,17 +1216,17 @@ cdef class PreparedCall:
                 self.pool.release(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
 
-    def step(self, x, out):
+    def step(self, x, out, target=None):
         """Advance the state by one step and return y, written to `out` if that is given.
 
         Returns None and leaves the state unchanged if x or `out` is not contiguous, differs from the prepared shape and dtype, or
-        overlaps the other.
+        overlaps the other. y is also copied to `target`, an array with any strides, if that is given.
         """
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
         cdef Buffers buffers
         cdef int form = 0
-        if not PyObject_CheckBuffer(x) or out is not None and not PyObject_CheckBuffer(out):
+        if not is_plain(x) or out is not None and not is_plain(out):
             return None
         self.begin()
         buffers.count = 0
@@ -960,25 +1253,300 @@ cdef class PreparedCall:
                 with nogil:
                     self.engine.table.forward(&p)
             finish(&watch)
+            if target is not None:
+                target[...] = y
             self.now = 1 - self.now
         finally:
             release(&buffers)
             self.busy = False
         return y
 
-    @property
-    def state(self):
-        """The arrays of h and c that hold the state between steps."""
-        return self.own_h[self.now], None if self.own_c is None else self.own_c[self.now]
+    def update(self, function):
+        """Call `function(h, c)` with the arrays of the state; it returns a result, which is returned, and the next state.
 
-    def begin(self):
-        """Reserve the state for one thread, until `end`; RuntimeError if another call has reserved it."""
-        if self.busy:
-            raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
-        self.busy = True
+        The next state is None to leave the state unchanged, or h and c, where None stands for zeros. No other call can use the state
+        until `function` has returned. The state changes in one step.
+        """
+        cdef Buffers buffers
+        cdef void *values[2]
+        cdef int kinds = 1 if self.own_c is None else 2
+        buffers.count = 0
+        self.begin()
+        try:
+            result, state = function(self.own_h[self.now], None if self.own_c is None else self.own_c[self.now])
+            if state is not None:
+                for k in range(kinds):
+                    values[k] = acquire_optional(&buffers, state[k], PyBUF_SIMPLE, self.state_sizes[k])
+                for k in range(kinds):
+                    if values[k] == NULL:
+                        memset(self.states[1 - self.now][k], 0, self.state_sizes[k])
+                    else:
+                        memcpy(self.states[1 - self.now][k], values[k], self.state_sizes[k])
+                self.now = 1 - self.now
+        finally:
+            release(&buffers)
+            self.busy = False
+        return result
 
-    def end(self):
-        self.busy = False
+    cdef int begin(self) except -1:
+        """Reserve the state for this call; it ends with busy = False."""
+        with cython.critical_section(self):
+            if self.busy:
+                raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
+            self.busy = True
+        return 0
+
+
+cdef long long number_of(id) except -1:
+    """Return an id as a number, 0 if it is none."""
+    try:
+        number = <long long>PyNumber_Index(id)
+    except (TypeError, OverflowError):
+        return 0
+    return max(number, 0)
+
+
+cdef enum Status:
+    FREE
+    IDLE
+    BUSY
+
+
+cdef class Slots:
+    """The streams of a pool. Each has a slot, which holds its state, and a status: a call that uses a stream makes it busy.
+
+    The ids of slot k are k + 1, k + 1 + capacity, and so on, so an id tells its slot and is never reused.
+
+    engine, packed: as for `forward`. `packed` must not change.
+    states: arrays of h, and c for a cell with c, (layers, capacity, size).
+    pool: BufferPool for workspaces.
+    empty: `empty(shape, dtype)` allocates results.
+    """
+    cdef Engine engine
+    cdef object pool, empty
+    cdef Buffers buffers                # of the weights and the states
+    cdef void *states[2]
+    cdef size_t widths[2]               # of a state, in bytes
+    cdef int kinds                      # number of states: 2 for a cell with c
+    cdef Py_ssize_t capacity, unused
+    cdef Py_ssize_t *free               # the slots that are not in use, the next one last
+    cdef long long *ids                 # of the last stream in each slot, 0 if there was none
+    cdef char *status
+
+    def __cinit__(self, Engine engine not None, packed not None, list states not None, *, pool, empty):
+        cdef Py_ssize_t k
+        self.engine, self.pool, self.empty = engine, pool, empty
+        self.kinds = 2 if engine.info.has_c else 1
+        self.capacity = self.unused = states[0].shape[1]
+        self.free = <Py_ssize_t *>PyMem_Calloc(self.capacity, sizeof(Py_ssize_t))
+        self.ids = <long long *>PyMem_Calloc(self.capacity, sizeof(long long))
+        self.status = <char *>PyMem_Calloc(self.capacity, 1)
+        if self.free == NULL or self.ids == NULL or self.status == NULL:
+            raise MemoryError()
+        for k in range(self.capacity):
+            self.free[k] = self.capacity - 1 - k
+        acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
+        self.widths = [engine.output_size * engine.table.item, engine.hidden_size * engine.table.item]
+        for k in range(self.kinds):
+            self.states[k] = acquire(&self.buffers, states[k], PyBUF_WRITABLE, engine.num_layers * self.capacity * self.widths[k])
+
+    def __dealloc__(self):
+        release(&self.buffers)
+        PyMem_Free(self.free)
+        PyMem_Free(self.ids)
+        PyMem_Free(self.status)
+
+    def __len__(self):
+        return self.capacity - self.unused
+
+    def __contains__(self, id):
+        return self.slot_of(number_of(id)) >= 0
+
+    def members(self):
+        """Return the ids of all streams."""
+        with cython.critical_section(self):
+            return [self.ids[k] for k in range(self.capacity) if self.status[k] != FREE]
+
+    cdef Py_ssize_t slot_of(self, long long number) noexcept:
+        """Return the slot of a stream, -1 if no stream has this id."""
+        cdef Py_ssize_t slot = (number - 1) % self.capacity if number > 0 else 0
+        return slot if number > 0 and self.ids[slot] == number and self.status[slot] != FREE else -1
+
+    cdef object unknown(self, id, long long number):
+        """Return the error for an id that no stream has."""
+        has_left = number > 0 and number <= self.ids[(number - 1) % self.capacity]
+        return KeyError(f"{id!r} {'has left this pool' if has_left else 'is not an id of this pool'}")
+
+    cdef object in_use(self, id):
+        return RuntimeError(f"stream {id} is in use by another thread: wait until its step has returned")
+
+    cdef void copy(self, int kind, Py_ssize_t slot, char *row, Py_ssize_t stride, bint write) noexcept:
+        """Copy a state of a slot to an array of rows, one for each layer, or from it; NULL stands for zeros."""
+        cdef size_t width = self.widths[kind]
+        cdef Py_ssize_t layer
+        cdef char *own
+        for layer in range(self.engine.stack.layers):
+            own = <char *>self.states[kind] + (layer * self.capacity + slot) * width
+            if not write:
+                memcpy(row + layer * stride, own, width)
+            elif row == NULL:
+                memset(own, 0, width)
+            else:
+                memcpy(own, row + layer * stride, width)
+
+    def join(self, h, c):
+        """Start a stream from a state (layers, size), where None stands for zeros, and return its id."""
+        cdef Buffers buffers
+        cdef void *values[2]
+        cdef Py_ssize_t slot
+        cdef int k
+        buffers.count = 0
+        try:
+            for k in range(self.kinds):
+                values[k] = acquire_optional(&buffers, c if k else h, PyBUF_SIMPLE, self.engine.num_layers * self.widths[k])
+            with cython.critical_section(self):
+                if not self.unused:
+                    raise RuntimeError(f"this pool is full, with {self.capacity} streams: call leave() for one, or create a larger pool")
+                slot = self.free[self.unused - 1]
+                id = self.ids[slot] + self.capacity if self.ids[slot] else slot + 1
+                for k in range(self.kinds):
+                    self.copy(k, slot, <char *>values[k], self.widths[k], True)
+                self.ids[slot] = id
+                self.status[slot] = IDLE
+                self.unused -= 1
+        finally:
+            release(&buffers)
+        return id
+
+    def leave(self, id):
+        """End a stream and return its state."""
+        cdef Buffers buffers
+        cdef long long number = number_of(id)
+        cdef Py_ssize_t slot
+        cdef int k
+        sizes = (self.engine.output_size, self.engine.hidden_size)
+        state = tuple([self.empty((self.engine.num_layers, sizes[k]), self.engine.dtype) for k in range(self.kinds)])
+        buffers.count = 0
+        try:
+            for k in range(self.kinds):
+                acquire(&buffers, state[k], PyBUF_WRITABLE, self.engine.num_layers * self.widths[k])
+            with cython.critical_section(self):
+                slot = self.slot_of(number)
+                if slot < 0:
+                    raise self.unknown(id, number)
+                if self.status[slot] == BUSY:
+                    raise self.in_use(id)
+                for k in range(self.kinds):
+                    self.copy(k, slot, <char *>buffers.held[k].buf, self.widths[k], False)
+                self.status[slot] = FREE
+                self.free[self.unused] = slot
+                self.unused += 1
+        finally:
+            release(&buffers)
+        return state if self.kinds == 2 else state[0]
+
+    cdef int reserve(self, list ids, const long long *numbers, Py_ssize_t *slots, Py_ssize_t count) except -1:
+        """Make streams busy, and write their slots; if this raises, no stream has changed."""
+        cdef Py_ssize_t i = 0
+        fault = None
+        with cython.critical_section(self):
+            for i in range(count):
+                slots[i] = self.slot_of(numbers[i])
+                if slots[i] < 0:
+                    fault = self.unknown(ids[i], numbers[i])
+                elif self.status[slots[i]] == BUSY:
+                    fault = self.in_use(ids[i])
+                    for k in range(i):
+                        if slots[k] == slots[i]:
+                            fault = ValueError(f"ids contains {ids[i]} twice, but each stream can take only one step in a call")
+                            break
+                if fault is not None:
+                    for k in range(i):
+                        self.status[slots[k]] = IDLE
+                    raise fault
+                self.status[slots[i]] = BUSY
+        return 0
+
+    def step(self, list ids not None, x, out, check):
+        """Process one step of some streams, as one batch, and return y.
+
+        `check(x, out, count)` returns x (count, I), y (count, P), and a contiguous array to write, which is copied to y if it is
+        another one. The streams are busy meanwhile. If anything raises, no state has changed.
+        """
+        cdef Py_ssize_t count = len(ids)
+        cdef Py_ssize_t *slots = NULL
+        cdef long long *numbers = <long long *>PyMem_Calloc(count + 1, sizeof(long long) + sizeof(Py_ssize_t))
+        cdef bint reserved = False
+        cdef Py_ssize_t i
+        if numbers == NULL:
+            raise MemoryError()
+        slots = <Py_ssize_t *>(numbers + count + 1)
+        try:
+            for i in range(count):
+                numbers[i] = number_of(ids[i])
+            self.reserve(ids, numbers, slots, count)
+            reserved = True
+            x, y, result = check(x, out, count)
+            if count:
+                self.advance(slots, count, x, y, result)
+        finally:
+            if reserved:
+                for i in range(count):
+                    self.status[slots[i]] = IDLE
+            PyMem_Free(numbers)
+        return y
+
+    cdef int advance(self, const Py_ssize_t *slots, Py_ssize_t count, x, y, result) except -1:
+        cdef rnnfast_problem p
+        cdef rnnfast_sizes sizes
+        cdef Watch watch
+        cdef Buffers buffers
+        cdef size_t item = self.engine.table.item
+        cdef size_t total, size[2]
+        cdef char *at[4]                # h0, c0, h_n, c_n
+        cdef Py_ssize_t i
+        cdef int k
+        if self.engine.table.sizes(&self.engine.stack, 1, count, NULL, &sizes):
+            raise MemoryError()
+        total = (sizes.forward_workspace + 63) & ~<size_t>63
+        for k in range(self.kinds):
+            size[k] = (self.engine.num_layers * count * self.widths[k] + 63) & ~<size_t>63
+            total += 2 * size[k]
+        cdef Lease scratch = self.pool.lease(total)
+        describe(&p, self.engine, &watch)
+        buffers.count = 0
+        try:
+            p.packed = self.buffers.held[0].buf
+            p.T, p.N = 1, count
+            p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, count, self.engine.input_size)
+            p.x_row = stride(&buffers, 0, item)
+            p.x_step = count * p.x_row
+            p.y = acquire(&buffers, result, PyBUF_WRITABLE, count * self.widths[0])
+            p.y_row = self.engine.output_size
+            p.y_step = count * p.y_row
+            at[0] = <char *>acquire(&buffers, scratch.buffer, PyBUF_WRITABLE, total)
+            p.workspace = at[0]
+            at[0] += (sizes.forward_workspace + 63) & ~<size_t>63
+            at[2] = at[0] + size[0]
+            p.h0, p.h_n = at[0], at[2]
+            if self.kinds == 2:
+                at[1] = at[2] + size[0]
+                at[3] = at[1] + size[1]
+                p.c0, p.c_n = at[1], at[3]
+            for k in range(self.kinds):
+                for i in range(count):
+                    self.copy(k, slots[i], at[k] + i * self.widths[k], count * self.widths[k], False)
+            with nogil:
+                self.engine.table.forward(&p)
+            finish(&watch)
+            if y is not result:
+                y[...] = result
+            for k in range(self.kinds):
+                for i in range(count):
+                    self.copy(k, slots[i], at[2 + k] + i * self.widths[k], count * self.widths[k], True)
+        finally:
+            release(&buffers)
+        return 0
 
 
 def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None):

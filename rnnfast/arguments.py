@@ -40,20 +40,26 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def fraction(name: str, value: Any) -> float:
-    """Check a number from 0 to 1."""
+def any_number(name: str, value: Any) -> float:
+    """Check a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= (fraction := float(value)) <= 1:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number within the range of float64, got a larger one") from None
+
+
+def fraction(name: str, value: Any) -> float:
+    """Check a number from 0 to 1."""
+    if not 0 <= (fraction := any_number(name, value)) <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
     return fraction
 
 
 def number(name: str, value: Any, below: float | None = None, positive: bool = False) -> float:
     """Check a number that is at least 0, or above 0 if `positive`, and below `below` if that is not None."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    number = any_number(name, value)
     if not number >= 0 or (positive and number == 0) or (below is not None and number >= below):
         bounds = ("above 0" if positive else "at least 0") + ("" if below is None else f" and below {below}")
         raise ValueError(f"{name} must be {bounds}, got {value!r}")
@@ -89,18 +95,44 @@ def array(name: str, value: Any) -> Array:
     Raises
     ------
     ValueError
-        If its elements cannot be combined into an array.
+        If its elements cannot be combined into an array, or if some of them are masked.
     TypeError
         If its library does not provide access to its memory.
     """
+    if type(value) is np.ndarray:
+        return value
+    refuse_masked(name, value)
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
-        return np.asarray(value)
+        result = np.asanyarray(value)
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
     except (TypeError, RuntimeError, BufferError) as error:
         raise TypeError(f"{name} cannot be read as an array: {_obstacle(value) or error}") from error
+    refuse_masked(name, result)  # what the method __array__ of another class returned
+    return np.asarray(result)
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Raise if `value` is a masked array with masked elements, or a list that contains one.
+
+    NumPy would read what lies under the mask.
+    """
+    if _is_masked(value):
+        raise ValueError(
+            f"{name} has masked elements, but every element must have a value: fill them, for example with filled(0) "
+            "of a NumPy masked array, or leave them out. Layers have the argument mask to exclude steps"
+        )
+
+
+def _is_masked(value: Any, depth: int = 64) -> bool:
+    if isinstance(value, (list, tuple)):
+        plain = set(map(type, value)) <= {float, int, bool, str}
+        return not plain and depth > 0 and any(_is_masked(member, depth - 1) for member in value)
+    # Not isinstance, because importing numpy.ma takes time, and because there are other masked arrays, as in Astropy.
+    mask = getattr(value, "mask", None)
+    return isinstance(mask, (np.ndarray, np.bool_, bool)) and bool(np.any(mask))
 
 
 def _obstacle(value: Any) -> str | None:

@@ -52,6 +52,10 @@ class Scratch:
         self._buffers: dict[str, Array] = {}
         self._dtype = dtype
 
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def bytes(self, name: str, count: int) -> Array:
         if name not in self._buffers or len(self._buffers[name]) < count:
             self._buffers[name] = functional.empty(count)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import arguments
 from ._types import Array
 
 __all__ = ["Initializer", "blocks", "drawn", "read"]
@@ -261,7 +262,7 @@ def _number(init: Any, name: str, scheme: _Scheme, given: list[Any]) -> float | 
     [value] = given
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"init={name!r} takes a number, {scheme.takes}, got {init!r}")
-    number = float(value)
+    number = arguments.any_number(f"init={name!r}", value)
     if not (math.isfinite(number) and number >= scheme.least):
         least = f" of at least {scheme.least:g}" if math.isfinite(scheme.least) else ""
         raise ValueError(f"init={name!r} takes a finite number{least}, {scheme.takes}, got {init!r}")

@@ -69,9 +69,10 @@ def _activation(name: str, value: Any) -> Any:
         raise ValueError(f"{name}: {function} takes {takes}, got {value!r}")
     if any(isinstance(number, bool) or not isinstance(number, numbers.Real) for number in given):
         raise TypeError(f"{name} must have numbers as alpha and beta, got {value!r}")
+    given = [arguments.any_number(name, number) for number in given]
     if not all(map(math.isfinite, given)):
         raise ValueError(f"{name} must have finite numbers as alpha and beta, got {value!r}")
-    return (function, *map(float, given)) if given else function
+    return (function, *given) if given else function
 
 
 def leak(value: Any, states: int, hidden_size: int, dtype: np.dtype[Any]) -> Any:
@@ -104,7 +105,7 @@ def clip(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"clip must be a number or None, got {value!r}")
-    limit = float(value)
+    limit = arguments.any_number("clip", value)
     if not CLIP_LEAST <= limit < math.inf:
         raise ValueError(f"clip must be None, or a finite number of at least 2**-126, got {value!r}")
     return limit

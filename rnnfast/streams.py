@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import numbers
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from . import arguments, functional
+from . import _core, arguments, functional
 from ._types import Array, ArrayLike
-from .functional import Inputs, Outputs
+from .fixed import Fixed
+from .functional import Inputs
 
 __all__ = ["Stream", "StreamPool"]
 
@@ -35,11 +35,12 @@ def _describe(layer: Any) -> str:
 
 def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
     """Check the features of one step and return them as (N, I)."""
-    x = arguments.real(name, value, layer.dtype)
-    if x.shape != (N, layer.input_size) and (N != 1 or x.shape != (layer.input_size,)):
-        alone = f", or {(layer.input_size,)} for a single row" if N == 1 else ""
-        raise ValueError(f"{name} must have shape (rows, input_size) = {(N, layer.input_size)}{alone}, got {x.shape}")
-    return x.reshape(N, layer.input_size)
+    size = layer.engine.input_size
+    x = arguments.real(name, value, layer.engine.dtype)
+    if x.shape != (N, size) and (N != 1 or x.shape != (size,)):
+        alone = f", or {(size,)} for a single row" if N == 1 else ""
+        raise ValueError(f"{name} must have shape (rows, input_size) = {(N, size)}{alone}, got {x.shape}")
+    return x.reshape(N, size)
 
 
 def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array) -> Array:
@@ -51,6 +52,7 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
         raise TypeError(f"out must be an array of dtype {dtype}, got {got}")
     if out.shape != shape or not out.flags.writeable:
         raise ValueError(f"out must be writable and have shape {shape}, got {out.shape}")
+    arguments.refuse_masked("out", out)
     if np.may_share_memory(out, x):
         raise ValueError("out must not share memory with x: pass another array")
     return out
@@ -63,16 +65,20 @@ def _has_batch(members: Any) -> bool:
     return False
 
 
-class Stream:
+class Stream(Fixed):
     """Process sequences as their steps arrive. Created by ``layer.stream(batch_size)``.
 
     A stream keeps the state between calls, starting from zeros. It uses the weights that the layer had when the stream
     was created. Results are bitwise identical to those of one call of the layer on the whole sequence. Only one thread
     at a time may use a stream, but different streams of a layer can run concurrently.
 
+    If a call raises, whether for an invalid argument, for lack of memory or from a signal handler (Ctrl-C), the state
+    is that before the call or that after it.
+
     Attributes
     ----------
     batch_size : int
+        Read-only.
     state : ndarray, for LSTM the pair (h, c)
         h is (L, N, H_out) and c is (L, N, H). Reading the attribute returns copies. Assigning to it copies the values;
         None means zeros.
@@ -91,14 +97,14 @@ class Stream:
         _check(layer)
         self.batch_size = N = arguments.size("batch_size", batch_size)
         self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
-        engine, states = layer.engine, layer.num_layers
+        engine = layer.engine
 
         def pair(width: int) -> tuple[Array, Array]:
-            shape = arguments.countable("the state", (states, N, width))
-            return np.zeros(shape, layer.dtype), np.zeros(shape, layer.dtype)
+            shape = arguments.countable("the state", (engine.num_layers, N, width))
+            return np.zeros(shape, engine.dtype), np.zeros(shape, engine.dtype)
 
-        h, c = pair(engine.output_size), pair(layer.hidden_size) if engine.info.has_c else None
-        shapes = (1, N, layer.input_size), (1, N, engine.output_size), h[0].shape, None if c is None else c[0].shape
+        h, c = pair(engine.output_size), pair(engine.hidden_size) if engine.info.has_c else None
+        shapes = (1, N, engine.input_size), (1, N, engine.output_size), h[0].shape, None if c is None else c[0].shape
         self._step = functional.PreparedCall(
             engine,
             self._packed,
@@ -108,6 +114,10 @@ class Stream:
             empty=np.empty,
             states=(h, c),
         )
+        self._built = True
+
+    def _fixed(self) -> tuple[str, ...]:
+        return ("batch_size",)
 
     def __repr__(self) -> str:
         return f"{_describe(self._layer)}.stream({self.batch_size})"
@@ -146,26 +156,15 @@ class Stream:
     def _step_anyhow(self, x_t: Any, out: Any) -> Array:
         """Process one step whose arguments must be checked or converted first."""
         layer, engine = self._layer, self._layer.engine
-        x_t = arguments.real("x_t", x_t, layer.dtype)
+        x_t = arguments.real("x_t", x_t, engine.dtype)
         x = np.ascontiguousarray(_steps_of("x_t", x_t, layer, self.batch_size))
         shape: tuple[int, ...] = (self.batch_size, engine.output_size)
         if self.batch_size == 1 and x_t.ndim == 1:
             x, shape = x[0], shape[1:]
-        place = _place_for(out, shape, layer.dtype, x)
-        y = self._step.step(x, None)
+        place = _place_for(out, shape, engine.dtype, x)
+        y = self._step.step(x, None, None if out is None else place)
         assert y is not None
-        if out is None:
-            return y
-        place[...] = y
-        return place
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[tuple[Array, Array | None]]:
-        self._step.begin()
-        try:
-            yield self._step.state
-        finally:
-            self._step.end()
+        return y if out is None else place
 
     def __call__(self, x: ArrayLike) -> Array:
         """Process any number of steps.
@@ -194,29 +193,24 @@ class Stream:
             raise ValueError(
                 f"x has {plan.N} rows, but this stream was created with batch_size={self.batch_size}; got {plan.x}"
             )
-        with self._alone() as (h, c):
+
+        def process(h: Array, c: Array | None) -> tuple[Any, Any]:
             inputs = Inputs(call.inputs.x, h.reshape(plan.h), None if c is None else c.reshape(plan.c))
             outputs, _ = layer.execution.run(call._replace(inputs=inputs), self._packed)
-            for own, last in zip((h, c), (outputs.h_n, outputs.c_n), strict=True):
-                if own is not None:
-                    own[...] = last.reshape(own.shape)
-        return cast("Array", outputs.y)
+            return outputs.y, (outputs.h_n, outputs.c_n)
+
+        return cast("Array", self._step.update(process))
 
     @property
     def state(self) -> Any:
-        with self._alone() as (h, c):
-            return h.copy() if c is None else (h.copy(), c.copy())
+        return self._step.update(lambda h, c: (h.copy() if c is None else (h.copy(), c.copy()), None))
 
     @state.setter
     def state(self, value: Any) -> None:
-        layer = self._layer
-        steps = (self.batch_size, 1) if layer.batch_first else (1, self.batch_size)
-        run = layer.execution
-        values = run.state("state", value, run.plan((*steps, layer.input_size)))
-        with self._alone() as own:
-            for array, new in zip(own, values, strict=True):
-                if array is not None:
-                    array[...] = 0 if new is None else new
+        run = self._layer.execution
+        steps = (self.batch_size, 1) if self._layer.batch_first else (1, self.batch_size)
+        values = run.state("state", value, run.plan((*steps, run.engine.input_size)))
+        self._step.update(lambda _h, _c: (None, values))
 
     def reset(self, rows: Any = None) -> None:
         """Set the state of all rows, or of some rows, to zeros.
@@ -240,17 +234,26 @@ class Stream:
                 which = np.arange(self.batch_size)[which if which.size else which.astype(np.intp)]
             except (IndexError, ValueError) as error:
                 raise IndexError(f"rows does not index a batch of {self.batch_size} rows: {error}") from None
-        with self._alone() as own:
-            for array in own:
-                if array is not None:
-                    array[:, which] = 0
+
+        def cleared(*states: Array | None) -> tuple[None, list[Array | None]]:
+            values = [None if state is None else state.copy() for state in states]
+            for value in values:
+                if value is not None:
+                    value[:, which] = 0
+            return None, values
+
+        self._step.update(cleared)
 
 
-class StreamPool:
+class StreamPool(Fixed):
     """Many independent streams of one layer. Any number of them can step together as one batch.
 
     A pool uses the weights that the layer had when the pool was created. Results are bitwise identical to those of
-    separate streams. Different streams of a pool can be stepped concurrently by several threads.
+    separate streams. Different streams of a pool can be stepped concurrently by several threads; iterating over a pool
+    returns the ids of its streams.
+
+    If a call raises, whether for an invalid argument, for lack of memory or from a signal handler (Ctrl-C), no stream
+    has joined, left or changed.
 
     Parameters
     ----------
@@ -262,6 +265,7 @@ class StreamPool:
     Attributes
     ----------
     capacity : int
+        Read-only.
 
     Examples
     --------
@@ -278,16 +282,21 @@ class StreamPool:
         _check(layer)
         self.capacity = arguments.size("capacity", capacity)
         self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
-        engine = layer.engine
-        widths = (engine.output_size, layer.hidden_size)[: 1 + engine.info.has_c]
-        shapes = [arguments.countable("the states", (layer.num_layers, self.capacity, width)) for width in widths]
-        self._states = [np.zeros(shape, layer.dtype) for shape in shapes]
-        self._free = list(range(self.capacity))[::-1]
-        self._slots: dict[int, int] = {}
-        self._next = 0
+        engine, run = layer.engine, layer.execution
+        widths = (engine.output_size, engine.hidden_size)[: 1 + engine.info.has_c]
+        shapes = [arguments.countable("the states", (engine.num_layers, self.capacity, width)) for width in widths]
+        states = [np.zeros(shape, engine.dtype) for shape in shapes]
+        self._slots = _core.Slots(engine, self._packed, states, pool=run.workspaces, empty=np.empty)
+        self._built = True
+
+    def _fixed(self) -> tuple[str, ...]:
+        return ("capacity",)
 
     def __repr__(self) -> str:
         return f"StreamPool({_describe(self._layer)}, capacity={self.capacity})  # {len(self)} streams"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a StreamPool can be neither pickled nor copied: join the states of its streams to a new pool")
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -295,6 +304,10 @@ class StreamPool:
     def __contains__(self, id: int) -> bool:  # noqa: A002
         return id in self._slots
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._slots.members())
+
+    @_core.committed
     def join(self, state: Any = None) -> int:
         """Start a stream and return its id.
 
@@ -319,32 +332,14 @@ class StreamPool:
         TypeError
             If the state does not hold real numbers.
         """
-        layer, run = self._layer, self._layer.execution
+        engine, run = self._layer.engine, self._layer.execution
+        values: Any = None, None
         if state is not None:
-            batch = (1,) if _has_batch(state if layer.engine.info.has_c else (state,)) else ()
-            values: Any = run.state("state", state, run.plan((1, *batch, layer.input_size)))
-        else:
-            values = None, None
-        try:
-            slot = self._free.pop()
-        except IndexError:
-            raise RuntimeError(
-                f"this pool is full, with {self.capacity} streams: call leave() for one, or create a larger pool"
-            ) from None
-        for own, new in zip(self._states, values, strict=False):
-            own[:, slot] = 0 if new is None else new.reshape(own[:, slot].shape)
-        self._next += 1
-        self._slots[self._next] = slot
-        return self._next
+            batch = (1,) if _has_batch(state if engine.info.has_c else (state,)) else ()
+            values = run.state("state", state, run.plan((1, *batch, engine.input_size)))
+        return cast("int", (self._slots.join, *values))
 
-    def _fault(self, id: Any) -> KeyError | None:  # noqa: A002
-        """Return the error for an invalid id; None for a valid one."""
-        with contextlib.suppress(TypeError):
-            if id in self._slots:
-                return None
-        has_left = isinstance(id, numbers.Integral) and 0 < int(id) <= self._next
-        return KeyError(f"{id!r} {'has left this pool' if has_left else 'is not an id of this pool'}")
-
+    @_core.committed
     def leave(self, id: int) -> Any:  # noqa: A002
         """End a stream and return its state.
 
@@ -357,15 +352,12 @@ class StreamPool:
         ------
         KeyError
             If no stream has this id.
+        RuntimeError
+            If another thread is stepping the stream.
         """
-        try:
-            slot = self._slots.pop(id)
-        except (KeyError, TypeError):
-            raise cast("KeyError", self._fault(id)) from None
-        state = tuple(own[:, slot].copy() for own in self._states)
-        self._free.append(slot)
-        return state if len(state) == 2 else state[0]
+        return self._slots.leave, id
 
+    @_core.committed
     def step(self, ids: Iterable[int], x: ArrayLike, out: Array | None = None) -> Array:
         """Process one step of some streams, as one batch.
 
@@ -391,37 +383,20 @@ class StreamPool:
         TypeError
             If `ids` is not a sequence, `x` does not hold real numbers, or `out` is not an array of the right dtype. No
             state is changed.
+        RuntimeError
+            If another thread is stepping one of the streams. No state is changed.
         """
-        layer, engine = self._layer, self._layer.engine
         try:
             ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         except TypeError:
             raise TypeError(f"ids must be a sequence of ids that join() returned, got {ids!r}") from None
-        slots_of, count = self._slots, len(ids)
-        try:
-            slots = np.array([slots_of[id] for id in ids], np.intp)  # noqa: A001
-        except (KeyError, TypeError):
-            raise next(error for error in map(self._fault, ids) if error) from None
-        if len(set(ids)) < count:
-            twice = next(id for at, id in enumerate(ids) if id in ids[:at])  # noqa: A001
-            raise ValueError(f"ids contains {twice} twice, but each stream can take only one step in a call")
-        x = arguments.real("x", x, layer.dtype)
-        if x.shape != (count, layer.input_size):
-            raise ValueError(f"x must have shape (len(ids), input_size) = {(count, layer.input_size)}, got {x.shape}")
-        y = _place_for(out, (count, engine.output_size), layer.dtype, x)
-        if not count:
-            return y
-        plain = y.flags.c_contiguous and y.flags.aligned
-        result = y if plain else np.empty(y.shape, layer.dtype)
-        before: list[Any] = [own.take(slots, axis=1) for own in self._states]
-        after = [np.empty_like(own) for own in before]
-        workspaces = layer.execution.workspaces
-        workspace = workspaces.acquire(engine.sizes(1, count).forward_workspace)
-        inputs, outputs = Inputs(x[np.newaxis], *before), Outputs(result[np.newaxis], *after)
-        functional.forward(engine, self._packed, inputs, outputs, workspace)
-        workspaces.release(workspace)
-        for own, new in zip(self._states, after, strict=True):
-            own[:, slots] = new
-        if result is not y:
-            y[...] = result
-        return y
+        return cast("Array", (self._slots.step, ids, x, out, self._checked))
+
+    def _checked(self, x: Any, out: Any, count: int) -> tuple[Array, Array, Array]:
+        """Return x, the array to return, and a contiguous one for the kernels to write."""
+        engine = self._layer.engine
+        x = arguments.real("x", x, engine.dtype)
+        if x.shape != (count, engine.input_size):
+            raise ValueError(f"x must have shape (len(ids), input_size) = {(count, engine.input_size)}, got {x.shape}")
+        y = _place_for(out, (count, engine.output_size), engine.dtype, x)
+        return x, y, y if y.flags.c_contiguous and y.flags.aligned else np.empty(y.shape, engine.dtype)

@@ -274,3 +274,138 @@ def test_a_library_that_refuses():
     with pytest.raises(TypeError, match=r"^x cannot be read as an array: not with") as caught:
         LAYER(Broken())
     assert caught.value.__cause__ is not None
+
+
+# ---- masked arrays
+
+
+def masked(array, count=1):
+    """A masked array whose first elements are masked."""
+    return np.ma.array(array, mask=np.arange(array.size).reshape(array.shape) < count)
+
+
+class MaskedLike(np.ndarray):
+    """An array with a mask that does not derive from numpy.ma, such as those of Astropy."""
+
+    mask = np.array([True])
+
+
+def masked_forms(array):
+    yield from (masked(array), list(masked(array)), tuple(masked(array)), OnlyArray(masked(array)))
+    yield from (array.view(MaskedLike), [OnlyInterface(array[0]), *masked(array)])
+
+
+FROZEN = rnnfast.LSTM(I, H, rng=0)
+FROZEN.freeze()
+STREAM, POOL = FROZEN.stream(N), rnnfast.StreamPool(FROZEN, N)
+IDS = [POOL.join() for _ in range(N)]
+TARGETS = np.zeros((T, N), int)
+
+
+def step_pool(out):
+    return POOL.step(IDS, X[0], out)
+
+
+REFUSE_MASKED = {
+    "x of a layer": ("x", LAYER, X),
+    "x of forward": ("x", LAYER.forward, X),
+    "x of a frozen layer": ("x", FROZEN, X),
+    "h of a frozen layer": (r"state\[0\] \(h\)", lambda h: FROZEN(X, (h, None)), STATE[0, :1]),
+    "c of a frozen layer": (r"state\[1\] \(c\)", lambda c: FROZEN(X, (None, c)), STATE[0, :1]),
+    "dy": ("dy", lambda dy: LAYER.backward(LAYER.forward(X)[2], dy), DY),
+    "lengths": ("lengths", lambda lengths: LAYER(X, lengths=lengths), np.array([4, 0, 2])),
+    "mask": ("mask", lambda mask: LAYER(X, mask=mask), np.ones((T, N), bool)),
+    "reset": ("reset", lambda reset: LAYER(X, reset=reset), np.ones((T, N), bool)),
+    "load_state_dict": (
+        r"arrays\['bias'\]",
+        lambda bias: rnnfast.Linear(I, 2).load_state_dict({"weight": np.ones((2, I)), "bias": bias}),
+        np.ones(2),
+    ),
+    "Linear": ("x", rnnfast.Linear(I, 2), X),
+    "Embedding": ("x", rnnfast.Embedding(5, 2), TARGETS),
+    "Bidirectional": ("x", rnnfast.Bidirectional(rnnfast.GRU(I, H)), X),
+    "leak": ("leak", lambda leak: rnnfast.RNN(I, H, leak=leak), np.full(H, 0.5)),
+    "step": ("x_t", STREAM.step, X[0]),
+    "steps": ("x", STREAM, X),
+    "state": (r"state\[0\] \(h\)", lambda h: setattr(STREAM, "state", (h, None)), STATE[0, :1]),
+    "pool": ("x", lambda x: POOL.step(IDS, x), X[0]),
+    "logits": ("logits", lambda logits: rnnfast.training.softmax_cross_entropy(logits, TARGETS), X),
+    "targets": ("targets", lambda targets: rnnfast.training.softmax_cross_entropy(X, targets), TARGETS),
+    "weights": ("weights", lambda weights: rnnfast.training.mean_squared_error(X, X, weights), X),
+    "y": ("y", lambda y: rnnfast.training.mean_squared_error(y, X), X),
+    "windows": ("x", lambda x: rnnfast.training.truncated_bptt(FROZEN, x, 2), X),
+    "diagnostics": ("x", lambda x: rnnfast.diagnostics.gradient_flow(FROZEN, x), X),
+}
+ONLY_ARRAYS = {
+    "out": ("out", lambda out: STREAM.step(X[0], out), np.zeros((N, H), np.float32)),
+    "out of a pool": ("out", step_pool, np.zeros((N, H), np.float32)),
+    "gradients": (
+        r"gradients\['a'\]",
+        lambda g: rnnfast.training.clip_grad_norm({"b": np.ones(2), "a": g}, 0.1),
+        np.ones(2),
+    ),
+    "parameters": (r"parameters\['a'\]", lambda a: rnnfast.training.Adam({"a": a}), np.ones(2)),
+    "moments": (
+        r"arrays\['momentum_buffer.a'\]",
+        lambda a: rnnfast.training.SGD({"a": np.ones(2)}, 0.1, 0.9).load_state_dict(
+            {"step": np.array(1), "momentum_buffer.a": a}
+        ),
+        np.ones(2),
+    ),
+}
+
+
+@pytest.mark.parametrize("argument", REFUSE_MASKED | ONLY_ARRAYS)
+def test_masked_elements_are_refused_by_name(argument):
+    name, call, value = (REFUSE_MASKED | ONLY_ARRAYS)[argument]
+    for form in masked_forms(value) if argument in REFUSE_MASKED else [masked(value), value.view(MaskedLike)]:
+        before = STREAM.state
+        for _ in range(3):  # the second call of a frozen layer takes another path
+            with pytest.raises(ValueError, match=rf"^{name} has masked elements.*: fill them, .*filled\(0\)"):
+                call(form)
+        same(STREAM.state, before)
+
+
+@pytest.mark.parametrize("argument", REFUSE_MASKED | ONLY_ARRAYS)
+def test_masked_arrays_without_masked_elements_are_read(argument):
+    _, call, value = (REFUSE_MASKED | ONLY_ARRAYS)[argument]
+    if argument == "lengths":
+        value = value.copy()
+    for form in (masked(value.copy(), 0), np.ma.array(value.copy())):
+        for _ in range(3):
+            call(form)
+    np.testing.assert_array_equal(FROZEN(np.ma.array(X))[0], FROZEN(X)[0])
+    assert type(arguments.array("x", np.ma.array(X))) is np.ndarray
+
+
+def test_masked_numbers_in_lists():
+    for x in ([[1.0, np.ma.masked]], [[1.0, np.ma.array(2.0, mask=True)]], np.ma.masked):
+        with pytest.raises(ValueError, match=r"^x has masked elements"):
+            rnnfast.Linear(2, 2)(x)
+    loop = []
+    loop.append(loop)
+    with pytest.raises(ValueError, match="x cannot be read as an array"):
+        rnnfast.Linear(2, 2)(loop)
+
+
+def test_arrays_of_pandas_with_missing_values():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed: its arrays are not tried")
+    linear = rnnfast.Linear(2, 1, rng=0)
+    same(linear(pandas.Series([1, 2], dtype="Int64").astype("float64")), linear([1, 2]))
+    for x in (pandas.Series([1, None], dtype="Int64"), pandas.array([1.0, pandas.NA], dtype="Float64"), [1.0, None]):
+        try:  # pandas 3 converts missing values to NaN, which stays visible, and pandas 2 to objects
+            assert np.isnan(linear(x)).all()
+        except TypeError as error:
+            assert str(error).startswith("x must hold real numbers")  # noqa: PT017
+
+
+@pytest.mark.parametrize("kind", [np.matrix, np.recarray])
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_subclasses_are_read_as_plain_arrays(kind):
+    x = X[0].view(kind)
+    for layer in (rnnfast.Linear(I, 2, rng=0), FROZEN):
+        for _ in range(3):
+            same(layer(x), layer(X[0]))
+    (loss, dy), (expected, derivative) = (rnnfast.training.mean_squared_error(form, X[1]) for form in (x, X[0]))
+    assert loss == expected
+    same(dy, derivative)

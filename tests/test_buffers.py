@@ -1,5 +1,8 @@
 """Pools of buffers and of results: contents, ownership and lifetime."""
 
+import gc
+import sys
+
 import numpy as np
 import pytest
 
@@ -50,6 +53,45 @@ def test_small_results_are_numpys_own():
     assert array.flags.owndata
     del array
     assert len(results) == 0
+
+
+def test_pools_are_bounded_in_bytes():
+    """A pool keeps at most 128 MiB, or a single larger buffer."""
+    pool = BufferPool(4)
+    for size in (100, 30, 50, 40):
+        pool.release(np.empty(size * LARGE, np.uint8))
+    assert [len(buffer) // LARGE for buffer in pool] == [30, 50, 40]
+    pool.release(np.empty(300 * LARGE, np.uint8))
+    assert [len(buffer) // LARGE for buffer in pool] == [300]
+    pool.release(np.empty(LARGE, np.uint8))
+    assert [len(buffer) // LARGE for buffer in pool] == [1]
+    pool.clear()
+    assert len(pool) == 0
+    assert pool.pop() is None
+
+
+def test_leases_release_their_buffer_without_bytecode():
+    pool = BufferPool(2)
+    lease = pool.lease(100)
+    assert np.asarray(lease).shape == (100,)
+    assert len(pool) == 0
+    calls = []
+    sys.setprofile(lambda *event: calls.append(event) if event[1] == "call" else None)
+    del lease
+    sys.setprofile(None)
+    assert len(pool) == 1
+    assert not calls
+
+
+def test_results_without_memory_only_raise(monkeypatch):
+    """A result for which there is no memory prints nothing."""
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    for call in (ResultPool(4).empty, ResultPool(4).zeros):
+        with pytest.raises(MemoryError):
+            call((1 << 50,), FLOAT32)
+    gc.collect()
+    assert not ignored
 
 
 def test_pools_are_bounded_and_fit():

@@ -1,61 +1,17 @@
 """``python -m rnnfast train csv`` and ``predict``."""
 
-import json
 import re
 import signal
 import sys
 
 import numpy as np
 import pytest
+from support.archives import contents
 from support.command_line import FAST, failure, main, random_model, train_csv
 
 from rnnfast.commands import program, series
 
 # --- train csv, predict
-
-
-@pytest.mark.parametrize(
-    ("known", "to_come"),
-    [
-        (["1", "2", "3"], ["4", "5"]),
-        (["1990", "1995"], ["2000", "2005"]),
-        (["0.1", "0.2", "0.3"], ["0.4", "0.5"]),
-        (["2024-11", "2024-12"], ["2025-01", "2025-02"]),
-        (["2023-08-01", "2023-11-01"], ["2024-02-01", "2024-05-01"]),
-        (["2024-01-15", "2024-02-15", "2024-03-15"], ["2024-04-15", "2024-05-15"]),
-        (["2023-11-30", "2023-12-31", "2024-01-31"], ["2024-02-29", "2024-03-31"]),
-        (["2024-02-26", "2024-02-27"], ["2024-02-28", "2024-02-29"]),
-        (["2024-02-16", "2024-02-23"], ["2024-03-01", "2024-03-08"]),
-        (["2024-12-31T22:00", "2024-12-31T23:00"], ["2025-01-01T00:00:00", "2025-01-01T01:00:00"]),
-        (["2024-12-31 23:58:30", "2024-12-31 23:59:15"], ["2025-01-01 00:00:00", "2025-01-01 00:00:45"]),
-    ],
-)
-def test_times_are_continued(known, to_come):
-    times = series.Times.of(known)
-    assert [times.at(step) for step in (1, 2)] == to_come
-    again = series.Times(**json.loads(json.dumps(times.kept)))
-    assert [again.at(step) for step in (1, 2)] == to_come
-    if len(to_come[0]) == len(known[0]):
-        assert [times.at(step) for step in range(1 - len(known), 1)] == known
-
-
-@pytest.mark.parametrize(
-    "texts",
-    [
-        ["1"],
-        ["1", "2", "4"],
-        ["3", "2", "1"],
-        ["1", "1", "1"],
-        ["monday", "tuesday"],
-        ["2024-01", "2024-02-01"],
-        ["2024-01-01", "2024-01-02", "2024-01-04"],
-        ["2024-13", "2024-14"],
-        ["1", "", "3"],
-        [],
-    ],
-)
-def test_irregular_times_are_none(texts):
-    assert series.Times.of(texts) is None
 
 
 def test_columns_of_a_file(sheet, quarters):
@@ -211,7 +167,7 @@ def test_models_of_another_kind_or_damaged_give_no_forecast(sheet, tmp_path, cap
     assert "is not a model" in failure(capsys, "sample", model)
     random_model().save(str(tmp_path / "text.npz"))
     assert "is not a model" in failure(capsys, "predict", tmp_path / "text.npz")
-    about, arrays = program.read_model(str(model), "series", "")
+    about, arrays = contents(model)
     for spoilt in ({"readout.bias": np.zeros(7)}, {"series": np.zeros(2)}, {"series": np.full(80, np.nan)}):
         program.write_model(str(model), about, {**arrays, **spoilt})
         assert "is damaged" in failure(capsys, "predict", model)

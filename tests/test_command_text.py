@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.archives import contents
 from support.command_line import SMALL, TEXT, failure, main, random_model
 
 import rnnfast
@@ -83,7 +84,7 @@ def test_training_learns_and_keeps_the_best_model(trained):
     assert len(held_out) == text.EVALUATIONS
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert held_out[-1] < held_out[0]
-    about, _ = program.read_model(str(path), "text", "")
+    about, _ = contents(path)
     assert about["bits"] == pytest.approx(min(held_out), abs=1e-3)
     assert f"{len(TEXT):,} characters, {len(set(TEXT))} distinct" in report
     assert f"{min(held_out):.3f} bits per character" in report
@@ -94,7 +95,7 @@ def test_later_models_that_are_worse_are_not_kept(book, tmp_path, monkeypatch):
     monkeypatch.setattr(text.Model, "bits", lambda *_: next(told))
     path = tmp_path / "book.npz"
     assert main(["train", "text", str(book), "-o", str(path), *SMALL]) == 0
-    assert program.read_model(str(path), "text", "")[0]["bits"] == 2.0
+    assert contents(path)[0]["bits"] == 2.0
 
 
 def test_model_that_is_read_is_the_one_that_was_written(tmp_path):
@@ -110,7 +111,7 @@ def test_seed_gives_the_same_model_and_text(book, trained, tmp_path, capsys):
     path, _ = trained
     assert main(["train", "text", str(book), "-o", str(tmp_path / "again"), *SMALL]) == 0
     assert main(["train", "text", str(book), "-o", str(tmp_path / "other"), *SMALL, "--seed", "1"]) == 0
-    arrays = [program.read_model(str(file), "text", "")[1] for file in (path, tmp_path / "again", tmp_path / "other")]
+    arrays = [contents(file)[1] for file in (path, tmp_path / "again", tmp_path / "other")]
     assert all(array.tobytes() == arrays[1][name].tobytes() for name, array in arrays[0].items())
     assert any(array.tobytes() != arrays[2][name].tobytes() for name, array in arrays[0].items())
 
@@ -229,7 +230,7 @@ def test_files_that_are_no_models(book, trained, tmp_path, capsys):
     half = tmp_path / "half.npz"
     half.write_bytes(trained[0].read_bytes()[:3000])
     assert "is not a model" in failure(capsys, "sample", half)
-    about, arrays = program.read_model(str(trained[0]), "text", "")
+    about, arrays = contents(trained[0])
     del arrays["readout.bias"]
     program.write_model(str(half), about, arrays)
     assert "is damaged" in failure(capsys, "sample", half)
@@ -238,6 +239,56 @@ def test_files_that_are_no_models(book, trained, tmp_path, capsys):
 def test_start_of_strange_characters(trained, capsys):
     line = failure(capsys, "sample", trained[0], "--start", "ß!")
     assert "--start contains characters that the training text does not: ! ß" in line
+
+
+# --- byte order marks
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize("marks", ["first", "twice", "between joined files"])
+def test_byte_order_marks_are_no_characters_of_the_model(marks, trained, tmp_path, capsys):
+    start, middle = {"first": (MARK, ""), "twice": (2 * MARK, ""), "between joined files": (MARK, MARK)}[marks]
+    marked = tmp_path / "marked.txt"
+    marked.write_text(start + TEXT[:500] + middle + TEXT[500:], encoding="utf-8")
+    assert main(["train", "text", str(marked), "-o", str(tmp_path / "model"), *SMALL]) == 0
+    (about, arrays), (plain, expected) = contents(tmp_path / "model"), contents(trained[0])
+    assert about["characters"] == plain["characters"] == "".join(sorted(set(TEXT)))
+    assert all(array.tobytes() == arrays[name].tobytes() for name, array in expected.items())
+
+    def sample(text):
+        capsys.readouterr()
+        assert main(["sample", str(tmp_path / "model"), "--length", "20", *text]) == 0
+        return capsys.readouterr().out
+
+    assert sample(["--start", f"{MARK}7 times"]) == sample(["--start", "7 times"])
+    assert sample(["--start", MARK]) == sample([])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("mark", [MARK, ""], ids=["marked", "unmarked"])
+def test_texts_in_other_encodings_are_refused_with_their_name(encoding, mark, tmp_path, capsys):
+    path = tmp_path / "text"
+    path.write_bytes(f"{mark}{TEXT}".encode(encoding))
+    for command in (["text"], ["csv", "--column", "sold"]):
+        line = failure(capsys, "train", *command, path, "-o", tmp_path / "model")
+        assert "is not valid UTF-8: the byte at offset " in line
+        name = encoding[:6] if mark else encoding[:6] + encoding[-2:]
+        assert f"with iconv -f {name.upper()} -t UTF-8" in line
+    assert os.listdir(tmp_path) == ["text"]
+
+
+def test_offsets_of_bytes_that_cannot_be_decoded_count_the_mark(tmp_path, capsys):
+    path = tmp_path / "text"
+    for content, where in {
+        b"\xef\xbb\xbfab\n\xff": "the byte at offset 6, in line 2, cannot be decoded",
+        b"ab\n\xff": "the byte at offset 3, in line 2, cannot be decoded",
+        b"\xef\xbb\xbfab\n\0": "the byte at offset 6, in line 2, is null",
+        b"ab\n\0": "the byte at offset 3, in line 2, is null",
+        b"\xef\xbb": "the byte at offset 0, in line 1, cannot be decoded",
+    }.items():
+        path.write_bytes(content)
+        assert where in failure(capsys, "train", "text", path, "-o", tmp_path / "model")
 
 
 # --- files that are one

@@ -457,3 +457,20 @@ def test_sizes_that_cannot_be_converted_name_the_argument():
 def test_a_tape_is_made_by_forward_alone():
     with pytest.raises(TypeError):
         rnnfast.Tape()
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["large", "-large"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("dropout", lambda number: rnnfast.RNN(2, 3, 2, dropout=number)),
+        ("clip", lambda number: rnnfast.LSTM(2, 3, clip=number)),
+        (r"activations\[0\]", lambda number: rnnfast.LSTM(2, 3, activations=[("affine", number, 1), "tanh", "tanh"])),
+        ("init='chrono'", lambda number: rnnfast.LSTM(2, 3, init=("chrono", number))),
+        ("lr", lambda number: rnnfast.training.Adam({}, lr=number)),
+        ("max_norm", lambda number: rnnfast.training.clip_grad_norm({}, number)),
+    ],
+)
+def test_integers_beyond_float64_are_refused_by_name(name, call, number):
+    with pytest.raises(ValueError, match=f"^{name} must be a number within the range of float64"):
+        call(number)

@@ -1,5 +1,6 @@
 """Ownership of the arrays that are passed to a layer and returned by it."""
 
+import sys
 import threading
 import tracemalloc
 
@@ -134,6 +135,99 @@ def test_large_results_are_used_again():
     del half
     assert place in (layer(x)[0].ctypes.data, layer(2 * x)[0].ctypes.data)
     assert len(layer.execution.results) <= layer.execution.results.most
+
+
+def pools(layer):
+    run = layer.execution
+    return run.packs, run.tapes, run.workspaces, run.scratch, run.results
+
+
+def kept_bytes(pool):
+    return sum(buffer.nbytes for buffer in pool)
+
+
+def test_idle_layers_keep_little_memory_and_release_it():
+    layer = rnnfast.LSTM(8, 64, rng=0)
+    x = np.ones((500, 64, 8), np.float32)
+    y, _ = layer(x)
+    layer.forward(x, checkpoint="auto")
+    tapes = [layer.forward(x)[-1] for _ in range(4)]
+    del tapes
+    assert 2**26 < kept_bytes(layer.execution.tapes) <= 2**27  # four tapes take 192 MiB
+    assert all(kept_bytes(pool) <= 2**27 for pool in pools(layer))
+    stream, tape = layer.stream(64), layer.forward(x)[-1]
+    layer.release()
+    assert all(len(pool) == 0 for pool in pools(layer))
+    np.testing.assert_array_equal(stream.step(x[0]), y[0])
+    layer.backward(tape, y)
+    del tape, stream
+    assert len(layer.execution.tapes) == 1
+    np.testing.assert_array_equal(layer(x)[0], y)
+
+
+def test_every_layer_has_release():
+    pair = rnnfast.Bidirectional(make("lstm"), make("gru"))
+    x = np.ones((T, N, I), np.float32)
+    for layer in (pair, rnnfast.Linear(I, 3), rnnfast.Embedding(5, 3)):
+        ids = np.zeros((T, N), int) if isinstance(layer, rnnfast.Embedding) else x
+        for _ in range(2):
+            layer(ids)
+            layer.forward(ids)
+            layer.release()
+    for one in (pair.forward_layer, pair.backward_layer):
+        assert all(len(pool) == 0 for pool in pools(one))
+
+
+def test_tapes_release_their_memory_without_bytecode():
+    layer = make("lstm")
+    tape = layer.forward(np.ones((T, N, I), np.float32))[-1]
+    before = len(layer.execution.tapes)
+    calls = []
+    sys.setprofile(lambda *event: calls.append(event) if event[1] == "call" else None)
+    del tape
+    sys.setprofile(None)
+    assert len(layer.execution.tapes) == before + 1
+    assert not calls
+
+
+@pytest.mark.parametrize("checkpoint", [None, 2])
+def test_tapes_name_only_the_weights_that_they_hold(checkpoint):
+    """Memory that a tape names is not reused before the tape is deallocated."""
+    layer, x = make("gru"), np.ones((T, N, I), np.float32)
+    _, _, tape = layer.forward(x, checkpoint=checkpoint)
+    weights = tape._kept.weights
+    assert (weights.packed is None) == (checkpoint is None)
+    free = {id(buffer) for buffer in layer.execution.packs}
+    assert not free & {id(weights.packed), id(weights.packed_back)}
+
+
+def test_streams_return_their_workspace():
+    layer = rnnfast.LSTM(8, 64, rng=0)
+    for _ in range(3):
+        stream = layer.stream(10)
+        assert len(layer.execution.workspaces) == 0
+        stream.step(np.ones((10, 8), np.float32))
+        del stream
+        assert len(layer.execution.workspaces) == 1
+
+
+def test_bidirectional_freezes_both_layers_or_none(monkeypatch):
+    layer = rnnfast.Bidirectional(make("lstm"), make("gru"))
+
+    def fail(_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rnnfast.GRU, "_pack", fail)
+        with pytest.raises(MemoryError):
+            layer.freeze()
+    assert layer.forward_layer._frozen is layer.backward_layer._frozen is None
+    assert all(array.flags.writeable for array in layer.parameters.values())
+    layer.forward_layer.freeze()
+    kept = layer.forward_layer._frozen
+    layer.freeze()
+    assert layer.forward_layer._frozen is kept
+    assert not any(array.flags.writeable for array in layer.parameters.values())
 
 
 def test_python_threads_share_a_layer(rng):

@@ -234,3 +234,51 @@ def test_data_frames_of_other_columns_are_refused():
     regressor.predict(X)
     with pytest.raises(ValueError, match="same columns in the same order"):
         regressor.predict([x[["b", "a"]] for x in X])
+
+
+def masked(array):
+    """A masked array whose first element is masked."""
+    return np.ma.array(array, mask=np.arange(np.size(array)).reshape(np.shape(array)) == 0)
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor, SequenceTagger])
+def test_masked_elements_are_refused(kind):
+    X = np.random.default_rng(0).normal(size=(20, 5, 2))
+    y = np.arange(20) % 2
+    y = np.tile(y[:, np.newaxis], 5) if kind is SequenceTagger else y
+    weights = np.ones(20)
+    estimator = kind(**SMALL, max_epochs=1).fit(X, y)
+    whole = {"X": X, "y": y, "sample_weight": weights}
+    for name, array in whole.items():
+        for form in (masked(array), list(masked(array))):
+            for method in (estimator.fit, estimator.partial_fit, estimator.score):
+                with pytest.raises(ValueError, match=f"^{name} has masked elements"):
+                    method(**{**whole, name: form})
+    for form in (masked(X), list(masked(X)), masked(X[..., 0]), np.array([None, *masked(X)], object)[1:]):
+        with pytest.raises(ValueError, match=r"^X has masked elements"):
+            estimator.predict(form)
+    if kind is not SequenceRegressor:
+        with pytest.raises(ValueError, match=r"^classes has masked elements"):
+            kind().partial_fit(X, y, classes=masked([0, 1]))
+    unmasked = {name: np.ma.array(array) for name, array in whole.items()}
+    assert estimator.fit(**unmasked).score(**unmasked) == kind(**SMALL, max_epochs=1).fit(**whole).score(**whole)
+
+
+def test_masked_elements_of_series_are_refused():
+    x = np.random.default_rng(0).normal(size=60)
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(x)
+    forms = [masked(x), masked([x, x]), [x, masked(x)], [*x, np.ma.masked], np.array([x[1:], masked(x)], object)]
+    for form in forms:
+        for method in (forecaster.fit, forecaster.partial_fit, forecaster.update, forecaster.score):
+            with pytest.raises(ValueError, match=r"^series has masked elements"):
+                method(form)
+        with pytest.raises(ValueError, match=r"^series has masked elements"):
+            forecaster.predict(3, series=form)
+    np.testing.assert_array_equal(forecaster.fit(np.ma.array(x)).series_[0][:, 0], x)
+
+
+def test_dates_are_refused():
+    dates = np.arange(20).astype("datetime64[D]").reshape(4, 5)
+    for X in (dates, dates[..., np.newaxis], list(dates)):
+        with pytest.raises(TypeError, match="X must hold real numbers, got dtype datetime64"):
+            SequenceRegressor().fit(X, np.arange(4.0))

@@ -1,5 +1,7 @@
 """Each stream in a pool gives the same bits as a stream alone."""
 
+import copy
+import pickle
 import sys
 import threading
 
@@ -239,6 +241,105 @@ def test_a_pool_from_many_threads(rng):
         sys.setswitchinterval(interval)
     assert not faults, faults
     assert len(set(seen)) == len(seen)
+
+
+class Converted:
+    """An array-like object that calls a function when it is converted, which is while a step is at work."""
+
+    def __init__(self, values, during):
+        self.values, self.during = values, during
+
+    def __array__(self, dtype=None, copy=None):
+        self.during()
+        return np.asarray(self.values, dtype)
+
+
+def test_streams_of_a_step_are_busy(rng):
+    """While streams are in a step, they can neither step nor leave, and others do not get their slots."""
+    layer = make_layer("lstm", I, H)
+    pool = rnnfast.StreamPool(layer, 4)
+    a, b, c = (pool.join() for _ in range(3))
+    x, one = sequence(rng, 4, 2), np.ones((1, I), np.float32)
+    expected, _ = layer(x)
+    joined = []
+
+    def during():
+        for call in (lambda: pool.step([a], one), lambda: pool.step([c, a], x[0]), lambda: pool.leave(b)):
+            with pytest.raises(RuntimeError, match=r"^stream [12] is in use by another thread: wait until its "):
+                call()
+        with pytest.raises(ValueError, match=f"ids contains {c} twice"):
+            pool.step([c, c], x[0])
+        joined.append(pool.join())
+        with pytest.raises(RuntimeError, match="this pool is full"):
+            pool.join()
+        y = pool.step([joined[-1]], one)
+        assert y.tobytes() == layer(one[None])[0][0].tobytes()
+        pool.leave(joined[-1])
+        assert sorted(pool) == [a, b, c]
+
+    for t in range(3):
+        y = pool.step([a, b], Converted(x[t], during))
+        assert y.tobytes() == expected[t].tobytes()
+    assert len(set(joined)) == 3
+    assert pool.step([a, b], x[3]).tobytes() == expected[3].tobytes()
+    pool.leave(a)
+
+
+def test_a_step_that_fails_leaves_its_streams_free(rng):
+    layer = make_layer("gru", I, H)
+    pool, x = rnnfast.StreamPool(layer, 2), sequence(rng, 2, 2)
+    ids = [pool.join(), pool.join()]
+    expected, _ = layer(x)
+
+    def fail():
+        raise KeyboardInterrupt
+
+    pool.step(ids, x[0])
+    for bad in (Converted(x[1], fail), x[0, :1], None):
+        with pytest.raises((KeyboardInterrupt, TypeError, ValueError)):
+            pool.step(ids, bad)
+    assert pool.step(ids, x[1]).tobytes() == expected[1].tobytes()
+
+
+def test_no_step_is_lost_when_threads_share_a_stream():
+    """Each step of a shared stream completes or is refused."""
+    layer = make_layer("gru", 200, 300)
+    pool, x = rnnfast.StreamPool(layer, 1), np.ones((1, 200), np.float32)
+    id, done, refused = pool.join(), [], []  # noqa: A001
+
+    def work():
+        for _ in range(40):
+            try:
+                pool.step([id], x)
+                done.append(1)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(done) + len(refused) == 120
+    assert all("is in use by another thread" in text for text in refused)
+    _, state = layer(np.repeat(x[None], len(done), axis=0))
+    assert bits(pool.leave(id)) == bits(row_of(state, 0))
+
+
+def test_iteration_returns_the_ids():
+    pool = rnnfast.StreamPool(make_layer("gru", I, H), 3)
+    assert list(pool) == []
+    ids = {pool.join(), pool.join()}
+    assert set(pool) == ids
+    pool.leave(ids.pop())
+    assert set(pool) == ids
+
+
+def test_pools_are_not_copied():
+    pool = rnnfast.StreamPool(make_layer("gru", I, H), 3)
+    for copy_of in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a StreamPool can be neither pickled nor copied"):
+            copy_of(pool)
 
 
 def test_names_of_arguments():

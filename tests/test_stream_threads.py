@@ -128,7 +128,6 @@ def test_a_stream_at_work_refuses():
     x = np.ones(I, np.float32)
     stream.step(x)
     before = snapshot(stream)
-    stream._step.begin()
     calls = [
         lambda: stream.step(x),
         lambda: stream.step(x.tolist()),
@@ -137,11 +136,18 @@ def test_a_stream_at_work_refuses():
         lambda: setattr(stream, "state", None),
         stream.reset,
     ]
-    for call in calls:
-        with pytest.raises(RuntimeError, match="in use by another thread: make a stream for each thread"):
-            call()
-    stream._step.end()
+
+    def at_work(*_):
+        for call in calls:
+            with pytest.raises(RuntimeError, match="in use by another thread: make a stream for each thread"):
+                call()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream._step.update(at_work)
     assert snapshot(stream) == before
+    for call in calls:
+        call()
 
 
 def test_interrupted_steps_leave_the_state():

@@ -103,6 +103,84 @@ def test_cross_entropy_of_extreme_logits(dtype):
     assert training.softmax_cross_entropy(np.array([[1000.0, 0.0]], dtype), [1])[0] == 1000
 
 
+def test_cross_entropy_at_the_ends_of_the_dtype():
+    top = float(np.finfo(np.float32).max)
+    loss, dlogits = training.softmax_cross_entropy(np.array([[top, -top]], np.float32), [1])
+    assert loss == 2 * top  # in float64, whatever the dtype of the logits
+    np.testing.assert_array_equal(dlogits, np.array([[1, -1]], np.float32))
+    loss, dlogits = training.softmax_cross_entropy([[1e308, -1e308], [1.0, 1.0]], [1, 0])
+    assert loss == math.inf
+    np.testing.assert_array_equal(dlogits, [[0.5, -0.5], [-0.25, 0.25]])
+    loss, dlogits = training.softmax_cross_entropy([[0.0, -np.inf]], [1])
+    assert loss == math.inf
+    np.testing.assert_array_equal(dlogits, [[1, -1]])
+    loss, dlogits = training.softmax_cross_entropy([[5e-324, 0.0]], [1])
+    assert loss == math.log(2)
+    np.testing.assert_array_equal(dlogits, [[0.5, -0.5]])
+    with np.errstate(invalid="ignore"):
+        for bad in (np.nan, np.inf):
+            loss, dlogits = training.softmax_cross_entropy([[0.0, bad], [0.0, 0.0]], [0, 0])
+            assert math.isnan(loss)
+            assert np.isnan(dlogits[0]).all()
+            np.testing.assert_array_equal(dlogits[1], [-0.25, 0.25])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])
+def test_what_has_weight_0_is_not_read(dtype, bad):
+    logits, targets, mask = scores(np.random.default_rng(2), True, dtype)
+    weights = np.where(np.random.default_rng(3).random(mask.shape) < 0.5, 0, 2.5)
+    y, target = logits[..., 0], logits[..., 1]
+    spoilt = np.where((weights == 0)[..., np.newaxis], dtype(bad), logits)
+    for given in (mask, None):
+        loss, dlogits = training.softmax_cross_entropy(logits, targets, given, weights)
+        same_loss, same_dlogits = training.softmax_cross_entropy(spoilt, targets, given, weights)
+        assert loss == same_loss
+        np.testing.assert_array_equal(dlogits, same_dlogits, strict=True)
+        assert not dlogits[weights == 0].any()
+    loss, dy = training.mean_squared_error(y, target, weights)
+    assert (loss, dy.tolist()) == (lambda got: (got[0], got[1].tolist()))(
+        training.mean_squared_error(spoilt[..., 0], spoilt[..., 1], weights)
+    )
+    loss, dlogits = training.softmax_cross_entropy(spoilt, targets, weights=0 * weights)
+    assert loss == 0
+    assert not dlogits.any()
+    loss, dy = training.mean_squared_error(spoilt[..., 0], spoilt[..., 1], 0 * weights)
+    assert loss == 0
+    assert not dy.any()
+
+
+@pytest.mark.parametrize("factor", [2.0**600, 2.0**-600])
+def test_losses_of_large_weights(factor):
+    logits, targets, mask = scores(np.random.default_rng(2), True)
+    weights = np.random.default_rng(3).random(mask.shape)
+    for function, given in (
+        (training.softmax_cross_entropy, (logits, targets, mask)),
+        (training.mean_squared_error, (logits[..., 0], logits[..., 1])),
+    ):
+        (loss, gradient), (expected, derivative) = (function(*given, weights * by) for by in (factor, 1))
+        assert loss == factor * expected
+        np.testing.assert_array_equal(gradient, factor * derivative)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squared_error_at_the_ends_of_the_dtype(dtype):
+    limits = np.finfo(dtype)
+    for exponent in (-600, -140, 120, 500) if dtype == np.float64 else (-100, 120):
+        scale = 2.0**exponent
+        y = np.array([3, 4, 0, 5], dtype) * dtype(scale)
+        loss, dy = training.mean_squared_error(y, np.zeros(4, dtype))
+        assert loss == (12.5 * scale) * scale  # 0 where the loss itself underflows
+        np.testing.assert_array_equal(dy, y / 2, strict=True)
+    # The sum of the squares overflows, but not their mean.
+    loss, _ = training.mean_squared_error(np.full(100, 2.0**511), np.zeros(100))
+    assert loss == 2.0**1022
+    loss, dy = training.mean_squared_error(np.full(100, limits.max), np.zeros(100, dtype))
+    assert loss == (math.inf if dtype == np.float64 else pytest.approx(float(limits.max) ** 2, rel=1e-14))
+    np.testing.assert_allclose(dy, limits.max / 50, rtol=limits.eps)
+    assert training.mean_squared_error([1e200, 1.0], [-1e200, 3.0], [1e-300, 0])[0] == pytest.approx(2e100)
+
+
 def test_cross_entropy_looks_only_at_positions_that_count():
     logits, targets, mask = scores(np.random.default_rng(2), True)
     loss, dlogits = training.softmax_cross_entropy(logits, targets, mask)
@@ -461,6 +539,41 @@ def test_clipping_keeps_small_gradients_and_shows_nan():
     assert training.clip_grad_norm(gradients, 0.6) == pytest.approx(0.5)
     assert_same_bits(gradients, kept)
     assert training.clip_grad_norm({}, 1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(np.float32, exponent) for exponent in (-149, -140, -60, 60, 125)]
+    + [(np.float64, exponent) for exponent in (-1074, -700, -520, 500, 700, 1021)],
+)
+def test_gradients_of_any_size_are_clipped(dtype, exponent):
+    scale = 2.0**exponent
+    gradients = {"a": np.array([[3.0, 0.0]]).astype(dtype) * dtype(scale), "b": np.array([4 * scale], dtype)}
+    kept = copies(gradients)
+    assert training.clip_grad_norm(gradients, math.inf) == 5 * scale
+    assert training.clip_grad_norm(gradients, max(1.0, 10 * scale)) == 5 * scale
+    assert_same_bits(gradients, kept)
+    if exponent > 0:
+        assert training.clip_grad_norm(gradients, 1.0) == 5 * scale
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, kept[name] / (5 * scale), rtol=4 * np.finfo(dtype).eps)
+
+
+def test_gradients_whose_norm_overflows_are_clipped():
+    for top, dtype in ((1.7e308, np.float64), (3e38, np.float32)):
+        gradients = {"a": np.full(10_000, top, dtype), "b": np.array([1.0])}
+        norm = training.clip_grad_norm(gradients, 2.0)
+        assert norm == (math.inf if dtype == np.float64 else pytest.approx(100 * 3e38))
+        np.testing.assert_allclose(gradients["a"], 0.02, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gradients_that_are_not_finite_are_not_scaled(bad):
+    gradients = {"a": np.array([1e200, bad]), "b": np.array([3.0], np.float32)}
+    kept = copies(gradients)
+    norm = training.clip_grad_norm(gradients, 1.0)
+    assert math.isnan(norm) if math.isnan(bad) else norm == math.inf
+    assert_same_bits(gradients, kept)
 
 
 @pytest.mark.parametrize(

@@ -124,11 +124,9 @@ def _backward(call: _Call, *arrays: Any) -> list[Any]:
     run, count = call.stack.execution, len(call.names)
     checked, parameters = _prepare(call, arrays[:count])
     given = functional.OutputGradients(*map(np.ascontiguousarray, arrays[count:]))
-    _, kept, leases = run.train(checked, parameters)
+    _, kept, _leases = run.train(checked, parameters)  # which hold the buffers that differentiate reads
     zeros = {name: np.zeros(shape, run.engine.dtype) for name, shape in call.stack.shapes.items()}
     found = run.differentiate(kept, given, zeros, per_step=False)
-    for pool, buffer in leases:
-        pool.release(buffer)
     return [found.dx, *found.dparameters, *(array for array in (found.dh0, found.dc0) if array is not None)]
 
 

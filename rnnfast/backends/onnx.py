@@ -109,7 +109,14 @@ class _Part(NamedTuple):
 
 
 def _check_opset(op_type: str, opset: int) -> None:
-    if onnx.defs.get_schema(op_type, opset, "").since_version not in _VERSIONS:
+    try:
+        version = onnx.defs.get_schema(op_type, opset, "").since_version
+    except onnx.defs.SchemaError:
+        raise ValueError(
+            f"{op_type} does not exist in opset {opset}: the model must import an opset from 7 to "
+            f"{onnx.defs.onnx_opset_version()}"
+        ) from None
+    if version not in _VERSIONS:
         versions = ", ".join(map(str, _VERSIONS))
         raise NotImplementedError(
             f"{op_type} of opset {opset} is not supported, only the operator's versions {versions}: convert the model "
@@ -130,6 +137,9 @@ def _read(op_type: str, attributes: Mapping[str, Any], weights: Mapping[str, Arr
     direction = attributes.get("direction") or "forward"
     if direction not in _DIRECTIONS:
         raise ValueError(f"direction of {op_type} must be one of {', '.join(_DIRECTIONS)}, got {direction!r}")
+    for name, array in (("W", W), ("R", R)):
+        if array.ndim != 3:
+            raise ValueError(f"{name} of {op_type} must have three axes, got shape {array.shape}")
     D, G = 2 if direction == "bidirectional" else 1, len(operator.order)
     I, H = W.shape[-1], attributes.get("hidden_size") or R.shape[-1]
     shapes = {"W": (D, G * H, I), "R": (D, G * H, H), "B": (D, 2 * G * H), "P": (D, 3 * H)}
@@ -412,9 +422,10 @@ def layer_from_onnx(model: onnx.ModelProto, node: str | Sequence[str] | None = N
     parts = []
     for one in _find(model.graph, node):
         _check_opset(one.op_type, opset)
+        _check_node(one, opset)
         given = dict(zip(_INPUTS, one.input, strict=False))
         for name in ("sequence_lens", "initial_h", "initial_c"):
-            value = constants.get(given.get(name, ""))
+            value = _array(constants, given.get(name, ""))
             if value is not None and (value.any() or name == "sequence_lens"):
                 raise ValueError(
                     f"{name} of node {one.name!r} is a constant of the model, but a layer does not store it: make it "
@@ -427,7 +438,7 @@ def layer_from_onnx(model: onnx.ModelProto, node: str | Sequence[str] | None = N
                     "must be an initializer or a Constant"
                 )
         attributes = {attribute.name: _plain(helper.get_attribute_value(attribute)) for attribute in one.attribute}
-        weights = {name: constants.get(given.get(name, "")) for name in _WEIGHTS}
+        weights = {name: _array(constants, given.get(name, "")) for name in _WEIGHTS}
         parts.append(_read(one.op_type, attributes, weights, None if weights["W"] is None else weights["W"].dtype))
     for part in parts[1:]:
         if (part.operator, part.options) != (parts[0].operator, parts[0].options):
@@ -445,15 +456,36 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _constants(graph: onnx.GraphProto) -> dict[str, Array]:
+def _check_node(node: onnx.NodeProto, opset: int) -> None:
+    """Check the attributes and the numbers of inputs and outputs against the standard."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset}
+    try:
+        onnx.checker.check_node(node, context)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"node {node.name!r} does not conform to the ONNX standard: {error}") from error
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """All constants of a graph, by name."""
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        elif node.op_type == "Identity" and node.input[0] in constants:
-            constants[node.output[0]] = constants[node.input[0]]
+        name = node.output[0] if node.output else ""
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[name] = node.attribute[0].t
+        elif node.op_type == "Identity" and node.input and node.input[0] in constants:
+            constants[name] = constants[node.input[0]]
     return constants
+
+
+def _array(constants: Mapping[str, onnx.TensorProto], name: str) -> Array | None:
+    """The constant of this name as an array, or None if there is none."""
+    if name not in constants:
+        return None
+    try:
+        return np.asarray(numpy_helper.to_array(constants[name]))
+    except Exception as error:  # onnx raises errors of many types
+        raise ValueError(f"the constant {name!r} of the model cannot be read: {error!r}") from error
 
 
 def _find(graph: onnx.GraphProto, node: str | Sequence[str] | None) -> list[onnx.NodeProto]:

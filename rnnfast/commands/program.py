@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import itertools
 import math
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 import rnnfast
 from rnnfast import _core, files
@@ -76,13 +78,22 @@ def run_program(name: str, program: Callable[..., int], *arguments: Any, smaller
     except OSError as error:
         _discard_output()
         reason = f"cannot write {error.filename or 'the output'}: {error.strerror or error}"
-    print(f"{name}: {reason}", file=sys.stderr)
+    print(f"{name}: {printable(reason, keep='')}", file=sys.stderr)
     return 2
 
 
 def _discard_output() -> None:
     """Send unwritten output to the null device; otherwise Python would try to write it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Control characters, line and paragraph separators, changes of direction, and halves of surrogate pairs.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Return text from a file or a name with the characters escaped that a terminal could obey, except `keep`."""
+    return _CONTROLS.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)
 
 
 @contextlib.contextmanager
@@ -128,6 +139,13 @@ positive = checked(float, lambda value: 0 < value < math.inf, "a number greater 
 fraction = checked(float, lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors escape what a terminal could obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def file_name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must be the name of a file, not an empty string")
@@ -171,31 +189,58 @@ def require_distinct(paths: Mapping[str, str | None]) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: str, newline: str | None = None) -> Iterator[TextIO]:
-    """Open a text file for writing."""
+def writing_bytes(path: str) -> Iterator[BinaryIO]:
+    """Open a file for writing. A regular file is replaced when it is complete: see `files.replacing`."""
     try:
-        with open(path, "w", encoding="utf-8", newline=newline) as file:
+        device = os.path.exists(path) and not os.path.isfile(path)
+        with open(path, "wb") if device else files.replacing(path) as file:
             yield file
     except OSError as error:
-        raise CannotRun(f"cannot write {path}: {error.strerror}") from None
+        raise CannotRun(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def read_text(path: str, encoding: str = "utf-8", newline: str | None = None) -> str:
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[TextIO]:
+    """Write a text file, in UTF-8, when the context ends."""
+    text = io.StringIO(newline="")
+    yield text
+    with writing_bytes(path) as file:
+        file.write(text.getvalue().encode())
+
+
+# The starts of texts in other encodings: byte order marks, or a character of ASCII.
+ENCODINGS = {
+    rb"\xff\xfe\0\0|\0\0\xfe\xff": "UTF-32",
+    rb"\xff\xfe|\xfe\xff": "UTF-16",
+    rb".\0\0\0": "UTF-32LE",
+    rb"\0\0\0.": "UTF-32BE",
+    rb".\0": "UTF-16LE",
+    rb"\0.": "UTF-16BE",
+}
+
+
+def read_text(path: str, newline: str | None = None) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark; `newline` is None or "", as for `open`."""
     try:
-        with open(path, encoding=encoding, newline=newline) as file:
-            return file.read()
-    except OSError as error:
-        raise CannotRun(f"cannot read {path}: {error.strerror}") from None
+        with open(path, "rb") as file:
+            content = file.read()
+    except (OSError, ValueError) as error:  # ValueError: the name has a null character
+        raise CannotRun(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        text = content.decode("utf-8-sig")
+        if "\0" in text:
+            raise UnicodeDecodeError("utf-8", content, content.index(0), content.index(0) + 1, "null byte")
     except UnicodeDecodeError as error:
-        with open(path, "rb") as raw:
-            content = raw.read()
-        actual = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
-        start = error.start + (content.startswith(b"\xef\xbb\xbf") and 3 * (encoding == "utf-8-sig"))
+        actual = next((name for start, name in ENCODINGS.items() if re.match(start, content, re.DOTALL)), "LATIN1")
+        # The codec does not count the byte order mark.
+        start = error.start + 3 * (content.startswith(b"\xef\xbb\xbf") and error.reason != "null byte")
         line = content.count(b"\n", 0, start) + 1
+        what = "is null" if content[start : start + 1] == b"\0" else "cannot be decoded"
         raise CannotRun(
-            f"{path} is not valid UTF-8: the byte at offset {start}, in line {line}, cannot be decoded; "
+            f"{path} is not valid UTF-8: the byte at offset {start}, in line {line}, {what}; "
             f"convert the file to UTF-8, for example with iconv -f {actual} -t UTF-8"
         ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n") if newline is None else text
 
 
 def write_model(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -205,20 +250,25 @@ def write_model(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArra
         raise CannotRun(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def read_model(path: str, kind: str, command: str, build: Callable[..., Any] = lambda *parts: parts) -> Any:
-    """Read what `write_model` wrote with about["kind"] == kind, and return build(about, arrays).
+def read_model(path: str, kind: str, command: str, build: Callable[[files.Archive], Any]) -> Any:
+    """Open what `write_model` wrote with about["kind"] == kind, and return build(archive).
 
-    `command` is the command that writes such files.
+    `command` is the command that writes such files. Errors of `build` that come from the content are reported.
     """
     try:
-        about, arrays = files.read(path)
-        if about.get("kind") == kind:
-            return build(about, arrays)
+        with files.opening(path) as archive:
+            if archive.about.get("kind") != kind:
+                raise ValueError(f"it does not describe a {kind} model")
+            built = build(archive)
+            archive.finish()
+            return built
     except OSError as error:
         raise CannotRun(f"cannot read {path}: {error.strerror or error}") from None
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise CannotRun(f"{path} is not a model for this command, or it is damaged; make one: {program_name()} {command}")
+    except ValueError as error:
+        reason = str(error).removeprefix(f"rnnfast cannot load {path!r}: ")
+        raise CannotRun(
+            f"{path} is not a model for this command, or it is damaged ({reason}); make one: {program_name()} {command}"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ progress, pictures
@@ -315,9 +365,11 @@ def axes_of(path: str, width: float, height: float) -> Iterator[Any]:
 
 
 def save_figure(figure: Any, path: Any, dpi: int = 120) -> None:
+    form = os.path.splitext(path)[1].lower().removeprefix(".") or figure.canvas.get_default_filetype()
     try:
-        figure.savefig(path, dpi=dpi)
-    except (OSError, ValueError) as error:
+        with writing_bytes(path) as file:
+            figure.savefig(file, format=form, dpi=dpi)
+    except ValueError as error:
         raise CannotRun(f"cannot draw {path}: {error}") from None
 
 
@@ -328,4 +380,4 @@ def save_picture(path: Any, draw: Callable[..., None], *arguments: Any) -> None:
     except ImportError:
         print("No picture: matplotlib is not installed (pip install matplotlib)")
     else:
-        print(f"Saved the picture to {path}")
+        print(f"Saved the picture to {printable(str(path), keep='')}")

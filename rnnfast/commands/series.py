@@ -14,70 +14,200 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date, datetime
-from decimal import Decimal, InvalidOperation
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import numpy as np
 
 import rnnfast
+from rnnfast import files
 from rnnfast._types import NDArray
 from rnnfast.commands import program
-from rnnfast.commands.program import CannotRun, count, option
+from rnnfast.commands.program import CannotRun, count, option, printable
+from rnnfast.layers import saving
 
-CELLS = ("gru", "lstm", "rnn")
+CELLS = {"gru": rnnfast.GRU, "lstm": rnnfast.LSTM, "rnn": rnnfast.RNN}
+OPTIONS = {"cell", "hidden_size", "num_layers", "differences", "learning_rate", "random_state"}  # of a saved forecaster
 LARGEST = 1e150  # the square of this is still finite
 
 
 # ------------------------------------------------------------------------------------------------------------- times
 #
 # A clock is created for the format of the first time. It is a pair of functions: read(text) returns a value that grows
-# evenly, or raises ValueError for other formats, and write(value) returns the text.
+# evenly, and write(value) returns the text. read raises ValueError for text that write would not give back unchanged.
+
+Clock = tuple[Callable[[str], Any], Callable[[Any], str]]
+
+EXAMPLES = (
+    "numbers such as 7, 0007 or -2.50, or dates and times such as 2024-01, 202401, 2024-Q1, 2024-W05, 2024-01-31, "
+    "20240131, 2024-031, 2024-01-31T12:00, 2024-01-31 12:00:30.5 or 2024-01-31T12:00+01:00"
+)
+DECIMALS = 18  # of a number
 
 
-def _numbers(first: str) -> tuple[Any, Any]:  # noqa: ARG001
-    def read_one(text: str) -> Decimal:
-        if "_" in text or not math.isfinite(float(text)):
+def _exact(read: Callable[[str], Any], write: Callable[[Any], str]) -> Clock:
+    def read_one(text: str) -> Any:
+        value = read(text)
+        if write(value) != text:
             raise ValueError(text)
-        try:
-            return Decimal(text)
-        except InvalidOperation as error:
-            raise ValueError(text) from error
+        return value
 
-    return read_one, str
+    return read_one, write
 
 
-def _months(first: str, end: bool = False) -> tuple[Any, Any]:
-    """Read months such as 2024-01, the same day of every month, or with `end` the last day of every month."""
-    form, day = len(first), 1
+def _numbers(first: str, style: str = "fixed") -> Clock:
+    """Read decimal numbers, as integers scaled by 10**DECIMALS.
+
+    With the style "fixed", all have the decimals and the leading zeros of the first; with "short", no decimal ends in
+    zero; "float" is like "short", but integers end in ".0".
+    """
+    form = re.compile(rf"-?([0-9]{{1,40}})(?:\.([0-9]{{1,{DECIMALS}}}))?")
 
     def read_one(text: str) -> int:
-        if len(text) != form:
+        match = form.fullmatch(text)
+        if match is None:
             raise ValueError(text)
-        found = date.fromisoformat(text if form > 7 else f"{text}-01")
-        if found.day != (calendar.monthrange(found.year, found.month)[1] if end else day):
-            raise ValueError(text)
-        return 12 * found.year + found.month - 1
+        return int(text.partition(".")[0] + (match[2] or "").ljust(DECIMALS, "0"))
 
     def write_one(value: int) -> str:
-        year, month = value // 12, value % 12 + 1
-        last = calendar.monthrange(year, month)[1] if end else day
-        return f"{year:04}-{month:02}-{last:02}"[:form]
+        digits = f"{abs(value):0{DECIMALS + 1}}"
+        whole, decimals = digits[:-DECIMALS], digits[-DECIMALS:]
+        if style == "fixed":
+            whole, decimals = whole.zfill(width), decimals[:count]
+        else:
+            decimals = decimals.rstrip("0") or "0" * (style == "float")
+        return "-" * (value < 0) + whole + "." * bool(decimals) + decimals
 
-    if form > 7:
-        day = date.fromisoformat(first).day
-    return read_one, write_one
+    read_one(first)
+    whole, _, decimals = first.removeprefix("-").partition(".")
+    width, count = len(whole) if whole[0] == "0" else 1, len(decimals)
+    return _exact(read_one, write_one)
 
 
-def _moments(first: str) -> tuple[Any, Any]:
+def _week(form: str) -> tuple[Any, Any]:
+    return date.fromisoformat, lambda day: form.format(*day.isocalendar())
+
+
+def _quarter(form: str) -> tuple[Any, Any]:
+    def read_one(text: str) -> date:
+        return date(int(text[:4]), 3 * int(text[-1]) - 2, 1)
+
+    return read_one, lambda day: form.format(day.year, (day.month + 2) // 3)
+
+
+def _ordinal(text: str) -> date:
+    return date(int(text[:4]), 1, 1) + timedelta(int(text[-3:]) - 1)
+
+
+# The formats of dates: how to read and write them, and the least step that they can show.
+DATES: dict[str, tuple[Callable[[str], date], Callable[[date], str], str]] = {
+    r"\d{4}-\d\d-\d\d": (date.fromisoformat, date.isoformat, "day"),
+    r"\d{8}": (date.fromisoformat, lambda day: day.isoformat().replace("-", ""), "day"),
+    r"\d{4}-\d{3}": (_ordinal, lambda day: f"{day.year:04}-{day.timetuple().tm_yday:03}", "day"),
+    r"\d{7}": (_ordinal, lambda day: f"{day.year:04}{day.timetuple().tm_yday:03}", "day"),
+    r"\d{4}-\d\d": (lambda text: date.fromisoformat(f"{text}-01"), lambda day: day.isoformat()[:7], "month"),
+    r"\d{6}": (lambda text: date.fromisoformat(f"{text}01"), lambda day: f"{day.year:04}{day.month:02}", "month"),
+    r"\d{4}-Q\d": (*_quarter("{:04}-Q{}"), "month"),
+    r"\d{4}Q\d": (*_quarter("{:04}Q{}"), "month"),
+    r"\d{4}-W\d\d-\d": (*_week("{:04}-W{:02}-{}"), "week"),
+    r"\d{4}W\d{3}": (*_week("{:04}W{:02}{}"), "week"),
+    r"\d{4}-W\d\d": (*_week("{:04}-W{:02}"), "week"),
+    r"\d{4}W\d\d": (*_week("{:04}W{:02}"), "week"),
+}
+MOMENT = re.compile(
+    rf"(?P<date>{'|'.join(DATES)})"
+    r"(?:(?P<between>[T ]?)(?P<clock>\d\d(?::\d\d(?::\d\d(?:\.\d{1,6})?)?)?|\d{4}(?:\d\d(?:\.\d{1,6})?)?)"
+    r"(?P<zone>Z|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
+)
+YEARS = range(1600, 2400)  # in which an integer such as 20240131 is a date
+
+
+def _calendar(first: str) -> tuple[Clock, str]:
+    """Return a clock whose values are datetimes, and the least step that its dates can show."""
+    form = MOMENT.fullmatch(first)
+    if form is None:
+        raise ValueError(first)
+    day, clock, between, zone = (form[name] or "" for name in ("date", "clock", "between", "zone"))
+    read_day, write_day, unit = next(value for pattern, value in DATES.items() if re.fullmatch(pattern, day))
+    if day.isdigit() and int(day[:4]) not in YEARS:
+        raise ValueError(first)
+    if clock and (unit == "month" or not (between or (day + clock).isdigit())):
+        raise ValueError(first)
+
+    def read_one(text: str) -> datetime:
+        match = MOMENT.fullmatch(text)
+        if match is None:
+            raise ValueError(text)
+        return datetime.combine(read_day(match["date"]), time.fromisoformat(match["clock"] or "00"))
+
     def write_one(value: datetime) -> str:
-        return value.date().isoformat() if len(first) == 10 else value.isoformat(first[10])
+        full = value.time().isoformat("microseconds")
+        full = full if clock[2:3] in ("", ":") else full.replace(":", "")
+        return write_day(value.date()) + between + full[: len(clock)] + zone
 
-    return datetime.fromisoformat, write_one
+    return _exact(read_one, write_one), unit
 
 
-CLOCKS: dict[str, Callable[[str], tuple[Any, Any]]] = {"numbers": _numbers, "months": _months}
-CLOCKS |= {"ends of months": functools.partial(_months, end=True), "moments": _moments}
+def _months(first: str, day: int = 0) -> Clock:
+    """Read times of months: on this day, or on the last day of shorter months. 0 is the day of all times."""
+    (read_moment, write_moment), unit = _calendar(first)
+    start = read_moment(first)
+    same, day = not day, day or start.day
+
+    def at(value: int) -> datetime:
+        year, month = value // 12, value % 12 + 1
+        moment: datetime = start.replace(year, month, min(day, calendar.monthrange(year, month)[1]))
+        return moment
+
+    def read_one(text: str) -> int:
+        found: datetime = read_moment(text)
+        value: int = 12 * found.year + found.month - 1
+        if unit == "week" or at(value) != found or (same and found.day != day):
+            raise ValueError(text)
+        return value
+
+    return read_one, lambda value: write_moment(at(value))
+
+
+def _moments(first: str) -> Clock:
+    clock, unit = _calendar(first)
+    if unit == "month":
+        raise ValueError(first)
+    return clock
+
+
+# The first that reads all times as evenly spaced is used. Numbers come last: after 20240131 comes 20240201.
+CLOCKS: dict[str, Callable[[str], Clock]] = {
+    "ends of months": functools.partial(_months, day=31),
+    "months": _months,
+    "30ths of months": functools.partial(_months, day=30),
+    "29ths of months": functools.partial(_months, day=29),
+    "moments": _moments,
+    "numbers": _numbers,
+    "short numbers": functools.partial(_numbers, style="short"),
+    "floats": functools.partial(_numbers, style="float"),
+}
+NUMBERS = ("numbers", "short numbers", "floats")
+AHEAD = 12  # times that must exist after the last one
+
+
+# Dates that look like numbers, but do not continue as numbers do.
+LOOKALIKES = ("%Y.%m", "%y%m%d", "%d%m%y", "%m%d%y", "%d%m%Y", "%m%d%Y", "%Y%m%d", "%Y%m", "%G%V%u")
+
+
+def _lookalike(texts: Sequence[str]) -> str | None:
+    """Return the first of these numbers as a date, if all could be evenly spaced dates in another format."""
+    whole = [re.sub(r"\.0+$", "", text) for text in texts]
+    for form in LOOKALIKES:
+        day = "1" * form.endswith("%u")  # a week without a day
+        with contextlib.suppress(ValueError):
+            days = [datetime.strptime(text + day, form) for text in whole]
+            written = [moment.strftime(form) for moment in days if moment.year in YEARS]
+            if written == [text + day for text in whole]:
+                Times.of([moment.date().isoformat() for moment in days])
+                return days[0].date().isoformat()
+    return None
 
 
 class Times:
@@ -86,54 +216,77 @@ class Times:
     def __init__(self, clock: str, before: str, last: str) -> None:
         self.kept = {"clock": clock, "before": before, "last": last}
         read_one, self._write = CLOCKS[clock](before)
-        self._last = read_one(last)
-        self._step = self._last - read_one(before)
+        first, self._last = read_one(before), read_one(last)
+        self._step = self._last - first
+        if not self._last > first:
+            raise ValueError(f"{last!r} is not after {before!r}")
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> Times | None:
-        """Return None if no clock reads the times as evenly spaced and increasing; `fault` says why."""
-        for name, clock in CLOCKS.items():
-            with contextlib.suppress(ValueError, TypeError, IndexError):
-                read_one, _ = clock(texts[0])
-                values = list(map(read_one, texts))
-                steps = {after - before for before, after in itertools.pairwise(values)}
-                if len(steps) == 1 and values[1] > values[0]:
-                    return cls(name, *texts[-2:])
-        return None
+    def of(cls, texts: Sequence[str]) -> Times:
+        """Return the times of a column.
 
-    @staticmethod
-    def fault(texts: Sequence[str]) -> str:
-        """Explain why no clock reads these times; rows are counted from 1."""
+        Raises
+        ------
+        ValueError
+            If no clock reads the times as evenly spaced and increasing, or the next ones cannot be written.
+        """
         if len(texts) < 2:
-            return f"there are {len(texts)} rows, but times need at least 2"
-        furthest = -1
-        for clock in CLOCKS.values():
+            raise ValueError(f"there are {len(texts)} rows, but times need at least 2")
+        read: dict[str, list[Any]] = {}
+        furthest = 0
+        for name, clock in CLOCKS.items():
+            if read and name in NUMBERS:
+                break
             values: list[Any] = []
-            with contextlib.suppress(ValueError, TypeError, IndexError):
+            with contextlib.suppress(ValueError, OverflowError):
                 read_one, _ = clock(texts[0])
                 for text in texts:
                     values.append(read_one(text))  # noqa: PERF401 (what was read before an error is used)
-                pairs = list(itertools.pairwise(values))
-                if all(after < before for before, after in pairs):
-                    return "the times decrease: sort the rows by time, the oldest first"
-                row = next(
-                    i
-                    for i, (before, after) in enumerate(pairs)
-                    if after <= before or after - before != pairs[0][1] - pairs[0][0]
-                )
-                return (
-                    f"the times are not evenly spaced: row {row + 2} has {texts[row + 1]!r} after {texts[row]!r}, but "
-                    f"the first two are {texts[0]!r} and {texts[1]!r}; add the missing rows or correct the times"
-                )
+                read[name] = values
             furthest = max(furthest, len(values))
-        return (
-            f"row {furthest + 1} has {texts[furthest]!r}, which is not a time in the format of the rows before it; "
-            "use numbers, or dates such as 2024-01, 2024-01-31 or 2024-01-31T12:00, and the same format in all rows"
+        if not read:
+            like = f" in the format of row 1, {texts[0]!r:.80}" if furthest else ""
+            raise ValueError(
+                f"row {furthest + 1} has {texts[furthest]!r:.80}, which is not a time{like}; use {EXAMPLES}, and the "
+                "same format in all rows"
+            )
+        for name, values in read.items():
+            steps = {after - before for before, after in itertools.pairwise(values)}
+            if len(steps) == 1 and values[1] > values[0]:
+                if name in NUMBERS and (day := _lookalike(texts)):
+                    raise ValueError(
+                        f"row 1 has {texts[0]!r:.80}, which could be a number or the date {day}; write dates as {day}, "
+                        "or leave out --time-column"
+                    )
+                times = cls(name, *texts[-2:])
+                times.at(AHEAD)
+                return times
+        pairs = list(itertools.pairwise(next(iter(read.values()))))
+        if all(after < before for before, after in pairs):
+            raise ValueError("the times decrease: sort the rows by time, the oldest first")
+        row = next(
+            i
+            for i, (before, after) in enumerate(pairs)
+            if after <= before or after - before != pairs[0][1] - pairs[0][0]
+        )
+        raise ValueError(
+            f"the times are not evenly spaced: row {row + 2} has {texts[row + 1]!r} after {texts[row]!r}, but "
+            f"the first two are {texts[0]!r} and {texts[1]!r}; add the missing rows or correct the times"
         )
 
     def at(self, offset: int) -> str:
-        """Return the time `offset` rows after the last one; negative offsets are before it."""
-        return str(self._write(self._last + offset * self._step))
+        """Return the time `offset` rows after the last one; negative offsets are before it.
+
+        Raises
+        ------
+        ValueError
+            If it lies outside of the years 1 to 9999.
+        """
+        try:
+            return self._write(self._last + offset * self._step)
+        except (OverflowError, ValueError):
+            where = f"{abs(offset):,} rows {'after' if offset > 0 else 'before'} {self.kept['last']!r}"
+            raise ValueError(f"the time {where} is outside of the years 1 to 9999") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -141,7 +294,7 @@ class Times:
 
 def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]:
     """Read columns of a CSV file, whose first line names them, as text."""
-    text = io.StringIO(program.read_text(path, "utf-8-sig", newline=""), newline="")
+    text = io.StringIO(program.read_text(path, newline=""), newline="")
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -180,9 +333,13 @@ def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
             values[i] = math.nan
         if not math.isfinite(values[i]):
             hint = "; use a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
-            raise CannotRun(f"{path}: row {i + 1} has {text!r} in column {name!r}, which is not a finite number{hint}")
+            raise CannotRun(
+                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is not a finite number{hint}"
+            )
         if abs(values[i]) > LARGEST:
-            raise CannotRun(f"{path}: row {i + 1} has {text!r} in column {name!r}, which is too large; change the unit")
+            raise CannotRun(
+                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is too large; change the unit"
+            )
     return values
 
 
@@ -203,16 +360,48 @@ def save(path: str, forecaster: Any, series: NDArray[Any], about: dict[str, Any]
 def load(path: str) -> tuple[Any, NDArray[Any], dict[str, Any]]:
     """Return the forecaster, its series, and the description that `save` was given."""
 
-    def build(about: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, NDArray[Any], dict[str, Any]]:
-        # Training for one epoch on the series restores everything but the parameters, which are loaded afterwards.
-        series = arrays["series"]
-        forecaster = forecaster_of({**about["options"], "max_epochs": 1}).fit(series)
-        for part, layer in {"layer": forecaster.layer_, "readout": forecaster.readout_}.items():
-            layer.unfreeze()
-            layer.load_state_dict({name: arrays[f"{part}.{name}"] for name in layer.parameters})
-            layer.freeze()
-        about["times"] = about["times"] and Times(**about["times"])
-        return forecaster, series, about
+    def build(archive: files.Archive) -> tuple[Any, NDArray[Any], dict[str, Any]]:
+        about = archive.about
+        column, time_column, options, times = (about[name] for name in ("column", "time_column", "options", "times"))
+        if not isinstance(column, str) or not isinstance(time_column, (str, type(None))):
+            raise ValueError("its columns must be strings")
+        if unknown := sorted(options.keys() - OPTIONS):
+            raise ValueError(f"it has the unknown option {unknown[0]!r}")
+        shape = archive.shapes["series"]
+        if len(shape) != 1:
+            raise ValueError(f"its series must be one-dimensional, but has shape {shape}")
+        series = archive.take("series", shape, np.float64)
+        if not (np.abs(series) <= LARGEST).all():
+            raise ValueError("its series has values that are not finite, or too large")
+        forecaster = forecaster_of(options)
+        layers = {
+            "layer_": saving.construct(
+                CELLS[forecaster.cell],
+                archive,
+                "layer.",
+                input_size=1,
+                hidden_size=forecaster.hidden_size,
+                num_layers=forecaster.num_layers,
+            ),
+            "readout_": saving.construct(
+                rnnfast.Linear, archive, "readout.", in_features=forecaster.hidden_size, out_features=1
+            ),
+        }
+        if not all(np.isfinite(array).all() for layer in layers.values() for array in layer.parameters.values()):
+            raise ValueError("its parameters are not finite")
+
+        class Restored(type(forecaster)):  # type: ignore[misc]
+            """A forecaster that is not trained: it gets the parameters in the file."""
+
+            def _train(self, *_: Any) -> None:
+                for name, layer in layers.items():
+                    own = getattr(self, name)
+                    own.load_state_dict(layer.parameters)
+                    own.freeze()
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            restored = Restored(**options).fit(series)
+        return restored, series, {**about, "times": times and Times(**times)}
 
     found: tuple[Any, NDArray[Any], dict[str, Any]]
     found = program.read_model(path, "series", "train csv FILE --column NAME -o MODEL", build)
@@ -241,8 +430,8 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--time-column",
         metavar="NAME",
-        help="column with the times: numbers, or dates such as 2024-01, 2024-01-31 or 2024-01-31T12:00; predict "
-        "continues them (default: row numbers)",
+        help="column with the times: numbers, or dates such as 2024-01, 20240131, 2024-W05 or 2024-01-31T12:00; "
+        "predict continues them in the same format (default: row numbers)",
     )
     option(group, "--season", count, 1, "period of the season in rows, such as 12 for monthly data; 1 for no season")
     group.add_argument("--delimiter", metavar="C", default=",", help="field separator (default: %(default)s)")
@@ -268,9 +457,10 @@ def train(arguments: argparse.Namespace) -> int:
         raise CannotRun(f"--delimiter must be a single character, not {arguments.delimiter!r}")
     texts, *clock = read_columns(path, [name, *filter(None, [arguments.time_column])], delimiter)
     series = numbers(path, name, texts)
-    times = Times.of(clock[0]) if clock else None
-    if clock and times is None:
-        raise CannotRun(f"{path}: column {arguments.time_column!r}: {Times.fault(clock[0])}")
+    try:
+        times = Times.of(clock[0]) if clock else None
+    except ValueError as error:
+        raise CannotRun(f"{path}: column {arguments.time_column!r}: {error}") from None
     program.require_writable(arguments.output)
     options = {"cell": arguments.cell, "hidden_size": arguments.hidden, "num_layers": arguments.layers}
     options |= {"differences": season, "learning_rate": arguments.lr, "random_state": arguments.seed}
@@ -285,7 +475,7 @@ def train(arguments: argparse.Namespace) -> int:
             f"{season + 1 + forecaster.horizon} others with --season {season}: use more rows or a shorter season"
         )
     patience = forecaster.n_iter_no_change
-    print(f"{path}: column {name}, {len(series)} rows", flush=True)
+    print(printable(f"{path}: column {name}, {len(series)} rows", keep=""), flush=True)
 
     def stop() -> None:
         forecaster.n_iter_no_change = 0  # read after each epoch; 0 ends the training
@@ -311,7 +501,7 @@ def train(arguments: argparse.Namespace) -> int:
     print(f"Mean absolute error on the last {ahead} rows, forecast from the rows before:")
     print(f"  network {errors[0]:.4g}, baseline that repeats the {baseline} {errors[1]:.4g}")
     print("  (optimistic: these held-out rows also chose the best epoch)")
-    print(f"Saved to {arguments.output}")
+    print(f"Saved to {printable(arguments.output, keep='')}")
     return 130 if interrupted else 0
 
 
@@ -342,46 +532,57 @@ def predict(arguments: argparse.Namespace) -> int:
             f"--horizon must be at most {most:,}, which is 100 times the {len(series):,} rows of the series, "
             f"not {arguments.horizon:,}"
         )
-    columns = {about["column"]: forecaster.predict(arguments.horizon)}
-    try:
-        columns["lower"], columns["upper"] = forecaster.predict_interval(arguments.horizon, arguments.coverage)
-    except ValueError:  # too few held-out values for this horizon
-        what = f"{arguments.horizon} steps at a coverage of {arguments.coverage:g}"
-        print(f"No prediction interval: too few rows were held out for {what}; lower one of them.", file=sys.stderr)
     times: Times | None = about["times"]
 
     def label(offset: int) -> str:
-        return times.at(offset) if times else str(len(series) + offset)
+        try:
+            return times.at(offset) if times else str(len(series) + offset)
+        except ValueError as error:
+            raise CannotRun(f"{arguments.model}: {error}; use a smaller --horizon") from None
 
+    steps = [label(step + 1) for step in range(arguments.horizon)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        forecasts = [forecaster.predict(arguments.horizon)]
+        with contextlib.suppress(ValueError):  # too few held-out values for this horizon
+            forecasts += forecaster.predict_interval(arguments.horizon, arguments.coverage)
+    if not np.isfinite(forecasts).all():
+        raise CannotRun(f"{arguments.model}: its forecasts are not finite: train another model")
+    if len(forecasts) == 1:
+        what = f"{arguments.horizon} steps at a coverage of {arguments.coverage:g}"
+        print(f"No prediction interval: too few rows were held out for {what}; lower one of them.", file=sys.stderr)
+    names = [about["column"], "lower", "upper"][: len(forecasts)]
+    header = [about["time_column"] or "row", *names]
     to_file = arguments.output is not None
-    with program.writing(arguments.output, newline="") if to_file else contextlib.nullcontext(sys.stdout) as file:
+    with program.writing(arguments.output) if to_file else contextlib.nullcontext(sys.stdout) as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([about["time_column"] or "row", *columns])
-        for step, values in enumerate(zip(*columns.values(), strict=True)):
-            rows.writerow([label(step + 1), *(f"{value:.8g}" for value in values)])
+        rows.writerow(header if to_file else map(printable, header))
+        for step, values in zip(steps, zip(*forecasts, strict=True), strict=True):
+            rows.writerow([step, *(f"{value:.8g}" for value in values)])
     if arguments.plot:
-        plot(arguments.plot, series, columns, label, about["time_column"] or "row", arguments.coverage)
+        plot(
+            arguments.plot, series, about["column"], forecasts, label, about["time_column"] or "row", arguments.coverage
+        )
     return 0
 
 
 def plot(
     path: str,
     series: NDArray[Any],
-    columns: dict[str, NDArray[Any]],
+    name: str,
+    forecasts: list[NDArray[Any]],
     label: Callable[[int], str],
     time_column: str,
     coverage: float,
 ) -> None:
     """Draw the end of the series and the forecast."""
-    (name, forecast), *bounds = columns.items()
+    forecast, *bounds = forecasts
     shown = series[-max(5 * len(forecast), 50) :]
     past, ahead = np.arange(1 - len(shown), 1), np.arange(1, len(forecast) + 1)
     with program.axes_of(path, 8, 4.5) as axes:
         axes.plot(past, shown, color="C0", label=name)
         axes.plot([0, *ahead], [series[-1], *forecast], color="C1", label="forecast")
         if bounds:
-            (_, lower), (_, upper) = bounds
-            axes.fill_between(ahead, lower, upper, color="C1", alpha=0.25, label=f"{coverage:.0%} prediction interval")
+            axes.fill_between(ahead, *bounds, color="C1", alpha=0.25, label=f"{coverage:.0%} prediction interval")
         ticks = np.unique(np.linspace(past[0], ahead[-1], 8).round().astype(int))
         axes.set_xticks(ticks, [label(tick).replace("T", " ") for tick in ticks.tolist()], rotation=20)
         axes.set(xlabel=time_column, ylabel=name)

@@ -12,28 +12,41 @@ from typing import Any, cast
 import numpy as np
 
 import rnnfast
+from rnnfast import files
 from rnnfast._types import NDArray
 from rnnfast.commands import program
-from rnnfast.commands.program import CannotRun, Progress, count, option
+from rnnfast.commands.program import CannotRun, Progress, count, option, printable
+from rnnfast.layers import saving
 from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
 
 CELLS = {"gru": rnnfast.GRU, "lstm": rnnfast.LSTM}
 LEARNING_RATES = {"gru": 0.003, "lstm": 0.006}
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the end of the text, on which the model is evaluated
 EVALUATIONS = 20  # per training run
+MARK = "\ufeff"  # the byte order mark, which files joined into one have between them
 
 
 class Model:
     """An embedding, recurrent layers, and a readout that scores each character as a candidate for the next one.
 
-    `sizes` holds the options cell, embedding, hidden and layers.
+    `sizes` holds the options cell, embedding, hidden and layers. The parameters are drawn from `rng`, or read from
+    `archive`.
     """
 
-    def __init__(self, characters: str, sizes: dict[str, Any], rng: Any = None) -> None:
+    def __init__(
+        self, characters: str, sizes: dict[str, Any], rng: Any = None, archive: files.Archive | None = None
+    ) -> None:
+        def make(part: str, kind: type[Any], **options: int) -> Any:
+            if archive is None:
+                return kind(**options, rng=rng)
+            return saving.construct(kind, archive, f"{part}.", **options)
+
         self.characters, self.sizes = characters, sizes
-        self.embedding = rnnfast.Embedding(len(characters), sizes["embedding"], rng=rng)
-        self.recurrent = CELLS[sizes["cell"]](sizes["embedding"], sizes["hidden"], sizes["layers"], rng=rng)
-        self.readout = rnnfast.Linear(sizes["hidden"], len(characters), rng=rng)
+        count, embedding, hidden = len(characters), sizes["embedding"], sizes["hidden"]
+        self.embedding = make("embedding", rnnfast.Embedding, num_embeddings=count, embedding_dim=embedding)
+        kind = CELLS[sizes["cell"]]
+        self.recurrent = make("recurrent", kind, input_size=embedding, hidden_size=hidden, num_layers=sizes["layers"])
+        self.readout = make("readout", rnnfast.Linear, in_features=hidden, out_features=count)
         parts = {"embedding": self.embedding, "recurrent": self.recurrent, "readout": self.readout}
         self.parameters = {f"{part}.{name}": a for part, layer in parts.items() for name, a in layer.parameters.items()}
 
@@ -79,7 +92,10 @@ class Model:
                 code = rest.pop(0)
                 continue
             scores = self.readout(hidden).astype(float)
-            probabilities = np.exp((scores - scores.max()) / temperature)
+            if not np.isfinite(scores).all():
+                raise CannotRun("the model's scores are not finite: train another model")
+            with np.errstate(over="ignore"):
+                probabilities = np.exp((scores - scores.max()) / temperature)
             code = rng.choice(len(probabilities), p=probabilities / probabilities.sum())
             yield self.characters[code]
 
@@ -89,10 +105,15 @@ class Model:
 
     @classmethod
     def load(cls, path: str) -> Model:
-        def build(about: dict[str, Any], arrays: dict[str, Any]) -> Model:
-            model = cls(about["characters"], about["sizes"])
-            for name, parameter in model.parameters.items():
-                parameter[...] = arrays[name]
+        def build(archive: files.Archive) -> Model:
+            characters, sizes = archive.about["characters"], archive.about["sizes"]
+            if not isinstance(characters, str) or not characters or len(set(characters)) < len(characters):
+                raise ValueError("its characters must be a string of one or more different ones")
+            if not isinstance(sizes, dict) or sizes.keys() != {"cell", "embedding", "hidden", "layers"}:
+                raise ValueError("its sizes must be cell, embedding, hidden and layers")
+            model = cls(characters, sizes, archive=archive)
+            if not all(np.isfinite(array).all() for array in model.parameters.values()):
+                raise ValueError("its parameters are not finite")
             return model
 
         return cast("Model", program.read_model(path, "text", "train text FILE -o MODEL", build))
@@ -189,7 +210,7 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
       rnnfast train text book.txt -o book.npz --cell lstm --hidden 512 --epochs 10
       rnnfast sample book.npz --length 300
     """
-    parser.add_argument("file", metavar="FILE", help="text to train on, in UTF-8")
+    parser.add_argument("file", metavar="FILE", help="text to train on, in UTF-8; byte order marks are left out")
     parser.add_argument(
         "-o", "--output", metavar="MODEL", type=program.file_name, required=True, help="file to save the model to"
     )
@@ -214,11 +235,11 @@ def train(arguments: argparse.Namespace) -> int:
         rnnfast.set_num_threads(arguments.threads)
     arguments.lr = arguments.lr or LEARNING_RATES[arguments.cell]
     program.require_distinct({"FILE": arguments.file, "--output": arguments.output})
-    text = program.read_text(arguments.file)
+    text = program.read_text(arguments.file).replace(MARK, "")
     program.require_writable(arguments.output)
     training = Training(text, arguments)
     parameters = sum(array.size for array in training.model.parameters.values())
-    print(f"{arguments.file}: {len(text):,} characters, {len(training.model.characters)} distinct")
+    print(f"{printable(arguments.file, keep='')}: {len(text):,} characters, {len(training.model.characters)} distinct")
     print(
         f"{arguments.cell.upper()}, {arguments.layers} x {arguments.hidden} units: {parameters:,} parameters",
         flush=True,
@@ -227,12 +248,14 @@ def train(arguments: argparse.Namespace) -> int:
     with program.interruptible(interrupted.set), Progress(training.steps) as bar:
         training.run(arguments.output, interrupted, bar)
     stopped = "Stopped by Ctrl-C. " if training.step < training.steps else ""
-    print(f"{stopped}Saved to {arguments.output}: {training.best:.3f} bits per character on the held-out text")
+    saved = f"{stopped}Saved to {printable(arguments.output, keep='')}"
+    print(f"{saved}: {training.best:.3f} bits per character on the held-out text")
     return 130 if stopped else 0
 
 
 def configure_sample(parser: argparse.ArgumentParser) -> None:
-    """Write text with a model that "train text" has saved.
+    """Write text with a model that "train text" has saved. Control characters other than line ends and tabs are
+    written as escapes such as \\x1b.
 
     Examples:
       rnnfast sample book.npz
@@ -248,10 +271,10 @@ def configure_sample(parser: argparse.ArgumentParser) -> None:
 
 def sample(arguments: argparse.Namespace) -> int:
     model = Model.load(arguments.model)
-    start = arguments.start or ("\n" if "\n" in model.characters else model.characters[0])
+    start = (arguments.start or "").replace(MARK, "") or ("\n" if "\n" in model.characters else model.characters[0])
     model.encode(start, "--start")  # reports unknown characters before anything is printed
     written = model.write(start, arguments.length, arguments.temperature, np.random.default_rng(arguments.seed))
     for piece in itertools.chain([start.lstrip("\n")], written):
-        print(piece, end="", flush=True)
+        print(printable(piece), end="", flush=True)
     print()
     return 0

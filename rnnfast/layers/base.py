@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from rnnfast import arguments, files
+from rnnfast import _core, arguments, files
 from rnnfast._types import Array, ArrayLike, Path
-from rnnfast.buffers import BufferPool
+from rnnfast.fixed import Fixed
 
 from . import saving
 
@@ -61,14 +61,10 @@ class Tape:
 
     __slots__ = ("_kept", "_leases", "_owner")
 
-    def __init__(self, owner: Layer, kept: Any, leases: Sequence[tuple[BufferPool, Any]] = ()) -> None:
+    def __init__(self, owner: Layer, kept: Any, leases: Sequence[_core.Lease] = ()) -> None:
         self._owner = owner
         self._kept = kept
-        self._leases = leases  # the pool of each buffer, and the buffer
-
-    def __del__(self) -> None:
-        for pool, buffer in getattr(self, "_leases", ()):
-            pool.release(buffer)
+        self._leases = leases  # release the buffers when the tape is deallocated
 
     @property
     def cells(self) -> Any:
@@ -78,8 +74,18 @@ class Tape:
         raise TypeError("a Tape can be neither pickled nor copied: pickle the layer, and run forward again")
 
 
-class Layer:
-    """Base class of all layers."""
+class Layer(Fixed):
+    """Base class of all layers.
+
+    The options of a layer can be read, but neither assigned nor deleted, because its arrays and its engine are built
+    for them. The one exception is `dropout`. Subclasses may have any other attributes.
+    """
+
+    def _fixed(self) -> Collection[str]:
+        return {*saving.signature(saving.kind(self)), "parameters", "engine", "execution"}
+
+    def _remedy(self, name: str) -> str:
+        return "call load_state_dict, or write to the arrays" if name == "parameters" else super()._remedy(name)
 
     @property
     def parameters(self) -> Mapping[str, Array]:
@@ -115,7 +121,7 @@ class Layer:
         return {name: array.copy() for name, array in self.parameters.items()}
 
     def load_state_dict(self, arrays: Mapping[str, ArrayLike], strict: bool = True) -> None:
-        """Copy values into the parameters. If any of them is invalid, nothing is changed.
+        """Copy values into the parameters. If this raises, for whatever reason, nothing is changed.
 
         Parameters
         ----------
@@ -154,14 +160,21 @@ class Layer:
             faults.extend(f"{name} is missing" for name in own if name not in arrays)
         if faults:
             raise ValueError(f"arrays do not fit {saving.describe(self)}: {'; '.join(faults)}")
-        for name, value in values.items():
-            own[name][...] = value
+        _core.assign([own[name] for name in values], list(values.values()))
+
+    def release(self) -> None:
+        """Free the memory that the layer keeps to speed up later calls.
+
+        A layer keeps at most 128 MiB each of tapes, workspaces and results that are no longer used, or a single larger
+        buffer. Arrays and tapes that are still in use are not affected: their memory returns to the layer as usual.
+        """
 
     def save(self, path: Path) -> None:
         """Save the class, options and parameters to an ``.npz`` file.
 
         Read it with :func:`rnnfast.load`, or with :meth:`load` of a layer of the same class and options. The file is
-        renamed to `path` when it is complete on disk, so a crash or a full disk leaves an existing file unchanged.
+        renamed to `path` when it is complete on disk, so a crash or a full disk leaves an existing file unchanged. It
+        keeps the permissions of a file that it replaces, and never has wider ones.
 
         Parameters
         ----------
@@ -188,15 +201,27 @@ class Layer:
         ValueError
             If the file was not saved by rnnfast or holds a different layer, or if this layer is frozen.
         OSError
-            If the file cannot be read.
+            If the file cannot be read, is not a regular file, or does not fit into memory.
         """
-        description, arrays = saving.read(path)
-        own = saving.to_json(self)
-        if not saving.fits(description, own):
-            raise ValueError(
-                f"{path!r} holds {description}, but this is {own}; rnnfast.load(path) creates the layer in the file"
-            )
-        self.load_state_dict(arrays)
+        self.load_state_dict(saving.read(path, self).parameters)
+
+
+def freeze(layers: Iterable[ArrayLayer]) -> None:
+    """Freeze all of these layers, or none of them if this raises."""
+    layers = [layer for layer in layers if layer._frozen is None]
+    _switch(layers, [layer._pack() for layer in layers])
+
+
+def unfreeze(layers: Sequence[ArrayLayer]) -> None:
+    """Unfreeze all of these layers, or none of them if this raises."""
+    _switch(layers, [None] * len(layers))
+
+
+def _switch(layers: Sequence[ArrayLayer], packs: Sequence[Any]) -> None:
+    arrays = [array for layer in layers for array in layer._parameters.values()]
+    arrays = [one for array in arrays for one in (array.base, array) if one is not None]
+    attributes = [(*layer._frozen_at(), pack) for layer, pack in zip(layers, packs, strict=True)]
+    _core.switch(attributes, arrays, not any(pack is not None for pack in packs))
 
 
 def lasting(array: Array) -> Array:
@@ -207,8 +232,10 @@ def lasting(array: Array) -> Array:
 class ArrayLayer(Layer):
     """Base class of layers that own their parameters."""
 
-    _transient: tuple[str, ...] = ()  # attributes that are not pickled; _prepare creates them from the others
-    _frozen: Any = None  # while the layer is frozen, what _pack returned
+    _transient: tuple[str, ...] = ("_built",)  # attributes that are not pickled
+    _frozen: Any  # while the layer is frozen, what _pack returned, else None
+    # If a constructor finds it, the function that returns the initial values for a name and a shape: see saving.
+    _source: Callable[[str, tuple[int, ...]], Array] | None = None
 
     def __init__(self, dtype: Any, rng: Any) -> None:
         self.dtype = arguments.dtype(dtype)
@@ -221,15 +248,21 @@ class ArrayLayer(Layer):
 
     def _draw(self, draw: Callable[[str, tuple[int, ...]], Array], shapes: dict[str, tuple[int, ...]]) -> None:
         """Create the parameters; `draw` returns a new array for a name and a shape."""
+        create = vars(self).pop("_source", None) or draw
         for name, shape in shapes.items():
-            self._parameters[name] = lasting(draw(name, arguments.countable(name, shape)))
+            self._parameters[name] = lasting(create(name, arguments.countable(name, shape)))
 
     def _prepare(self) -> None:
-        """Create the attributes that are not pickled."""
+        """Create the attributes that are not pickled from the others."""
+        self._frozen = None
 
     def _pack(self) -> Any:
         """Return the weights for the calls of a frozen layer."""
         raise NotImplementedError
+
+    def _frozen_at(self) -> tuple[Any, str]:
+        """Return the object and the name of its attribute that `_frozen` is."""
+        return self, "_frozen"
 
     def _zeros(self) -> dict[str, Array]:
         """Return arrays of zeros, to which the gradients of the parameters are added."""
@@ -242,20 +275,11 @@ class ArrayLayer(Layer):
         views of the parameters remain writable, but writing to them has no effect on the packed weights: do not use
         them.
         """
-        if self._frozen is None:
-            self._frozen = self._pack()
-            self._protect(True)
+        freeze([self])
 
     def unfreeze(self) -> None:
         """Undo :meth:`freeze`: the parameter arrays are writable again, and later calls use their current values."""
-        self._frozen = None
-        self._protect(False)
-
-    def _protect(self, frozen: bool) -> None:
-        for array in self._parameters.values():
-            if array.base is not None:
-                array.base.flags.writeable = not frozen
-            array.flags.writeable = not frozen
+        unfreeze([self])
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in self._transient}
@@ -268,5 +292,6 @@ class ArrayLayer(Layer):
         # Unpickled arrays may be read-only views of the pickle.
         self._parameters = {name: lasting(np.array(array, order="C")) for name, array in state["_parameters"].items()}
         self._prepare()
+        self._built = True
         if frozen:
             self.freeze()

@@ -12,7 +12,7 @@ from rnnfast import arguments
 from rnnfast._types import Array, ArrayLike
 
 from . import saving
-from .base import Gradients, Layer, Tape
+from .base import Gradients, Layer, Tape, freeze, unfreeze
 from .execution import Call
 from .recurrent import Recurrent
 
@@ -114,20 +114,27 @@ class Bidirectional(Layer):
         self.forward_layer = forward_layer
         self.backward_layer = backward_layer
         self.merge = merge
+        self._built = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _built=True)  # pickles of 0.2.0 lack it
 
     @property
     def parameters(self) -> Mapping[str, Array]:
         return types.MappingProxyType(_sides(self.forward_layer.parameters, self.backward_layer.parameters))
 
     def freeze(self) -> None:
-        """Freeze both layers."""
-        self.forward_layer.freeze()
-        self.backward_layer.freeze()
+        """Freeze both layers, or none of them if there is not enough memory."""
+        freeze((self.forward_layer, self.backward_layer))
 
     def unfreeze(self) -> None:
         """Unfreeze both layers."""
-        self.forward_layer.unfreeze()
-        self.backward_layer.unfreeze()
+        unfreeze((self.forward_layer, self.backward_layer))
+
+    def release(self) -> None:
+        """Free the memory that both layers keep to speed up later calls."""
+        self.forward_layer.release()
+        self.backward_layer.release()
 
     def __call__(
         self,

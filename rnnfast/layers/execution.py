@@ -8,14 +8,15 @@ diagnostics and the adapters use the engine of a layer through ``layer.execution
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnfast import arguments, checkpoints, functional, ragged
+from rnnfast import _core, arguments, checkpoints, functional, ragged
 from rnnfast._types import Array
 from rnnfast.buffers import LARGE, BufferPool, ResultPool
+from rnnfast.fixed import Fixed
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
 
 __all__ = ["Call", "Execution", "Kept", "Plan", "Weights"]
@@ -54,7 +55,7 @@ class Weights:
     __slots__ = ("packed", "packed_back", "prepared")
 
     def __init__(self, packed: Array, packed_back: Array) -> None:
-        self.packed = packed
+        self.packed: Any = packed  # None on a tape that reads packed_back only
         self.packed_back = packed_back
         self.prepared: functional.PreparedCall | None = None  # for the shape of the last call
 
@@ -79,8 +80,10 @@ def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tupl
     return None if sequence is None else sequence.transpose(1, 0, 2), h, c
 
 
-class Execution:
+class Execution(Fixed):
     """Run the engine of a layer. Several threads can use one object at the same time.
+
+    The attributes are read-only, because plans, buffers and weights belong to one engine.
 
     Attributes
     ----------
@@ -109,6 +112,15 @@ class Execution:
         self._batch_first = batch_first
         self._owner = owner  # the name of the layer's class, for messages
         self._plans: dict[tuple[int, ...], Plan] = {}
+        self._built = True
+
+    def _fixed(self) -> Collection[str]:
+        return vars(self).keys()
+
+    def release(self) -> None:
+        """Free the buffers in all pools."""
+        for pool in (self.packs, self.tapes, self.workspaces, self.scratch, self.results):
+            pool.clear()
 
     # ---- arguments
 
@@ -219,8 +231,10 @@ class Execution:
 
     def snapshot(self, parameters: Mapping[str, Array]) -> Array:
         """Pack the current parameters for forward only, in a buffer that is not reused."""
+        packed: Array
         if self.frozen is not None:
-            return self.frozen.packed  # frozen weights do not change
+            packed = self.frozen.packed  # frozen weights do not change
+            return packed
         packed = functional.empty(self.engine.packed_size)
         functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
@@ -246,10 +260,7 @@ class Execution:
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[checkpoints.Scratch]:
         """Provide the buffers of a checkpointed pass in a context."""
-        try:
-            scratch = self.scratch.pop()
-        except IndexError:
-            scratch = checkpoints.Scratch(self.engine.dtype)
+        scratch = self.scratch.pop() or checkpoints.Scratch(self.engine.dtype)
         yield scratch
         self.scratch.release(scratch)
 
@@ -281,19 +292,23 @@ class Execution:
 
     def train(
         self, call: Call, parameters: Mapping[str, Array], every: int | str | None = None
-    ) -> tuple[Outputs, Kept, list[Any]]:
-        """Run forward, keeping what backward needs. Also returns the buffers to release later, with their pools."""
+    ) -> tuple[Outputs, Kept, list[_core.Lease]]:
+        """Run forward, keeping what backward needs in buffers that are leased until the tape is deallocated."""
         frozen, sizes = self.frozen, (call.ragged or call.plan).sizes
-        weights = self.pack(parameters) if frozen is None else frozen
-        tape = None if sizes is None or every is not None else self.tapes.acquire(sizes.tape)
-        outputs, saved = self.run(call, weights.packed, tape, every)
-        leases: list[Any] = [] if tape is None else [(self.tapes, tape)]
+        leases: list[_core.Lease] = []
         if frozen is None:
-            leases.append((self.packs, weights.packed_back))
-            if saved is None:
-                self.packs.release(weights.packed)
-            else:
-                leases.append((self.packs, weights.packed))
+            weights = self.pack(parameters)
+            leases = [_core.Lease(self.packs, one, one.nbytes) for one in (weights.packed_back, weights.packed)]
+        else:
+            weights = frozen
+        tape = None
+        if sizes is not None and every is None:
+            leases.insert(0, self.tapes.lease(sizes.tape))
+            tape = leases[0].buffer
+        outputs, saved = self.run(call, weights.packed, tape, every)
+        if frozen is None and saved is None:
+            weights.packed = None
+            del leases[-1]
         return outputs, Kept(call, outputs.y, tape, weights, saved), leases
 
     def differentiate(

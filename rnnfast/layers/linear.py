@@ -160,6 +160,7 @@ class Linear(Pointwise):
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
+        self._prepare()
         self.in_features = arguments.size("in_features", in_features)
         self.out_features = arguments.size("out_features", out_features)
         self.bias = arguments.flag("bias", bias)
@@ -168,8 +169,10 @@ class Linear(Pointwise):
             shapes["bias"] = (self.out_features,)
         bound = 1 / math.sqrt(self.in_features)
         self._draw(
-            lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)), shapes
+            lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)),
+            shapes,
         )
+        self._built = True
 
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
@@ -179,20 +182,21 @@ class Linear(Pointwise):
 
     def _input(self, x: Any) -> Array:
         array = arguments.real("x", x, self.dtype)
-        if array.shape[-1:] != (self.in_features,):
+        features = self._parameters["weight"].shape[1]
+        if array.shape[-1:] != (features,):
             raise ValueError(
-                f"x must have layout (..., in_features) with in_features={self.in_features}, got shape {array.shape}"
+                f"x must have layout (..., in_features) with in_features={features}, got shape {array.shape}"
             )
         return array
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        y = np.empty(arguments.countable("y", (*x.shape[:-1], self.out_features)), self.dtype)
+        y = np.empty(arguments.countable("y", (*x.shape[:-1], len(self._parameters["weight"]))), x.dtype)
         if y.size:
             functional.linear_forward(_rows(x), weights[-1], _rows(y))
         return y
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
-        dx = np.empty(x.shape, self.dtype)
+        dx = np.empty(x.shape, x.dtype)
         if dx.size:
             dweight, dbias = parameters["weight"], parameters.get("bias")
             functional.linear_backward(_rows(x), weights[0], _rows(dy), _rows(dx), dweight, dbias)
@@ -243,10 +247,12 @@ class Embedding(Pointwise):
         self, num_embeddings: int, embedding_dim: int, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
+        self._prepare()
         self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
         self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
-        shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.num_embeddings, self.embedding_dim)}
         self._draw(lambda _, shape: initializers.drawn(shape, self.dtype, self._rng.standard_normal), shapes)
+        self._built = True
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are read from the table itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -39,7 +40,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     execution: Execution
     _cell: str
     _init: Init = "torch"
-    _transient = ("execution",)
+    _transient = ("_built", "execution")
 
     def __init__(self, cell: str, given: dict[str, Any]) -> None:  # given: the locals() of the class's constructor
         super().__init__(given["dtype"], given["rng"])
@@ -52,7 +53,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             raise ValueError(f"proj_size must be below hidden_size={self.hidden_size}, got {self.proj_size}")
         self.bias = arguments.flag("bias", given["bias"])
         self.batch_first = arguments.flag("batch_first", given["batch_first"])
-        self.dropout = arguments.fraction("dropout", given["dropout"])
+        self.dropout = given["dropout"]
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout is applied between layers, so it has no effect with num_layers=1", stacklevel=3)
         self.bidirectional = arguments.flag("bidirectional", given["bidirectional"])
@@ -70,17 +71,23 @@ class Recurrent(ArrayLayer, Generic[State]):
         self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
-        self._prepare()
+        engine = self._describe()
         functions = self.activations or options.DEFAULTS[cell]
-        relu = len(self.engine.info.gates) == 1 and set(functions) == {"relu"}
-        initializer = initializers.read(self._init, self.engine.info.gates, relu, self.bias, self.coupled)
-        shapes = functional.parameter_shapes(self.engine)
-        shapes = {name: shape for name, shape in shapes.items() if name not in self.execution.extras}
+        relu = len(engine.info.gates) == 1 and set(functions) == {"relu"}
+        initializer = initializers.read(self._init, engine.info.gates, relu, self.bias, self.coupled)
+        shapes = functional.parameter_shapes(engine)
+        if self._leak is not None:  # an option, not a parameter
+            shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{engine.extra}_l")}
+        stored = self._source is not None
+        if not stored:
+            self._prepare()
         self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size, self.dtype), shapes)
+        if stored:  # before the parameters have been read, nothing of their size is allocated
+            self._prepare()
+        self._built = True
 
-    def _prepare(self) -> None:
-        directions = 1 + self.bidirectional
-        engine = functional.Engine(
+    def _describe(self) -> functional.Engine:
+        return functional.Engine(
             self._cell,
             self.dtype,
             self.input_size,
@@ -90,11 +97,28 @@ class Recurrent(ArrayLayer, Generic[State]):
             bidirectional=self.bidirectional,
             reverse=self.reverse,
             bias=self.bias,
-            options=options.read(self._cell, directions, self.activations, self.clip, self.peepholes, self.coupled),
+            options=options.read(
+                self._cell, 1 + self.bidirectional, self.activations, self.clip, self.peepholes, self.coupled
+            ),
         )
-        shape = (engine.num_layers * directions, engine.hidden_size)
+
+    def _prepare(self) -> None:
+        engine = self._describe()
+        shape = (engine.num_layers * engine.directions, engine.hidden_size)
         extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
+
+    def _fixed(self) -> Collection[str]:
+        return {*super()._fixed()} - {"dropout"}
+
+    @property
+    def dropout(self) -> float:
+        """The dropout probability. It can be assigned, and takes effect in the next ``forward``."""
+        return cast("float", vars(self)["dropout"])
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        vars(self)["dropout"] = arguments.fraction("dropout", value)
 
     @property
     def leak(self) -> Any:
@@ -109,9 +133,13 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _frozen(self) -> Weights | None:
         return self.execution.frozen
 
-    @_frozen.setter
-    def _frozen(self, weights: Weights | None) -> None:
-        self.execution.frozen = weights
+    def _frozen_at(self) -> tuple[Any, str]:
+        return self.execution, "frozen"
+
+    def release(self) -> None:
+        self.execution.release()
+
+    release.__doc__ = ArrayLayer.release.__doc__
 
     def __call__(
         self,
@@ -275,8 +303,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         return Stream(self, batch_size)
 
     def _zeros(self) -> dict[str, Array]:
-        zeros = self.execution.results.zeros
-        return {name: zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
+        zeros, dtype = self.execution.results.zeros, self.engine.dtype
+        return {name: zeros(array.shape, dtype) for name, array in self._parameters.items()}
 
     def _pack(self) -> Weights:
         return self.execution.pack(self._parameters)
@@ -296,7 +324,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
         inputs, plan, rows = call
         h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
-        masks = self._masks(plan) if self.dropout and self.num_layers > 1 else None
+        masks = self._masks(plan) if self.dropout and self.engine.num_layers > 1 else None
         call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)
         outputs, kept, leases = self.execution.train(call, self._parameters, checkpoint)
         y = outputs.y
@@ -308,18 +336,16 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _masks(self, plan: Plan) -> Array:
         """Draw the dropout factors for the outputs of all layers but the last: 0, or 1 / (1 - dropout)."""
-        shape = (self.num_layers - 1, plan.T, plan.N, plan.y[-1])
-        factor = self.dtype.type(1 / (1 - self.dropout) if self.dropout < 1 else 0)
-        return initializers.drawn(
-            shape, self.dtype, lambda n: factor * (self._rng.random(n, np.float32) >= self.dropout)
-        )
+        shape, dropout = (self.engine.num_layers - 1, plan.T, plan.N, plan.y[-1]), self.dropout
+        factor = self.dtype.type(1 / (1 - dropout) if dropout < 1 else 0)
+        return initializers.drawn(shape, self.dtype, lambda n: factor * (self._rng.random(n, np.float32) >= dropout))
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         kept: Kept = self._open(tape)
         run = self.execution
         if per_step is not False:
             per_step = arguments.flag("per_step", per_step)
-        dy = arguments.shaped("dy" + member, dy, self.dtype, kept.y.shape)
+        dy = arguments.shaped("dy" + member, dy, run.engine.dtype, kept.y.shape)
         last = run.state("dstate" + member, dstate, kept.call.plan)
         parameters = self._zeros()
         found = run.differentiate(kept, functional.OutputGradients(dy, *last), parameters, per_step)

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from rnnfast import files
-from rnnfast._types import Array, Path
+from rnnfast._types import Path
 
-__all__ = ["CLASSES", "describe", "from_json", "kind", "load", "options", "signature", "to_json"]
+__all__ = ["CLASSES", "construct", "describe", "kind", "load", "options", "read", "signature", "to_json"]
 
 CLASSES: dict[str, type[Any]] = {}  # the public classes by name, from which `load` builds layers
 
 FREE = ("batch_first", "dropout", "dtype")  # options that may differ between a file and the layer that loads it
 # Options that files of earlier versions lack, with the values to assume for them.
 LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None}
+SIDES = {"forward_layer": "forward.", "backward_layer": "backward."}  # options that are layers: names of parameters
 
 
 def kind(layer: Any) -> type[Any]:
@@ -57,12 +58,6 @@ def to_json(layer: Any) -> dict[str, Any]:
     return {"class": kind(layer).__name__} | {name: value for name, value in given.items() if _matters(name, value)}
 
 
-def from_json(description: dict[str, Any]) -> Any:
-    """Create a layer from the description that `to_json` returned, with fresh parameters."""
-    given = {name: from_json(value) if isinstance(value, dict) else value for name, value in description.items()}
-    return CLASSES[given.pop("class")](**given)
-
-
 def _plain(option: Any) -> Any:
     """Return an option as JSON types."""
     if isinstance(option, tuple):
@@ -70,11 +65,6 @@ def _plain(option: Any) -> Any:
     if isinstance(option, np.dtype):
         return option.name
     return to_json(option) if isinstance(option, tuple(CLASSES.values())) else option
-
-
-def fits(description: Any, own: Any) -> bool:
-    """Return whether layers with these two descriptions compute the same results from the same parameters."""
-    return bool(_essence(description) == _essence(own))
 
 
 def _matters(name: str, value: Any) -> bool:
@@ -89,17 +79,52 @@ def _essence(description: Any) -> Any:
     return {name: value for name, value in essence.items() if _matters(name, value)}
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return the description and the parameters in the file of a layer."""
-    header, arrays = files.read(path)
-    if not {"format", "layer"} <= header.keys():
-        raise ValueError(f"{path!r} does not hold a layer of rnnfast")
-    version, description = header["format"], header["layer"]
-    if version != 1:
-        raise ValueError(
-            f"{path!r} has format {version!r}, but this version of rnnfast reads format 1: install a newer one"
-        )
-    return description, arrays
+def construct(of: type[Any], archive: files.Archive, prefix: str = "", **given: Any) -> Any:
+    """Create a layer whose parameters are read from an archive, where their names start with `prefix`.
+
+    Nothing is drawn, and no array is allocated that does not have the shape and dtype that the options imply.
+    """
+    layers, arrays = given.get("num_layers"), len(archive.shapes)
+    if isinstance(layers, int) and layers > arrays:
+        raise ValueError(f"num_layers is {layers}, but it has only {arrays} arrays")
+    layer: Any = object.__new__(of)
+    layer._source = lambda name, shape: archive.take(prefix + name, shape, layer.dtype)
+    layer.__init__(**given)
+    return layer
+
+
+def _from_json(description: Any, archive: files.Archive, prefix: str = "") -> Any:
+    """Create a layer from the description that `to_json` returned."""
+    if not isinstance(description, dict) or description.get("class") not in CLASSES:
+        raise ValueError("it does not describe a layer of rnnfast")
+    of = CLASSES[description["class"]]
+    known = signature(of).keys()
+    given = {name: value for name, value in description.items() if name != "class"}
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"{of.__name__} has no option {unknown[0]!r}")
+    sides = {
+        name: _from_json(given.get(name), archive, prefix + start) for name, start in SIDES.items() if name in known
+    }
+    return of(**given | sides) if sides else construct(of, archive, prefix, **given)
+
+
+def read(path: Path, own: Any = None) -> Any:
+    """Create the layer in a file. If `own` is a layer, require that both compute the same from the same parameters."""
+    with files.opening(path) as archive:
+        if not {"format", "layer"} <= archive.about.keys():
+            raise ValueError("it does not hold a layer of rnnfast")
+        version, description = archive.about["format"], archive.about["layer"]
+        if version != 1:
+            raise ValueError(
+                f"it has format {version!r}, but this version of rnnfast reads format 1: install a newer one"
+            )
+        if own is not None and _essence(description) != _essence(to_json(own)):
+            raise ValueError(
+                f"it holds {description}, but this is {to_json(own)}; rnnfast.load(path) creates the layer in the file"
+            )
+        layer = _from_json(description, archive)
+        archive.finish()
+    return layer
 
 
 def load(path: Path) -> Any:
@@ -120,7 +145,12 @@ def load(path: Path) -> Any:
     ValueError
         If the file was not saved by a layer of rnnfast, or is damaged.
     OSError
-        If the file cannot be read.
+        If the file cannot be read, is not a regular file, or does not fit into memory.
+
+    Notes
+    -----
+    Nothing is built, drawn or allocated that the file does not hold: the shapes and dtypes of all arrays must agree
+    with the options before they are read. Compressed archives are refused.
 
     Examples
     --------
@@ -131,10 +161,4 @@ def load(path: Path) -> Any:
     ...     rnnfast.load(path)
     GRU(4, 8)  # 336 parameters
     """
-    description, arrays = read(path)
-    try:
-        layer = from_json(description)
-        layer.load_state_dict(arrays)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path!r} does not describe a layer of rnnfast: {error}") from error
-    return layer
+    return read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
@@ -13,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Sequences, list_of_sequences, refuse_dates, standardize
+from .sequences import Examples, Scale, Sequences, list_of_sequences
 
 MAX_ORIGINS = 256  # held-out forecasts of each series from which a prediction interval is computed
 
@@ -23,6 +24,7 @@ class Form(NamedTuple):
 
     several: bool  # whether there are several series
     features: bool  # whether each series has an axis of variables
+    epsilon: float = float(np.finfo(np.float64).eps)  # of their dtype
 
 
 class SequenceForecaster(Network):
@@ -33,6 +35,10 @@ class SequenceForecaster(Network):
 
     A recurrent network predicts poorly outside the range of its training data. Take differences of a series with a
     trend (``differences=1``) or a season (``differences=12``), so that the values stay in a constant range.
+
+    What never changes is continued exactly, whatever its unit: a constant, and, after differences, a line or a season.
+    This holds for each variable of each series of ``fit``. In other series, which are passed to ``predict``, it holds
+    for variables that did not change in any of the series of ``fit``.
 
     A series is an array (T,), or (T, F) with F variables, all of which are forecast. Pass one series as (T,). Pass
     several as (N, T), as (N, T, F) or as a list of arrays of any lengths. With `multivariate`, pass one as (T, F).
@@ -154,16 +160,15 @@ class SequenceForecaster(Network):
     def _read_series(self, series: Any) -> tuple[list[Array], Form]:
         """Return the series, each (T_i, F), and the form in which the caller passed them."""
         real = {"ensure_2d": False, "allow_nd": True, "dtype": np.float64, "input_name": "series"}
-        members = list_of_sequences(series)
-        for x in [series] if members is None else members:
-            refuse_dates("series", x)
+        members = list_of_sequences("series", series)
+        epsilon = max(map(_epsilon, [series] if members is None else members))
         if members is not None:
-            form = Form(True, members[0].ndim == 2)
+            form = Form(True, members[0].ndim == 2, epsilon)
             members = [check_array(x, **real) for x in members]
         else:
             array = check_array(series, **real)
             multivariate = array.ndim == 2 and self._option("multivariate")
-            form = Form(array.ndim > 1 and not multivariate, array.ndim > 2 or multivariate)
+            form = Form(array.ndim > 1 and not multivariate, array.ndim > 2 or multivariate, epsilon)
             members = list(array) if form.several else [array]
         for x in members:
             if x.ndim != 1 + form.features or not x.size:
@@ -223,17 +228,29 @@ class SequenceForecaster(Network):
             weights.append(weight)
         return Examples(Sequences.join(inputs), np.concatenate(targets), np.concatenate(weights))
 
+    def _output_scale(self) -> Scale:
+        return self._scale.repeated(self._option("horizon"))
+
     def _scaled_targets(self, examples: Examples) -> Examples:
-        scale = np.tile(self.mean_, self._option("horizon")), np.tile(self.scale_, self._option("horizon"))
-        return examples._replace(targets=standardize("series", examples.targets, scale, self.layer_.dtype))
+        targets = self._output_scale().standardize("series", examples.targets, self.layer_.dtype)
+        return examples._replace(targets=targets)
+
+    def _differences(self, series: list[Array], form: Form) -> tuple[list[Array], list[Array]]:
+        """Return the differences of each series, and bounds of their errors, which stem from rounding the series."""
+        lags = self._option("differences")
+        of_each = [_differences(x, lags)[-1] for x in series]
+        # A rounded sum or product has an error of at most one unit in the last place. Each difference doubles it.
+        factor = 2.0 ** len(lags) * 2 * form.epsilon if lags else 0.0
+        largest = [np.abs(x).max(axis=0) for x in series]
+        return of_each, [np.broadcast_to(factor * top, z.shape) for top, z in zip(largest, of_each, strict=True)]
 
     # Training.
 
     def _build_for(self, series: list[Array], form: Form) -> None:
         self.n_features_in_ = series[0].shape[1]
-        sequences = Sequences.join([_differences(x, self._option("differences"))[-1] for x in series])
-        random = check_random_state(self.random_state)
-        self._build(sequences, np.ones(len(sequences.flat)), self._option("horizon") * self.n_features_in_, random)
+        sequences, rounding = map(Sequences.join, self._differences(series, form))
+        random, outputs = check_random_state(self.random_state), self._option("horizon") * self.n_features_in_
+        self._build(sequences, np.ones(len(sequences.flat)), outputs, random, rounding.flat)
         self._form = form
 
     def fit(self, series: Any, y: Any = None) -> Self:  # noqa: ARG002
@@ -277,7 +294,8 @@ class SequenceForecaster(Network):
         """Append new observations, as :meth:`update` does, and train on them for one epoch with the state of Adam.
 
         The layer runs over the whole series to get the state, so the cost is proportional to its length. On a
-        forecaster that is not fitted, the first call trains on all of `series` without a held-out set.
+        forecaster that is not fitted, the first call trains on all of `series` without a held-out set. A variable that
+        has not changed before gets its standard deviation from this call.
 
         Parameters
         ----------
@@ -300,6 +318,8 @@ class SequenceForecaster(Network):
                 self._require_structure()
                 before = [len(x) for x in self.series_]
                 self.update(series)
+                whole, rounding = map(Sequences.join, self._differences(self.series_, Form(*self._form)))
+                self._set_scale(self._scale.extended(whole.flat, np.ones(len(whole.flat)), rounding.flat))
             else:
                 new, form = self._read_series(series)
                 before = [0] * len(new)
@@ -360,7 +380,8 @@ class SequenceForecaster(Network):
         known, form = (self.series_, Form(*self._form)) if series is None else self._read_series(series)
         self._require_history(known)
         steps = self._steps(horizon)
-        return _in_form(self._forecast(known, [[len(x)] for x in known], steps), form)
+        forecast = self._continue if series is None else functools.partial(self._forecast, known)
+        return _in_form(forecast([[len(x)] for x in known], steps), form)
 
     def _steps(self, horizon: Any) -> int:
         """Return the number of steps to forecast."""
@@ -414,7 +435,7 @@ class SequenceForecaster(Network):
                 f"the held-out set has {count} forecasts of horizon={steps}, too few for coverage={coverage}: reduce "
                 "horizon or coverage, or fit with early_stopping=True and a larger validation_fraction"
             )
-        forecasts = self._forecast(self.series_, origins, steps)
+        forecasts = self._continue(origins, steps)
         truths, observed = [], []
         for x, own, (_, last) in zip(self.series_, origins, self._held_out, strict=True):
             for origin in own:
@@ -426,7 +447,7 @@ class SequenceForecaster(Network):
         for step in range(steps):
             measured = np.sort(errors[within[:, step], step], axis=0)
             radius[step] = measured[math.ceil((len(measured) + 1) * coverage) - 1]
-        center = self._forecast(self.series_, [[len(x)] for x in self.series_], steps)
+        center = self._continue([[len(x)] for x in self.series_], steps)
         form = Form(*self._form)
         return _in_form(center - radius, form), _in_form(center + radius, form)
 
@@ -448,7 +469,7 @@ class SequenceForecaster(Network):
         truth, form = self._read_series(series)
         self._require_form(truth, form)
         longest = max(map(len, truth))
-        forecasts = self._forecast(self.series_, [[len(x)] for x in self.series_], longest)
+        forecasts = self._continue([[len(x)] for x in self.series_], longest)
         errors = [np.abs(x - ahead[: len(x)]) for x, ahead in zip(truth, forecasts, strict=True)]
         return -float(np.mean(np.concatenate(errors)))
 
@@ -457,15 +478,29 @@ class SequenceForecaster(Network):
         tags.input_tags.one_d_array = tags.input_tags.three_d_array = True
         return tags
 
-    def _forecast(self, series: list[Array], origins: list[list[int]], steps: int) -> Array:
-        """Forecast from each origin (a number of known steps) of each series: (number of origins, steps, F)."""
+    def _continue(self, origins: list[list[int]], steps: int) -> Array:
+        """Forecast the series of fit as `_forecast` does, but leave a variable constant if it never changed so far."""
+        scales = [
+            Scale.of(z, np.ones(len(z)), bounds)
+            for z, bounds in zip(*self._differences(self.series_, Form(*self._form)), strict=True)
+        ]
+        constants = [np.where(scale.deviation == 0, scale.offset + scale.mean, np.nan) for scale in scales]
+        return self._forecast(self.series_, origins, steps, constants)
+
+    def _forecast(
+        self, series: list[Array], origins: list[list[int]], steps: int, constants: list[Array] | None = None
+    ) -> Array:
+        """Forecast from each origin (a number of known steps) of each series: (number of origins, steps, F).
+
+        `constants` has the differences of each variable of a series that are known to stay, and NaN for the others.
+        """
         window, horizon, lags = self._option("window"), self._option("horizon"), self._option("differences")
         # Run the layer up to each origin.
         states, recent = [], []
         tails: list[list[Array]] = [[] for _ in lags]  # for each lag, the last values before each origin
         for x, own in zip(series, origins, strict=True):
             levels = _differences(x, lags)
-            z = standardize("series", levels[-1], (self.mean_, self.scale_), self.layer_.dtype)
+            z = self._scale.standardize("series", levels[-1], self.layer_.dtype)
             state, done = None, 0
             for origin in own:
                 end = origin - sum(lags)
@@ -493,7 +528,10 @@ class SequenceForecaster(Network):
                 x = np.concatenate([np.array(recent), *blocks], axis=1)[:, -window:]
                 state = None
             _, state = self.layer_(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
-        ahead: Array = np.concatenate(blocks, axis=1)[:, :steps] * self.scale_ + self.mean_
+        ahead = self._scale.restore(np.concatenate(blocks, axis=1)[:, :steps])
+        if constants is not None:
+            fixed = np.repeat(constants, [len(own) for own in origins], axis=0)[:, np.newaxis]
+            ahead = np.where(np.isnan(fixed), ahead, fixed)
         # Invert the differences in reverse order.
         for lag, tail in zip(reversed(lags), reversed(tails), strict=True):
             known = np.concatenate([np.array(tail), ahead], axis=1)
@@ -501,6 +539,12 @@ class SequenceForecaster(Network):
                 known[:, step] += known[:, step - lag]
             ahead = known[:, lag:]
         return ahead
+
+
+def _epsilon(x: Any) -> float:
+    """Return the relative rounding error of an array's dtype; integers become float64."""
+    dtype = getattr(x, "dtype", None)
+    return float(np.finfo(dtype if dtype in (np.float16, np.float32) else np.float64).eps)
 
 
 def _origins(first: int, last: int) -> list[int]:

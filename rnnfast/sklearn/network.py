@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from .. import arguments, training
 from .._types import Array
 from ..layers import GRU, LSTM, RNN, Linear
-from .sequences import Examples, SequenceInput, Sequences, equal, mean_and_scale, standardize
+from .sequences import Examples, Scale, SequenceInput, Sequences, equal
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 STRUCTURE = (  # options that determine the structure of the network, or the meaning of its inputs and outputs
@@ -46,6 +46,7 @@ class Network(SequenceInput):
     leak: float | None = None  # Estimators pickled by versions without this option lack the attribute.
 
     validation_scores_: list[float] | None
+    _scale: Scale  # of the inputs
 
     def _set_options(self, options: dict[str, Any]) -> None:
         """Set the arguments of the constructor, passed as its locals(), as attributes."""
@@ -117,6 +118,11 @@ class Network(SequenceInput):
                     f"build a new network, or restore {name} before calling partial_fit"
                 )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "mean_" in state and "_scale" not in state:  # pickled by version 0.1
+            self._scale = Scale(np.zeros_like(self.mean_), self.mean_, self.scale_)
+
     # Hooks for subclasses.
 
     def _pooling(self) -> str:
@@ -126,6 +132,10 @@ class Network(SequenceInput):
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         """Return the loss and its gradient; the mean squared error unless a subclass overrides it."""
         return training.mean_squared_error(output, targets, weights)
+
+    def _output_scale(self) -> Scale | None:
+        """Return the scale of the outputs of the readout, if they are numbers."""
+        return None
 
     def _evaluate(self, examples: Examples) -> float:
         """Return the score on the held-out set; higher is better."""
@@ -138,15 +148,26 @@ class Network(SequenceInput):
     # The network.
 
     def _scaled(self, sequences: Sequences) -> Sequences:
-        scale = self.mean_, self.scale_
-        return sequences._replace(flat=standardize(self._argument, sequences.flat, scale, self.layer_.dtype))
+        return sequences._replace(flat=self._scale.standardize(self._argument, sequences.flat, self.layer_.dtype))
 
-    def _build(self, sequences: Sequences, weights: Array, outputs: int, random: np.random.RandomState) -> None:
-        """Create a network with fresh parameters, and set the scale of X; `weights` has one weight per step."""
+    def _set_scale(self, scale: Scale) -> None:
+        self._scale = scale
+        self.mean_, self.scale_ = scale.offset + scale.mean, scale.deviation
+
+    def _build(
+        self,
+        sequences: Sequences,
+        weights: Array,
+        outputs: int,
+        random: np.random.RandomState,
+        rounding: Array | float = 0.0,
+    ) -> None:
+        """Create a network with fresh parameters, and set the scale of X.
+
+        `weights` has one weight per step, and `rounding` is that of `Scale.of`.
+        """
         features = sequences.flat.shape[1]
-        self.mean_, self.scale_ = np.zeros(features), np.ones(features)
-        if self.standardize:
-            self.mean_, self.scale_ = mean_and_scale(sequences.flat, weights)
+        self._set_scale(Scale.of(sequences.flat, weights, rounding) if self.standardize else Scale.identity(features))
         self._built = self._structure()
         self._rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max))
         self.layer_ = CELLS[self.cell](
@@ -161,6 +182,11 @@ class Network(SequenceInput):
         )
         width = self.hidden_size * (1 + bool(self.bidirectional))
         self.readout_ = Linear(width, outputs, dtype=self.dtype, rng=self._rng)
+        scale = self._output_scale()
+        if scale is not None:
+            # An output without spread stays exactly at its mean, with no error to train on, until it has one.
+            for array in self.readout_.parameters.values():
+                array[scale.deviation == 0] = 0
         self._moments: dict[str, Array] | None = None
         self.n_iter_ = 0
         self.loss_curve_: list[float] = []

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from .. import arguments
 from .._types import Array
 
 DTYPES = (np.float64, np.float32)  # of X, before standardizing; other dtypes become float64
@@ -67,10 +68,12 @@ class Examples(NamedTuple):
         """Merge equal rows into one with the sum of their weights, in an order independent of theirs."""
         per_step = self._per_step()
         targets = self.sequences.split(self.targets) if per_step else self.targets
+        inputs = self.sequences.split(self.sequences.flat)
         rows: dict[tuple[bytes, bytes], list[int]] = {}
-        for row, x in enumerate(self.sequences.split(self.sequences.flat)):
+        for row, x in enumerate(inputs):
             rows.setdefault((x.tobytes(), targets[row].tobytes()), []).append(row)
-        groups = [rows[key] for key in sorted(rows)]
+        # The numeric order of the values does not depend on their units, unlike that of their bytes.
+        groups = sorted(rows.values(), key=lambda group: (inputs[group[0]].tolist(), targets[group[0]].tolist()))
         merged = self.select(np.array([group[0] for group in groups]))
         weights = self.sequences.split(self.weights) if per_step else self.weights
         # Adding the weights in ascending order makes the rounding independent of the order of the rows.
@@ -83,43 +86,103 @@ def equal(lengths: Array) -> bool:
     return bool((lengths == lengths[0]).all())
 
 
-def mean_and_scale(values: Array, weights: Array) -> tuple[Array, Array]:
-    """Return the weighted mean and standard deviation of each column; the deviation of a constant column is 1."""
-    values = values.astype(np.float64, copy=False)
-    # Dividing by a power of two near the largest value is exact, and keeps the squares in range.
-    exponents = np.frexp(np.abs(values).max(axis=0))[1]
-    values = np.ldexp(values, -exponents)
-    mean = np.average(values, axis=0, weights=weights)
-    deviation = np.sqrt(np.average(np.square(values - mean), axis=0, weights=weights))
-    spread = deviation > 1e-12 * np.abs(mean)  # The deviation of a constant column is not 0, but rounding noise.
-    return np.ldexp(mean, exponents), np.where(spread, np.ldexp(deviation, exponents), 1.0)
+class Scale(NamedTuple):
+    """How columns are standardized: ``(values - offset - mean) / deviation``, and 0 in a column without spread.
+
+    The offset is a value of the column, or 0 if the column has both signs. Subtracting it first is exact for values
+    that are close together, so that a large common offset costs no accuracy. Scaling by powers of two is exact, and
+    prevents overflow.
+    """
+
+    offset: Array
+    mean: Array  # of values - offset
+    deviation: Array  # 0 in a column without spread
+
+    @classmethod
+    def identity(cls, columns: int) -> Scale:
+        return cls(np.zeros(columns), np.zeros(columns), np.ones(columns))
+
+    @classmethod
+    def of(cls, values: Array, weights: Array, rounding: Array | float = 0.0) -> Scale:
+        """Return the scale that gives each column the weighted mean 0 and standard deviation 1.
+
+        A column has no spread if its values differ from their mean by at most `rounding`, the error of each value.
+        """
+        one_sign = (values.min(axis=0) > 0) | (values.max(axis=0) < 0)
+        offset = np.where(one_sign, values[0], 0).astype(np.float64)
+        constant = cls(offset, np.zeros_like(offset), np.zeros_like(offset))
+        distances, exponents = constant._distances(values)
+        mean = np.ldexp(np.average(distances, axis=0, weights=_normal(weights)), exponents)
+        return constant._replace(mean=mean).extended(values, weights, rounding)
+
+    def extended(self, values: Array, weights: Array, rounding: Array | float = 0.0) -> Scale:
+        """Return the scale after more data: a column without spread so far gets the deviation from its mean so far."""
+        distances, exponents = self._distances(values)
+        deviation = np.sqrt(np.average(np.square(distances), axis=0, weights=_normal(weights)))
+        spread = (np.abs(distances) > np.ldexp(rounding, -exponents)).any(axis=0) & (self.deviation == 0)
+        with np.errstate(over="ignore"):  # in columns that keep theirs
+            return self._replace(deviation=np.where(spread, np.ldexp(deviation, exponents), self.deviation))
+
+    def _distances(self, values: Array) -> tuple[Array, Array]:
+        """Return the distances from the mean, scaled so that their squares stay in range, and the exponents for it."""
+        exponents = np.frexp(np.abs([values.min(axis=0), values.max(axis=0), self.offset, self.mean]).max(axis=0))[1]
+        return self._centred(values, exponents), exponents
+
+    def _centred(self, values: Array, exponents: Array) -> Array:
+        centred: Array = np.ldexp(values.astype(np.float64, copy=False), -exponents)
+        centred -= np.ldexp(self.offset, -exponents)
+        centred -= np.ldexp(self.mean, -exponents)
+        return centred
+
+    def standardize(self, name: str, values: Array, dtype: np.dtype[Any]) -> Array:
+        """Return the standardized values as `dtype`. Raise if one is too large for it."""
+        fraction, exponents = np.frexp(self.deviation)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = self._centred(values, exponents)
+            scaled /= np.where(fraction, fraction, np.inf)
+            scaled = scaled.astype(dtype, copy=False)
+        # The square root of the largest finite value, so that products of values and parameters stay finite.
+        limit = math.sqrt(np.finfo(dtype).max)
+        if not (np.abs(scaled) <= limit).all():
+            raise ValueError(
+                f"{name} has values that are too large for dtype {np.dtype(dtype).name} after standardizing: they must "
+                f"be within {limit:.1g} standard deviations of the mean of the training data (with standardize=False, "
+                "of 0)"
+            )
+        return scaled
+
+    def restore(self, scaled: Array) -> Array:
+        """Return the values of standardized ones, in float64: the inverse of `standardize`."""
+        fraction, exponents = np.frexp(self.deviation)
+        values = scaled * fraction + np.ldexp(self.mean, -exponents) + np.ldexp(self.offset, -exponents)
+        restored: Array = np.ldexp(values, exponents)
+        return restored
+
+    def repeated(self, times: int) -> Scale:
+        """Return the scale of `times` copies of the columns, side by side."""
+        return Scale(*(np.tile(part, times) for part in self))
 
 
-def standardize(name: str, values: Array, scale: tuple[Array, Array], dtype: np.dtype[Any]) -> Array:
-    """Return ``(values - mean) / deviation`` as `dtype`, where `scale` is the pair (mean, deviation)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled: Array = ((values - scale[0]) / scale[1]).astype(dtype)
-    # The square root of the largest finite value, so that products of values and parameters stay finite.
-    limit = math.sqrt(np.finfo(dtype).max)
-    if not (np.abs(scaled) <= limit).all():
-        raise ValueError(
-            f"{name} has values that are too large for dtype {np.dtype(dtype).name} after standardizing: they must be "
-            f"within {limit:.1g} standard deviations of the mean of the training data (with standardize=False, of 0)"
-        )
-    return scaled
+def _normal(weights: Array) -> Array:
+    """Return the weights divided by a power of two near the largest, so that none of their products underflows."""
+    normal: Array = np.ldexp(weights, -np.frexp(weights.max())[1])
+    return normal
 
 
-def refuse_dates(name: str, value: Any) -> None:
-    """Raise for datetime64 and timedelta64, which scikit-learn's checks would convert to numbers."""
+def refuse(name: str, value: Any) -> None:
+    """Raise for masked elements, datetime64 and timedelta64, which scikit-learn's checks would convert to numbers."""
+    arguments.refuse_masked(name, value)
     dtype = getattr(value, "dtype", None)
     if getattr(dtype, "kind", None) in ("m", "M"):
         raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
 
 
-def list_of_sequences(X: Any) -> list[Array] | None:
+def list_of_sequences(name: str, X: Any) -> list[Array] | None:
     """Return X as a list of arrays (T_i,) or (T_i, F) if it is a list of sequences, or None if it is one array."""
     if getattr(getattr(X, "dtype", None), "kind", None) == "O" and X.ndim == 1:
         X = list(X)  # an object array or pandas Series of arrays
+    for x in [X, *X] if isinstance(X, (list, tuple)) else [X]:
+        refuse(name, x)
     if not isinstance(X, (list, tuple)) or not len(X):
         return None
     try:
@@ -140,7 +203,7 @@ class SequenceInput(BaseEstimator):
 
     def _read(self, X: Any, reset: bool) -> Sequences:
         """Return the sequences of X, validated but not standardized; `reset` is True on the first call of a fit."""
-        members, table = list_of_sequences(X), False
+        members, table = list_of_sequences("X", X), False
         if members is None:
             X = X if hasattr(X, "ndim") else np.asarray(X)
             table = X.ndim < 3

@@ -16,11 +16,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Sequences, mean_and_scale, refuse_dates, standardize
+from .sequences import Examples, Scale, Sequences, refuse
 
 
 def check_weights(sample_weight: Any, lengths: Array) -> Array:
     """Return the weights of the sequences, at least 0; all 1 if `sample_weight` is None."""
+    arguments.refuse_masked("sample_weight", sample_weight)
     weights: Array = _check_sample_weight(sample_weight, lengths, dtype=np.float64, ensure_non_negative=True)
     return weights
 
@@ -66,9 +67,16 @@ class Supervised(Network):
         return examples if everything else examples.select(rows)
 
     def _build_for(self, examples: Examples, random: np.random.RandomState) -> None:
-        weights, lengths = examples.weights, examples.sequences.lengths
-        weights = weights if self._pooling() == "steps" else np.repeat(weights, lengths)
-        self._build(examples.sequences, weights, self._output_size(examples), random)
+        self._build(examples.sequences, self._weights_of_steps(examples), self._output_size(examples), random)
+
+    def _weights_of_steps(self, examples: Examples) -> Array:
+        return (
+            examples.weights if self._pooling() == "steps" else np.repeat(examples.weights, examples.sequences.lengths)
+        )
+
+    def _extend_scales(self, examples: Examples) -> None:
+        """Set the scale of what has had no spread so far."""
+        self._set_scale(self._scale.extended(examples.sequences.flat, self._weights_of_steps(examples)))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train from fresh parameters.
@@ -134,6 +142,8 @@ class Supervised(Network):
             self._require_structure()
             if first:
                 self._build_for(examples, check_random_state(self.random_state))
+            else:
+                self._extend_scales(examples)
             self._train(self._weigh(examples), None, 1)
         return self
 
@@ -202,7 +212,8 @@ class Labels(Supervised):
         Parameters
         ----------
         X, y, sample_weight
-            As for ``fit``, but weights are not scaled to a mean of 1. The data of the first call set the scale of X.
+            As for ``fit``, but weights are not scaled to a mean of 1. The scale of a feature is set by the first data
+            in which it changes.
         classes : array_like
             All labels that y can contain. Required in the first call, optional later.
 
@@ -222,7 +233,7 @@ class Labels(Supervised):
             raise ValueError("classes must be passed on the first call to partial_fit")
         with self._restored_on_error():
             if classes is not None:
-                classes = np.unique(classes)
+                classes = np.unique(arguments.array("classes", classes))
                 if not len(classes) or (classes.dtype.kind == "f" and np.isnan(classes).any()):
                     raise ValueError(
                         f"classes must be all labels of y, at least one and no NaN, got {classes.tolist()}"
@@ -293,7 +304,8 @@ class SequenceClassifier(ClassifierMixin, Labels):
         the class frequencies, including sample weights. Weights are scaled to a mean of 1 over the training data.
     standardize : bool, default True
         Whether to standardize each feature of X to mean 0 and standard deviation 1 over all steps of the training
-        data; for ``partial_fit``, of the data in the first call.
+        data; for ``partial_fit``, of the first data in which the feature changes. A feature that never changes is
+        ignored.
     verbose : int, default 0
         If 1, show a progress bar with the loss and the validation score; this needs tqdm.
     random_state : int, RandomState or None, default None
@@ -310,7 +322,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
     readout_ : rnnfast.Linear
         The readout. It is frozen too.
     mean_, scale_ : ndarray (features,)
-        The mean and standard deviation used to standardize X.
+        The mean and standard deviation used to standardize X. A feature with standard deviation 0 is ignored.
     n_features_in_ : int
         F, or the number of columns if X was a table.
     feature_names_in_ : ndarray of str
@@ -360,6 +372,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
         self._set_options(locals())
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
+        arguments.refuse_masked("y", y)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         return self._encode(y)
@@ -398,6 +411,23 @@ class SequenceClassifier(ClassifierMixin, Labels):
         predicted: Array = self.classes_[indices]
         return predicted
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Compute the accuracy.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for ``fit``.
+
+        Returns
+        -------
+        float
+            Between 0 and 1; higher is better.
+        """
+        arguments.refuse_masked("y", y)
+        arguments.refuse_masked("sample_weight", sample_weight)
+        return float(super().score(X, y, sample_weight))
+
 
 class SequenceRegressor(RegressorMixin, Supervised):
     """Predict one or more numbers for each sequence with a recurrent layer and a linear readout.
@@ -412,7 +442,8 @@ class SequenceRegressor(RegressorMixin, Supervised):
     Attributes
     ----------
     target_mean_, target_scale_ : ndarray (K,)
-        The mean and standard deviation used to standardize y.
+        The mean and standard deviation used to standardize y. A target with standard deviation 0 is predicted as its
+        mean.
     layer_, readout_ and all other attributes
         As for :class:`SequenceClassifier`.
 
@@ -453,7 +484,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         self._set_options(locals())
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
-        refuse_dates("y", y)
+        refuse("y", y)
         targets: Array = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if first:
             self._single = targets.ndim == 1
@@ -466,18 +497,32 @@ class SequenceRegressor(RegressorMixin, Supervised):
         return targets
 
     def _output_size(self, examples: Examples) -> int:
-        self.target_mean_, self.target_scale_ = mean_and_scale(examples.targets, examples.weights)
+        self._set_target_scale(Scale.of(examples.targets, examples.weights))
         return int(examples.targets.shape[1])
 
+    def _set_target_scale(self, scale: Scale) -> None:
+        self._target_scale = scale
+        self.target_mean_, self.target_scale_ = scale.offset + scale.mean, scale.deviation
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "target_mean_" in state and "_target_scale" not in state:  # pickled by version 0.1
+            self._target_scale = Scale(np.zeros_like(self.target_mean_), self.target_mean_, self.target_scale_)
+
+    def _extend_scales(self, examples: Examples) -> None:
+        super()._extend_scales(examples)
+        self._set_target_scale(self._target_scale.extended(examples.targets, examples.weights))
+
+    def _output_scale(self) -> Scale:
+        return self._target_scale
+
     def _weigh(self, examples: Examples) -> Examples:
-        scale = self.target_mean_, self.target_scale_
-        targets = standardize("y", examples.targets, scale, self.layer_.dtype)
+        targets = self._target_scale.standardize("y", examples.targets, self.layer_.dtype)
         weights = np.broadcast_to(examples.weights[:, np.newaxis], targets.shape)
         return examples._replace(targets=targets, weights=weights)
 
     def _evaluate(self, examples: Examples) -> float:
-        scale = self.target_mean_, self.target_scale_
-        targets = standardize("y", examples.targets, scale, np.dtype(np.float64))
+        targets = self._target_scale.standardize("y", examples.targets, np.dtype(np.float64))
         return float(r2_score(targets, self._outputs(examples.sequences), sample_weight=examples.weights))
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -486,8 +531,8 @@ class SequenceRegressor(RegressorMixin, Supervised):
         Parameters
         ----------
         X, y, sample_weight
-            As for ``fit``, but weights are not scaled to a mean of 1. The data of the first call set the scales of X
-            and y.
+            As for ``fit``, but weights are not scaled to a mean of 1. The scale of a feature or target is set by the
+            first data in which it changes.
 
         Returns
         -------
@@ -515,7 +560,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         """
         check_is_fitted(self, "layer_")
         sequences = self._read(X, reset=False)
-        outputs: Array = self._outputs(self._scaled(sequences)) * self.target_scale_ + self.target_mean_
+        outputs = self._target_scale.restore(self._outputs(self._scaled(sequences)))
         return outputs[:, 0] if self._single else outputs
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -532,10 +577,14 @@ class SequenceRegressor(RegressorMixin, Supervised):
             At most 1; higher is better.
         """
         check_is_fitted(self, "layer_")
-        # Dividing by a power of two is exact, and keeps the squares in range.
-        exponent = -int(np.frexp(self.target_scale_.max())[1])
-        y = np.ldexp(check_array(y, ensure_2d=False, dtype=np.float64, input_name="y"), exponent)
-        return float(r2_score(y, np.ldexp(self.predict(X), exponent), sample_weight=sample_weight))
+        refuse("y", y)
+        arguments.refuse_masked("sample_weight", sample_weight)
+        truth: Array = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        predicted, offset = self.predict(X), self._target_scale.offset
+        # R² depends on neither the offset nor the unit of a target. Scaling by a power of two is exact.
+        exponents = np.frexp(np.maximum(np.abs(truth).max(axis=0), np.abs(predicted).max(axis=0)))[1]
+        truth, predicted = (np.ldexp(array, -exponents) - np.ldexp(offset, -exponents) for array in (truth, predicted))
+        return float(r2_score(truth, predicted, sample_weight=sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from .. import arguments
 from .._types import Array
 from .sequences import Sequences, equal
 from .supervised import Labels, check_weights
@@ -135,6 +136,7 @@ class SequenceTagger(Labels):
 
 def _flat_labels(y: Any, sequences: Sequences) -> Array:
     """Return the labels of all steps, concatenated."""
+    arguments.refuse_masked("y", y)
     rows = [np.asarray(labels) for labels in (y if isinstance(y, (list, tuple)) else np.asarray(y))]
     for number, (row, length) in enumerate(zip(rows, sequences.lengths, strict=True)):
         if row.shape != (length,):

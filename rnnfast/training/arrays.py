@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from .. import arguments
 from .._types import Array, Arrays
 
-# Elements that an optimizer step or a norm processes at a time: a chunk and its scratch fit in the L2 cache.
+# Elements that a norm processes at a time: they fit in the L2 cache.
 CHUNK = 32768
 
 
@@ -29,13 +30,31 @@ def require_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], 
         raise ValueError(f"{name} must have shape {expected}, equal to {source}, got shape {shape}")
 
 
-def sum_of_squares(array: Array) -> float:
-    """Sum the squares of all elements in float64, chunk by chunk."""
+def sum_of_squares(arrays: Iterable[Array]) -> tuple[float, int]:
+    """Sum the squares of all elements in float64. Return (total, exponent), which stands for ``total * 4**exponent``.
+
+    The total neither overflows nor underflows.
+    """
+    arrays = list(arrays)
+    total = sum(_sum_of_squares(array, 0) for array in arrays)
+    if 2.0**-900 < total < math.inf or math.isnan(total):
+        return total, 0
+    largest = max((max(float(array.max()), -float(array.min())) for array in arrays if array.size), default=0.0)
+    exponent = math.frexp(largest)[1]
+    return sum(_sum_of_squares(array, exponent) for array in arrays), exponent
+
+
+def _sum_of_squares(array: Array, exponent: int) -> float:
+    """Sum the squares of all elements times ``2**-exponent``, chunk by chunk."""
     chunks = np.nditer(
         array, ["external_loop", "buffered", "zerosize_ok"], ["readonly"], op_dtypes=[np.float64], buffersize=CHUNK
     )
-    # einsum, because a dot product would start BLAS threads, which compete with rnnfast's threads for the cores.
-    return sum(float(np.einsum("i,i->", chunk, chunk)) for chunk in chunks)
+    total = 0.0
+    for chunk in chunks:
+        scaled = np.ldexp(chunk, -exponent) if exponent else chunk
+        # einsum, because a dot product would start BLAS threads, which compete with rnnfast's threads for the cores.
+        total += float(np.einsum("i,i->", scaled, scaled))
+    return total
 
 
 def float_arrays(argument: str, mapping: Any) -> dict[str, Array]:
@@ -46,6 +65,7 @@ def float_arrays(argument: str, mapping: Any) -> dict[str, Array]:
         if not isinstance(array, np.ndarray) or array.dtype not in arguments.DTYPES:
             came = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
             raise TypeError(f"{argument}[{name!r}] must be a NumPy array of float32 or float64, got {came}")
+        arguments.refuse_masked(f"{argument}[{name!r}]", array)
     return dict(mapping)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import arguments
+from .. import _core, arguments
 from .._types import Array, Arrays
 from .arrays import float_arrays, require_match, require_writeable
 
@@ -94,8 +94,7 @@ class DataParallel:
             self._views[name][...] = array
             start += array.size
         self._comm.Bcast(self._buffer)
-        for name, array in own.items():
-            array[...] = self._views[name]
+        _core.assign(list(own.values()), [self._views[name].astype(array.dtype) for name, array in own.items()])
 
     def average(self, gradients: Arrays | None, weight: float) -> dict[str, Array]:
         """Compute the gradients of the whole batch: the weighted mean of the gradients of all processes.

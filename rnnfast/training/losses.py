@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .. import arguments
@@ -25,12 +27,13 @@ def softmax_cross_entropy(
         positions are valid.
     weights : array_like of float, (...), optional
         A factor for the loss of each position. The mean is still taken over the number of valid positions; weights
-        with a mean of 1 keep the scale of the loss.
+        with a mean of 1 keep the scale of the loss. Logits of positions with weight 0 are never read.
 
     Returns
     -------
     loss : float
-        The mean of ``-log(softmax(logits)[target])`` over the valid positions.
+        The mean of ``-log(softmax(logits)[target])`` over the valid positions. It is infinite if the logit of a target
+        is minus infinity, and NaN if a logit is NaN or plus infinity.
     dlogits : ndarray, (..., C), float32 or float64
         The gradient of `loss`: ``(softmax(logits) - onehot(targets)) / number_of_valid_positions``, multiplied by the
         weights. It is zero at masked-out positions.
@@ -64,7 +67,7 @@ def softmax_cross_entropy(
     require_shape("targets", labels.shape, tuple(positions), "logits.shape[:-1]")
     valid = None if mask is None else arguments.array("mask", mask)
     rows, labels = scores.reshape(-1, classes), labels.reshape(-1)
-    factors = None
+    factors = chosen = None
     if weights is not None:
         factors = real("weights", weights)
         require_shape("weights", factors.shape, tuple(positions), "logits.shape[:-1]")
@@ -88,22 +91,29 @@ def softmax_cross_entropy(
             f"got {labels[wrong.argmax()]}; use mask to exclude positions"
         )
 
+    count = len(rows)
+    if factors is not None and not factors.all():
+        counted = np.flatnonzero(factors)
+        rows, labels, factors = rows[counted], labels[counted], factors[counted]
+        chosen = counted if chosen is None else chosen[counted]
     targeted = np.arange(len(rows)), labels
-    rows = rows - rows.max(axis=1, keepdims=True)
-    of_targets = rows[targeted]
+    largest = rows.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # to minus infinity, which is a probability of 0
+        of_targets = np.subtract(rows[targeted], largest[:, 0], dtype=np.float64)
+        rows = rows - largest
     np.exp(rows, out=rows)
     totals = rows.sum(axis=1)
     terms = np.log(totals) - of_targets
-    loss = float(np.mean(terms if factors is None else factors * terms, dtype=np.float64))
-    rows *= (1 / (len(rows) * totals))[:, None]
-    rows[targeted] -= rows.dtype.type(1 / len(rows))
+    loss = float(np.sum(terms if factors is None else factors * terms) / count)
+    rows *= (1 / (count * totals))[:, None]
+    rows[targeted] -= rows.dtype.type(1 / count)
     if factors is not None:
         rows *= factors[:, None]
-    if valid is None:
+    if chosen is None:
         return loss, rows.reshape(scores.shape)
-    dlogits = np.zeros(scores.shape, rows.dtype)
-    dlogits[valid] = rows
-    return loss, dlogits
+    dlogits = np.zeros((math.prod(positions), classes), rows.dtype)
+    dlogits[chosen] = rows
+    return loss, dlogits.reshape(scores.shape)
 
 
 def mean_squared_error(y: ArrayLike, target: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, Array]:
@@ -115,7 +125,8 @@ def mean_squared_error(y: ArrayLike, target: ArrayLike, weights: ArrayLike | Non
         Dtypes other than float32 and float64 are converted to float64.
     target : array_like of float, same shape as `y`
     weights : array_like of float, same shape as `y`, optional
-        A factor for the square of each element. The mean is still taken over the number of elements.
+        A factor for the square of each element. The mean is still taken over the number of elements. Elements of `y`
+        and `target` with weight 0 are never read.
 
     Returns
     -------
@@ -141,13 +152,17 @@ def mean_squared_error(y: ArrayLike, target: ArrayLike, weights: ArrayLike | Non
     require_shape("target", target.shape, y.shape, "y.shape")
     if y.size == 0:
         raise ValueError(f"y must have at least one element, got shape {y.shape}")
-    difference: Array = np.asarray(np.subtract(y, target, dtype=y.dtype, casting="same_kind"))
+    difference: Array = np.zeros_like(y)
     if weights is None:
-        loss = sum_of_squares(difference) / y.size
+        np.subtract(y, target, out=difference, casting="same_kind", dtype=y.dtype)
+        total, exponent = sum_of_squares([difference])
+        with np.errstate(over="ignore"):
+            loss = float(np.ldexp(total / y.size, 2 * exponent))
     else:
         weights = real("weights", weights)
         require_shape("weights", weights.shape, y.shape, "y.shape")
-        loss = float(np.mean(np.square(difference, dtype=np.float64) * weights))
+        np.subtract(y, target, out=difference, where=weights != 0, casting="same_kind", dtype=y.dtype)
+        loss = float(np.mean(np.multiply(difference, weights, dtype=np.float64) * difference))
         difference *= weights
     difference *= 2 / y.size
     return loss, difference

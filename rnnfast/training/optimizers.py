@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from .. import arguments
+from .. import _core, arguments
 from .._types import Array, Arrays
-from .arrays import CHUNK, float_arrays, require_match, require_writeable, sum_of_squares
+from .arrays import float_arrays, require_match, require_writeable, sum_of_squares
 
 
 def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
@@ -28,8 +27,9 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     Returns
     -------
     norm : float
-        The L2 norm of all elements of all arrays before scaling, computed in float64. If a gradient is NaN,
-        the norm is NaN and nothing is scaled. Check it with ``math.isfinite`` to skip steps with bad gradients.
+        The L2 norm of all elements of all arrays before scaling, computed in float64 without overflow or underflow. If
+        a gradient is NaN or infinite, so is the norm, and nothing is scaled. Check it with ``math.isfinite`` to skip
+        steps with bad gradients.
 
     Raises
     ------
@@ -51,16 +51,28 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
     max_norm = arguments.number("max_norm", max_norm)
     arrays = float_arrays("gradients", gradients)
     require_writeable("gradients", arrays)
-    norm = math.sqrt(sum(map(sum_of_squares, arrays.values())))
-    factor = max_norm / (norm + 1e-6)
-    if factor < 1:
+    total, exponent = sum_of_squares(arrays.values())
+    root = math.sqrt(total)
+    with np.errstate(over="ignore"):
+        norm = float(np.ldexp(root, exponent))
+    # The norm of finite gradients can be too large for float64, unlike the factor.
+    factor = max_norm / (norm + 1e-6) if math.isfinite(norm) else math.ldexp(max_norm / root, -exponent)
+    if factor < 1 and math.isfinite(root):
         for array in arrays.values():
-            array *= factor
+            # A factor below the smallest normal number of float32 would be inaccurate in it.
+            dtype = array.dtype if factor >= np.finfo(array.dtype).tiny else np.float64
+            np.multiply(array, factor, out=array, dtype=dtype, casting="same_kind")
     return norm
 
 
 class _Optimizer:
-    """Base class of the optimizers: parameters, their moments, and the loop over all of them."""
+    """Base class of the optimizers: parameters, their moments, and the number of steps.
+
+    A step is taken in compiled code, which allocates nothing and which no signal handler interrupts once it has begun
+    to write. If `step` or `load_state_dict` raises, whether for an invalid argument, for lack of memory or from a
+    signal handler (Ctrl-C), the parameters, the moments and the count of steps are those before the call or those after
+    it.
+    """
 
     def __init__(self, parameters: Arrays, lr: float, kinds: Sequence[str]) -> None:
         self.lr = arguments.number("lr", lr)
@@ -71,10 +83,10 @@ class _Optimizer:
             for name, parameter in self._parameters.items()
         }
         self._kinds = kinds
-        self._steps = 0
+        self._steps = np.zeros((), np.int64)
 
-    def _update(self, parameter: Array, gradient: Array, moments: Sequence[Array], scratch: Array) -> None:
-        """Update a chunk of a parameter and of its moments in place; all arrays are 1-D and of the same length."""
+    def _options(self, step: int) -> tuple[float, ...]:
+        """Return the options of `_core.optimize` for a step, counted from 1."""
         raise NotImplementedError
 
     def step(self, gradients: Arrays) -> None:
@@ -92,25 +104,20 @@ class _Optimizer:
         ValueError
             If names or shapes differ from those of the parameters, or a parameter is read-only because its layer is
             frozen. Nothing is changed.
+        MemoryError
+            If there is not enough memory. Nothing is changed.
         """
         gradients = float_arrays("gradients", gradients)
         require_match("gradients", gradients, {name: array.shape for name, array in self._parameters.items()})
         require_writeable("parameters", self._parameters)
-        self._steps += 1
-        for name, parameter in self._parameters.items():
-            operands = [parameter, gradients[name], *(self._moments[f"{kind}.{name}"] for kind in self._kinds)]
-            access: Any = [["readwrite"], ["readonly"]] + [["readwrite"]] * len(self._kinds)
-            scratch = np.empty(CHUNK, parameter.dtype)
-            with np.nditer(
-                operands,
-                ["external_loop", "buffered", "zerosize_ok"],
-                access,
-                op_dtypes=[parameter.dtype] * len(operands),
-                casting="same_kind",
-                buffersize=CHUNK,
-            ) as chunks:
-                for values, gradient, *moments in chunks:
-                    self._update(values, gradient, moments, scratch[: values.size])
+        own = self._parameters
+        _core.optimize(
+            list(own.values()),
+            [np.ascontiguousarray(gradients[name], array.dtype) for name, array in own.items()],
+            [[self._moments[f"{kind}.{name}"] for name in own] for kind in self._kinds],
+            self._steps,
+            self._options(int(self._steps) + 1),
+        )
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the step count and the moments as a flat dict of arrays.
@@ -124,7 +131,7 @@ class _Optimizer:
             ``step``, the number of steps taken, and each moment under PyTorch's name for it followed by the name of
             the parameter, such as ``exp_avg.weight_ih_l0``.
         """
-        return {"step": np.array(self._steps), **{name: moment.copy() for name, moment in self._moments.items()}}
+        return {"step": self._steps.copy(), **{name: moment.copy() for name, moment in self._moments.items()}}
 
     def load_state_dict(self, arrays: Arrays) -> None:
         """Restore the step count and the moments from a `state_dict`.
@@ -144,7 +151,7 @@ class _Optimizer:
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping from names to arrays, got a {type(arrays).__name__}")
-        given = {name: np.asarray(array) for name, array in arrays.items()}
+        given = {name: arguments.array(f"arrays[{name!r}]", array) for name, array in arrays.items()}
         require_match("arrays", given, {"step": (), **{name: moment.shape for name, moment in self._moments.items()}})
         step = given.pop("step")
         if step.dtype.kind not in "iu":
@@ -152,9 +159,8 @@ class _Optimizer:
         if step < 0:
             raise ValueError(f"arrays['step'] must be at least 0, got {step}")
         float_arrays("arrays", given)
-        self._steps = int(step)
-        for name, moment in self._moments.items():
-            moment[...] = given[name]
+        moments = [np.array(given[name], moment.dtype, order="C") for name, moment in self._moments.items()]
+        _core.assign([self._steps, *self._moments.values()], [step.astype(np.int64), *moments])
 
 
 class SGD(_Optimizer):
@@ -195,13 +201,8 @@ class SGD(_Optimizer):
     def __repr__(self) -> str:
         return f"SGD(lr={self.lr}, momentum={self._momentum})"
 
-    def _update(self, parameter: Array, gradient: Array, moments: Sequence[Array], scratch: Array) -> None:
-        for buffer in moments:  # none or one
-            buffer *= self._momentum
-            buffer += gradient
-            gradient = buffer
-        np.multiply(gradient, self.lr, out=scratch)
-        parameter -= scratch
+    def _options(self, step: int) -> tuple[float, ...]:  # noqa: ARG002
+        return self._momentum, self.lr
 
 
 class Adam(_Optimizer):
@@ -258,19 +259,8 @@ class Adam(_Optimizer):
     def __repr__(self) -> str:
         return f"Adam(lr={self.lr}, betas={self._betas}, eps={self._eps})"
 
-    def _update(self, parameter: Array, gradient: Array, moments: Sequence[Array], scratch: Array) -> None:
-        (m, v), (beta1, beta2) = moments, self._betas
-        correction1, correction2 = 1 - beta1**self._steps, math.sqrt(1 - beta2**self._steps)
-        np.multiply(gradient, 1 - beta1, out=scratch)
-        m *= beta1
-        m += scratch
-        np.multiply(gradient, 1 - beta2, out=scratch)
-        scratch *= gradient
-        v *= beta2
-        v += scratch
+    def _options(self, step: int) -> tuple[float, ...]:
+        beta1, beta2 = self._betas
+        correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
         # Both bias corrections are combined into one factor of the quotient, which requires scaling eps.
-        np.sqrt(v, out=scratch)
-        scratch += self._eps * correction2
-        np.divide(m, scratch, out=scratch)
-        scratch *= self.lr * correction2 / correction1
-        parameter -= scratch
+        return beta1, 1 - beta1, beta2, 1 - beta2, self._eps * correction2, self.lr * correction2 / correction1

@@ -11,16 +11,21 @@ import rnnfast
 TESTS = Path(__file__).parents[1]
 
 
-def run_script(script):
+def run_script(script, timeout=120, **variables):
     """Run a script in a fresh process: it may crash, and no other library has started threads in it."""
+    return _run(["-c", textwrap.dedent(script)], timeout, **variables)
+
+
+def run_module(name, *arguments, timeout=1200):
+    """Run a module of tests/ as a program in a fresh process."""
+    return _run(["-m", name, *map(str, arguments)], timeout)
+
+
+def _run(arguments, timeout, **variables):
     path = os.pathsep.join([str(TESTS), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-P", *arguments], env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
