@@ -65,7 +65,7 @@ static struct {
     int avoided;          /* the caller's processor when they were bound; -1: none */
     cpu_set_t processors; /* the caller's at that time */
 #endif
-    int n;             /* threads of the current run */
+    int n; /* threads of the current run */
     void (*work)(void *, int, int);
     void *argument;
     worker workers[MOST];
