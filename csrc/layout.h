@@ -120,7 +120,7 @@ typedef struct {
 
 INLINE ptrdiff_t offset_of(const parts *p, ptrdiff_t i)
 {
-    return i < p->count ? i * p->first : plus(times(p->count, p->first), times(i - p->count, p->other));
+    return i < p->count ? times(i, p->first) : plus(times(p->count, p->first), times(i - p->count, p->other));
 }
 
 INLINE arena part_at(const parts *p, ptrdiff_t i)
