@@ -11,6 +11,8 @@
 
 #include "schedule.h"
 
+enum { POINTS = 16 }; /* rows whose addresses are computed at a time for sums of the extras */
+
 static product stage_product_back(const direction *d, int i, range rows)
 {
     const stage *g = &d->s.cell->stage[i];
@@ -48,9 +50,9 @@ static product input_product_back(const direction *d, ptrdiff_t t0, ptrdiff_t t1
 }
 
 /* dh += dy for the rows whose last step is t, which get no dh from a product. */
-static void add_dy(const direction *d, ptrdiff_t t, range rows, range columns)
+static void add_dy(const direction *d, ptrdiff_t t, range rows, range columns, poller *w)
 {
-    for (ptrdiff_t n = max_of(rows.begin, rows_at(d, t + 1)); d->dy.at && n < rows.end; n++) {
+    for (ptrdiff_t n = max_of(rows.begin, rows_at(d, t + 1)); d->dy.at && n < rows.end && !should_stop(w, MOVE_WORK * d->s.P); n++) {
         REAL *dh = row_at(&d->dh, 0, n);
         const REAL *dy = row_at(&d->dy, t, n);
         for (ptrdiff_t j = columns.begin; j < columns.end; j++) dh[j] += dy[j];
@@ -63,7 +65,7 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
     range rows = rows_taking(d, t, own->rows), units = columns_of(d->s.H, own->k, own->n), of_P = columns_of(d->s.P, own->k, own->n);
     ptrdiff_t gates_slot = d->s.keeps_gates ? t : 0;
     if (rows.begin == rows.end) return;
-    if (d->begin || t == d->T - 1) add_dy(d, t, rows, of_P);
+    if (d->begin || t == d->T - 1) add_dy(d, t, rows, of_P, w->poller);
     if (d->s.projects) copy_rows(&d->dh_steps, slot, &d->dh, rows, of_P); /* for the gradient of weight_hr */
     if (d->dh_of_all.at) copy_rows(&d->dh_of_all, t, &d->dh, rows, of_P);
     for (int i = d->s.stages - 1; i >= 0; i--) {
@@ -105,9 +107,10 @@ static void add_outer(const REAL *tiles, ptrdiff_t rows, ptrdiff_t R, const REAL
 }
 
 /* db[j] += sum over rows of d[r, j], for one or two biases (NULL: no bias). */
-static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range columns, REAL *db, REAL *second_db)
+static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range columns, REAL *db, REAL *second_db, poller *w)
 {
     FOR_UNITS (j, lanes, columns) {
+        if (should_stop(w, MOVE_WORK * R * LANES)) return;
         vec sum = broadcast(0);
         for (ptrdiff_t r = 0; r < R; r++) sum = sum + get(d + r * apart + j, lanes);
         if (db) put(db + j, get(db + j, lanes) + sum, lanes);
@@ -115,15 +118,25 @@ static void add_columns(const REAL *d, ptrdiff_t apart, ptrdiff_t R, range colum
     }
 }
 
+/* dextra += sum over R rows of the terms of the extras, one chain over all rows for each unit. */
 static void add_extras(const direction *d, ptrdiff_t t, ptrdiff_t r0, ptrdiff_t R, range units, REAL *dextra)
 {
-    point at[SUM_ROWS];
-    for (ptrdiff_t r = 0, n = r0; r < R; r++, n++) {
-        while (n >= rows_at(d, t)) n -= rows_at(d, t++);
-        point_at(&at[r], d, t, t, n);
-        at[r].dgates = d->dgates.at + (r0 + r) * d->dgates.row;
+    REAL *sums = d->own->extra_sums;
+    ptrdiff_t H = d->s.H, rows = d->s.extra / H, n = r0;
+    size_t bytes = (size_t)(units.end - units.begin) * sizeof(REAL);
+    for (ptrdiff_t row = 0; row < rows; row++) memset(sums + row * H + units.begin, 0, bytes);
+    for (ptrdiff_t first = 0, some; first < R; first += some) {
+        point at[POINTS];
+        some = min_of(R - first, POINTS);
+        for (ptrdiff_t r = 0; r < some; r++, n++) {
+            while (n >= rows_at(d, t)) n -= rows_at(d, t++);
+            point_at(&at[r], d, t, t, n);
+            at[r].dgates = d->dgates.at + (r0 + first + r) * d->dgates.row;
+        }
+        d->s.cell->add_extra_terms(at, some, units, sums);
     }
-    d->s.cell->add_extra_gradient(at, R, units, dextra);
+    for (ptrdiff_t row = 0; row < rows; row++)
+        for (ptrdiff_t j = row * H + units.begin; j < row * H + units.end; j++) dextra[j] += sums[j];
 }
 
 /* Adds the gradients of all parameters from rows r0 .. r0+R-1 of the block of steps that begins at t0. */
@@ -138,20 +151,20 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
     range tiles = part(tiles_of(H), w->k, w->n), units = columns_of(H, w->k, w->n), tiles_of_P = part(tiles_of(P), w->k, w->n);
     range rows = part(R, w->k, w->n);
     ptrdiff_t t = t0, n = r0 + rows.begin;
-    for (ptrdiff_t r = rows.begin; r < rows.end; r++, n++) {
+    for (ptrdiff_t r = rows.begin; r < rows.end && !should_stop(w->poller, MOVE_WORK * (K + P)); r++, n++) {
         while (n >= rows_at(d, t)) n -= rows_at(d, t++);
         pack_row(own->x_panels, R, r, K, row_at(&d->x, t, n));
         pack_row(own->h_panels, R, r, P, before(&d->y, &d->h0, t, n));
         if (d->s.keeps_aux) pack_row(own->aux_panels, R, r, H, row_at(&d->aux, t, n));
     }
-    for (int b = 0; b < d->s.columns; b++) pack_tiles(own->gate_tiles + R * b * H, R, H, dgates + b * H, d->dgates.row, tiles);
-    if (d->s.projects) pack_tiles(own->dh_tiles, R, P, d->dh_steps.at + r0 * d->dh_steps.row, d->dh_steps.row, tiles_of_P);
+    for (int b = 0; b < d->s.columns; b++) pack_tiles(own->gate_tiles + R * b * H, R, H, dgates + b * H, d->dgates.row, tiles, w->poller);
+    if (d->s.projects) pack_tiles(own->dh_tiles, R, P, d->dh_steps.at + r0 * d->dh_steps.row, d->dh_steps.row, tiles_of_P, w->poller);
     barrier(w);
     for (int b = 0; b < d->s.columns; b++) {
         int ih = cell->ih[b], hh = cell->hh[b];
         if (ih >= 0) add_outer(own->gate_tiles + R * b * H, H, R, own->x_panels, K, dw_ih + ih * H * K, tiles, w->poller);
         REAL *to_ih = db_ih && ih >= 0 ? db_ih + ih * H : NULL, *to_hh = db_hh && hh >= 0 ? db_hh + hh * H : NULL;
-        add_columns(dgates + b * H, d->dgates.row, R, units, to_ih, to_hh);
+        add_columns(dgates + b * H, d->dgates.row, R, units, to_ih, to_hh, w->poller);
     }
     for (int i = 0; i < d->s.stages; i++) {
         const stage *g = &cell->stage[i];
@@ -161,6 +174,6 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
             add_outer(own->gate_tiles + R * b * H, H, R, source, columns, dw_hh + cell->hh[b] * H * columns, tiles, w->poller);
         if (!g->count) add_outer(own->dh_tiles, P, R, source, columns, dw_hr, tiles_of_P, w->poller);
     }
-    if (dextra && cell->add_extra_gradient) add_extras(d, t0, r0, R, units, dextra);
+    if (dextra && cell->add_extra_terms) add_extras(d, t0, r0, R, units, dextra);
     barrier(w);
 }

@@ -52,8 +52,8 @@ typedef struct {
     signed char ih[4], hh[4];
     int stages;
     stage stage[MOST_STAGES];
-    /* Adds to the gradient of the extras, [extra_rows, H], the sum over R rows of their terms; NULL if extras are not trained. */
-    void (*add_extra_gradient)(const point *rows, ptrdiff_t R, range units, REAL *gradient);
+    /* Adds the terms of R rows, in order, to sums for the gradient of the extras, [extra_rows, H]; NULL if extras are not trained. */
+    void (*add_extra_terms)(const point *rows, ptrdiff_t R, range units, REAL *sums);
 } cell;
 
 /* Loops over a range of units, a vector at a time: j is the first unit, lanes how many there are. The outer loop is unrolled, so that

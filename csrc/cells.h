@@ -231,7 +231,7 @@ static const cell cells[RNNFAST_CELLS] = {
                  .generic = RNNFAST_GENERIC_LSTM, .extra = "peephole", .extra_rows = 3, .extra_is_optional = 1, .extra_is_trained = 1},
         .ih = {0, 1, 2, 3}, .hh = {0, 1, 2, 3}, .stages = 1,
         .stage = {{.count = 4, .forward = generic_lstm_forward, .backward = generic_lstm_backward}, {.from_aux = 1}},
-        .add_extra_gradient = generic_lstm_peephole_gradient},
+        .add_extra_terms = generic_lstm_peephole_terms},
     [RNNFAST_GENERIC_GRU] = {
         .info = {.name = "generic_gru", .gates = "rzn", .columns = 4, .keeps_gates = 1, .generic = RNNFAST_GENERIC_GRU},
         .ih = {2, 0, 1, -1}, .hh = {-1, 0, 1, 2}, .stages = 1,

@@ -70,13 +70,16 @@ COMPACT void pack(const rnnfast_stack *stack, const void *const *parameters, voi
 /* c of each step, from the tape. */
 COMPACT void cells_of_tape(const rnnfast_problem *p, void *out)
 {
+    rnnfast_flag stopped = 0;
+    poller w = {&stopped, &p->poll, POLL_WORK};
     shape s = shape_of(&p->stack);
     extent e = extent_of(p->T, p->N, p->order, s.D);
     parts tape = parts_of_tape(&s, &e, p->tape);
     for (ptrdiff_t state = 0; state < s.L * s.D; state++) {
         view from = in_order(p, &e, kept_at(&tape, &s, &e, state).c, s.H_row);
         view to = as_taken(p, like_x(p, (REAL *)out + state * p->T * p->N * s.H, s.H), (int)(state % s.D));
-        for (ptrdiff_t r = 0; r < e.rows; r++) memcpy(nth_row(&to, r), nth_row(&from, r), (size_t)s.H * sizeof(REAL));
+        for (ptrdiff_t r = 0; r < e.rows && !should_stop(&w, MOVE_WORK * (s.H + 1)); r++)
+            memcpy(nth_row(&to, r), nth_row(&from, r), (size_t)s.H * sizeof(REAL));
     }
     remove_red_zones(p->tape, length_of(&tape));
 }
@@ -84,8 +87,10 @@ COMPACT void cells_of_tape(const rnnfast_problem *p, void *out)
 /* Adds dy at masked steps to the dy whose output they repeat. */
 static void fold(const rnnfast_problem *p, void *dy)
 {
+    rnnfast_flag stopped = 0;
+    poller w = {&stopped, &p->poll, POLL_WORK};
     ptrdiff_t P = p->stack.P;
-    for (ptrdiff_t i = 0; i < p->order->masked_count; i++) {
+    for (ptrdiff_t i = 0; i < p->order->masked_count && !should_stop(&w, MOVE_WORK * (P + 1)); i++) {
         const rnnfast_masked_step *m = &p->order->masked[i];
         REAL *of_row = (REAL *)dy + m->position.row * p->dy_row, *from = of_row + m->position.step * p->dy_step;
         for (int which = 0; which < p->stack.directions; which++, from += P, of_row += P) {

@@ -200,7 +200,7 @@ static void find_rows(tile_group *g, const product *p, ptrdiff_t first, ptrdiff_
 static void multiply_panel(const product *p, const tile_group *g, ptrdiff_t first, range columns, const REAL *next, poller *w)
 {
     static const REAL zeros[ROW_PANELS * TILE_COLUMNS];
-    const ptrdiff_t j = columns.begin, count = columns.end - j, width = round_up(count, LANES);
+    const ptrdiff_t j = columns.begin, count = columns.end - j, width = round_up(count, LANES), work = (p->K + MOVE_WORK) * width;
     const int is_edge = width > count && (!p->whole || p->plus.at);
     operands o = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS, .j = j, .a = g->a, .c = g->c};
     o.b = p->b + first * p->K + j - first;
@@ -209,7 +209,7 @@ static void multiply_panel(const product *p, const tile_group *g, ptrdiff_t firs
     if (p->plus.at) o.plus = g->plus;
     for (ptrdiff_t t = 0; t < g->tiles; t++) {
         const ptrdiff_t R = g->each + (t < g->more);
-        if (should_stop(w, R * p->K * width)) return;
+        if (should_stop(w, R * work)) return;
         if (p->tiles) o.a_step = R;
         for (ptrdiff_t m = 0; o.plus && m < R; m++)
             for (ptrdiff_t v = 0; v < width; v += LANES) prefetch(o.plus[m] + j + v, 1);

@@ -147,19 +147,21 @@ static void generic_lstm_backward(const point *p, range units)
 }
 
 /* Peepholes of i and f see c before the step, that of o sees c. */
-static void generic_lstm_peephole_gradient(const point *rows, ptrdiff_t R, range units, REAL *gradient)
+static void generic_lstm_peephole_terms(const point *rows, ptrdiff_t R, range units, REAL *sums)
 {
     ptrdiff_t H = rows->H;
     FOR_UNITS (j, lanes, units) {
-        vec sums[3] = {broadcast(0), broadcast(0), broadcast(0)};
+        vec i = get(sums + j, lanes), f = get(sums + H + j, lanes), o = get(sums + 2 * H + j, lanes);
         for (ptrdiff_t r = 0; r < R; r++) {
             const REAL *dgates = rows[r].dgates + j;
             vec c_before = get(rows[r].c_before + j, lanes);
-            sums[0] = muladd(get(dgates, lanes), c_before, sums[0]);
-            sums[1] = muladd(get(dgates + H, lanes), c_before, sums[1]);
-            sums[2] = muladd(get(dgates + 3 * H, lanes), get(rows[r].c + j, lanes), sums[2]);
+            i = muladd(get(dgates, lanes), c_before, i);
+            f = muladd(get(dgates + H, lanes), c_before, f);
+            o = muladd(get(dgates + 3 * H, lanes), get(rows[r].c + j, lanes), o);
         }
-        for (int b = 0; b < 3; b++) put(gradient + b * H + j, get(gradient + b * H + j, lanes) + sums[b], lanes);
+        put(sums + j, i, lanes);
+        put(sums + H + j, f, lanes);
+        put(sums + 2 * H + j, o, lanes);
     }
 }
 

@@ -41,7 +41,7 @@ static shape shape_of(const rnnfast_stack *stack)
     const cell *cell = &cells[stack->cell];
     const rnnfast_cell_info *info = &cell->info;
     shape s = {.cell = cell, .L = stack->layers, .D = stack->directions, .I = stack->I, .H = stack->H, .P = stack->P};
-    assert(is_valid(stack));
+    assert(is_valid(stack) && info->extra_is_trained == (cell->add_extra_terms != NULL));
     s.projects = s.P != s.H;
     s.stages = cell->stages + s.projects;
     s.gates = (int)strlen(info->gates);
@@ -218,12 +218,12 @@ static kept kept_at(const parts *tape, const shape *s, const extent *e, ptrdiff_
 /* ---- workspace ---- */
 
 /* Scratch memory of one direction. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with
- * a projection, dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, and x, h and aux in
- * panels. */
+ * a projection, dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, x, h and aux in
+ * panels, and the sums for the gradient of the extras. */
 typedef struct {
     REAL *gates, *aux;
     REAL *dgates, *dh_steps, *dh, *dc, *daux;
-    REAL *gate_tiles, *dh_tiles, *x_panels, *h_panels, *aux_panels;
+    REAL *gate_tiles, *dh_tiles, *x_panels, *h_panels, *aux_panels, *extra_sums;
 } scratch;
 
 typedef struct {
@@ -247,6 +247,7 @@ static void lay_out_backward(scratch *own, arena *a, const shape *s, const exten
     own->x_panels = reserve(a, times(sums, padded(widest_input(s), LANES)));
     own->h_panels = reserve(a, times(sums, s->P_row));
     if (s->keeps_aux) own->aux_panels = reserve(a, times(sums, s->H_row));
+    if (s->extra && s->cell->add_extra_terms) own->extra_sums = reserve(a, s->extra);
 }
 
 INLINE void lay_out_workspace(workspace *w, arena *a, const shape *s, const extent *e, int back)

@@ -72,11 +72,12 @@ static void linear_backward_task(call *c, const worker *w)
         const REAL *dy = (const REAL *)p->dy + r * p->dy_row, *x = (const REAL *)p->x + r * p->x_row;
         range rows = part(R, w->k, w->n);
         barrier(w);
-        pack_tiles(own.tiles, R, O, dy, p->dy_row, tiles);
-        for (ptrdiff_t i = rows.begin; i < rows.end; i++) pack_row(own.panels, R, i, I, x + i * p->x_row);
+        pack_tiles(own.tiles, R, O, dy, p->dy_row, tiles, w->poller);
+        for (ptrdiff_t i = rows.begin; i < rows.end && !should_stop(w->poller, MOVE_WORK * I); i++)
+            pack_row(own.panels, R, i, I, x + i * p->x_row);
         barrier(w);
         add_outer(own.tiles, O, R, own.panels, I, p->dweight, tiles, w->poller);
-        add_columns(dy, p->dy_row, R, columns, p->dbias, NULL);
+        add_columns(dy, p->dy_row, R, columns, p->dbias, NULL, w->poller);
     }
 }
 

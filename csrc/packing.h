@@ -108,7 +108,7 @@ static void pack_weight(REAL *packed, REAL *back, ptrdiff_t K, ptrdiff_t columns
         ptrdiff_t some = min_of(TILE_COLUMNS, count - j);
         if (should_stop(w, MOVE_WORK * some * K)) return;
         if (packed) pack_columns(packed, K, columns, j0 + j, some, from + j * K, K);
-        for (ptrdiff_t i = j; back && i < j + some; i++) pack_row(back, columns, j0 + i, K, from + i * K);
+        for (ptrdiff_t i = j; back && i < j + some && !should_stop(w, MOVE_WORK * K); i++) pack_row(back, columns, j0 + i, K, from + i * K);
     }
 }
 
@@ -118,9 +118,9 @@ INLINE void copy_tile(const int R, REAL *to, ptrdiff_t K, const REAL *from, ptrd
 }
 
 /* Packs the columns of a matrix of K rows, `apart` elements apart, as rows of A. `which` selects the tiles. */
-static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *from, ptrdiff_t apart, range which)
+static void pack_tiles(REAL *tiles, ptrdiff_t K, ptrdiff_t columns, const REAL *from, ptrdiff_t apart, range which, poller *w)
 {
-    for (ptrdiff_t i = which.begin; i < which.end; i++) {
+    for (ptrdiff_t i = which.begin; i < which.end && !should_stop(w, MOVE_WORK * TILE_ROWS * K); i++) {
         range rows = part(columns, i, tiles_of(columns));
         REAL *to = tiles + rows.begin * K;
         const REAL *at = from + rows.begin;

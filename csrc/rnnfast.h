@@ -269,9 +269,11 @@ typedef struct {
     ptrdiff_t mask_step, mask_row;
     const unsigned char *reset;
     ptrdiff_t reset_step, reset_row;
+    rnnfast_poll poll; /* optional */
 } rnnfast_pattern;
 
-/* Sets steps, sequences and masked_count of the pattern's order; returns the number of its entries. */
+/* Sets steps, sequences and masked_count of the pattern's order; returns the number of its entries. The arrays of the pattern must not
+ * change before rnnfast_arrange has returned: it writes as many elements as were counted here. */
 ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *);
 
 /* Writes the order to begin [steps + 1], edges [steps + 1], positions [2][entries] and masked, and sets blocks. The sequences of row n, in
@@ -281,7 +283,7 @@ void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequen
 
 /* Writes `bytes` bytes at all masked steps of an array [T, N, bytes], whose strides count bytes: zeros, or, if `from` is -1 or 1, the
  * values of the step before or after, and zeros if there is none. */
-void rnnfast_fill(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row);
+void rnnfast_fill(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll);
 
 /* The instruction sets that run here, best first, as a constant NULL-terminated array. */
 const char *const *rnnfast_isas(void);
@@ -301,7 +303,7 @@ typedef struct {
     const rnnfast_table *(*get_table)(const char *isa, size_t item);
     ptrdiff_t (*count)(const rnnfast_pattern *, rnnfast_order *);
     void (*arrange)(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
-    void (*fill)(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row);
+    void (*fill)(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll);
 } rnnfast_api;
 
 #ifdef __cplusplus

@@ -181,6 +181,13 @@ static view masked_input(call *c, ptrdiff_t layer, view y, REAL *to)
     return masked;
 }
 
+/* Copies a state of some rows. */
+static void copy_state(const view *to, const view *from, range rows, ptrdiff_t columns, poller *w)
+{
+    for (ptrdiff_t n = rows.begin; n < rows.end && !should_stop(w, MOVE_WORK * columns); n++)
+        copy_rows(to, 0, from, (range){n, n + 1}, (range){0, columns});
+}
+
 /* ---- forward ---- */
 
 static void forward_task(call *c, const worker *w)
@@ -205,12 +212,12 @@ static void set_forward(call *c, ptrdiff_t layer, int which, view x, view y)
 }
 
 /* Copies for each row the state after the last step that it takes, or the initial state if it takes none. */
-static void take_last(const direction *d)
+static void take_last(const direction *d, poller *w)
 {
     ptrdiff_t end = d->N;
     for (ptrdiff_t t = d->begin ? 0 : d->T; end; t++) {
         ptrdiff_t begin = rows_at(d, t);
-        for (ptrdiff_t n = begin; n < end; n++) {
+        for (ptrdiff_t n = begin; n < end && !should_stop(w, MOVE_WORK * (d->s.P + d->s.H)); n++) {
             memmove(row_at(&d->h_n, 0, n), before(&d->y, &d->h0, t, n), (size_t)d->s.P * sizeof(REAL));
             if (d->s.has_c) memmove(row_at(&d->c_n, 0, n), before(&d->c, &d->c0, t, n), (size_t)d->s.H * sizeof(REAL));
         }
@@ -239,7 +246,7 @@ static void forward(const rnnfast_problem *p)
                 run(&c, forward_task);
             }
         }
-        for (int which = 0; which < s->D; which++) take_last(&c.d[which]);
+        for (int which = 0; which < s->D; which++) take_last(&c.d[which], &c.poller);
         if (!last) x = masked_input(&c, layer + 1, y, p->tape ? c.work.masked : y.at);
     }
     finish_stack(&c);
@@ -278,8 +285,8 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     d->daux = view_of(own->daux, N, 0, s->H_row);
     d->gradients = p->dparameters + RNNFAST_KINDS * state;
     view dh_n = state_of(p->dh_n, state, N, s->P, c->work.zeros), dc_n = state_of(p->dc_n, state, N, s->H, c->work.zeros);
-    copy_rows(&d->dh, 0, &dh_n, c->rows, (range){0, s->P});
-    if (s->has_c) copy_rows(&d->dc, 0, &dc_n, c->rows, (range){0, s->H});
+    copy_state(&d->dh, &dh_n, c->rows, s->P, &c->poller);
+    if (s->has_c) copy_state(&d->dc, &dc_n, c->rows, s->H, &c->poller);
 }
 
 /* The start of the block of steps that ends at t1. */
@@ -313,8 +320,8 @@ static void backward(const rnnfast_problem *p)
         }
         for (int which = 0; which < s->D; which++) {
             const direction *d = &c.d[which];
-            copy_rows(&d->dh0, 0, &d->dh, c.rows, (range){0, s->P});
-            if (s->has_c) copy_rows(&d->dc0, 0, &d->dc, c.rows, (range){0, s->H});
+            copy_state(&d->dh0, &d->dh, c.rows, s->P, &c.poller);
+            if (s->has_c) copy_state(&d->dc0, &d->dc, c.rows, s->H, &c.poller);
         }
         combine(&c, layer, dx, dx, second_dx);
         dy = dx;

@@ -158,6 +158,7 @@ cdef extern from "rnnfast.h":
         ptrdiff_t mask_step, mask_row
         const unsigned char *reset
         ptrdiff_t reset_step, reset_row
+        rnnfast_poll poll
 
     ctypedef struct rnnfast_api:
         size_t abi, api, table, cell_info, cells, functions, stack, problem, sizes, order, linear, pattern
@@ -166,14 +167,16 @@ cdef extern from "rnnfast.h":
         ptrdiff_t (*count)(const rnnfast_pattern *, rnnfast_order *) noexcept nogil
         void (*arrange)(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows,
                         ptrdiff_t *scratch) noexcept nogil
-        void (*fill)(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row) noexcept nogil
+        void (*fill)(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row,
+                     rnnfast_poll) noexcept nogil
 
     # Only for modules linked with the sources; all others find these in rnnfast_api.
     const char *const *rnnfast_isas() noexcept nogil
     const rnnfast_table *rnnfast_get_table(const char *isa, size_t item) noexcept nogil
     ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *) noexcept nogil
     void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch) noexcept nogil
-    void rnnfast_fill(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row) noexcept nogil
+    void rnnfast_fill(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row,
+                      rnnfast_poll) noexcept nogil
 
 cdef extern from "rnnfast_python.h":
     const char *RNNFAST_CAPSULE

@@ -43,7 +43,6 @@ class Engine:
     bidirectional: bool
     reverse: bool
     bias: bool
-    has_cell: bool
     directions: int
     gates: int
     info: CellInfo
@@ -51,8 +50,8 @@ class Engine:
     options: Any
     packed_size: int
     packed_back_size: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         cell: str,
         dtype: np.dtype[Any],
         input_size: int,
@@ -65,7 +64,7 @@ class Engine:
         bias: bool = True,
         isa: str | None = None,
         options: Any = None,
-    ) -> None: ...
+    ) -> Self: ...
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
     def xla_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
 
@@ -77,34 +76,31 @@ class Order:
     masked_steps: NDArray[np.intp]
     steps: int
     sequences: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         sequences: int,
         begin: NDArray[np.intp],
         positions: tuple[NDArray[np.intp], ...],
         edges: NDArray[np.intp],
         masked_steps: NDArray[np.intp],
-    ) -> None: ...
+    ) -> Self: ...
     def fill(self, source: int, array: NDArray[Any]) -> None: ...
 
-def count(
-    T: int, N: int, lengths: NDArray[np.intp] | None, mask: NDArray[np.bool_] | None, reset: NDArray[np.bool_] | None
-) -> tuple[int, int, int, int]: ...
 def arrange(
     T: int,
     N: int,
     lengths: NDArray[np.intp] | None,
     mask: NDArray[np.bool_] | None,
     reset: NDArray[np.bool_] | None,
-    begin: NDArray[np.intp],
-    forward: NDArray[np.intp],
-    reverse: NDArray[np.intp],
-    edges: NDArray[np.intp],
-    masked_steps: NDArray[np.intp],
-    sequences_of: NDArray[np.intp],
-    rows: NDArray[np.intp],
-    scratch: NDArray[np.intp],
-) -> int: ...
+    empty: Callable[[int], NDArray[np.intp]],
+) -> tuple[
+    NDArray[np.intp],
+    tuple[NDArray[np.intp], NDArray[np.intp]],
+    NDArray[np.intp],
+    NDArray[np.intp],
+    NDArray[np.intp],
+    NDArray[np.intp],
+]: ...
 def cells(
     engine: Engine, T: int, N: int, tape: NDArray[Any], out: NDArray[Any], order: Order | None = None
 ) -> None: ...
@@ -147,8 +143,8 @@ class InputGradients:
 class PreparedCall:
     packed: NDArray[Any]
     state: tuple[NDArray[Any], NDArray[Any] | None]
-    def __init__(
-        self,
+    def __new__(
+        cls,
         engine: Engine,
         packed: NDArray[Any],
         shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...] | None],
@@ -157,7 +153,7 @@ class PreparedCall:
         pool: Any,
         empty: Callable[..., NDArray[Any]],
         states: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]] | None] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
     def step(self, x: Any, out: Any) -> NDArray[Any] | None: ...
     def begin(self) -> None: ...
@@ -166,6 +162,12 @@ class PreparedCall:
 def isas() -> list[str]: ...
 def get_default_isa() -> str: ...
 def set_default_isa(name: str) -> None: ...
+@disjoint_base
+class use_isa:
+    def __new__(cls, name: str) -> Self: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def pack(

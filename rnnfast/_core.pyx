@@ -1,14 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, allow_none_for_extension_args=False
 """The binding to the kernels: select a table, take pointers from buffers, release the GIL and call.
 
-rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. Arguments are trusted, with these
-exceptions: `Engine` and `sizes` raise ValueError for an unknown cell or instruction set, a projection that the cell does not support, and
-sizes that overflow; `PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
+rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. An array that is missing, has too few bytes,
+or another shape or element size than the kernels expect, raises TypeError or ValueError, and so do options that `Engine` does not know.
+Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes must come from this module.
+`PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
 """
 from collections import namedtuple
 
 from cpython.pycapsule cimport PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.string cimport memset, strncpy
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 from rnnfast cimport *
@@ -27,15 +29,17 @@ cdef extern from "Python.h":
         PyBUF_SIMPLE
         PyBUF_WRITABLE
         PyBUF_STRIDES
+        PyBUF_C_CONTIGUOUS
         PyBUF_RECORDS_RO
         PyBUF_RECORDS
     int PyObject_CheckBuffer(object)
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
     Py_ssize_t PY_SSIZE_T_MAX
+    void *PyMem_Malloc(size_t)
     void *PyMem_Calloc(size_t, size_t)
     void PyMem_Free(void *)
-    int PyErr_CheckSignals()            # no "except": an exception that it sets is raised after the kernels have returned
+    int PyErr_CheckSignals() except -1
 
 
 cdef extern from "xla_ffi.h":
@@ -58,13 +62,14 @@ SUM_ROWS = RNNFAST_SUM_ROWS             # rows in one chain of a weight's gradie
 Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
 cdef enum:
-    STACK_ROOM = 32768          # bytes of the C stack that a workspace may take
+    SMALL_WORKSPACE = 32768     # bytes up to which a prepared call keeps a workspace of its own
+    ACTIVATION_BLOCK = 1 << 18  # elements between two polls for signals
 
-cdef bytes default_isa
-
-# Symbols that threadpoolctl looks up by name: see rnnfast/threads.py.
+# Settings of the process, which any thread may read and change, and the symbols that threadpoolctl looks up by name (rnnfast/threads.py).
 cdef extern from *:
     """
+    #include "threads.h"
+
     #if defined(_WIN32)
     #define RNNFAST_VISIBLE __declspec(dllexport)
     #else
@@ -81,7 +86,15 @@ cdef extern from *:
     #define RNNFAST_COMPILER "unknown"
     #endif
 
-    static int threads = 1;
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #include <intrin.h>
+    #define exchange(at, value) _InterlockedExchangePointer(at, value)
+    #else
+    #define exchange(at, value) __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL)
+    #endif
+
+    static rnnfast_flag threads = 1;
+    static rnnfast_flag default_isa; /* its index in rnnfast_isas() */
 
     RNNFAST_VISIBLE int rnnfast_get_num_threads(void);
     RNNFAST_VISIBLE void rnnfast_set_num_threads(int);
@@ -97,7 +110,8 @@ cdef extern from *:
     }
     """
     const char *RNNFAST_COMPILER
-    int threads
+    int threads, default_isa
+    void *exchange(void **at, void *value) noexcept nogil   # atomic
     void rnnfast_set_num_threads(int n) noexcept nogil
 
 ABI = RNNFAST_ABI
@@ -114,15 +128,35 @@ def isas():
 
 
 def get_default_isa():
-    return default_isa.decode()
+    """Return the instruction set of new engines and of the linear functions."""
+    return isas()[default_isa]
 
 
-def set_default_isa(name):
+def set_default_isa(str name):
+    """Set the instruction set of new engines and of the linear functions, one of `isas`."""
     global default_isa
-    default_isa = name.encode()
+    if name not in isas():
+        raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
+    default_isa = isas().index(name)
 
 
-set_default_isa(isas()[0])
+cdef class use_isa:
+    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
+    cdef int index, before
+
+    def __cinit__(self, str name):
+        if name not in isas():
+            raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
+        self.index = self.before = isas().index(name)
+
+    def __enter__(self):
+        global default_isa
+        self.before = default_isa
+        default_isa = self.index
+
+    def __exit__(self, *_):
+        global default_isa
+        default_isa = self.before
 
 
 def get_num_threads():
@@ -134,11 +168,13 @@ def set_num_threads(int n):
     rnnfast_set_num_threads(n)
 
 
-cdef const rnnfast_table *table_of(size_t item, isa=None) except NULL:
-    cdef bytes name = default_isa if isa is None else isa.encode()
+cdef const rnnfast_table *table_of(size_t item, str isa=None) except NULL:
+    cdef bytes name = rnnfast_isas()[default_isa] if isa is None else isa.encode()
     cdef const rnnfast_table *table = rnnfast_get_table(name, item)
+    if item != 4 and item != 8:
+        raise ValueError(f"the elements of an array have {item} bytes, but must be float32 or float64")
     if table == NULL:
-        raise ValueError(f"isa is {name.decode()!r}, which does not run here; choose one of {', '.join(isas())}")
+        raise ValueError(f"isa is {isa!r}, which does not run here; choose one of {', '.join(isas())}")
     return table
 
 
@@ -168,10 +204,11 @@ CELLS = {info.name: info for info in map(_cell_info, range(RNNFAST_CELLS)) if in
 
 cdef struct Watch:
     clock_t last
-    int raised
+    PyObject *raised            # the exception of a signal handler
 
 
 cdef int check_signals(void *context) noexcept nogil:
+    """Run the handlers of signals that have arrived. Their exception is stored until `finish`, because none may be set meanwhile."""
     cdef Watch *watch = <Watch *>context
     cdef clock_t now = clock()
     if not watch.last or 0 <= now - watch.last < CLOCKS_PER_SEC // 30:
@@ -179,36 +216,68 @@ cdef int check_signals(void *context) noexcept nogil:
         return 0
     watch.last = now
     with gil:
-        watch.raised = PyErr_CheckSignals() < 0
-    return watch.raised
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            Py_INCREF(error)
+            watch.raised = <PyObject *>error
+    return watch.raised != NULL
 
 
 cdef rnnfast_poll start(Watch *watch) noexcept nogil:
     cdef rnnfast_poll poll
-    watch.last = watch.raised = 0
+    watch.last, watch.raised = 0, NULL
     poll.stop = check_signals
     poll.context = watch
     return poll
 
 
 cdef int finish(Watch *watch) except -1:
-    return -1 if watch.raised else 0    # PyErr_CheckSignals has set the exception
+    """Raise the exception of a signal handler. Follows each call that polled, before anything else can fail."""
+    if watch.raised == NULL:
+        return 0
+    error = <object>watch.raised
+    Py_DECREF(error)
+    raise error
 
 
 # ---- buffers that a call holds ----
 
 cdef struct Buffers:
     int count
-    Py_buffer held[24]
+    Py_buffer held[16]
 
 
-cdef void *acquire(Buffers *buffers, obj, int flags) except? NULL:
-    if obj is None:
-        return NULL
+cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
+    """Acquire the buffer of an object, which must have at least `least` bytes."""
     cdef Py_buffer *view = &buffers.held[buffers.count]
     PyObject_GetBuffer(obj, view, flags)
     buffers.count += 1
+    if <size_t>view.len < least:
+        raise ValueError(f"a buffer has {view.len} bytes, but {least} are needed")
     return view.buf
+
+
+cdef void *acquire_optional(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
+    """As `acquire`, but None stands for NULL."""
+    return NULL if obj is None else acquire(buffers, obj, flags, least)
+
+
+cdef void *acquire_array(Buffers *buffers, obj, int flags, size_t item, int ndim, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c=-1,
+                         Py_ssize_t d=-1) except? NULL:
+    """Acquire the buffer of an array with `ndim` axes of lengths a, b, c and d (-1: any length but 0), the last one of unit stride."""
+    cdef Py_ssize_t[4] expected = [a, b, c, d]
+    cdef void *at = acquire(buffers, obj, flags | PyBUF_STRIDES)
+    cdef Py_buffer *view = &buffers.held[buffers.count - 1]
+    cdef bint fits = view.ndim == ndim and <size_t>view.itemsize == item
+    for axis in range(ndim if fits else 0):
+        fits = fits and (view.shape[axis] == expected[axis] or expected[axis] < 0 < view.shape[axis])
+    if not fits or view.shape[ndim - 1] > 1 and view.strides[ndim - 1] != <Py_ssize_t>item:
+        shape = ", ".join([str(view.shape[axis]) for axis in range(view.ndim)])
+        wanted = ", ".join([str(expected[axis]) if expected[axis] >= 0 else "any" for axis in range(ndim)])
+        raise ValueError(f"an array has shape ({shape}) and {view.itemsize} bytes per element, but the kernels expect ({wanted}) and "
+                         f"{item}, with unit stride on the last axis")
+    return at
 
 
 cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
@@ -220,12 +289,22 @@ cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
     return True
 
 
+cdef void *acquire_steps(Buffers *buffers, flags, Py_ssize_t T, Py_ssize_t N, ptrdiff_t *step, ptrdiff_t *row) except? NULL:
+    """Acquire an array (T, N) of bytes with any strides."""
+    cdef void *at = acquire(buffers, flags, PyBUF_STRIDES)
+    cdef Py_buffer *view = &buffers.held[buffers.count - 1]
+    if view.ndim != 2 or view.itemsize != 1 or view.shape[0] != T or view.shape[1] != N:
+        raise ValueError(f"a mask or reset must have shape ({T}, {N}) and one byte per element")
+    step[0], row[0] = view.strides[0], view.strides[1]
+    return at
+
+
 cdef ptrdiff_t stride(Buffers *buffers, int axis, size_t item) noexcept:
     """Return a stride of the buffer acquired last, in elements."""
     return buffers.held[buffers.count - 1].strides[axis] // <ptrdiff_t>item
 
 
-cdef ptrdiff_t length(Buffers *buffers, int axis) noexcept:
+cdef ptrdiff_t length(Buffers *buffers, int axis=0) noexcept:
     return buffers.held[buffers.count - 1].shape[axis]
 
 
@@ -237,27 +316,42 @@ cdef void release(Buffers *buffers) noexcept:
 cdef class Pointers:
     """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction.
 
-    None stands for an array that is not there: the gradient of a bias or of per-unit extras that are not trained.
+    None stands for an array that is not there, which `optional` permits: the gradient of a bias or of per-unit extras.
     """
     cdef void **at
     cdef Py_buffer *views
     cdef int count
 
-    def __cinit__(self, Engine engine, arrays, int flags):
-        cdef ptrdiff_t count = RNNFAST_KINDS * engine.stack.layers * engine.stack.directions
-        self.at = <void **>PyMem_Calloc(count, sizeof(void *))
-        self.views = <Py_buffer *>PyMem_Calloc(count, sizeof(Py_buffer))
+    def __cinit__(self, Engine engine, arrays, int flags, bint optional):
+        cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions, i = 0
+        cdef ptrdiff_t state, rows = engine.gates * engine.hidden_size, P = engine.output_size
+        cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
+                                               <ptrdiff_t>engine.info.extra_rows * engine.hidden_size]
+        cdef ptrdiff_t expected = engine.kind_count * states
+        cdef int kind
+        cdef Py_buffer *view
+        self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
+        self.views = <Py_buffer *>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(Py_buffer))
         if self.at == NULL or self.views == NULL:
             raise MemoryError()
-        cdef Py_ssize_t expected = len(engine.kinds) * engine.stack.layers * engine.stack.directions
         if len(arrays) != expected:
             raise ValueError(f"expected {expected} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
-        for i, array in enumerate(arrays):
-            if array is None:
+        for array in arrays:
+            kind, state = engine.kinds[i % engine.kind_count], i // engine.kind_count
+            i += 1
+            if array is None and optional and (kind == 2 or kind == 3 or kind == 5):
                 continue
-            PyObject_GetBuffer(array, &self.views[self.count], flags)
-            self.at[RNNFAST_KINDS * (i // len(engine.kinds)) + engine.kinds[i % len(engine.kinds)]] = self.views[self.count].buf
+            if self.count == expected:
+                raise ValueError("the list of arrays has changed during the call")
+            view = &self.views[self.count]
+            PyObject_GetBuffer(array, view, flags)
             self.count += 1
+            self.at[RNNFAST_KINDS * state + kind] = view.buf
+            sizes[0] = rows * (engine.input_size if state < directions else directions * P)
+            if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
+                raise ValueError(f"array {i - 1} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
+        if i < expected:
+            raise ValueError("the list of arrays has changed during the call")
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -266,36 +360,25 @@ cdef class Pointers:
         PyMem_Free(self.views)
 
 
-cdef void describe_pattern(rnnfast_pattern *p, Buffers *buffers, Py_ssize_t T, Py_ssize_t N, lengths, mask, reset) except *:
-    memset(p, 0, sizeof(p[0]))
-    p.T, p.N = T, N
-    p.lengths = <const ptrdiff_t *>acquire(buffers, lengths, PyBUF_SIMPLE)
-    p.mask = <const unsigned char *>acquire(buffers, mask, PyBUF_STRIDES)
-    if mask is not None:
-        p.mask_step, p.mask_row = stride(buffers, 0, 1), stride(buffers, 1, 1)
-    p.reset = <const unsigned char *>acquire(buffers, reset, PyBUF_STRIDES)
-    if reset is not None:
-        p.reset_step, p.reset_row = stride(buffers, 0, 1), stride(buffers, 1, 1)
-
-
 cdef class Order:
     """The sequences of a ragged batch: rnnfast_order on arrays of intp, as csrc/rnnfast.h documents."""
     cdef rnnfast_order order
     cdef Buffers buffers
     cdef readonly object begin, positions, edges, masked_steps
 
-    def __init__(self, Py_ssize_t sequences, begin, tuple positions, edges, masked_steps):
+    def __cinit__(self, Py_ssize_t sequences, begin, tuple positions, edges, masked_steps):
         cdef rnnfast_order *o = &self.order
+        cdef size_t item = sizeof(ptrdiff_t)
         self.begin, self.positions, self.edges, self.masked_steps = begin, positions, edges, masked_steps
-        o.sequences = sequences
-        o.begin = <const ptrdiff_t *>acquire(&self.buffers, begin, PyBUF_STRIDES)
-        o.steps = length(&self.buffers, 0) - 1
+        o.begin = <const ptrdiff_t *>acquire_array(&self.buffers, begin, PyBUF_C_CONTIGUOUS, item, 1, -1, 0)
+        o.steps, o.sequences = length(&self.buffers) - 1, sequences
         for way in range(2):
-            o.positions[way] = <const rnnfast_position *>acquire(&self.buffers, positions[way], PyBUF_STRIDES)
-        o.edges = <const ptrdiff_t *>acquire(&self.buffers, edges, PyBUF_STRIDES)
-        o.blocks = length(&self.buffers, 0) - 1
-        o.masked = <const rnnfast_masked_step *>acquire(&self.buffers, masked_steps, PyBUF_STRIDES)
-        o.masked_count = length(&self.buffers, 0)
+            o.positions[way] = <const rnnfast_position *>acquire(&self.buffers, positions[way], PyBUF_C_CONTIGUOUS,
+                                                                 (o.begin[o.steps] - o.begin[0]) * sizeof(rnnfast_position))
+        o.edges = <const ptrdiff_t *>acquire_array(&self.buffers, edges, PyBUF_C_CONTIGUOUS, item, 1, -1, 0)
+        o.blocks = length(&self.buffers) - 1
+        o.masked = <const rnnfast_masked_step *>acquire(&self.buffers, masked_steps, PyBUF_C_CONTIGUOUS)
+        o.masked_count = self.buffers.held[self.buffers.count - 1].len // <Py_ssize_t>sizeof(rnnfast_masked_step)
 
     def __dealloc__(self):
         release(&self.buffers)
@@ -310,14 +393,16 @@ cdef class Order:
 
     def fill(self, int source, array):
         """Write all masked steps of an array (T, N, features) whose last axis has unit stride: rnnfast_fill."""
+        cdef Watch watch
         cdef Buffers buffers
+        cdef Py_buffer *view = &buffers.held[0]
         cdef char *at
         buffers.count = 0
         try:
-            at = <char *>acquire(&buffers, array, PyBUF_STRIDES | PyBUF_WRITABLE)
+            at = <char *>acquire_array(&buffers, array, PyBUF_WRITABLE, array.itemsize, 3, -1, -1, -1)
             with nogil:
-                rnnfast_fill(&self.order, source, at, buffers.held[0].shape[2] * buffers.held[0].itemsize,
-                             buffers.held[0].strides[0], buffers.held[0].strides[1])
+                rnnfast_fill(&self.order, source, at, view.shape[2] * view.itemsize, view.strides[0], view.strides[1], start(&watch))
+            finish(&watch)
         finally:
             release(&buffers)
 
@@ -326,49 +411,50 @@ cdef const rnnfast_order *order_of(Order order) noexcept:
     return NULL if order is None else &order.order
 
 
-def count(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset):
-    """Return the numbers of steps, sequences, entries and masked steps of a pattern's order."""
+def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, empty):
+    """Return the order of a pattern, in arrays of intp that `empty(size)` allocates, and its sequences and rows.
+
+    The arrays of the pattern must not change during the call. The result is (begin, positions forward and reverse, edges with its number
+    of blocks, masked steps, sequences, rows).
+    """
     cdef rnnfast_pattern p
     cdef rnnfast_order o
+    cdef Watch watch
     cdef Buffers buffers
+    cdef Py_buffer *view
     cdef ptrdiff_t entries
+    if T < 1 or N < 1 or T > PY_SSIZE_T_MAX // 64 // N:
+        raise ValueError(f"T and N must be positive, and T * N steps fit into memory, got {T} and {N}")
+    memset(&p, 0, sizeof(p))
+    p.T, p.N, p.poll = T, N, start(&watch)
     buffers.count = 0
     try:
-        describe_pattern(&p, &buffers, T, N, lengths, mask, reset)
+        if lengths is not None:
+            p.lengths = <const ptrdiff_t *>acquire_array(&buffers, lengths, PyBUF_C_CONTIGUOUS, sizeof(ptrdiff_t), 1, N, 0)
+        if mask is not None:
+            p.mask = <const unsigned char *>acquire_steps(&buffers, mask, T, N, &p.mask_step, &p.mask_row)
+        if reset is not None:
+            p.reset = <const unsigned char *>acquire_steps(&buffers, reset, T, N, &p.reset_step, &p.reset_row)
         with nogil:
             entries = rnnfast_count(&p, &o)
-    finally:
-        release(&buffers)
-    return o.steps, o.sequences, entries, o.masked_count
-
-
-def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, begin, forward, reverse, edges, masked_steps, sequences_of, rows,
-            scratch):
-    """Write the order of a pattern to arrays of the sizes that `count` returns; return the number of blocks."""
-    cdef rnnfast_pattern p
-    cdef rnnfast_order o
-    cdef Buffers buffers
-    cdef ptrdiff_t *of_sequences
-    cdef ptrdiff_t *of_rows
-    cdef ptrdiff_t *scratches
-    buffers.count = 0
-    try:
-        describe_pattern(&p, &buffers, T, N, lengths, mask, reset)
-        memset(&o, 0, sizeof(o))
-        o.begin = <const ptrdiff_t *>acquire(&buffers, begin, PyBUF_WRITABLE)
-        o.steps = buffers.held[buffers.count - 1].len // <Py_ssize_t>sizeof(ptrdiff_t) - 1
-        o.positions[0] = <const rnnfast_position *>acquire(&buffers, forward, PyBUF_WRITABLE)
-        o.positions[1] = <const rnnfast_position *>acquire(&buffers, reverse, PyBUF_WRITABLE)
-        o.edges = <const ptrdiff_t *>acquire(&buffers, edges, PyBUF_WRITABLE)
-        o.masked = <const rnnfast_masked_step *>acquire(&buffers, masked_steps, PyBUF_WRITABLE)
-        of_sequences = <ptrdiff_t *>acquire(&buffers, sequences_of, PyBUF_WRITABLE)
-        of_rows = <ptrdiff_t *>acquire(&buffers, rows, PyBUF_WRITABLE)
-        scratches = <ptrdiff_t *>acquire(&buffers, scratch, PyBUF_WRITABLE)
+        finish(&watch)
+        sizes = (o.steps + 1, 2 * entries, 2 * entries, o.steps + 1, 4 * o.masked_count, o.sequences, N + 1,
+                 o.steps + 2 + o.sequences + T)
+        begin, forward, reverse, edges, masked, sequences, rows, scratch = arrays = [empty(size) for size in sizes]
+        view = &buffers.held[buffers.count]
+        for array, size in zip(arrays, sizes):
+            acquire_array(&buffers, array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, sizeof(ptrdiff_t), 1, size, 0)
+        o.begin = <const ptrdiff_t *>view[0].buf
+        o.positions[0] = <const rnnfast_position *>view[1].buf
+        o.positions[1] = <const rnnfast_position *>view[2].buf
+        o.edges = <const ptrdiff_t *>view[3].buf
+        o.masked = <const rnnfast_masked_step *>view[4].buf
         with nogil:
-            rnnfast_arrange(&p, &o, of_sequences, of_rows, scratches)
+            rnnfast_arrange(&p, &o, <ptrdiff_t *>view[5].buf, <ptrdiff_t *>view[6].buf, <ptrdiff_t *>view[7].buf)
+        finish(&watch)
     finally:
         release(&buffers)
-    return o.blocks
+    return begin, (forward.reshape(-1, 2), reverse.reshape(-1, 2)), edges[:o.blocks + 1], masked.reshape(-1, 4), sequences, rows
 
 
 cdef class Engine:
@@ -378,22 +464,29 @@ cdef class Engine:
     cdef readonly str cell, isa
     cdef readonly object dtype
     cdef readonly Py_ssize_t input_size, hidden_size, proj_size, num_layers, output_size
-    cdef readonly bint bidirectional, reverse, bias, has_cell
+    cdef readonly bint bidirectional, reverse, bias
     cdef readonly int directions, gates
     cdef readonly object info           # CellInfo of the cell that runs: generic if there are options
     cdef readonly str extra             # name of the per-unit extras (info.extra_rows, hidden_size); "" if there are none
     cdef readonly size_t packed_size, packed_back_size
     cdef readonly object options        # as given
-    cdef tuple kinds                    # indices of its parameters among RNNFAST_KINDS
+    cdef int kinds[RNNFAST_KINDS]       # indices of its parameters among RNNFAST_KINDS
+    cdef int kind_count
+    cdef bint has_c
 
-    def __init__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bidirectional=False,
-                 reverse=False, bias=True, isa=None, options=None):
+    def __cinit__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bint bidirectional=False,
+                  bint reverse=False, bint bias=True, str isa=None, options=None):
         cdef rnnfast_sizes sizes
         if getattr(dtype, "char", "") not in ("f", "d") or not dtype.isnative:
             raise TypeError(f"dtype must be numpy.dtype('float32') or numpy.dtype('float64'), in native byte order, got {dtype!r}")
+        if not all(isinstance(size, int) and not isinstance(size, bool) for size in (input_size, hidden_size, proj_size, num_layers)):
+            raise TypeError(f"input_size, hidden_size, proj_size and num_layers must be integers, got "
+                            f"{input_size!r}, {hidden_size!r}, {proj_size!r} and {num_layers!r}")
         if min(input_size, hidden_size, num_layers) < 1 or proj_size < 0:
             raise ValueError(f"input_size, hidden_size and num_layers must be positive, and proj_size not negative, got "
                              f"{input_size}, {hidden_size}, {num_layers} and {proj_size}")
+        if bidirectional and reverse:
+            raise ValueError("bidirectional and reverse are mutually exclusive: bidirectional=True includes the reverse direction")
         self.table = table_of(dtype.itemsize, isa)
         self.isa = (<bytes>self.table.isa).decode()
         self.cell, self.dtype, self.bias, self.reverse, self.bidirectional = cell, dtype, bias, reverse, bidirectional
@@ -404,7 +497,7 @@ cdef class Engine:
             if self.info.generic is None:
                 raise ValueError(f"cell {cell!r} takes no options; use a cell with a generic form, or options=None")
             self.info = _cell_info(self.info.generic)
-        self.has_cell, self.gates = self.info.has_c, len(self.info.gates)
+        self.gates, self.has_c = len(self.info.gates), self.info.has_c
         self.directions = 2 if bidirectional else 1
         try:
             self.input_size, self.hidden_size, self.proj_size, self.num_layers = input_size, hidden_size, proj_size, num_layers
@@ -431,11 +524,22 @@ cdef class Engine:
         if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
             raise ValueError(self._too_large())
         self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
-        self.kinds = (0, 1) + (2, 3) * self.bias + (4,) * bool(self.proj_size) + (5,) * bool(self.extra)
+        has = [True, True, self.bias, self.bias, self.proj_size, self.extra]
+        for kind in range(RNNFAST_KINDS):
+            if has[kind]:
+                self.kinds[self.kind_count] = kind
+                self.kind_count += 1
 
     def _too_large(self):
         return ("input_size, hidden_size, proj_size and num_layers are too large together: the weights would take more bytes than "
                 "an address can count")
+
+    cdef size_t state_bytes(self, Py_ssize_t rows, Py_ssize_t width) noexcept:
+        """Return the bytes of a state of all layers and directions."""
+        return self.num_layers * self.directions * rows * width * self.table.item
+
+    cdef size_t masks_bytes(self, Py_ssize_t T, Py_ssize_t N) noexcept:
+        return (self.num_layers - 1) * T * N * self.directions * self.output_size * self.table.item
 
     def sizes(self, T, N, Order order=None):
         """Return the bytes of a tape and of workspaces for T steps and N rows, or for an order."""
@@ -457,17 +561,28 @@ cdef class Engine:
         memset(&call, 0, sizeof(call))
         call.abi, call.item, call.stack = RNNFAST_ABI, self.table.item, self.stack
         strncpy(call.isa, self.table.isa, sizeof(call.isa) - 1)
-        for kind in self.kinds:
-            call.kinds |= 1 << <int>kind
+        for i in range(self.kind_count):
+            call.kinds |= 1 << self.kinds[i]
         call.time_first, call.has_h0, call.has_c0 = time_first, has_h0, has_c0
         return (<char *>&call)[:sizeof(call)]
 
 
-cdef void describe(rnnfast_problem *p, Engine engine, Watch *watch) noexcept:
+cdef int describe(rnnfast_problem *p, Engine engine, Watch *watch) except -1:
     memset(p, 0, sizeof(p[0]))
     p.stack = engine.stack
     p.threads = threads
     p.poll = start(watch)
+    return 0
+
+
+cdef int measure(rnnfast_problem *p, Engine engine, rnnfast_sizes *sizes, Py_ssize_t *states) except -1:
+    """Set the bytes of tape and workspaces, and the number of states, which is that of rows or sequences."""
+    if engine.table.sizes(&p.stack, p.T, p.N, p.order, sizes):
+        raise ValueError(f"x has {p.T} steps and {p.N} rows: its states would take more bytes than an address can count")
+    if p.order != NULL and p.order.begin[p.order.steps] - p.order.begin[0] > p.T * p.N:
+        raise ValueError(f"the order has more entries than the {p.T * p.N} steps of x")
+    states[0] = p.order.sequences if p.order != NULL else p.N
+    return 0
 
 
 def pack(Engine engine, parameters, packed, packed_back):
@@ -485,13 +600,13 @@ def pack(Engine engine, parameters, packed, packed_back):
     """
     cdef Watch watch
     cdef Buffers buffers
-    cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE)
+    cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE, False)
     cdef void *forward_form
     cdef void *backward_form
     buffers.count = 0
     try:
-        forward_form = acquire(&buffers, packed, PyBUF_WRITABLE)
-        backward_form = acquire(&buffers, packed_back, PyBUF_WRITABLE)
+        forward_form = acquire_optional(&buffers, packed, PyBUF_WRITABLE, engine.packed_size)
+        backward_form = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, engine.packed_back_size)
         with nogil:
             engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, threads, start(&watch))
         finish(&watch)
@@ -559,7 +674,7 @@ cdef class InputGradients:
         self.dx, self.dh0, self.dc0, self.dparameters, self.dh = dx, dh0, dc0, dparameters, dh
 
 
-def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not None, workspace, tape=None):
+def forward(Engine engine, packed, Inputs inputs, Outputs outputs, workspace, tape=None):
     """Run an engine forward over a batch.
 
     Parameters
@@ -576,23 +691,30 @@ def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not N
         The buffer for what `backward` needs, with the ``tape`` bytes of the sizes. None for inference.
     """
     cdef rnnfast_problem p
+    cdef rnnfast_sizes sizes
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = engine.table.item
+    cdef Py_ssize_t states, H = engine.hidden_size, P = engine.output_size
     describe(&p, engine, &watch)
     p.order = order_of(inputs.order)
     buffers.count = 0
     try:
-        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE)
-        p.x = acquire(&buffers, inputs.x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, inputs.x, PyBUF_STRIDES, item, 3, -1, -1, engine.input_size)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h0, p.c0 = acquire(&buffers, inputs.h0, PyBUF_SIMPLE), acquire(&buffers, inputs.c0, PyBUF_SIMPLE)
-        p.y = acquire(&buffers, outputs.y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        measure(&p, engine, &sizes, &states)
+        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE, engine.packed_size)
+        p.h0 = acquire_optional(&buffers, inputs.h0, PyBUF_SIMPLE, engine.state_bytes(states, P))
+        p.c0 = acquire_optional(&buffers, inputs.c0, PyBUF_SIMPLE, engine.state_bytes(states, H))
+        p.y = acquire_array(&buffers, outputs.y, PyBUF_WRITABLE, item, 3, p.T, p.N, engine.directions * P)
         p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h_n, p.c_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE), acquire(&buffers, outputs.c_n, PyBUF_WRITABLE)
-        p.tape, p.masks = acquire(&buffers, tape, PyBUF_WRITABLE), acquire(&buffers, inputs.masks, PyBUF_SIMPLE)
-        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+        p.h_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE, engine.state_bytes(states, P))
+        if engine.has_c:
+            p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, engine.state_bytes(states, H))
+        p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, sizes.tape)
+        p.masks = acquire_optional(&buffers, inputs.masks, PyBUF_SIMPLE, engine.masks_bytes(p.T, p.N))
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, sizes.forward_workspace)
         with nogil:
             engine.table.forward(&p)
         finish(&watch)
@@ -600,8 +722,8 @@ def forward(Engine engine, packed, Inputs inputs not None, Outputs outputs not N
         release(&buffers)
 
 
-def backward(Engine engine, packed_back, Inputs inputs not None, y, tape, OutputGradients output_gradients not None,
-             InputGradients input_gradients not None, workspace):
+def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients output_gradients, InputGradients input_gradients,
+             workspace):
     """Compute the gradients of one `forward`.
 
     Parameters
@@ -621,34 +743,42 @@ def backward(Engine engine, packed_back, Inputs inputs not None, y, tape, Output
         Scratch memory with the ``backward_workspace`` bytes of ``engine.sizes(T, N, inputs.order)``.
     """
     cdef rnnfast_problem p
+    cdef rnnfast_sizes sizes
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t item = engine.table.item
-    cdef Pointers pointers = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE)
+    cdef Py_ssize_t states, H = engine.hidden_size, P = engine.output_size
+    cdef Pointers pointers = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE, True)
     describe(&p, engine, &watch)
     p.order = order_of(inputs.order)
     p.dparameters = pointers.at
     buffers.count = 0
     try:
-        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE)
-        p.x = acquire(&buffers, inputs.x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, inputs.x, PyBUF_STRIDES, item, 3, -1, -1, engine.input_size)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.h0, p.c0 = acquire(&buffers, inputs.h0, PyBUF_SIMPLE), acquire(&buffers, inputs.c0, PyBUF_SIMPLE)
-        p.y = acquire(&buffers, y, PyBUF_STRIDES)
+        measure(&p, engine, &sizes, &states)
+        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, engine.packed_back_size)
+        p.h0 = acquire_optional(&buffers, inputs.h0, PyBUF_SIMPLE, engine.state_bytes(states, P))
+        p.c0 = acquire_optional(&buffers, inputs.c0, PyBUF_SIMPLE, engine.state_bytes(states, H))
+        p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 3, p.T, p.N, engine.directions * P)
         p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.tape, p.masks = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, inputs.masks, PyBUF_SIMPLE)
+        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, sizes.tape)
+        p.masks = acquire_optional(&buffers, inputs.masks, PyBUF_SIMPLE, engine.masks_bytes(p.T, p.N))
         if output_gradients.dy is not None:
-            p.dy = acquire(&buffers, output_gradients.dy, PyBUF_STRIDES)
+            p.dy = acquire_array(&buffers, output_gradients.dy, PyBUF_STRIDES, item, 3, p.T, p.N, engine.directions * P)
             p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        p.dh_n, p.dc_n = acquire(&buffers, output_gradients.dh_n, PyBUF_SIMPLE), acquire(&buffers, output_gradients.dc_n, PyBUF_SIMPLE)
-        p.dx = acquire(&buffers, input_gradients.dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.dh_n = acquire_optional(&buffers, output_gradients.dh_n, PyBUF_SIMPLE, engine.state_bytes(states, P))
+        p.dc_n = acquire_optional(&buffers, output_gradients.dc_n, PyBUF_SIMPLE, engine.state_bytes(states, H))
+        p.dx = acquire_array(&buffers, input_gradients.dx, PyBUF_WRITABLE, item, 3, p.T, p.N, engine.input_size)
         p.dx_step, p.dx_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
         if input_gradients.dh is not None:
-            p.dh = acquire(&buffers, input_gradients.dh, PyBUF_STRIDES | PyBUF_WRITABLE)
+            p.dh = acquire_array(&buffers, input_gradients.dh, PyBUF_WRITABLE, item, 4, engine.num_layers * engine.directions, p.T, p.N, P)
             p.dh_state, p.dh_step, p.dh_row = stride(&buffers, 0, item), stride(&buffers, 1, item), stride(&buffers, 2, item)
-        p.dh0, p.dc0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE), acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE)
-        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+        p.dh0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE, engine.state_bytes(states, P))
+        if engine.has_c:
+            p.dc0 = acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE, engine.state_bytes(states, H))
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, sizes.backward_workspace)
         with nogil:
             engine.table.backward(&p)
         finish(&watch)
@@ -697,7 +827,7 @@ cdef class PreparedCall:
     engine, packed: as for `forward`. `packed` must not change.
     shapes: (x, y, h, c); c is None for a cell without c. x is (T, N, I), (N, T, I) or (T, I).
     time_first: whether the first axis of x is time.
-    pool: BufferPool for the workspace of `run` if it does not fit on the C stack.
+    pool: BufferPool for the workspace of `run` if it is large.
     empty: `empty(shape, dtype)` allocates the results.
     states: for `step`: two arrays of h, and two of c or None. Then T is 1, and if N is 1, x may also have shape (I,).
     """
@@ -713,16 +843,17 @@ cdef class PreparedCall:
     cdef Form of_y[2]
     cdef Form of_h, of_c
     cdef size_t workspace_size
+    cdef void *workspace            # a small one that no thread uses at present, or NULL
     cdef int now                    # which buffer of each pair holds the state
     cdef bint busy, short
 
-    def __init__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
+    def __cinit__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
         cdef rnnfast_problem *p = &self.problem
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
         x, y, self.h, self.c = shapes
         self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
         memset(p, 0, sizeof(p[0]))
-        p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE)
+        p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         p.T, p.N = x[0 if time_first else 1], 1 if len(x) == 2 else x[1 if time_first else 0]
         cdef Py_ssize_t step = p.N if time_first else 1
         cdef Py_ssize_t row = 1 if time_first else p.T
@@ -751,6 +882,7 @@ cdef class PreparedCall:
 
     def __dealloc__(self):
         release(&self.buffers)
+        PyMem_Free(self.workspace)
 
     def run(self, x, state):
         """Return (y, last state), as the layers do, or None if an argument does not fit.
@@ -761,7 +893,7 @@ cdef class PreparedCall:
         cdef rnnfast_problem p = self.problem
         cdef Watch watch
         cdef Buffers buffers
-        cdef char stack[STACK_ROOM + 64]
+        cdef void *small = NULL
         h0, c0 = state, None
         if self.c is not None and state is not None:
             if type(state) is not tuple or len(state) != 2:
@@ -790,16 +922,24 @@ cdef class PreparedCall:
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
             p.y, p.h_n = acquire(&buffers, y, PyBUF_WRITABLE), acquire(&buffers, h_n, PyBUF_WRITABLE)
-            p.c_n = acquire(&buffers, c_n, PyBUF_WRITABLE)
-            p.workspace = stack + (-<size_t>stack & 63)
-            if self.workspace_size > STACK_ROOM:
+            p.c_n = acquire_optional(&buffers, c_n, PyBUF_WRITABLE)
+            if self.workspace_size > SMALL_WORKSPACE:
                 workspace = self.pool.acquire(self.workspace_size)
-                p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+                p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, self.workspace_size)
+            else:
+                small = exchange(&self.workspace, NULL)
+                if small == NULL:
+                    small = PyMem_Malloc(self.workspace_size + RNNFAST_ALIGNMENT)
+                if small == NULL:
+                    raise MemoryError()
+                p.workspace = <char *>small + (-<size_t>small & (RNNFAST_ALIGNMENT - 1))
             with nogil:
                 self.engine.table.forward(&p)
             finish(&watch)
         finally:
             release(&buffers)
+            if small != NULL:
+                PyMem_Free(exchange(&self.workspace, small))
             if workspace is not None:
                 self.pool.release(workspace)
         return y, h_n if c_n is None else (h_n, c_n)
@@ -865,15 +1005,24 @@ cdef class PreparedCall:
 def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None):
     """Write c of every step, (layers * directions, T, N, H), from the tape of a cell that has it."""
     cdef rnnfast_problem p
+    cdef rnnfast_sizes sizes
+    cdef Watch watch
     cdef Buffers buffers
+    cdef Py_ssize_t states
     cdef void *at
-    memset(&p, 0, sizeof(p))
-    p.stack, p.T, p.N, p.order = engine.stack, T, N, order_of(order)
+    if not engine.has_c:
+        raise ValueError(f"cell {engine.cell!r} has no c")
+    engine.sizes(T, N, order)
+    describe(&p, engine, &watch)
+    p.T, p.N, p.order = T, N, order_of(order)
+    measure(&p, engine, &sizes, &states)
     buffers.count = 0
     try:
-        p.tape, at = acquire(&buffers, tape, PyBUF_SIMPLE), acquire(&buffers, out, PyBUF_WRITABLE)
+        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, sizes.tape)
+        at = acquire(&buffers, out, PyBUF_WRITABLE, engine.state_bytes(T * N, engine.hidden_size))
         with nogil:
             engine.table.cells(&p, at)
+        finish(&watch)
     finally:
         release(&buffers)
 
@@ -881,16 +1030,19 @@ def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None
 def fold(Engine engine, dy, Order order):
     """Add dy, (T, N, directions * P), at each masked step to the dy of the step whose output it repeats."""
     cdef rnnfast_problem p
+    cdef Watch watch
     cdef Buffers buffers
+    cdef size_t item = engine.table.item
     cdef void *at
-    memset(&p, 0, sizeof(p))
-    p.stack, p.order = engine.stack, order_of(order)
+    describe(&p, engine, &watch)
+    p.order = order_of(order)
     buffers.count = 0
     try:
-        at = acquire(&buffers, dy, PyBUF_STRIDES | PyBUF_WRITABLE)
-        p.dy_step, p.dy_row = stride(&buffers, 0, engine.table.item), stride(&buffers, 1, engine.table.item)
+        at = acquire_array(&buffers, dy, PyBUF_WRITABLE, item, 3, -1, -1, engine.directions * engine.output_size)
+        p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
         with nogil:
             engine.table.fold(&p, at)
+        finish(&watch)
     finally:
         release(&buffers)
 
@@ -904,23 +1056,38 @@ def linear_sizes(M, I, O, size_t item):
         p.M, p.I, p.O = M, I, O
     except OverflowError:
         too_large = True
+    if not too_large and (p.M < 1 or p.I < 1 or p.O < 1):
+        raise ValueError(f"rows, features and outputs must be positive, got {M}, {I} and {O}")
     if too_large or table_of(item).linear_sizes(&p, &packed, &backward_workspace):
         raise ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
     return packed, backward_workspace
+
+
+cdef int measure_linear(rnnfast_linear *p, const rnnfast_table *table, size_t *packed, size_t *workspace) except -1:
+    if table.linear_sizes(p, packed, workspace):
+        raise ValueError(f"{p.M} rows of {p.I} features to {p.O} outputs would take more bytes than an address can count")
+    return 0
+
+
+cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, Watch *watch) except NULL:
+    memset(p, 0, sizeof(p[0]))
+    p.threads, p.poll = threads, start(watch)
+    return table_of(item)
 
 
 def linear_pack(weight, bias, packed):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
-    cdef const rnnfast_table *table = table_of(weight.itemsize)
-    memset(&p, 0, sizeof(p))
-    p.threads, p.poll = threads, start(&watch)
+    cdef size_t packed_size, workspace_size, item = weight.itemsize
+    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
-        p.weight = acquire(&buffers, weight, PyBUF_STRIDES)
+        p.weight = acquire_array(&buffers, weight, PyBUF_C_CONTIGUOUS, item, 2, -1, -1)
         p.O, p.I = length(&buffers, 0), length(&buffers, 1)
-        p.bias, p.packed = acquire(&buffers, bias, PyBUF_SIMPLE), acquire(&buffers, packed, PyBUF_WRITABLE)
+        p.bias = acquire_optional(&buffers, bias, PyBUF_SIMPLE, p.O * item)
+        measure_linear(&p, table, &packed_size, &workspace_size)
+        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, packed_size)
         with nogil:
             table.linear_pack(&p)
         finish(&watch)
@@ -932,19 +1099,18 @@ def linear_forward(x, packed, y):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
-    cdef size_t item = x.itemsize
-    cdef const rnnfast_table *table = table_of(item)
-    memset(&p, 0, sizeof(p))
-    p.threads, p.poll = threads, start(&watch)
+    cdef size_t packed_size, workspace_size, item = x.itemsize
+    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
-        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)
         p.M, p.I = length(&buffers, 0), length(&buffers, 1)
         p.x_row = stride(&buffers, 0, item)
-        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE)
-        p.y = acquire(&buffers, y, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.y = acquire_array(&buffers, y, PyBUF_WRITABLE, item, 2, p.M, -1)
         p.O = length(&buffers, 1)
         p.y_row = stride(&buffers, 0, item)
+        measure_linear(&p, table, &packed_size, &workspace_size)
+        p.packed = acquire(&buffers, packed, PyBUF_SIMPLE, packed_size)
         with nogil:
             table.linear_forward(&p)
         finish(&watch)
@@ -956,23 +1122,23 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
-    cdef size_t item = x.itemsize
-    cdef const rnnfast_table *table = table_of(item)
-    memset(&p, 0, sizeof(p))
-    p.threads, p.poll = threads, start(&watch)
+    cdef size_t packed_size, workspace_size, item = x.itemsize
+    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
     buffers.count = 0
     try:
-        p.x = acquire(&buffers, x, PyBUF_STRIDES)
+        p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)
         p.M, p.I = length(&buffers, 0), length(&buffers, 1)
         p.x_row = stride(&buffers, 0, item)
-        p.weight = acquire(&buffers, weight, PyBUF_SIMPLE)
-        p.dy = acquire(&buffers, dy, PyBUF_STRIDES)
+        p.dy = acquire_array(&buffers, dy, PyBUF_STRIDES, item, 2, p.M, -1)
         p.O = length(&buffers, 1)
         p.dy_row = stride(&buffers, 0, item)
-        p.dx = acquire(&buffers, dx, PyBUF_STRIDES | PyBUF_WRITABLE)
+        p.weight = acquire(&buffers, weight, PyBUF_SIMPLE, p.O * p.I * item)
+        p.dx = acquire_array(&buffers, dx, PyBUF_WRITABLE, item, 2, p.M, p.I)
         p.dx_row = stride(&buffers, 0, item)
-        p.dweight, p.dbias = acquire(&buffers, dweight, PyBUF_WRITABLE), acquire(&buffers, dbias, PyBUF_WRITABLE)
-        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE)
+        p.dweight = acquire(&buffers, dweight, PyBUF_WRITABLE, p.O * p.I * item)
+        p.dbias = acquire_optional(&buffers, dbias, PyBUF_WRITABLE, p.O * item)
+        measure_linear(&p, table, &packed_size, &workspace_size)
+        p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, workspace_size)
         with nogil:
             table.linear_backward(&p)
         finish(&watch)
@@ -980,20 +1146,27 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
         release(&buffers)
 
 
-def activation(str name, a, out, isa=None):
+def activation(str name, a, out, str isa=None):
+    """Write the sigmoid or tanh of a contiguous array to another."""
+    cdef Watch watch
     cdef Buffers buffers
-    cdef const rnnfast_table *table = table_of(a.itemsize, isa)
-    cdef size_t count = a.size
-    cdef const void *source
-    cdef void *target
+    cdef size_t item = a.itemsize, done = 0, bytes
+    cdef const rnnfast_table *table = table_of(item, isa)
+    cdef void (*function)(const void *, void *, size_t) noexcept nogil
+    cdef const char *source
+    cdef char *target
+    function = table.sigmoid if name == "sigmoid" else table.tanh
+    start(&watch)
     buffers.count = 0
     try:
-        source, target = acquire(&buffers, a, PyBUF_SIMPLE), acquire(&buffers, out, PyBUF_WRITABLE)
+        source = <const char *>acquire(&buffers, a, PyBUF_SIMPLE)
+        bytes = buffers.held[0].len
+        target = <char *>acquire(&buffers, out, PyBUF_WRITABLE, bytes)
         with nogil:
-            if name == "sigmoid":
-                table.sigmoid(source, target, count)
-            else:
-                table.tanh(source, target, count)
+            while done < bytes and not check_signals(&watch):
+                function(source + done, target + done, min(bytes - done, ACTIVATION_BLOCK * item) // item)
+                done += ACTIVATION_BLOCK * item
+        finish(&watch)
     finally:
         release(&buffers)
 

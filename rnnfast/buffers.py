@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._types import Array
+from .initializers import blocks
 
 __all__ = ["LARGE", "LINE", "BufferPool", "ResultPool", "empty"]
 
@@ -96,7 +97,9 @@ class ResultPool(BufferPool):
         if math.prod(shape) * dtype.itemsize < LARGE:
             return np.zeros(shape, dtype)
         array = self.empty(shape, dtype)
-        array.fill(0)
+        flat = array.reshape(-1)
+        for part in blocks(flat.size):
+            flat[part] = 0
         return array
 
 

@@ -52,7 +52,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from typing import SupportsIndex
 
 import numpy as np
@@ -78,6 +77,7 @@ from rnnfast._core import (
     get_num_threads,
     isas,
     pack,
+    use_isa,
     xla,
 )
 from rnnfast._types import Array
@@ -149,7 +149,8 @@ def arrange(
 ) -> tuple[Order, Array, Array]:
     """Return the order in which the kernels process a ragged batch.
 
-    A row holds one or more sequences. Steps that belong to no sequence are masked out.
+    A row holds one or more sequences. Steps that belong to no sequence are masked out. No other thread may change the
+    arrays during the call: pass copies of arrays that others can reach.
 
     Parameters
     ----------
@@ -177,14 +178,8 @@ def arrange(
     >>> order.steps, order.sequences, order.begin.tolist(), sequences.tolist()
     (5, 3, [0, 2, 4, 5, 6, 7], [1, 2, 0])
     """
-    steps, count, entries, masked = _core.count(T, N, lengths, mask, reset)
-    sizes = steps + 1, 2 * entries, 2 * entries, steps + 1, 4 * masked
-    begin, forward, reverse, edges, masked_list = (np.empty(size, np.intp) for size in sizes)
-    sequences, rows, scratch = (np.empty(size, np.intp) for size in (count, N + 1, steps + 2 + count + T))
-    arrays = begin, forward, reverse, edges, masked_list
-    blocks = _core.arrange(T, N, lengths, mask, reset, *arrays, sequences, rows, scratch)
-    positions = forward.reshape(-1, 2), reverse.reshape(-1, 2)
-    return Order(count, begin, positions, edges[: blocks + 1], masked_list.reshape(-1, 4)), sequences, rows
+    *arrays, sequences, rows = _core.arrange(T, N, lengths, mask, reset, lambda size: np.empty(size, np.intp))
+    return Order(len(sequences), *arrays), sequences, rows
 
 
 def packed_order(batch_sizes: Array) -> Order:
@@ -201,6 +196,7 @@ def packed_order(batch_sizes: Array) -> Order:
     >>> order.sequences, order.positions[0][:, 0].tolist(), order.positions[1][:, 0].tolist()
     (3, [0, 1, 2, 3, 4, 5, 6], [5, 6, 2, 3, 4, 0, 1])
     """
+    batch_sizes = np.array(batch_sizes)  # another thread may write to the argument
     T, N = len(batch_sizes), int(batch_sizes[0])
     lengths = (T - np.searchsorted(batch_sizes[::-1], np.arange(N), side="right")).astype(np.intp, copy=False)
     order, _, _ = arrange(T, N, lengths)
@@ -243,23 +239,6 @@ def activation(name: str, a: Array, isa: str | None = None) -> Array:
     return out
 
 
-@contextlib.contextmanager
-def use_isa(name: str) -> Iterator[None]:
-    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
-    before = _core.get_default_isa()
-    _choose_isa(name, "isa")
-    try:
-        yield
-    finally:
-        _core.set_default_isa(before)
-
-
-def _choose_isa(name: str, source: str) -> None:
-    if name not in isas():
-        raise ValueError(f"{source} is {name!r}, which does not run here; choose one of {', '.join(isas())}")
-    _core.set_default_isa(name)
-
-
 def set_num_threads(n: SupportsIndex) -> None:
     """Set the maximum number of threads of each call from now on.
 
@@ -293,6 +272,9 @@ def thread_limits() -> dict[str, int]:
     return limits
 
 
-if os.environ.get("RNNFAST_ISA"):
-    _choose_isa(os.environ["RNNFAST_ISA"], "The environment variable RNNFAST_ISA")
+if isa := os.environ.get("RNNFAST_ISA"):
+    try:
+        _core.set_default_isa(isa)
+    except ValueError as error:
+        raise ValueError(f"The environment variable RNNFAST_ISA is wrong: {error}") from None
 set_num_threads(max(1, min(thread_limits().values())))

@@ -15,14 +15,36 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._types import Array
 
-__all__ = ["Initializer", "read"]
+__all__ = ["Initializer", "blocks", "drawn", "read"]
+
+BLOCK = 1 << 18  # elements that NumPy processes in one call: a few milliseconds at most
+LONG_QR = 1 << 24  # multiply-adds of a QR decomposition: some milliseconds
+
+
+def blocks(size: int, of_row: int = 1, least: int = 0) -> Iterator[slice]:
+    """Divide rows of `of_row` elements into slices of few enough elements that Ctrl-C is honoured between them.
+
+    A slice has at least `least` rows.
+    """
+    rows = max(BLOCK // of_row, least, 1)
+    return (slice(begin, min(begin + rows, size)) for begin in range(0, size, rows))
+
+
+def drawn(shape: tuple[int, ...], dtype: Any, draw: Callable[[int], Array]) -> Array:
+    """Return an array of numbers; ``draw(n)`` returns the next n of them."""
+    array = np.empty(shape, dtype)
+    flat = array.reshape(-1)
+    for part in blocks(flat.size):
+        flat[part] = draw(part.stop - part.start)
+    return array
 
 
 class _Place(NamedTuple):
@@ -33,6 +55,7 @@ class _Place(NamedTuple):
     gates: str
     hidden_size: int
     value: float | None  # the number that was passed with the name of the scheme
+    dtype: Any
 
     def rows(self, gate: str) -> slice:
         """Return the rows of a gate in the parameters."""
@@ -42,31 +65,61 @@ class _Place(NamedTuple):
 
 def _uniform(place: _Place) -> Array:
     """Return uniform values, as torch does for all parameters."""
-    bound = 1 / math.sqrt(place.hidden_size)
-    return place.rng.uniform(-bound, bound, place.shape)
+    return _within(place, 1 / math.sqrt(place.hidden_size))
 
 
 def _glorot(place: _Place) -> Array:
     """Return Glorot's uniform values. The rows of all gates count as outputs."""
-    bound = math.sqrt(6 / sum(place.shape))
-    return place.rng.uniform(-bound, bound, place.shape)
+    return _within(place, math.sqrt(6 / sum(place.shape)))
+
+
+def _within(place: _Place, bound: float) -> Array:
+    return drawn(place.shape, place.dtype, lambda n: place.rng.uniform(-bound, bound, n))
 
 
 def _orthogonal(place: _Place) -> Array:
     """Return a random matrix with orthonormal columns, from the uniform distribution over such matrices."""
-    q, r = np.linalg.qr(place.rng.standard_normal(place.shape))
+    q, r = _qr(drawn(place.shape, np.float64, place.rng.standard_normal))
     # Without the signs of R, the distribution would depend on the algorithm of the factorisation (Mezzadri 2007).
-    return q * np.where(np.diag(r) < 0, -1, 1)
+    signs, result = np.where(np.diag(r) < 0, -1, 1), np.empty(place.shape, place.dtype)
+    for part in blocks(*place.shape):
+        result[part] = q[part] * signs
+    return result
+
+
+def _qr(matrix: Array) -> tuple[Array, Array]:
+    """Return Q and R of a matrix.
+
+    LAPACK cannot be interrupted. A long factorisation runs in another thread, which ends by itself after Ctrl-C.
+    """
+    if matrix.size * matrix.shape[1] < LONG_QR:
+        return np.linalg.qr(matrix)
+    results: list[Any] = []
+
+    def factorise() -> None:
+        try:
+            results.append(np.linalg.qr(matrix))
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=factorise, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
 
 
 def _orthogonal_gates(place: _Place) -> Array:
     """Return an orthogonal matrix for each gate, concatenated."""
-    gate = place._replace(shape=(place.hidden_size, place.shape[1]))
-    return np.concatenate([_orthogonal(gate) for _ in place.gates])
+    result = np.empty(place.shape, place.dtype)
+    for gate in np.split(result, len(place.gates)):
+        gate[...] = _orthogonal(place._replace(shape=gate.shape))
+    return result
 
 
 def _zeros(place: _Place) -> Array:
-    return np.zeros(place.shape)
+    return np.zeros(place.shape, place.dtype)
 
 
 def _with(bias: Array, place: _Place, values: Mapping[str, Any]) -> Array:
@@ -131,8 +184,8 @@ SCHEMES = {
     ),
     "identity": _Scheme(
         {
-            "weight_ih": lambda place: place.rng.normal(0, 0.001, place.shape),
-            "weight_hh": lambda place: np.eye(place.shape[0], place.shape[1]),
+            "weight_ih": lambda place: drawn(place.shape, place.dtype, lambda n: place.rng.normal(0, 0.001, n)),
+            "weight_hh": lambda place: np.eye(*place.shape, dtype=place.dtype),
             "bias_ih": _zeros,
             "bias_hh": _zeros,
         },
@@ -149,10 +202,12 @@ class Initializer(NamedTuple):
     value: float | None
     gates: str
 
-    def draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...], hidden_size: int) -> Array:
-        """Return the initial values of a parameter in float64."""
+    def draw(
+        self, rng: np.random.Generator, name: str, shape: tuple[int, ...], hidden_size: int, dtype: Any = np.float64
+    ) -> Array:
+        """Return the initial values of a parameter."""
         draw = self.scheme.draws.get(name.partition("_l")[0], _uniform)
-        return draw(_Place(rng, shape, self.gates, hidden_size, self.value))
+        return draw(_Place(rng, shape, self.gates, hidden_size, self.value, dtype))
 
 
 def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initializer:

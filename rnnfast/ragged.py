@@ -160,7 +160,8 @@ class Ragged:
 def read(T: int, N: int | None, batch_first: bool, lengths: Any, mask: Any, reset: Any) -> Pattern | None:
     """Check lengths, mask and reset; return None if every step is valid and nothing is reset.
 
-    N is None if x is unbatched.
+    N is None if x is unbatched. The pattern holds copies, and only the copies are checked: another thread may write to the
+    arguments at any time.
     """
     if lengths is not None and mask is not None:
         raise ValueError("lengths and mask are mutually exclusive: leave one out, or write the lengths into the mask")
@@ -183,7 +184,7 @@ def read(T: int, N: int | None, batch_first: bool, lengths: Any, mask: Any, rese
 
 
 def _lengths(value: Any, T: int, N: int | None) -> Array:
-    lengths = arguments.array("lengths", value)
+    lengths = np.array(arguments.array("lengths", value))
     shape = () if N is None else (N,)
     if lengths.dtype.kind not in "iu" and lengths.size:
         raise TypeError(f"lengths must hold integers, but its dtype is {lengths.dtype}")
@@ -194,12 +195,12 @@ def _lengths(value: Any, T: int, N: int | None) -> Array:
     if wrong.any():
         at = int(np.argmax(wrong))
         raise ValueError(f"lengths must be from 0 to T = {T}, the steps of x, got {lengths.ravel()[at]} for row {at}")
-    return np.array(lengths, np.intp).reshape(-1)
+    return lengths.astype(np.intp, copy=False).reshape(-1)
 
 
 def _flags(name: str, value: Any, T: int, N: int | None, batch_first: bool) -> Array:
-    """Check a mask or reset and return it as (T, N)."""
-    array = arguments.array(name, value)
+    """Check a mask or reset and return a copy as (T, N)."""
+    array = np.array(arguments.array(name, value))
     if array.dtype != bool and array.size:
         raise TypeError(f"{name} must hold booleans, but its dtype is {array.dtype}: pass {name} != 0")
     shape = (T,) if N is None else (N, T) if batch_first else (T, N)

@@ -178,7 +178,7 @@ def test_engine_shapes(variant, direction, num_layers, bias):
     assert list(functional.parameter_shapes(engine).items()) == list(expected.items())
     assert engine.directions == 1 + (direction == "bidirectional")
     assert engine.output_size == 6
-    assert engine.has_cell == has_c(p.cell)
+    assert engine.info.has_c == has_c(p.cell)
 
 
 @pytest.mark.parametrize("sizes", [(2**40, 2**40), (2**62, 8), (8, 2**62), (2**70, 8), (8, 2**70)])

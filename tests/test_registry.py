@@ -26,7 +26,6 @@ def test_engine_derives_its_facts_from_the_registry(cell):
     engine = functional.Engine(cell, FLOAT, 2, 3)
     assert engine.info == CELLS[cell]
     assert engine.gates == len(engine.info.gates) == len(set(engine.info.gates))
-    assert engine.has_cell == engine.info.has_c
     assert functional.parameter_shapes(engine)["weight_ih_l0"] == (engine.gates * 3, 2)
 
 

@@ -155,7 +155,7 @@ class _Cache:
         found = self._prepared.get(key)
         if found is None:
             y, h, c = _shapes(self.engine, call.x.shape, call.x.shape[0 if call.batch_first else 1])
-            shapes = tuple(call.x.shape), y, h, c if self.engine.has_cell else None
+            shapes = tuple(call.x.shape), y, h, c if self.engine.info.has_c else None
             memory: dict[str, Any] = {"pool": self.workspaces, "empty": self.results.empty}
             found = functional.PreparedCall(self.engine, packed, shapes, time_first=not call.batch_first, **memory)
             if len(self._prepared) >= 64:  # the number of different lengths is unbounded
@@ -258,7 +258,7 @@ def _aligned(tape: Tensor) -> Tensor:
 def _shapes(engine: functional.Engine, x: tuple[Any, ...], N: Any) -> list[tuple[Any, ...]]:
     """The shapes of y, h_n and c_n; c_n is empty for cells without c."""
     states, width = engine.num_layers * engine.directions, engine.output_size
-    c = (states, N, engine.hidden_size) if engine.has_cell else (0,)
+    c = (states, N, engine.hidden_size) if engine.info.has_c else (0,)
     return [(*x[:-1], engine.directions * width), (states, N, width), c]
 
 
@@ -267,11 +267,11 @@ def _infer(call: _Call) -> tuple[Tensor, ...]:
     if call.masks is None and call.batch_sizes is None:
         cache = _cache(call)
         h0 = _array(call.h0)
-        state = (h0, _array(call.c0)) if cache.engine.has_cell else h0
+        state = (h0, _array(call.c0)) if cache.engine.info.has_c else h0
         results = cache.prepared(call).run(_array(call.x), state)
         if results is not None:
             y, last = results
-            last = last if cache.engine.has_cell else (last, np.empty(0, last.dtype))
+            last = last if cache.engine.info.has_c else (last, np.empty(0, last.dtype))
             return tuple(map(torch.from_numpy, (y, *last)))
     return _run(call)
 
@@ -289,7 +289,7 @@ def _run(call: _Call, keep_tape: bool = False) -> tuple[Tensor, ...]:
     sizes = engine.sizes(T, N, order)
     shapes = _shapes(engine, call.x.shape, N if order is None else order.sequences)
     y, h_n, c_n = results = [cache.results.empty(shape, engine.dtype) for shape in shapes]
-    outputs = functional.Outputs(_time_first(y, call), h_n, c_n if engine.has_cell else None)
+    outputs = functional.Outputs(_time_first(y, call), h_n, c_n if engine.info.has_c else None)
     tape = cache.tapes.bytes(sizes.tape) if keep_tape else None
     workspace = cache.workspaces.acquire(sizes.forward_workspace)
     functional.forward(engine, cache.packed(call.parameters), inputs, outputs, workspace, tape)
@@ -304,7 +304,7 @@ def _differentiate(call: _Call, kept: _Kept) -> tuple[Any, ...]:
     shapes = call.x.shape, *_shapes(engine, call.x.shape, N if order is None else order.sequences)[1:]
     dx, dh0, dc0 = (cache.results.empty(shape, engine.dtype) for shape in shapes)
     dparameters = [cache.zeros(shape, engine.dtype) for shape in cache.shapes.values()]
-    dc_n, dc0_out = (_contiguous(kept.dc_n), dc0) if engine.has_cell else (None, None)
+    dc_n, dc0_out = (_contiguous(kept.dc_n), dc0) if engine.info.has_c else (None, None)
     given = functional.OutputGradients(_sequence(kept.dy, call), _contiguous(kept.dh_n), dc_n)
     found = functional.InputGradients(_time_first(dx, call), dh0, dc0_out, dparameters)
     packed, y, tape = cache.packed(call.parameters, back=True), _sequence(kept.y, call), _array(_aligned(kept.tape))

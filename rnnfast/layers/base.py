@@ -220,9 +220,9 @@ class ArrayLayer(Layer):
         return types.MappingProxyType(self._parameters)
 
     def _draw(self, draw: Callable[[str, tuple[int, ...]], Array], shapes: dict[str, tuple[int, ...]]) -> None:
-        """Create the parameters; `draw` returns the initial values for a name and a shape."""
+        """Create the parameters; `draw` returns a new array for a name and a shape."""
         for name, shape in shapes.items():
-            self._parameters[name] = lasting(draw(name, arguments.countable(name, shape)).astype(self.dtype))
+            self._parameters[name] = lasting(draw(name, arguments.countable(name, shape)))
 
     def _prepare(self) -> None:
         """Create the attributes that are not pickled."""
@@ -233,7 +233,7 @@ class ArrayLayer(Layer):
 
     def _zeros(self) -> dict[str, Array]:
         """Return arrays of zeros, to which the gradients of the parameters are added."""
-        return {name: np.zeros_like(array) for name, array in self._parameters.items()}
+        return {name: np.zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
 
     def freeze(self) -> None:
         """Pack the weights once for all later calls, and make the parameter arrays read-only.

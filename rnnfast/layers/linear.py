@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rnnfast import arguments, functional
+from rnnfast import arguments, functional, initializers
 from rnnfast._types import Array, ArrayLike, DTypeLike, Seed
 
-from .base import ArrayLayer, Gradients, Tape, lasting
+from .base import ArrayLayer, Gradients, Tape
 
 __all__ = ["Embedding", "Linear"]
 
@@ -167,7 +167,9 @@ class Linear(Pointwise):
         if self.bias:
             shapes["bias"] = (self.out_features,)
         bound = 1 / math.sqrt(self.in_features)
-        self._draw(lambda _, shape: self._rng.uniform(-bound, bound, shape), shapes)
+        self._draw(
+            lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)), shapes
+        )
 
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
@@ -243,8 +245,8 @@ class Embedding(Pointwise):
         super().__init__(dtype, rng)
         self.num_embeddings = arguments.size("num_embeddings", num_embeddings)
         self.embedding_dim = arguments.size("embedding_dim", embedding_dim)
-        shape = arguments.countable("weight", (self.num_embeddings, self.embedding_dim))
-        self._parameters["weight"] = lasting(self._rng.standard_normal(shape).astype(self.dtype))
+        shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
+        self._draw(lambda _, shape: initializers.drawn(shape, self.dtype, self._rng.standard_normal), shapes)
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are read from the table itself
@@ -255,15 +257,32 @@ class Embedding(Pointwise):
             raise TypeError(f"x must hold integer ids, but its dtype is {ids.dtype}")
         # Raises MemoryError now, before the ids are searched.
         np.empty(arguments.countable("y", (*ids.shape, self.embedding_dim)), self.dtype)
+        ids = ids.copy()  # another thread may write to the argument after the check
         if ids.size and (ids.min() < 0 or ids.max() >= self.num_embeddings):
             wrong = ids[(ids < 0) | (ids >= self.num_embeddings)][0]
             raise ValueError(f"x must hold ids from 0 to num_embeddings - 1 = {self.num_embeddings - 1}, got {wrong}")
         return ids.astype(np.intp, copy=False)
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        return weights[0][x]
+        y = np.empty((*x.shape, self.embedding_dim), self.dtype)
+        ids, rows = x.reshape(-1), y.reshape(-1, self.embedding_dim)
+        for part in initializers.blocks(ids.size, self.embedding_dim):
+            weights[0].take(ids[part], axis=0, out=rows[part], mode="clip")  # all ids are valid in any mode
+        return y
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *_: Array) -> None:
         # Summing in float64 is accurate even if an id occurs a million times. Only rows that occur are updated.
-        used, place = np.unique(x.ravel(), return_inverse=True)
-        parameters["weight"][used] = np.transpose([np.bincount(place, column) for column in _rows(dy).T])
+        ids, dy, total = x.reshape(-1), _rows(dy), parameters["weight"]
+        occurs = np.zeros(self.num_embeddings, bool)
+        for part in initializers.blocks(ids.size):
+            occurs[ids[part]] = True
+        used = np.flatnonzero(occurs)
+        place = np.empty(self.num_embeddings, np.intp)
+        place[used] = own = np.arange(len(used))
+        sums = np.zeros((self.embedding_dim, len(used)))
+        for part in initializers.blocks(ids.size, least=len(used)):
+            places = np.concatenate([own, place[ids[part]]])
+            for column, values in zip(sums, dy[part].T, strict=True):
+                column[...] = np.bincount(places, np.concatenate([column, values]))  # continues the sums, in order
+        for part in initializers.blocks(len(used), self.embedding_dim):
+            total[used[part]] = sums[:, part].T

@@ -76,7 +76,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         initializer = initializers.read(self._init, self.engine.info.gates, relu, self.bias, self.coupled)
         shapes = functional.parameter_shapes(self.engine)
         shapes = {name: shape for name, shape in shapes.items() if name not in self.execution.extras}
-        self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size), shapes)
+        self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size, self.dtype), shapes)
 
     def _prepare(self) -> None:
         directions = 1 + self.bidirectional
@@ -309,8 +309,10 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _masks(self, plan: Plan) -> Array:
         """Draw the dropout factors for the outputs of all layers but the last: 0, or 1 / (1 - dropout)."""
         shape = (self.num_layers - 1, plan.T, plan.N, plan.y[-1])
-        kept = self._rng.random(shape, np.float32) >= self.dropout
-        return np.multiply(kept, 1 / (1 - self.dropout) if self.dropout < 1 else 0, dtype=self.dtype)
+        factor = self.dtype.type(1 / (1 - self.dropout) if self.dropout < 1 else 0)
+        return initializers.drawn(
+            shape, self.dtype, lambda n: factor * (self._rng.random(n, np.float32) >= self.dropout)
+        )
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         kept: Kept = self._open(tape)

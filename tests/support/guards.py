@@ -181,7 +181,7 @@ class Run:
         engine, N = self.engine, self.p.x.shape[1]
         rows = engine.num_layers * engine.directions
         h = self.guards.array((rows, N, engine.output_size))
-        return h, self.guards.array((rows, N, engine.hidden_size)) if engine.has_cell else None
+        return h, self.guards.array((rows, N, engine.hidden_size)) if engine.info.has_c else None
 
     def forward_results(self):
         return {"y": self.y, **{f"state {i}": member for i, member in enumerate(members(self.state))}}

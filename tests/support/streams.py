@@ -16,7 +16,7 @@ def random_state(layer, N, rng):
     """Random values with the structure of a layer's state."""
     width = layer.engine.output_size
     h = rng.standard_normal((layer.num_layers, N, width)).astype(layer.dtype)
-    if not layer.engine.has_cell:
+    if not layer.engine.info.has_c:
         return h
     return h, rng.standard_normal((layer.num_layers, N, layer.hidden_size)).astype(layer.dtype)
 
