@@ -8,39 +8,12 @@
  * where a are the pre-activations of cells.h, and each function clips its argument to -clip .. clip first.
  * Layout: the columns are those of cells.h, but the gates buffer keeps pre-activations, because the slope of a function like max(0, x)
  * does not always follow from its output. Backward computes the functions again.
- * Cost: ELU and softplus call libm for each element.
  * Sources: F. Gers and J. Schmidhuber, "Recurrent nets that time and count", 2000 (peepholes); K. Greff et al., "LSTM: a search space
  * odyssey", 2017 (coupled gates); the operators RNN, LSTM and GRU of the ONNX standard.
  */
 #pragma once
 
 #include "cell.h"
-
-#include <math.h>
-
-INLINE vec each(vec x, REAL alpha, double (*function)(double x, double alpha))
-{
-    REAL lanes[LANES];
-    store(lanes, x);
-    for (int i = 0; i < LANES; i++) lanes[i] = (REAL)function((double)lanes[i], (double)alpha);
-    return load(lanes);
-}
-
-static double elu(double x, double alpha)
-{
-    return x >= 0 ? x : alpha * expm1(x);
-}
-
-static double elu_slope(double x, double alpha)
-{
-    return x >= 0 ? 1 : alpha * exp(x);
-}
-
-static double softplus(double x, double alpha)
-{
-    (void)alpha;
-    return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x));
-}
 
 INLINE vec absolute(vec x)
 {
@@ -66,9 +39,9 @@ static vec apply(const rnnfast_activation *f, vec x)
     case RNNFAST_THRESHOLDED_RELU: return select(less_equal(alpha, x), x, lesser(zero, greater(zero, x))); /* 0, or NaN */
     case RNNFAST_SCALED_TANH: return alpha * hyperbolic_tangent(beta * x);
     case RNNFAST_HARD_SIGMOID: return lesser(one, greater(zero, muladd(alpha, x, beta)));
-    case RNNFAST_ELU: return each(x, (REAL)f->alpha, elu);
+    case RNNFAST_ELU: return select(less_equal(zero, x), x, alpha * exponential(lesser(zero, x), 1));
     case RNNFAST_SOFTSIGN: return x / (one + absolute(x));
-    default: return each(x, 0, softplus);
+    default: return softplus(x);
     }
 }
 
@@ -87,7 +60,7 @@ static vec slope(const rnnfast_activation *f, vec x)
     case RNNFAST_HARD_SIGMOID:
         y = muladd(alpha, x, beta);
         return select(less_equal(y, zero), zero, select(less_equal(one, y), zero, alpha));
-    case RNNFAST_ELU: return each(x, (REAL)f->alpha, elu_slope);
+    case RNNFAST_ELU: return select(less_equal(zero, x), one, alpha * exponential(lesser(zero, x), 0));
     case RNNFAST_SOFTSIGN: y = one / (one + absolute(x)); return y * y;
     default: return sigmoid(x);
     }

@@ -143,12 +143,12 @@ def isas():
 
 
 def get_default_isa():
-    """Return the instruction set of new engines and of the linear functions."""
+    """Return the name of the instruction set that new layers and engines use."""
     return isas()[default_isa]
 
 
 def set_default_isa(str name):
-    """Set the instruction set of new engines and of the linear functions, one of `isas`."""
+    """Set the instruction set of new layers and engines, one of `isas`."""
     global default_isa
     if name not in isas():
         raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
@@ -156,7 +156,10 @@ def set_default_isa(str name):
 
 
 cdef class use_isa:
-    """Use an instruction set in a context, for new engines and for the linear functions, in all threads."""
+    """Use an instruction set in a context, as the default of new layers and engines in all threads.
+
+    A layer keeps the instruction set that it was created with.
+    """
     cdef int index, before
 
     def __cinit__(self, str name):
@@ -1610,7 +1613,7 @@ def fold(Engine engine, dy, Order order):
         release(&buffers)
 
 
-def linear_sizes(M, I, O, size_t item):
+def linear_sizes(M, I, O, size_t item, str isa=None):
     """(packed, backward_workspace) in bytes."""
     cdef rnnfast_linear p
     cdef size_t packed, backward_workspace
@@ -1621,7 +1624,7 @@ def linear_sizes(M, I, O, size_t item):
         too_large = True
     if not too_large and (p.M < 1 or p.I < 1 or p.O < 1):
         raise ValueError(f"rows, features and outputs must be positive, got {M}, {I} and {O}")
-    if too_large or table_of(item).linear_sizes(&p, &packed, &backward_workspace):
+    if too_large or table_of(item, isa).linear_sizes(&p, &packed, &backward_workspace):
         raise ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
     return packed, backward_workspace
 
@@ -1632,18 +1635,18 @@ cdef int measure_linear(rnnfast_linear *p, const rnnfast_table *table, size_t *p
     return 0
 
 
-cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, Watch *watch) except NULL:
+cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, str isa, Watch *watch) except NULL:
     memset(p, 0, sizeof(p[0]))
     p.threads, p.poll = threads, start(watch)
-    return table_of(item)
+    return table_of(item, isa)
 
 
-def linear_pack(weight, bias, packed):
+def linear_pack(weight, bias, packed, str isa=None):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t packed_size, workspace_size, item = weight.itemsize
-    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, isa, &watch)
     buffers.count = 0
     try:
         p.weight = acquire_array(&buffers, weight, PyBUF_C_CONTIGUOUS, item, 2, -1, -1)
@@ -1658,12 +1661,12 @@ def linear_pack(weight, bias, packed):
         release(&buffers)
 
 
-def linear_forward(x, packed, y):
+def linear_forward(x, packed, y, str isa=None):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t packed_size, workspace_size, item = x.itemsize
-    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, isa, &watch)
     buffers.count = 0
     try:
         p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)
@@ -1681,12 +1684,12 @@ def linear_forward(x, packed, y):
         release(&buffers)
 
 
-def linear_backward(x, weight, dy, dx, dweight, dbias, workspace):
+def linear_backward(x, weight, dy, dx, dweight, dbias, workspace, str isa=None):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t packed_size, workspace_size, item = x.itemsize
-    cdef const rnnfast_table *table = describe_linear(&p, item, &watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, isa, &watch)
     buffers.count = 0
     try:
         p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)

@@ -74,6 +74,7 @@ from rnnfast._core import (
     cells,
     fold,
     forward,
+    get_default_isa,
     get_num_threads,
     isas,
     pack,
@@ -103,6 +104,7 @@ __all__ = [
     "empty",
     "fold",
     "forward",
+    "get_default_isa",
     "get_num_threads",
     "isas",
     "linear_backward",
@@ -215,23 +217,30 @@ def window(order: Order, first: int, last: int) -> Order:
     return Order(int(begin[1] - begin[0]), begin, positions, edges - edges[0], order.masked_steps[:0])
 
 
-def linear_pack(weight: Array, bias: Array | None) -> Array:
-    """Return weight (O, I) and bias (O,) or None, both C-contiguous, packed for `linear_forward`."""
+def linear_pack(weight: Array, bias: Array | None, isa: str | None = None) -> Array:
+    """Return weight (O, I) and bias (O,) or None, both C-contiguous, packed for `linear_forward` with the same `isa`.
+
+    `isa` names an instruction set; None stands for the default, which `use_isa` changes.
+    """
     rows, columns = weight.shape
-    packed = empty(_core.linear_sizes(1, columns, rows, weight.itemsize)[0])
-    _core.linear_pack(weight, bias, packed)
+    isa = isa or _core.get_default_isa()  # once, because another thread may change it
+    packed = empty(_core.linear_sizes(1, columns, rows, weight.itemsize, isa)[0])
+    _core.linear_pack(weight, bias, packed, isa)
     return packed
 
 
-def linear_forward(x: Array, packed: Array, y: Array) -> None:
+def linear_forward(x: Array, packed: Array, y: Array, isa: str | None = None) -> None:
     """Compute y = x weight' + bias for x (M, I) and y (M, O). The strides of the rows are arbitrary."""
-    _core.linear_forward(x, packed, y)
+    _core.linear_forward(x, packed, y, isa)
 
 
-def linear_backward(x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None) -> None:
+def linear_backward(
+    x: Array, weight: Array, dy: Array, dx: Array, dweight: Array, dbias: Array | None, isa: str | None = None
+) -> None:
     """Write dx, and add the gradients of weight and bias to dweight and dbias, which may be None."""
-    _, size = _core.linear_sizes(x.shape[0], x.shape[1], dy.shape[1], x.itemsize)
-    _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size))
+    isa = isa or _core.get_default_isa()
+    _, size = _core.linear_sizes(x.shape[0], x.shape[1], dy.shape[1], x.itemsize, isa)
+    _core.linear_backward(x, weight, dy, dx, dweight, dbias, empty(size), isa)
 
 
 def activation(name: str, a: Array, isa: str | None = None) -> Array:

@@ -1,12 +1,15 @@
-"""sigmoid and tanh on every instruction set: error bounds, limits, NaN and symmetry.
+"""Activations on every instruction set: error bounds, limits, NaN and symmetry.
 
 ulp_exhaustive.py is a program that checks every float32 value.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ulp_exhaustive import SIGN, examine
 
+import rnnfast
 from rnnfast import functional
 
 LARGEST_ERROR = 4  # ulp, in float64
@@ -93,3 +96,58 @@ def test_the_place_in_an_array_does_not_matter(function, isa, dtype):
     x = np.random.default_rng(0).normal(size=37).astype(dtype)
     alone = [functional.activation(function, x[i : i + 1], isa)[0] for i in range(len(x))]
     assert functional.activation(function, x, isa).tobytes() == np.array(alone).tobytes()
+
+
+# --- ELU and softplus, which only layers apply
+
+
+def applied(name, x, isa):
+    """An activation of x and its slope, from a layer that computes h = f(x)."""
+    with functional.use_isa(isa):
+        layer = rnnfast.RNN(1, 1, activations=[name], bias=False, dtype=x.dtype)
+    layer.load_state_dict({"weight_ih_l0": [[1.0]], "weight_hh_l0": [[0.0]]})
+    y, _, tape = layer.forward(x[np.newaxis, :, np.newaxis])
+    return y.ravel(), layer.backward(tape, np.ones_like(y)).x.ravel()
+
+
+@pytest.fixture(scope="module")
+def exponential_right():
+    """Inputs, with ELU, its slope and softplus of each."""
+    mpmath = pytest.importorskip("mpmath", reason="mpmath is not installed: no comparison with it")
+    mpmath.mp.prec = 140
+    rng = np.random.default_rng(0)
+    spread = [rng.uniform(-85, 85, 300), rng.uniform(-2, 2, 1000), -np.exp(rng.uniform(-60, 4.4, 500))]
+    x = np.concatenate([*spread, around(np.arange(0.5, 60) * np.log(2), 2, np.float32), [0.0]]).astype(np.float32)
+    x = np.concatenate([x, -x[-301:]])
+    values = [mpmath.mpf(float(value)) for value in x]
+    exponential = [mpmath.exp(min(value, 0)) for value in values]
+    elu = [value if value >= 0 else mpmath.expm1(value) for value in values]
+    softplus = [max(value, 0) + mpmath.log1p(mpmath.exp(-abs(value))) for value in values]
+    return x, elu, exponential, softplus
+
+
+def test_elu_and_softplus(exponential_right, isa, dtype):
+    x, *right = exponential_right
+    got = *applied("elu", x.astype(dtype), isa), applied("softplus", x.astype(dtype), isa)[0]
+    for values, expected in zip(got, right, strict=True):
+        ulps = [np.spacing(dtype(abs(want))) for want in expected]
+        errors = [abs(y - want) / ulp for y, want, ulp in zip(values.tolist(), expected, ulps, strict=True)]
+        assert max(errors) <= LARGEST_ERROR, x[np.argmax(errors)]
+
+
+def test_limits_of_elu_and_softplus(isa, dtype):
+    x = np.array([-np.inf, -1e30, 0, 1e30, np.inf, np.nan], dtype)
+    y, slope = applied("elu", x, isa)
+    np.testing.assert_array_equal(y, np.array([-1, -1, 0, 1e30, np.inf, np.nan], dtype))
+    np.testing.assert_array_equal(slope[:5], np.array([0, 0, 1, 1, 1], dtype))
+    y, slope = applied("softplus", x, isa)
+    np.testing.assert_array_equal(y, np.array([0, 0, np.log(2), 1e30, np.inf, np.nan], dtype))
+    np.testing.assert_array_equal(slope[:5], np.array([0, 0, 0.5, 1, 1], dtype))
+
+
+def test_kernels_call_no_mathematical_function_of_the_c_library():
+    """Its last bits differ between glibc, musl and others, and with glibc between processors."""
+    csrc = Path(__file__).parents[1] / "csrc"
+    if not csrc.is_dir():
+        pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources")
+    assert [path.name for path in csrc.glob("*.[ch]") if "math.h" in path.read_text(encoding="utf-8")] == []

@@ -1,5 +1,6 @@
 """Frozen layers give the same results in any order of calls."""
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +10,7 @@ from support.compare import assert_same_bits, members
 from support.layers import H, I, N, T, like, make, problem, results
 
 import rnnfast
+from rnnfast import functional
 
 
 def test_frozen(variant, rng):
@@ -170,3 +172,21 @@ def test_dtypes_that_buffers_cannot_describe_are_refused_as_before_freezing():
     for call in (lambda: layer(dates), lambda: layer(x, (dates, None)), lambda: layer.stream(N).step(dates[0])):
         with pytest.raises(TypeError, match=r"must hold real numbers, .*its dtype is datetime64"):
             call()
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_linear_keeps_its_instruction_set(rng, is_frozen):
+    """Weights are packed for one instruction set: another one would read them in the wrong order."""
+    x, dy = rng.standard_normal((7, 5)).astype(np.float32), rng.standard_normal((7, 11)).astype(np.float32)
+    for own in functional.isas():
+        with functional.use_isa(own):
+            layer = rnnfast.Linear(5, 11, rng=0)
+        expected = layer(x).tobytes()
+        gradient = layer.backward(layer.forward(x)[1], dy).x.tobytes()
+        if is_frozen:
+            layer.freeze()
+        for other in functional.isas():
+            with functional.use_isa(other):
+                assert layer(x).tobytes() == expected
+                assert layer.backward(layer.forward(x)[1], dy).x.tobytes() == gradient
+                assert pickle.loads(pickle.dumps(layer))(x).shape == (7, 11)

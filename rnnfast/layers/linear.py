@@ -156,6 +156,8 @@ class Linear(Pointwise):
     ((5, 2, 8), [10.0, 10.0, 10.0])
     """
 
+    _transient = ("_isa",)
+
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
@@ -164,10 +166,10 @@ class Linear(Pointwise):
         self.in_features = arguments.size("in_features", in_features)
         self.out_features = arguments.size("out_features", out_features)
         self.bias = arguments.flag("bias", bias)
+        self._prepare()
         shapes = {"weight": arguments.countable("weight", (self.out_features, self.in_features))}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        arguments.countable("weight", shapes["weight"])  # before the square root of a size that no float can hold
         bound = 1 / math.sqrt(self.in_features)
         self._draw(
             lambda _, shape: initializers.drawn(shape, self.dtype, lambda n: self._rng.uniform(-bound, bound, n)),
@@ -175,11 +177,15 @@ class Linear(Pointwise):
         )
         self._built = True
 
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._isa = functional.get_default_isa()  # packed weights are for one instruction set
+
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
 
     def _current(self) -> tuple[Array, ...]:
-        return (functional.linear_pack(self._parameters["weight"], self._parameters.get("bias")),)
+        return (functional.linear_pack(self._parameters["weight"], self._parameters.get("bias"), self._isa),)
 
     def _input(self, x: Any) -> Array:
         array = arguments.real("x", x, self.dtype)
@@ -193,14 +199,14 @@ class Linear(Pointwise):
     def _map(self, x: Array, *weights: Array) -> Array:
         y = np.empty(arguments.countable("y", (*x.shape[:-1], len(self._parameters["weight"]))), x.dtype)
         if y.size:
-            functional.linear_forward(_rows(x), weights[-1], _rows(y))
+            functional.linear_forward(_rows(x), weights[-1], _rows(y), self._isa)
         return y
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
         dx = np.empty(x.shape, x.dtype)
         if dx.size:
             dweight, dbias = parameters["weight"], parameters.get("bias")
-            functional.linear_backward(_rows(x), weights[0], _rows(dy), _rows(dx), dweight, dbias)
+            functional.linear_backward(_rows(x), weights[0], _rows(dy), _rows(dx), dweight, dbias, self._isa)
         return dx
 
 

@@ -218,8 +218,8 @@ class Adam(_Optimizer):
         v = beta2 * v + (1 - beta2) * gradient**2
         parameter -= lr * m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps)
 
-    If the square of a gradient overflows the dtype, v becomes infinite and the element no longer changes, as in PyTorch:
-    clip such gradients.
+    If the square of a gradient overflows the dtype, v becomes infinite and the element no longer changes, as in
+    PyTorch: clip such gradients.
 
     Source: D. Kingma and J. Ba, "Adam: A method for stochastic optimization", ICLR 2015, algorithm 1.
 
