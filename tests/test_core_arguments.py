@@ -60,7 +60,7 @@ CALLS = {
     "Slots.members": lambda: (slots().members, []),
     "Slots.join": lambda: (slots().join, [f(1, H), f(1, H)]),
     "Slots.leave": lambda: (joined().leave, [1]),
-    "Slots.step": lambda: (joined().step, [[1], f(1, I), f(1, H), lambda *a: a]),
+    "Slots.step": lambda: (joined().step, [[1], f(1, I), f(1, H), lambda x, out, _: (x, out, out)]),
     "BufferPool": lambda: (_core.BufferPool, [2, b]),
     "BufferPool.acquire": lambda: (BufferPool(2).acquire, [64]),
     "BufferPool.pop": lambda: (BufferPool(2).pop, []),
@@ -73,7 +73,7 @@ CALLS = {
     "committed": lambda: (_core.committed, [len]),
     "optimize": lambda: (_core.optimize, [
         [f(3)], [f(3)], [[f(3)], [f(3)]], np.zeros(1, np.int64), (.1, .2, .3, .4, .5, .6)]),
-    "PreparedCall.update": lambda: (step().update, [lambda h, c: (h, None)]),
+    "PreparedCall.update": lambda: (step().update, [lambda h, c: (1, (h, c))]),
     "CellInfo": lambda: (_core.CellInfo, list(range(10))),
     "Sizes": lambda: (_core.Sizes, [1, 2, 3]),
     "use_isa": lambda: (_core.use_isa, ["scalar"]),
