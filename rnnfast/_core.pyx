@@ -35,6 +35,7 @@ cdef extern from "Python.h":
     enum:
         PyBUF_SIMPLE
         PyBUF_WRITABLE
+        PyBUF_FORMAT
         PyBUF_STRIDES
         PyBUF_C_CONTIGUOUS
         PyBUF_RECORDS_RO
@@ -351,8 +352,10 @@ cdef class Views:
         if self.at == NULL:
             raise MemoryError()
         for array in arrays:
-            PyObject_GetBuffer(array, &self.at[self.count], flags)
+            PyObject_GetBuffer(array, &self.at[self.count], flags | PyBUF_FORMAT)
             self.count += 1
+            if self.at[self.count - 1].format != NULL and self.at[self.count - 1].format[0] == c"O":
+                raise TypeError("an array holds Python objects, but must hold numbers")
 
     def __dealloc__(self):
         for i in range(self.count):
