@@ -156,13 +156,12 @@ class Linear(Pointwise):
     ((5, 2, 8), [10.0, 10.0, 10.0])
     """
 
-    _transient = ("_isa",)
+    _transient = ("_built", "_isa")
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Seed = None
     ) -> None:
         super().__init__(dtype, rng)
-        self._prepare()
         self.in_features = arguments.size("in_features", in_features)
         self.out_features = arguments.size("out_features", out_features)
         self.bias = arguments.flag("bias", bias)
