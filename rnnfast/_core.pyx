@@ -4,8 +4,8 @@
 
 rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. An array that is missing, has too few bytes,
 or another shape or element size than the kernels expect, raises TypeError or ValueError, and so do options that `Engine` does not know.
-Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes must come from this module, and arrays with
-elements of 8 bytes must not hold Python objects.
+Arrays of Python objects raise TypeError. Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes
+must come from this module.
 `PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
 """
 import functools
@@ -51,11 +51,11 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
-cdef extern from "optimizers.h" nogil:
-    void rnnfast_sgd_f32(float *, const float *, float *, ptrdiff_t, const double *)
-    void rnnfast_sgd_f64(double *, const double *, double *, ptrdiff_t, const double *)
-    void rnnfast_adam_f32(float *, const float *, float *, float *, ptrdiff_t, const double *)
-    void rnnfast_adam_f64(double *, const double *, double *, double *, ptrdiff_t, const double *)
+cdef extern from "optimizers.h":
+    ctypedef struct rnnfast_optimizers:
+        void (*sgd)(void *parameter, const void *gradient, void *buffer, ptrdiff_t n, const double *options) noexcept nogil
+        void (*adam)(void *parameter, const void *gradient, void *first, void *second, ptrdiff_t n, const double *options) noexcept nogil
+    const rnnfast_optimizers rnnfast_optimizers_f32, rnnfast_optimizers_f64
 
 
 cdef extern from "xla_ffi.h":
@@ -277,11 +277,25 @@ cdef bint is_plain(value):
     return PyObject_CheckBuffer(value) and not (isinstance(value, ndarray) and hasattr(value, "mask"))
 
 
-cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
-    """Acquire the buffer of an object, which must have at least `least` bytes."""
+cdef int require_numbers(const Py_buffer *view) except -1:
+    """Refuse Python objects, whose references would be overwritten or read as numbers, and records, which may hold some."""
+    if view.format != NULL and (view.format[0] == c"O" or view.format[0] == c"T"):
+        raise TypeError("an array holds Python objects or records, but must hold numbers")
+    return 0
+
+
+cdef Py_buffer *hold(Buffers *buffers, obj, int flags) except NULL:
+    """Acquire the buffer of an object, whose contents the caller checks or knows."""
     cdef Py_buffer *view = &buffers.held[buffers.count]
     PyObject_GetBuffer(obj, view, flags)
     buffers.count += 1
+    return view
+
+
+cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
+    """Acquire the buffer of an object, which must hold numbers, in at least `least` bytes."""
+    cdef Py_buffer *view = hold(buffers, obj, flags | PyBUF_FORMAT)
+    require_numbers(view)
     if <size_t>view.len < least:
         raise ValueError(f"a buffer has {view.len} bytes, but {least} are needed")
     return view.buf
@@ -312,7 +326,7 @@ cdef void *acquire_array(Buffers *buffers, obj, int flags, size_t item, int ndim
 cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
     """Acquire the buffer of an object; False if it is read-only or of a dtype that buffers cannot describe."""
     try:
-        acquire(buffers, obj, flags)
+        hold(buffers, obj, flags)
     except (BufferError, ValueError):
         return False
     return True
@@ -354,8 +368,7 @@ cdef class Views:
         for array in arrays:
             PyObject_GetBuffer(array, &self.at[self.count], flags | PyBUF_FORMAT)
             self.count += 1
-            if self.at[self.count - 1].format != NULL and self.at[self.count - 1].format[0] == c"O":
-                raise TypeError("an array holds Python objects, but must hold numbers")
+            require_numbers(&self.at[self.count - 1])
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -369,45 +382,39 @@ cdef class Pointers:
     None stands for an array that is not there, which `optional` permits: the gradient of a bias or of per-unit extras.
     """
     cdef void **at
-    cdef Py_buffer *views
-    cdef int count
+    cdef Views views
 
     def __cinit__(self, Engine engine, arrays, int flags, bint optional):
-        cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions, i = 0
-        cdef ptrdiff_t state, rows = engine.gates * engine.hidden_size, P = engine.output_size
+        cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions
+        cdef ptrdiff_t i, state, rows = engine.gates * engine.hidden_size, P = engine.output_size
         cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
                                                <ptrdiff_t>engine.info.extra_rows * engine.hidden_size]
-        cdef ptrdiff_t expected = engine.kind_count * states
-        cdef int kind
+        cdef list expected = list(arrays), given = []
         cdef Py_buffer *view
+        cdef int kind
         self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
-        self.views = <Py_buffer *>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(Py_buffer))
-        if self.at == NULL or self.views == NULL:
+        if self.at == NULL:
             raise MemoryError()
-        if len(arrays) != expected:
-            raise ValueError(f"expected {expected} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
-        for array in arrays:
+        if len(expected) != engine.kind_count * states:
+            raise ValueError(f"expected {engine.kind_count * states} arrays, one for each of parameter_shapes(engine), got {len(expected)}")
+        for i, array in enumerate(expected):
+            kind = engine.kinds[i % engine.kind_count]
+            if array is not None or not optional or not (kind == 2 or kind == 3 or kind == 5):
+                given.append(array)
+        self.views = Views(given, flags)
+        view = self.views.at
+        for i, array in enumerate(expected):
             kind, state = engine.kinds[i % engine.kind_count], i // engine.kind_count
-            i += 1
-            if array is None and optional and (kind == 2 or kind == 3 or kind == 5):
+            if array is None:
                 continue
-            if self.count == expected:
-                raise ValueError("the list of arrays has changed during the call")
-            view = &self.views[self.count]
-            PyObject_GetBuffer(array, view, flags)
-            self.count += 1
-            self.at[RNNFAST_KINDS * state + kind] = view.buf
             sizes[0] = rows * (engine.input_size if state < directions else directions * P)
             if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
-                raise ValueError(f"array {i - 1} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
-        if i < expected:
-            raise ValueError("the list of arrays has changed during the call")
+                raise ValueError(f"array {i} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
+            self.at[RNNFAST_KINDS * state + kind] = view.buf
+            view += 1
 
     def __dealloc__(self):
-        for i in range(self.count):
-            PyBuffer_Release(&self.views[i])
         PyMem_Free(self.at)
-        PyMem_Free(self.views)
 
 
 cdef class Order:
@@ -601,19 +608,16 @@ cdef void update(const Py_buffer *p, void *g, void *first, void *second, const d
     cdef Py_ssize_t length = row_length(p), step = row_stride(p), i, n
     cdef char *row = <char *>p.buf
     cdef void *at
+    cdef const rnnfast_optimizers *steps = &rnnfast_optimizers_f32 if p.itemsize == sizeof(float) else &rnnfast_optimizers_f64
     n = length if step == p.itemsize else 1
     memset(index, 0, sizeof(index))
     while row != NULL and p.len:
         for i in range(length // n):
             at = row + i * step
-            if p.itemsize == sizeof(float) and second != NULL:
-                rnnfast_adam_f32(<float *>at, <float *>g, <float *>first, <float *>second, n, options)
-            elif p.itemsize == sizeof(float):
-                rnnfast_sgd_f32(<float *>at, <float *>g, <float *>first, n, options)
-            elif second != NULL:
-                rnnfast_adam_f64(<double *>at, <double *>g, <double *>first, <double *>second, n, options)
+            if second != NULL:
+                steps.adam(at, g, first, second, n, options)
             else:
-                rnnfast_sgd_f64(<double *>at, <double *>g, <double *>first, n, options)
+                steps.sgd(at, g, first, n, options)
             g = <char *>g + n * p.itemsize
             first = NULL if first == NULL else <void *>(<char *>first + n * p.itemsize)
             second = NULL if second == NULL else <void *>(<char *>second + n * p.itemsize)
@@ -638,12 +642,13 @@ def optimize(list parameters not None, list gradients not None, list moments not
         raise ValueError("expected two options, six with two moments, and steps as one int64")
     for i, option in enumerate(options):
         o[i] = option
-    for views in (g, *(first, second)[:len(moments)]):
+    for views in (p, g, *(first, second)[:len(moments)]):
         if (<Views>views).count != p.count:
             raise ValueError(f"expected {p.count} gradients and moments of each kind")
         for i in range(p.count):
-            if (<Views>views).at[i].len != p.at[i].len:
-                raise ValueError(f"gradient and moments {i} must have {p.at[i].len} bytes, as the parameter has")
+            if (<Views>views).at[i].len != p.at[i].len or (<Views>views).at[i].itemsize != p.at[i].itemsize:
+                raise ValueError(f"gradient and moments {i} must have {p.at[i].len} bytes and {p.at[i].itemsize} per element, as the parameter has")
+            table_of(p.at[i].itemsize)          # raises unless it is float32 or float64
     with nogil:
         for i in range(p.count):
             update(&p.at[i], g.at[i].buf, first.at[i].buf if first.count else NULL, second.at[i].buf if second.count else NULL, o)
@@ -1210,8 +1215,9 @@ cdef class PreparedCall:
             y, h_n, c_n = self.empty(self.shapes_of_y[0], self.engine.dtype), self.empty(self.h, self.engine.dtype), None
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
-            p.y, p.h_n = acquire(&buffers, y, PyBUF_WRITABLE), acquire(&buffers, h_n, PyBUF_WRITABLE)
-            p.c_n = acquire_optional(&buffers, c_n, PyBUF_WRITABLE)
+            p.y, p.h_n = hold(&buffers, y, PyBUF_WRITABLE).buf, hold(&buffers, h_n, PyBUF_WRITABLE).buf
+            if c_n is not None:
+                p.c_n = hold(&buffers, c_n, PyBUF_WRITABLE).buf
             if self.workspace_size > SMALL_WORKSPACE:
                 workspace = self.pool.acquire(self.workspace_size)
                 p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, self.workspace_size)
