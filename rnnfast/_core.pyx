@@ -42,6 +42,9 @@ cdef extern from "Python.h":
         PyBUF_RECORDS
     int PyObject_CheckBuffer(object)
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
+    int try_buffer "PyObject_GetBuffer"(object, Py_buffer *, int)       # without the cost of a try statement
+    int PyErr_ExceptionMatches(object)
+    void PyErr_Clear()
     void PyBuffer_Release(Py_buffer *)
     Py_ssize_t PY_SSIZE_T_MAX
     int PyObject_GenericSetAttr(object, object, object) except -1
@@ -329,13 +332,15 @@ cdef void *acquire_array(Buffers *buffers, obj, int flags, size_t item, int ndim
     return at
 
 
-cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
+cdef int try_acquire(Buffers *buffers, obj, int flags) except -1:
     """Acquire the buffer of an object; False if it is read-only or of a dtype that buffers cannot describe."""
-    try:
-        hold(buffers, obj, flags)
-    except (BufferError, ValueError):
+    if try_buffer(obj, &buffers.held[buffers.count], flags) == 0:
+        buffers.count += 1
+        return True
+    if PyErr_ExceptionMatches(BufferError) or PyErr_ExceptionMatches(ValueError):
+        PyErr_Clear()
         return False
-    return True
+    return -1
 
 
 cdef void *acquire_steps(Buffers *buffers, flags, Py_ssize_t T, Py_ssize_t N, ptrdiff_t *step, ptrdiff_t *row) except? NULL:
@@ -1160,7 +1165,7 @@ cdef class PreparedCall:
     cdef Form of_x[2]
     cdef Form of_y[2]
     cdef Form of_h, of_c
-    cdef size_t workspace_size
+    cdef size_t workspace_size, size_of_y
     cdef void *small                # a small workspace that no thread uses at present, or NULL
     cdef int now                    # which buffer of each pair holds the state
     cdef bint busy, short
@@ -1187,6 +1192,7 @@ cdef class PreparedCall:
         p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
         p.y_step, p.y_row = step * outputs, row * outputs
         self.workspace_size = engine.sizes(p.T, p.N).forward_workspace
+        self.size_of_y = p.T * p.N * outputs * engine.table.item
         self.state_sizes = [engine.state_bytes(p.N, engine.output_size), engine.state_bytes(p.N, engine.hidden_size)]
         self.of_h = form_of(engine, self.h)
         self.of_c = self.of_h if self.c is None else form_of(engine, self.c)
@@ -1250,7 +1256,7 @@ cdef class PreparedCall:
             y, h_n, c_n = self.empty(self.shapes_of_y[0], self.engine.dtype), self.empty(self.h, self.engine.dtype), None
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
-            p.y = hold(&buffers, y, PyBUF_WRITABLE, p.T * p.N * self.engine.directions * self.engine.output_size * self.engine.table.item).buf
+            p.y = hold(&buffers, y, PyBUF_WRITABLE, self.size_of_y).buf
             p.h_n = hold(&buffers, h_n, PyBUF_WRITABLE, self.state_sizes[0]).buf
             if c_n is not None:
                 p.c_n = hold(&buffers, c_n, PyBUF_WRITABLE, self.state_sizes[1]).buf

@@ -41,6 +41,8 @@ def blocks(size: int, of_row: int = 1, least: int = 0) -> Iterator[slice]:
 
 def drawn(shape: tuple[int, ...], dtype: Any, draw: Callable[[int], Array]) -> Array:
     """Return an array of numbers; ``draw(n)`` returns the next n of them."""
+    if math.prod(shape) <= BLOCK:
+        return draw(math.prod(shape)).reshape(shape).astype(dtype, copy=False)
     array = np.empty(shape, dtype)
     flat = array.reshape(-1)
     for part in blocks(flat.size):

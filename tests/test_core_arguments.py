@@ -215,9 +215,11 @@ def test_sizes_that_do_not_fit_are_refused():
         + """
 from types import SimpleNamespace
 make = lambda *shapes, cell="gru", **given: _core.PreparedCall(
-    _core.Engine(cell, F, 4, 8), b(10**5), shapes, **{"time_first": True, "pool": BufferPool(2), "empty": np.empty} | given)
+    _core.Engine(cell, F, 4, 8), b(10**5), shapes,
+    **{"time_first": True, "pool": BufferPool(2), "empty": np.empty} | given)
 long, _, _ = functional.arrange(50, 30, np.full(30, 20))
-options = SimpleNamespace(clip=None, peepholes=False, coupled=False, activations=(("softsign", 0, 0), ("what", 0, 0), ("tanh", 0, 0)))
+functions = ("softsign", 0, 0), ("what", 0, 0), ("tanh", 0, 0)
+options = SimpleNamespace(clip=None, peepholes=False, coupled=False, activations=functions)
 class Many(list):
     __len__ = lambda self: 3
 shrunk = np.zeros(1000, np.float32)
@@ -230,7 +232,8 @@ for name, call in {
     "x is too narrow": lambda: make((10, 20, 1), (10, 20, 8), (1, 20, 8), None),
     "too many axes": lambda: make((3, 2, 4) + (1,) * 13, (3, 2, 8), (1, 2, 8), None),
     "no c": lambda: make((3, 2, 4), (3, 2, 8), (1, 2, 8), None, cell="lstm"),
-    "results are too small": lambda: make((3, 2, 4), (3, 2, 8), (1, 2, 8), None, empty=lambda *_: f(1)).run(f(3, 2, 4), None),
+    "results are too small": lambda: make(
+        (3, 2, 4), (3, 2, 8), (1, 2, 8), None, empty=lambda *_: f(1)).run(f(3, 2, 4), None),
     "step without states": lambda: prepared().step(f(N, I), None),
     "update without states": lambda: prepared().update(lambda h, c: (1, None)),
     "more than one step": lambda: make((2, 2, 4), (2, 2, 8), (1, 2, 8), None, states=([f(1, 2, 8)] * 2, None)),

@@ -283,7 +283,7 @@ def test_ids_whose_text_cannot_be_made_leave_no_stream_in_use(rng):
     """The error for an id names it, which may raise."""
 
     class Id(int):
-        def __repr__(self):
+        def __repr__(self, *_):
             raise KeyboardInterrupt
 
         __format__ = __repr__

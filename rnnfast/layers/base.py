@@ -248,7 +248,9 @@ class ArrayLayer(Layer):
 
     def _draw(self, draw: Callable[[str, tuple[int, ...]], Array], shapes: dict[str, tuple[int, ...]]) -> None:
         """Create the parameters; `draw` returns a new array for a name and a shape."""
-        create = vars(self).pop("_source", None) or draw
+        create = self._source or draw
+        if self._source is not None:
+            del self._source
         for name, shape in shapes.items():
             self._parameters[name] = lasting(create(name, arguments.countable(name, shape)))
 

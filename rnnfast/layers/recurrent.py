@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -37,6 +36,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     clip: float | None = None
     peepholes = coupled = False
     _leak: Any = None
+    dropout: float  # can be assigned, and takes effect in the next forward
     execution: Execution
     _cell: str
     _init: Init = "torch"
@@ -72,9 +72,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
         stored = self._source is not None
-        if not stored:  # raises MemoryError early
-            self._prepare()
         engine = self._new_engine()
+        if not stored:  # raises MemoryError early
+            self._prepare(engine)
         functions = self.activations or options.DEFAULTS[cell]
         relu = len(engine.info.gates) == 1 and set(functions) == {"relu"}
         initializer = initializers.read(self._init, engine.info.gates, relu, self.bias, self.coupled)
@@ -83,7 +83,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{engine.extra}_l")}
         self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size, self.dtype), shapes)
         if stored:  # before the parameters have been read, nothing of their size is allocated
-            self._prepare()
+            self._prepare(engine)
         self._built = True
 
     def _new_engine(self) -> functional.Engine:
@@ -102,23 +102,17 @@ class Recurrent(ArrayLayer, Generic[State]):
             ),
         )
 
-    def _prepare(self) -> None:
-        engine = self._new_engine()
+    def _prepare(self, engine: functional.Engine | None = None) -> None:
+        engine = engine or self._new_engine()
         shape = (engine.num_layers * engine.directions, engine.hidden_size)
         extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
 
-    def _fixed(self) -> Collection[str]:
-        return {*super()._fixed()} - {"dropout"}
-
-    @property
-    def dropout(self) -> float:
-        """The dropout probability. It can be assigned, and takes effect in the next ``forward``."""
-        return cast("float", vars(self)["dropout"])
-
-    @dropout.setter
-    def dropout(self, value: float) -> None:
-        vars(self)["dropout"] = arguments.fraction("dropout", value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "dropout":
+            object.__setattr__(self, name, arguments.fraction(name, value))
+        else:
+            super().__setattr__(name, value)
 
     @property
     def leak(self) -> Any:
