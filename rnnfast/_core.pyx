@@ -457,7 +457,7 @@ cdef class Order:
     cdef int require(self, ptrdiff_t T, ptrdiff_t N) except -1:
         """Refuse an array (T, N, ...) that lacks a position."""
         if self.T > T or self.N > N:
-            raise ValueError(f"the order has {self.T} steps and {self.N} rows, but an array has only {T} and {N}")
+            raise ValueError("an array lacks steps or rows of the order")
         return 0
 
     def __dealloc__(self):
@@ -514,7 +514,7 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, empty):
             p.lengths = <const ptrdiff_t *>acquire_array(&buffers, lengths, PyBUF_C_CONTIGUOUS, sizeof(ptrdiff_t), 1, N, 0)
             for n in range(N):
                 if not 0 <= p.lengths[n] <= T:
-                    raise ValueError(f"lengths[{n}] is {p.lengths[n]}, but must be between 0 and the {T} steps of x")
+                    raise ValueError(f"lengths must be between 0 and the {T} steps of x")
         if mask is not None:
             p.mask = <const unsigned char *>acquire_steps(&buffers, mask, T, N, &p.mask_step, &p.mask_row)
         if reset is not None:
@@ -674,7 +674,7 @@ def optimize(list parameters not None, list gradients not None, list moments not
             raise ValueError(f"expected {p.count} gradients and moments of each kind")
         for i in range(p.count):
             if not is_float(&(<Views>views).at[i]):
-                raise TypeError(f"parameter, gradient and moments {i} must hold float32 or float64")
+                raise TypeError("parameters, gradients and moments must hold float32 or float64")
             if (<Views>views).at[i].len != p.at[i].len or (<Views>views).at[i].itemsize != p.at[i].itemsize:
                 raise ValueError(f"gradient and moments {i} must have the dtype and size of the parameter")
     with nogil:
@@ -759,7 +759,7 @@ cdef class Lease:
 
     def __cinit__(self, BufferPool pool not None, buffer not None, Py_ssize_t nbytes):
         if not 0 <= nbytes <= buffer.nbytes:
-            raise ValueError(f"nbytes must be between 0 and {buffer.nbytes}, got {nbytes}")
+            raise ValueError("nbytes must be between 0 and the size of the buffer")
         self.pool, self.buffer, self.nbytes = pool, buffer, nbytes
 
     def __dealloc__(self):
@@ -1117,12 +1117,22 @@ cdef struct Form:
 cdef Form form_of(Engine engine, tuple shape):
     """The form of a contiguous array of the engine's dtype."""
     cdef Form form
+    if len(shape) > 3:
+        raise ValueError("a shape has more than 3 axes")
+    memset(&form, 0, sizeof(form))
     form.item = engine.table.item
     form.kind = c"d" if form.item == 8 else c"f"
     form.ndim = len(shape)
     for axis in range(form.ndim):
         form.shape[axis] = shape[axis]
     return form
+
+
+cdef size_t form_bytes(const Form *form) noexcept:
+    cdef size_t bytes = form.item
+    for axis in range(form.ndim):
+        bytes *= form.shape[axis]
+    return bytes
 
 
 cdef bint has_form(Py_buffer *view, Form *form) noexcept:
@@ -1174,19 +1184,12 @@ cdef class PreparedCall:
         cdef rnnfast_problem *p = &self.problem
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
         x, y, self.h, self.c = shapes
-        if len(x) not in (2, 3) or x[len(x) - 1] != engine.input_size:
-            raise ValueError(f"x must have 2 or 3 axes, the last one of length {engine.input_size}, got shape {x}")
-        rows = () if len(x) == 2 else (x[1 if time_first else 0],)
-        layers = (engine.num_layers * engine.directions, *rows)
-        expected = ((*x[:len(x) - 1], outputs), (*layers, engine.output_size), (*layers, engine.hidden_size) if engine.has_c else None)
-        if (y, self.h, self.c) != expected:
-            raise ValueError(f"y, h and c must have the shapes {expected} for x of shape {x}, got {(y, self.h, self.c)}")
-        if states is not None and (len(x), x[0], time_first) != (3, 1, True):
-            raise ValueError(f"x must have shape (1, N, I) for steps, got {x}")
         self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
         memset(p, 0, sizeof(p[0]))
         p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
-        p.T, p.N = x[0 if time_first else 1], 1 if len(x) == 2 else x[1 if time_first else 0]
+        self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)
+        p.T = self.of_x[0].shape[0 if time_first else 1]
+        p.N = 1 if self.of_x[0].ndim == 2 else self.of_x[0].shape[1 if time_first else 0]
         cdef Py_ssize_t step = p.N if time_first else 1
         cdef Py_ssize_t row = 1 if time_first else p.T
         p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
@@ -1196,6 +1199,11 @@ cdef class PreparedCall:
         self.state_sizes = [engine.state_bytes(p.N, engine.output_size), engine.state_bytes(p.N, engine.hidden_size)]
         self.of_h = form_of(engine, self.h)
         self.of_c = self.of_h if self.c is None else form_of(engine, self.c)
+        if (self.of_x[0].ndim < 2 or form_bytes(&self.of_x[0]) != p.T * p.N * engine.input_size * engine.table.item
+                or form_bytes(&self.of_y[0]) != self.size_of_y or form_bytes(&self.of_h) != self.state_sizes[0]
+                or (self.c is None) == engine.has_c or engine.has_c and form_bytes(&self.of_c) != self.state_sizes[1]
+                or states is not None and p.T != 1):
+            raise ValueError(f"x, y, h and c have the shapes {shapes}, which do not fit each other, this engine or steps")
         if states is not None:
             # A step has no time axis, and with one row it may come without a batch axis.
             self.own_h, self.own_c = states
@@ -1203,6 +1211,7 @@ cdef class PreparedCall:
                 for k, arrays in enumerate(states):
                     if arrays is not None:
                         self.states[i][k] = acquire(&self.buffers, arrays[i], PyBUF_WRITABLE, self.state_sizes[<int>k])
+            rows = (p.N,)
             without = () if p.N == 1 else rows
             self.shapes_of_y = rows + (outputs,), without + (outputs,)
             shapes = rows + (engine.input_size,), without + (engine.input_size,)
@@ -1210,8 +1219,6 @@ cdef class PreparedCall:
                 self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes_of_y[i])
             self.workspace = pool.lease(self.workspace_size)
             p.workspace = acquire(&self.buffers, self.workspace.buffer, PyBUF_WRITABLE, self.workspace_size)
-        else:
-            self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)
         # Another thread might take the GIL while it is released, for longer than such a step lasts.
         self.short = states is not None and p.N * engine.packed_size < 1 << 24
 
@@ -1406,7 +1413,7 @@ cdef class Slots:
         self.kinds = 2 if engine.info.has_c else 1
         self.capacity = self.unused = states[0].shape[1]
         if self.capacity < 1:
-            raise ValueError(f"the capacity must be positive, got {self.capacity}")
+            raise ValueError("the capacity must be positive")
         self.free = <Py_ssize_t *>PyMem_Calloc(self.capacity, sizeof(Py_ssize_t))
         self.ids = <long long *>PyMem_Calloc(self.capacity, sizeof(long long))
         self.status = <char *>PyMem_Calloc(self.capacity, 1)
