@@ -41,7 +41,7 @@ if IS_X86_64:
         "avx512": [*x86, *avx2, *avx512],
         "avx2": [*x86, "-mno-avx512f", *avx2],
         "base": [*x86, "-mno-avx"],
-        "scalar": [*x86, "-mno-avx", "-O2"],
+        "scalar": [*x86, "-mno-avx", "-Os"],
     }
 
 

@@ -704,8 +704,9 @@ cdef class BufferPool:
 
     def __iter__(self):
         cdef list buffers = []
-        for _, buffer in list(self.free):
-            buffers.append(buffer)
+        with cython.critical_section(self):
+            for entry in self.free:
+                buffers.append((<tuple>entry)[1])
         return iter(buffers)
 
     cdef object take(self, Py_ssize_t least, Py_ssize_t largest):
