@@ -82,7 +82,8 @@ def leak(value: Any, states: int, hidden_size: int, dtype: np.dtype[Any]) -> Any
     alpha = arguments.real("leak", value, np.dtype(np.float64))
     if np.asarray(value).dtype == bool:
         raise TypeError(f"leak must be a number or an array of numbers, got {value!r}")
-    valid = (alpha.astype(dtype) > 0) & (alpha <= 1)
+    with np.errstate(over="ignore"):
+        valid = (alpha.astype(dtype) > 0) & (alpha <= 1)
     if not valid.all():
         raise ValueError(f"leak must be above 0 and at most 1, in {dtype}, got {alpha[~valid][0]:g}")
     try:

@@ -188,3 +188,9 @@ def test_errors(options, error, match):
 def test_refused_calls_leave_the_layer_as_it_is():
     layer = rnnfast.RNN(I, H, leak=0.5, rng=0)
     refused(layer, lambda: layer.load_state_dict({**layer.state_dict(), "leak_l0": [0.5]}), ValueError, "leak_l0 is no")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_leak_that_overflows_float32_is_refused_without_a_warning():
+    with pytest.raises(ValueError, match="leak must be above 0"):
+        rnnfast.RNN(3, 4, leak=1e308)

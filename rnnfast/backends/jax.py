@@ -22,6 +22,9 @@ keeps the tape from forward to backward. With lengths, masks or resets, on other
 calls back into Python (``jax.pure_callback``). A callback adds about 0.1 ms to each pass, and backward runs forward
 again, because passing the tape through Python was slower. Arrays on other devices are copied to the host and back.
 
+Ctrl-C takes effect after a pass that XLA calls directly, because XLA runs it in threads that cannot run signal
+handlers of Python.
+
 Supported: JAX 0.4.36 or newer. Not supported: forward-mode derivatives (jvp), second derivatives, and dropout between
 the layers of a stack (apply dropout between calls of single layers instead).
 """
