@@ -4,7 +4,7 @@
  *
  * runs rounds SEED, SEED + 1, ... until there were ROUNDS of them or SECONDS are over. A failure names its round: `random_calls ROUND 1 0`
  * repeats it. In a round, one to three threads make calls at the same time: each a stack of random cell, options, shape and batch, a
- * matrix product, activations, or a question about sizes.
+ * matrix product, activations, a step of an optimizer, or a question about sizes.
  *
  * What is checked:
  * - Every array has exactly the size that rnnfast.h states, so AddressSanitizer sees any access past it.
@@ -15,6 +15,7 @@
  * - A call that was stopped leaves nothing behind: the next one has the same bits.
  */
 #define _POSIX_C_SOURCE 200112L /* posix_memalign() */
+#include "optimizers.h"
 #include "rnnfast.h"
 
 #include <math.h>
@@ -1000,6 +1001,42 @@ static void call_activations(caller *c)
     }
 }
 
+static void update(const caller *c, int is_adam, int has_buffer, void *const *arrays, ptrdiff_t n, const double *options)
+{
+    void *const p = arrays[0], *const g = arrays[1], *const m = arrays[2], *const v = arrays[3];
+    if (is_adam && c->item == 4) rnnfast_adam_f32(p, g, m, v, n, options);
+    else if (is_adam) rnnfast_adam_f64(p, g, m, v, n, options);
+    else if (c->item == 4) rnnfast_sgd_f32(p, g, has_buffer ? m : NULL, n, options);
+    else rnnfast_sgd_f64(p, g, has_buffer ? m : NULL, n, options);
+}
+
+/* Many elements, then each of them on its own. */
+static void call_optimizers(caller *c)
+{
+    const int is_adam = one_in(c, 2), has_buffer = one_in(c, 2);
+    const ptrdiff_t n = between(c, 0, 70);
+    void *many[4], *single[4];
+    double options[6];
+    for (int k = 0; k < 6; k++) options[k] = (double)between(c, 1, 1000) / 1000;
+    for (int k = 0; k < 4; k++) {
+        many[k] = allocate(c, (size_t)n * c->item);
+        randomise(c, many[k], n, 1);
+        for (ptrdiff_t i = 0; k == 3 && i < n; i++) set(c, many[k], i, fabs(get(c, many[k], i)));
+        single[k] = allocate(c, (size_t)n * c->item);
+        memcpy(single[k], many[k], (size_t)n * c->item);
+    }
+    update(c, is_adam, has_buffer, many, n, options);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        void *one[4];
+        for (int k = 0; k < 4; k++) one[k] = (char *)single[k] + i * (ptrdiff_t)c->item;
+        update(c, is_adam, has_buffer, one, 1, options);
+    }
+    for (int k = 0; k < 4; k++) {
+        check_written(c, "an array of an optimizer", many[k], n);
+        check_same(c, "an array of an optimizer", many[k], single[k], n);
+    }
+}
+
 /* sizes() of any shape either fails or returns sizes that hold all elements. */
 static void call_sizes(caller *c)
 {
@@ -1040,6 +1077,7 @@ static void *run_caller(void *argument)
     case 1: call_linear(c); break;
     case 2: call_activations(c); break;
     case 3: call_sizes(c); break;
+    case 4: call_optimizers(c); break;
     default: call_stack(c);
     }
     free_all(c);
