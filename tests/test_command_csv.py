@@ -230,3 +230,11 @@ def test_forecast_without_an_interval_is_drawn(sheet, tmp_path, capsys):
     assert main(["predict", str(tmp_path / "model"), "--horizon", "20", "--plot", str(picture)]) == 0
     assert capsys.readouterr().out.startswith("row,sold\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("estimators")
+def test_network_that_cannot_be_built(sheet, tmp_path, capsys):
+    model = tmp_path / "model"
+    line = failure(capsys, "train", "csv", sheet, "--column", "sold", "-o", model, "--hidden", 10**12)
+    assert "training on column 'sold' failed: input_size, hidden_size, proj_size and num_layers are too large" in line
+    assert not model.exists()
