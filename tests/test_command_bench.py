@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.command_line import failure, main
 
+import rnnfast
 from rnnfast import __main__
 from rnnfast.commands import bench, engines, program, timing
 
@@ -215,3 +216,19 @@ def test_wrong_results_are_not_drawn(fakes, tmp_path, capsys):
     line = failure(capsys, "bench", "--T", "2", "--H", "3", "--rounds", "1", "--plot", path)
     assert line.endswith(f"nothing to draw to {path}: rnnfast's results were wrong in every case")
     assert not path.exists()
+
+
+def test_onnxruntime_without_onnx_is_not_timed(monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    monkeypatch.delitem(sys.modules, "rnnfast.backends.onnx", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(program.CannotRun, match=r"no model can be made for it: .* pip install 'rnnfast.onnx.'"):
+        engines.ENGINES["onnxruntime"](bench.Case("lstm", 2, 1, 3, 4), 1)
+
+
+def test_versions_of_packages_that_are_not_installed():
+    assert timing.versions("numpy", "no-such-package") == {
+        "rnnfast": rnnfast.__version__,
+        "numpy": np.__version__,
+        "no-such-package": None,
+    }
