@@ -277,3 +277,29 @@ def test_bad_ids(rng):
         pool.step(np.array([[ids[0]]]), np.ones((1, I)))
     assert len(pool) == 3
     assert pool.step(ids, x[1]).tobytes() == expected[1].tobytes()
+
+
+def test_ids_whose_text_cannot_be_made_leave_no_stream_in_use(rng):
+    """The error for an id names it, which may raise."""
+
+    class Id(int):
+        def __repr__(self):
+            raise KeyboardInterrupt
+
+        __format__ = __repr__
+
+    pool = rnnfast.StreamPool(make_layer("lstm", I, H), 3)
+    first, second = pool.join(), pool.join()
+    x = sequence(rng, 1, 2)[0]
+    for ids in ([first, Id(999)], [first, Id(first)]):
+        with pytest.raises((KeyboardInterrupt, ValueError)):
+            pool.step(ids, x)
+    pool.step([first, second], x)
+    pool.leave(first)
+
+
+def test_ids_of_an_array_without_axes(rng):
+    pool = rnnfast.StreamPool(make_layer("lstm", I, H), 3)
+    pool.join()
+    with pytest.raises(TypeError, match="ids must be a sequence"):
+        pool.step(np.array(1), sequence(rng, 1, 1)[0])
