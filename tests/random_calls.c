@@ -1003,11 +1003,9 @@ static void call_activations(caller *c)
 
 static void update(const caller *c, int is_adam, int has_buffer, void *const *arrays, ptrdiff_t n, const double *options)
 {
-    void *const p = arrays[0], *const g = arrays[1], *const m = arrays[2], *const v = arrays[3];
-    if (is_adam && c->item == 4) rnnfast_adam_f32(p, g, m, v, n, options);
-    else if (is_adam) rnnfast_adam_f64(p, g, m, v, n, options);
-    else if (c->item == 4) rnnfast_sgd_f32(p, g, has_buffer ? m : NULL, n, options);
-    else rnnfast_sgd_f64(p, g, has_buffer ? m : NULL, n, options);
+    const rnnfast_optimizers *o = c->item == 4 ? &rnnfast_optimizers_f32 : &rnnfast_optimizers_f64;
+    if (is_adam) o->adam(arrays[0], arrays[1], arrays[2], arrays[3], n, options);
+    else o->sgd(arrays[0], arrays[1], has_buffer ? arrays[2] : NULL, n, options);
 }
 
 /* Many elements, then each of them on its own. */
