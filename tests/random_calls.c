@@ -4,7 +4,7 @@
  *
  * runs rounds SEED, SEED + 1, ... until there were ROUNDS of them or SECONDS are over. A failure names its round: `random_calls ROUND 1 0`
  * repeats it. In a round, one to three threads make calls at the same time: each a stack of random cell, options, shape and batch, a
- * matrix product, activations, a step of an optimizer, or a question about sizes.
+ * matrix product, activations, a step of an optimizer, a long order, or a question about sizes.
  *
  * What is checked:
  * - Every array has exactly the size that rnnfast.h states, so AddressSanitizer sees any access past it.
@@ -39,7 +39,7 @@
 #define __msan_check_mem_is_initialized(at, bytes)
 #endif
 
-enum { MOST_STATES = 6, MOST_PARAMETERS = MOST_STATES * RNNFAST_KINDS, MOST_CALLERS = 3, NEVER_WRITTEN = 0xFF };
+enum { MOST_STATES = 6, MOST_PARAMETERS = MOST_STATES * RNNFAST_KINDS, MOST_CALLERS = 3, NEVER_WRITTEN = 0xFF, MANY_STEPS = 1200000 };
 
 /* ---- a caller: a thread with its own random numbers and memory ---- */
 
@@ -226,6 +226,21 @@ static void check_same(const caller *c, const char *what, const void *a, const v
     if (memcmp(a, b, (size_t)count * c->item)) fail(c, "%s has other bits", what);
 }
 
+/* ---- stopping ---- */
+
+typedef struct {
+    pthread_t thread;
+    long left; /* polls until the call is to stop; 0: never */
+    int is_elsewhere;
+} watch;
+
+static int poll_watch(void *context)
+{
+    watch *w = context;
+    if (!pthread_equal(pthread_self(), w->thread)) w->is_elsewhere = 1;
+    return w->left && --w->left == 0;
+}
+
 /* ---- ragged batches ---- */
 
 typedef struct {
@@ -309,9 +324,36 @@ static ragged *new_ragged(caller *c, ptrdiff_t T, ptrdiff_t N)
     o->masked = allocate(c, (size_t)o->masked_count * sizeof *o->masked);
     r->sequences_of = allocate(c, (size_t)o->sequences * sizeof *r->sequences_of);
     r->rows = allocate(c, (size_t)(N + 1) * sizeof *r->rows);
-    rnnfast_arrange(p, o, r->sequences_of, r->rows, allocate(c, (size_t)(o->steps + 2 + o->sequences + T) * sizeof(ptrdiff_t)));
+    ptrdiff_t *scratch = allocate(c, (size_t)(o->steps + 2 + o->sequences + T) * sizeof *scratch);
+    if (T * N >= MANY_STEPS) { /* stopped first */
+        rnnfast_order ignored;
+        watch counting = {pthread_self(), 1, 0}, arranging = {pthread_self(), between(c, 1, 8), 0};
+        p->poll = (rnnfast_poll){poll_watch, &counting};
+        rnnfast_count(p, &ignored);
+        p->poll.context = &arranging;
+        rnnfast_arrange(p, o, r->sequences_of, r->rows, scratch);
+        p->poll = (rnnfast_poll){0};
+    }
+    rnnfast_arrange(p, o, r->sequences_of, r->rows, scratch);
     check_order(c, r, entries);
     return r;
+}
+
+/* An order of so many steps that its functions poll. */
+static void call_order(caller *c)
+{
+    const ptrdiff_t T = one_in(c, 2) ? between(c, 1, 3) : between(c, 1000, 3000), N = MANY_STEPS / T + 1;
+    const ragged *r = new_ragged(c, T, N);
+    const size_t bytes = 1;
+    char *array = allocate(c, (size_t)(T * N));
+    for (int k = 0; k < 2; k++) { /* stopped, then not */
+        watch w = {pthread_self(), !k, 0};
+        rnnfast_fill(&r->order, 0, array, bytes, N, 1, (rnnfast_poll){poll_watch, &w});
+    }
+    for (ptrdiff_t i = 0; i < r->order.masked_count; i++) {
+        const rnnfast_position at = r->order.masked[i].position;
+        if (array[at.step * N + at.row]) fail(c, "a masked step is not filled");
+    }
 }
 
 /* ---- stacks: a problem, and what came out of it ---- */
@@ -333,19 +375,6 @@ typedef struct {
     array y, h_n, c_n, cells, dx, dh, dh0, dc0;
     void *dparameters[MOST_PARAMETERS], *tape;
 } outcome;
-
-typedef struct {
-    pthread_t thread;
-    long left; /* polls until the call is to stop; 0: never */
-    int is_elsewhere;
-} watch;
-
-static int poll_watch(void *context)
-{
-    watch *w = context;
-    if (!pthread_equal(pthread_self(), w->thread)) w->is_elsewhere = 1;
-    return w->left && --w->left == 0;
-}
 
 static ptrdiff_t entries_of(const problem *p)
 {
@@ -1052,6 +1081,7 @@ static void call_sizes(caller *c)
     if (!is_refused && ((double)sizes.packed < of_layers * (double)s.H * (double)s.P * item ||
                         (double)sizes.forward_workspace < (double)shape[1] * (double)s.H * item))
         fail(c, "sizes() returns a size that is too small");
+    if (rnnfast_get_table("none", c->item)) fail(c, "there is a table of an unknown instruction set");
     rnnfast_linear p = {.M = shape[0], .I = shape[3], .O = shape[4]};
     size_t packed, workspace;
     if (!c->table->linear_sizes(&p, &packed, &workspace) && (double)packed < (double)p.I * (double)p.O * item)
@@ -1076,6 +1106,10 @@ static void *run_caller(void *argument)
     case 2: call_activations(c); break;
     case 3: call_sizes(c); break;
     case 4: call_optimizers(c); break;
+    case 5:
+        if (one_in(c, 8)) call_order(c);
+        else call_stack(c);
+        break;
     default: call_stack(c);
     }
     free_all(c);
