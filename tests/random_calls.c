@@ -4,7 +4,7 @@
  *
  * runs rounds SEED, SEED + 1, ... until there were ROUNDS of them or SECONDS are over. A failure names its round: `random_calls ROUND 1 0`
  * repeats it. In a round, one to three threads make calls at the same time: each a stack of random cell, options, shape and batch, a
- * matrix product, activations, or a question about sizes.
+ * matrix product, activations, a step of an optimizer, or a question about sizes.
  *
  * What is checked:
  * - Every array has exactly the size that rnnfast.h states, so AddressSanitizer sees any access past it.
@@ -15,6 +15,7 @@
  * - A call that was stopped leaves nothing behind: the next one has the same bits.
  */
 #define _POSIX_C_SOURCE 200112L /* posix_memalign() */
+#include "optimizers.h"
 #include "rnnfast.h"
 
 #include <math.h>
@@ -1000,6 +1001,36 @@ static void call_activations(caller *c)
     }
 }
 
+/* A step of an optimizer on a whole array, and on its parts. */
+static void call_optimizer(caller *c)
+{
+    enum { ARRAYS = 4 }; /* the parameter, its moments, and the gradient */
+    const int is_adam = one_in(c, 2), has_buffer = one_in(c, 2), item = (int)c->item;
+    const ptrdiff_t count = between(c, 0, one_in(c, 8) ? 5000 : 70), parts[] = {0, between(c, 0, count), count};
+    const double sgd[] = {0.9, 0.1}, adam[] = {0.9, 0.1, 0.999, 0.001, 1e-8, 0.1};
+    char *whole[ARRAYS], *split[ARRAYS];
+    for (int i = 0; i < ARRAYS; i++) {
+        whole[i] = allocate(c, (size_t)(count * item));
+        split[i] = allocate(c, (size_t)(count * item));
+        randomise(c, whole[i], count, 1);
+        for (ptrdiff_t j = 0; i == 2 && j < count; j++) set(c, whole[i], j, fabs(get(c, whole[i], j))); /* of squares */
+        memcpy(split[i], whole[i], (size_t)(count * item));
+    }
+    for (int k = 0; k < 3; k++) { /* the whole, then both parts */
+        char **from = k ? split : whole;
+        const ptrdiff_t first = k ? parts[k - 1] : 0, n = k ? parts[k] - first : count;
+        void *p = from[0] + first * item, *m = from[1] + first * item, *v = from[2] + first * item, *g = from[3] + first * item;
+        if (is_adam && item == 8) rnnfast_adam_f64(p, g, m, v, n, adam);
+        else if (is_adam) rnnfast_adam_f32(p, g, m, v, n, adam);
+        else if (item == 8) rnnfast_sgd_f64(p, g, has_buffer ? m : NULL, n, sgd);
+        else rnnfast_sgd_f32(p, g, has_buffer ? m : NULL, n, sgd);
+    }
+    for (int i = 0; i < ARRAYS; i++) {
+        check_written(c, "an array of an optimizer", whole[i], count);
+        check_same(c, "an array of an optimizer", split[i], whole[i], count);
+    }
+}
+
 /* sizes() of any shape either fails or returns sizes that hold all elements. */
 static void call_sizes(caller *c)
 {
@@ -1035,11 +1066,12 @@ static void *run_caller(void *argument)
     c->item = one_in(c, 2) ? 4 : 8;
     c->table = rnnfast_get_table(c->isa ? c->isa : isa, c->item);
     if (!c->table) fail(c, "%s does not run here", c->isa);
-    switch (between(c, 0, 9)) {
+    switch (between(c, 0, 11)) {
     case 0:
     case 1: call_linear(c); break;
     case 2: call_activations(c); break;
     case 3: call_sizes(c); break;
+    case 4: call_optimizer(c); break;
     default: call_stack(c);
     }
     free_all(c);
