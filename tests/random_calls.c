@@ -1030,37 +1030,32 @@ static void call_activations(caller *c)
     }
 }
 
-static void update(const caller *c, int is_adam, int has_buffer, void *const *arrays, ptrdiff_t n, const double *options)
+/* A step of an optimizer on a whole array, and on its parts. */
+static void call_optimizer(caller *c)
 {
-    const rnnfast_optimizers *o = c->item == 4 ? &rnnfast_optimizers_f32 : &rnnfast_optimizers_f64;
-    if (is_adam) o->adam(arrays[0], arrays[1], arrays[2], arrays[3], n, options);
-    else o->sgd(arrays[0], arrays[1], has_buffer ? arrays[2] : NULL, n, options);
-}
-
-/* Many elements, then each of them on its own. */
-static void call_optimizers(caller *c)
-{
-    const int is_adam = one_in(c, 2), has_buffer = one_in(c, 2);
-    const ptrdiff_t n = between(c, 0, 70);
-    void *many[4], *single[4];
-    double options[6];
-    for (int k = 0; k < 6; k++) options[k] = (double)between(c, 1, 1000) / 1000;
-    for (int k = 0; k < 4; k++) {
-        many[k] = allocate(c, (size_t)n * c->item);
-        randomise(c, many[k], n, 1);
-        for (ptrdiff_t i = 0; k == 3 && i < n; i++) set(c, many[k], i, fabs(get(c, many[k], i)));
-        single[k] = allocate(c, (size_t)n * c->item);
-        memcpy(single[k], many[k], (size_t)n * c->item);
+    enum { ARRAYS = 4 }; /* the parameter, its moments, and the gradient */
+    const int is_adam = one_in(c, 2), has_buffer = one_in(c, 2), item = (int)c->item;
+    const ptrdiff_t count = between(c, 0, one_in(c, 8) ? 5000 : 70), parts[] = {0, between(c, 0, count), count};
+    const rnnfast_optimizers *o = item == 8 ? &rnnfast_optimizers_f64 : &rnnfast_optimizers_f32;
+    const double sgd[] = {0.9, 0.1}, adam[] = {0.9, 0.1, 0.999, 0.001, 1e-8, 0.1};
+    char *whole[ARRAYS], *split[ARRAYS];
+    for (int i = 0; i < ARRAYS; i++) {
+        whole[i] = allocate(c, (size_t)(count * item));
+        split[i] = allocate(c, (size_t)(count * item));
+        randomise(c, whole[i], count, 1);
+        for (ptrdiff_t j = 0; i == 2 && j < count; j++) set(c, whole[i], j, fabs(get(c, whole[i], j))); /* of squares */
+        memcpy(split[i], whole[i], (size_t)(count * item));
     }
-    update(c, is_adam, has_buffer, many, n, options);
-    for (ptrdiff_t i = 0; i < n; i++) {
-        void *one[4];
-        for (int k = 0; k < 4; k++) one[k] = (char *)single[k] + i * (ptrdiff_t)c->item;
-        update(c, is_adam, has_buffer, one, 1, options);
+    for (int k = 0; k < 3; k++) { /* the whole, then both parts */
+        char **from = k ? split : whole;
+        const ptrdiff_t first = k ? parts[k - 1] : 0, n = k ? parts[k] - first : count;
+        void *p = from[0] + first * item, *m = from[1] + first * item, *v = from[2] + first * item, *g = from[3] + first * item;
+        if (is_adam) o->adam(p, g, m, v, n, adam);
+        else o->sgd(p, g, has_buffer ? m : NULL, n, sgd);
     }
-    for (int k = 0; k < 4; k++) {
-        check_written(c, "an array of an optimizer", many[k], n);
-        check_same(c, "an array of an optimizer", many[k], single[k], n);
+    for (int i = 0; i < ARRAYS; i++) {
+        check_written(c, "an array of an optimizer", whole[i], count);
+        check_same(c, "an array of an optimizer", split[i], whole[i], count);
     }
 }
 
@@ -1100,12 +1095,12 @@ static void *run_caller(void *argument)
     c->item = one_in(c, 2) ? 4 : 8;
     c->table = rnnfast_get_table(c->isa ? c->isa : isa, c->item);
     if (!c->table) fail(c, "%s does not run here", c->isa);
-    switch (between(c, 0, 9)) {
+    switch (between(c, 0, 11)) {
     case 0:
     case 1: call_linear(c); break;
     case 2: call_activations(c); break;
     case 3: call_sizes(c); break;
-    case 4: call_optimizers(c); break;
+    case 4: call_optimizer(c); break;
     case 5:
         if (one_in(c, 8)) call_order(c);
         else call_stack(c);
