@@ -77,7 +77,7 @@ extern "C" {
 /* The version of this interface. Code compiled against one version does not work with another. It is raised when a struct, a function or a
  * meaning changes. It stays the same when entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
  * ends of their enums: existing code then still works, and rnnfast_api tells whether a library has everything that a header declares. */
-#define RNNFAST_ABI 2
+#define RNNFAST_ABI 3
 
 enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
 

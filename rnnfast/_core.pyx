@@ -4,8 +4,8 @@
 
 rnnfast/functional.py documents the arguments, csrc/rnnfast.h what the kernels do with them. An array that is missing, has too few bytes,
 or another shape or element size than the kernels expect, raises TypeError or ValueError, and so do options that `Engine` does not know.
-Values are trusted: the numbers in an `Order`, in `lengths`, and in packed weights and tapes must come from this module, and arrays with
-elements of 8 bytes must not hold Python objects.
+Arrays of Python objects raise TypeError. Values are trusted: the numbers in an `Order` and in packed weights and tapes must come from
+this module.
 `PreparedCall` compares x and the state with the shapes that it was prepared for, and returns None if they differ.
 """
 import functools
@@ -51,11 +51,11 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 
-cdef extern from "optimizers.h" nogil:
-    void rnnfast_sgd_f32(float *, const float *, float *, ptrdiff_t, const double *)
-    void rnnfast_sgd_f64(double *, const double *, double *, ptrdiff_t, const double *)
-    void rnnfast_adam_f32(float *, const float *, float *, float *, ptrdiff_t, const double *)
-    void rnnfast_adam_f64(double *, const double *, double *, double *, ptrdiff_t, const double *)
+cdef extern from "optimizers.h":
+    ctypedef struct rnnfast_optimizers:
+        void (*sgd)(void *parameter, const void *gradient, void *buffer, ptrdiff_t n, const double *options) noexcept nogil
+        void (*adam)(void *parameter, const void *gradient, void *first, void *second, ptrdiff_t n, const double *options) noexcept nogil
+    const rnnfast_optimizers rnnfast_optimizers_f32, rnnfast_optimizers_f64
 
 
 cdef extern from "xla_ffi.h":
@@ -271,19 +271,39 @@ cdef object ndarray = numpy.ndarray
 
 
 cdef bint is_plain(value):
-    """Return whether an object has a buffer, and is not a masked array, whose buffer lies under its mask."""
+    """Return whether an object has a buffer and is not a masked array, whose buffer ignores the mask."""
     if type(value) is ndarray:
         return True
     return PyObject_CheckBuffer(value) and not (isinstance(value, ndarray) and hasattr(value, "mask"))
 
 
-cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
-    """Acquire the buffer of an object, which must have at least `least` bytes."""
+cdef int require_numbers(const Py_buffer *view) except -1:
+    """Refuse Python objects, whose references would be overwritten or read as numbers, and records, which may hold some."""
+    if view.format != NULL and (view.format[0] == c"O" or view.format[0] == c"T"):
+        raise TypeError("an array holds Python objects or records, but must hold numbers")
+    return 0
+
+
+cdef bint is_float(const Py_buffer *view) noexcept:
+    """Return whether a buffer holds float32 or float64 in native byte order; an unaligned one says so by "="."""
+    cdef const char *format = view.format + (view.format[0] == c"=")
+    return format[0] == (c"f" if view.itemsize == 4 else c"d" if view.itemsize == 8 else 0) and format[0] and not format[1]
+
+
+cdef Py_buffer *hold(Buffers *buffers, obj, int flags, size_t least=0) except NULL:
+    """Acquire the buffer of an object, which must have at least `least` bytes. The caller checks or knows what it holds."""
     cdef Py_buffer *view = &buffers.held[buffers.count]
     PyObject_GetBuffer(obj, view, flags)
     buffers.count += 1
     if <size_t>view.len < least:
         raise ValueError(f"a buffer has {view.len} bytes, but {least} are needed")
+    return view
+
+
+cdef void *acquire(Buffers *buffers, obj, int flags, size_t least=0) except? NULL:
+    """Acquire the buffer of an object, which must hold numbers, in at least `least` bytes."""
+    cdef Py_buffer *view = hold(buffers, obj, flags | PyBUF_FORMAT, least)
+    require_numbers(view)
     return view.buf
 
 
@@ -312,7 +332,7 @@ cdef void *acquire_array(Buffers *buffers, obj, int flags, size_t item, int ndim
 cdef bint try_acquire(Buffers *buffers, obj, int flags) except -1:
     """Acquire the buffer of an object; False if it is read-only or of a dtype that buffers cannot describe."""
     try:
-        acquire(buffers, obj, flags)
+        hold(buffers, obj, flags)
     except (BufferError, ValueError):
         return False
     return True
@@ -348,14 +368,14 @@ cdef class Views:
     cdef Py_ssize_t count
 
     def __cinit__(self, list arrays not None, int flags):
-        self.at = <Py_buffer *>PyMem_Calloc(len(arrays) + 1, sizeof(Py_buffer))
+        cdef tuple given = tuple(arrays)        # the list may change while a buffer is acquired
+        self.at = <Py_buffer *>PyMem_Calloc(len(given) + 1, sizeof(Py_buffer))
         if self.at == NULL:
             raise MemoryError()
-        for array in arrays:
+        for array in given:
             PyObject_GetBuffer(array, &self.at[self.count], flags | PyBUF_FORMAT)
             self.count += 1
-            if self.at[self.count - 1].format != NULL and self.at[self.count - 1].format[0] == c"O":
-                raise TypeError("an array holds Python objects, but must hold numbers")
+            require_numbers(&self.at[self.count - 1])
 
     def __dealloc__(self):
         for i in range(self.count):
@@ -369,50 +389,45 @@ cdef class Pointers:
     None stands for an array that is not there, which `optional` permits: the gradient of a bias or of per-unit extras.
     """
     cdef void **at
-    cdef Py_buffer *views
-    cdef int count
+    cdef Views views
 
     def __cinit__(self, Engine engine, arrays, int flags, bint optional):
-        cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions, i = 0
-        cdef ptrdiff_t state, rows = engine.gates * engine.hidden_size, P = engine.output_size
+        cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions
+        cdef ptrdiff_t i, state, rows = engine.gates * engine.hidden_size, P = engine.output_size
         cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
                                                <ptrdiff_t>engine.info.extra_rows * engine.hidden_size]
-        cdef ptrdiff_t expected = engine.kind_count * states
-        cdef int kind
+        cdef list expected = list(arrays), given = []
         cdef Py_buffer *view
+        cdef int kind
         self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
-        self.views = <Py_buffer *>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(Py_buffer))
-        if self.at == NULL or self.views == NULL:
+        if self.at == NULL:
             raise MemoryError()
-        if len(arrays) != expected:
-            raise ValueError(f"expected {expected} arrays, one for each of parameter_shapes(engine), got {len(arrays)}")
-        for array in arrays:
+        if len(expected) != engine.kind_count * states:
+            raise ValueError(f"expected {engine.kind_count * states} arrays, one for each of parameter_shapes(engine), got {len(expected)}")
+        for i, array in enumerate(expected):
+            kind = engine.kinds[i % engine.kind_count]
+            if array is not None or not optional or not (kind == 2 or kind == 3 or kind == 5):
+                given.append(array)
+        self.views = Views(given, flags)
+        view = self.views.at
+        for i, array in enumerate(expected):
             kind, state = engine.kinds[i % engine.kind_count], i // engine.kind_count
-            i += 1
-            if array is None and optional and (kind == 2 or kind == 3 or kind == 5):
+            if array is None:
                 continue
-            if self.count == expected:
-                raise ValueError("the list of arrays has changed during the call")
-            view = &self.views[self.count]
-            PyObject_GetBuffer(array, view, flags)
-            self.count += 1
-            self.at[RNNFAST_KINDS * state + kind] = view.buf
             sizes[0] = rows * (engine.input_size if state < directions else directions * P)
             if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
-                raise ValueError(f"array {i - 1} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
-        if i < expected:
-            raise ValueError("the list of arrays has changed during the call")
+                raise ValueError(f"array {i} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
+            self.at[RNNFAST_KINDS * state + kind] = view.buf
+            view += 1
 
     def __dealloc__(self):
-        for i in range(self.count):
-            PyBuffer_Release(&self.views[i])
         PyMem_Free(self.at)
-        PyMem_Free(self.views)
 
 
 cdef class Order:
     """The sequences of a ragged batch: rnnfast_order on arrays of intp, as csrc/rnnfast.h documents."""
     cdef rnnfast_order order
+    cdef ptrdiff_t T, N                 # the smallest shape that has all its positions
     cdef Buffers buffers
     cdef readonly object begin, positions, edges, masked_steps
 
@@ -429,6 +444,16 @@ cdef class Order:
         o.blocks = length(&self.buffers) - 1
         o.masked = <const rnnfast_masked_step *>acquire(&self.buffers, masked_steps, PyBUF_C_CONTIGUOUS)
         o.masked_count = self.buffers.held[self.buffers.count - 1].len // <Py_ssize_t>sizeof(rnnfast_masked_step)
+        for i in range(o.begin[o.steps] - o.begin[0]):
+            self.T, self.N = max(self.T, o.positions[0][i].step + 1), max(self.N, o.positions[0][i].row + 1)
+        for i in range(o.masked_count):
+            self.T, self.N = max(self.T, o.masked[i].position.step + 1), max(self.N, o.masked[i].position.row + 1)
+
+    cdef int require(self, ptrdiff_t T, ptrdiff_t N) except -1:
+        """Refuse an array (T, N, ...) that lacks a position."""
+        if self.T > T or self.N > N:
+            raise ValueError(f"the order has {self.T} steps and {self.N} rows, but an array has only {T} and {N}")
+        return 0
 
     def __dealloc__(self):
         release(&self.buffers)
@@ -450,6 +475,7 @@ cdef class Order:
         buffers.count = 0
         try:
             at = <char *>acquire_array(&buffers, array, PyBUF_WRITABLE, array.itemsize, 3, -1, -1, -1)
+            self.require(view.shape[0], view.shape[1])
             with nogil:
                 rnnfast_fill(&self.order, source, at, view.shape[2] * view.itemsize, view.strides[0], view.strides[1], start(&watch))
             finish(&watch)
@@ -474,13 +500,16 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, empty):
     cdef Py_buffer *view
     cdef ptrdiff_t entries
     if T < 1 or N < 1 or T > PY_SSIZE_T_MAX // 64 // N:
-        raise ValueError(f"T and N must be positive, and T * N steps fit into memory, got {T} and {N}")
+        raise ValueError(f"T and N must be positive, and T * N steps must fit into memory, got {T} and {N}")
     memset(&p, 0, sizeof(p))
     p.T, p.N, p.poll = T, N, start(&watch)
     buffers.count = 0
     try:
         if lengths is not None:
             p.lengths = <const ptrdiff_t *>acquire_array(&buffers, lengths, PyBUF_C_CONTIGUOUS, sizeof(ptrdiff_t), 1, N, 0)
+            for n in range(N):
+                if not 0 <= p.lengths[n] <= T:
+                    raise ValueError(f"lengths[{n}] is {p.lengths[n]}, but must be between 0 and the {T} steps of x")
         if mask is not None:
             p.mask = <const unsigned char *>acquire_steps(&buffers, mask, T, N, &p.mask_step, &p.mask_row)
         if reset is not None:
@@ -547,7 +576,7 @@ cdef void fill(const Py_buffer *target, const char *source) noexcept nogil:
 
 
 def assign(list targets not None, list sources not None):
-    """Copy C-contiguous arrays to arrays of the same sizes and dtypes, with any strides: all of them, or none if this raises."""
+    """Copy C-contiguous arrays to arrays of the same sizes and dtypes, which may have any strides. If this raises, nothing has changed."""
     cdef Views to = Views(targets, PyBUF_STRIDES | PyBUF_WRITABLE)
     cdef Views values = Views(sources, PyBUF_SIMPLE)
     if to.count != values.count:
@@ -563,7 +592,7 @@ cdef object switching = object()
 
 
 def switch(list attributes not None, list arrays not None, bint writeable):
-    """Set attributes, given as (object, name, value), and the writeable flags of arrays: all of them, or none if this raises."""
+    """Set attributes, given as (object, name, value), and the writeable flags of arrays. If this raises, nothing has changed."""
     cdef tuple argument = (writeable,)
     cdef list setters = [], before = []
     cdef Py_ssize_t done = 0
@@ -585,7 +614,7 @@ def switch(list attributes not None, list arrays not None, bint writeable):
 
 @cython.binding(True)
 def committed(check):
-    """Make a method of two parts: `check` returns a compiled function and its arguments, with which that is called last.
+    """Make a method from `check`, which returns a compiled function and its arguments. The method ends with a call of that function.
 
     No bytecode of the method runs after the compiled function, so an exception from a signal handler arrives before the change.
     """
@@ -601,19 +630,16 @@ cdef void update(const Py_buffer *p, void *g, void *first, void *second, const d
     cdef Py_ssize_t length = row_length(p), step = row_stride(p), i, n
     cdef char *row = <char *>p.buf
     cdef void *at
+    cdef const rnnfast_optimizers *steps = &rnnfast_optimizers_f32 if p.itemsize == sizeof(float) else &rnnfast_optimizers_f64
     n = length if step == p.itemsize else 1
     memset(index, 0, sizeof(index))
     while row != NULL and p.len:
         for i in range(length // n):
             at = row + i * step
-            if p.itemsize == sizeof(float) and second != NULL:
-                rnnfast_adam_f32(<float *>at, <float *>g, <float *>first, <float *>second, n, options)
-            elif p.itemsize == sizeof(float):
-                rnnfast_sgd_f32(<float *>at, <float *>g, <float *>first, n, options)
-            elif second != NULL:
-                rnnfast_adam_f64(<double *>at, <double *>g, <double *>first, <double *>second, n, options)
+            if second != NULL:
+                steps.adam(at, g, first, second, n, options)
             else:
-                rnnfast_sgd_f64(<double *>at, <double *>g, <double *>first, n, options)
+                steps.sgd(at, g, first, n, options)
             g = <char *>g + n * p.itemsize
             first = NULL if first == NULL else <void *>(<char *>first + n * p.itemsize)
             second = NULL if second == NULL else <void *>(<char *>second + n * p.itemsize)
@@ -621,7 +647,7 @@ cdef void update(const Py_buffer *p, void *g, void *first, void *second, const d
 
 
 def optimize(list parameters not None, list gradients not None, list moments not None, steps, tuple options not None):
-    """Take one step of an optimizer, and add 1 to the array `steps`: everything, or nothing if this raises.
+    """Take one step of an optimizer, and add 1 to the array `steps`. If this raises, nothing has changed.
 
     `moments` holds one list for each kind: none or one for SGD, whose options are (momentum, lr), and two for Adam, with the options
     (beta1, 1 - beta1, beta2, 1 - beta2, eps, lr). Gradients and moments are contiguous arrays of the dtypes of the parameters, and
@@ -638,12 +664,14 @@ def optimize(list parameters not None, list gradients not None, list moments not
         raise ValueError("expected two options, six with two moments, and steps as one int64")
     for i, option in enumerate(options):
         o[i] = option
-    for views in (g, *(first, second)[:len(moments)]):
+    for views in (p, g, *(first, second)[:len(moments)]):
         if (<Views>views).count != p.count:
             raise ValueError(f"expected {p.count} gradients and moments of each kind")
         for i in range(p.count):
-            if (<Views>views).at[i].len != p.at[i].len:
-                raise ValueError(f"gradient and moments {i} must have {p.at[i].len} bytes, as the parameter has")
+            if not is_float(&(<Views>views).at[i]):
+                raise TypeError(f"parameter, gradient and moments {i} must hold float32 or float64")
+            if (<Views>views).at[i].len != p.at[i].len or (<Views>views).at[i].itemsize != p.at[i].itemsize:
+                raise ValueError(f"gradient and moments {i} must have the dtype and size of the parameter")
     with nogil:
         for i in range(p.count):
             update(&p.at[i], g.at[i].buf, first.at[i].buf if first.count else NULL, second.at[i].buf if second.count else NULL, o)
@@ -654,7 +682,7 @@ def optimize(list parameters not None, list gradients not None, list moments not
 
 cdef enum:
     LARGE_BUFFER = 1 << 20      # bytes; smaller buffers do not count in the limit of a pool
-    MOST_BYTES = 1 << 27        # that a pool keeps, unless a single buffer is larger
+    MOST_BYTES = 1 << 27        # bytes that a pool keeps at most, unless a single buffer is larger
 
 
 cdef class BufferPool:
@@ -719,12 +747,14 @@ cdef class BufferPool:
 
 @cython.no_gc
 cdef class Lease:
-    """Releases a buffer to its pool when it is deallocated; no bytecode runs then. As an array, the first `nbytes` of the buffer."""
+    """Return a buffer to its pool when this object is deallocated; no bytecode runs then. As an array, it is the first `nbytes` of the buffer."""
     cdef BufferPool pool
     cdef readonly object buffer
     cdef Py_ssize_t nbytes
 
     def __cinit__(self, BufferPool pool not None, buffer not None, Py_ssize_t nbytes):
+        if not 0 <= nbytes <= buffer.nbytes:
+            raise ValueError(f"nbytes must be between 0 and {buffer.nbytes}, got {nbytes}")
         self.pool, self.buffer, self.nbytes = pool, buffer, nbytes
 
     def __dealloc__(self):
@@ -798,10 +828,12 @@ cdef class Engine:
         self.options = options
         if options is not None:
             self.stack.clip, self.stack.peepholes, self.stack.coupled = options.clip or 0, options.peepholes, options.coupled
-            if len(options.activations) != 3 * self.directions:
-                raise ValueError(f"options must have three activations for each direction, {3 * self.directions}, "
-                                 f"got {len(options.activations)}")
-            for i, (function, alpha, beta) in enumerate(options.activations):
+            activations = tuple(options.activations)
+            if len(activations) != 3 * self.directions:
+                raise ValueError(f"options must have three activations for each direction, {3 * self.directions}, got {len(activations)}")
+            for i, (function, alpha, beta) in enumerate(activations):
+                if function not in FUNCTIONS:
+                    raise ValueError(f"activation is {function!r}; expected one of {', '.join(FUNCTIONS)}")
                 self.stack.activations[i // 3][i % 3] = rnnfast_activation(FUNCTIONS.index(function), alpha, beta)
         self.extra = self.info.extra if self.stack.peepholes or not self.table.cell_info(self.stack.cell).extra_is_optional else ""
         if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
@@ -858,12 +890,15 @@ cdef int describe(rnnfast_problem *p, Engine engine, Watch *watch) except -1:
     return 0
 
 
-cdef int measure(rnnfast_problem *p, Engine engine, rnnfast_sizes *sizes, Py_ssize_t *states) except -1:
-    """Set the bytes of tape and workspaces, and the number of states, which is that of rows or sequences."""
+cdef int measure(rnnfast_problem *p, Engine engine, Order order, rnnfast_sizes *sizes, Py_ssize_t *states) except -1:
+    """Set the order, the bytes of tape and workspaces, and the number of states, which is that of rows or sequences."""
+    p.order = order_of(order)
     if engine.table.sizes(&p.stack, p.T, p.N, p.order, sizes):
         raise ValueError(f"x has {p.T} steps and {p.N} rows: its states would take more bytes than an address can count")
     if p.order != NULL and p.order.begin[p.order.steps] - p.order.begin[0] > p.T * p.N:
         raise ValueError(f"the order has more entries than the {p.T * p.N} steps of x")
+    if order is not None:
+        order.require(p.T, p.N)
     states[0] = p.order.sequences if p.order != NULL else p.N
     return 0
 
@@ -980,13 +1015,12 @@ def forward(Engine engine, packed, Inputs inputs, Outputs outputs, workspace, ta
     cdef size_t item = engine.table.item
     cdef Py_ssize_t states, H = engine.hidden_size, P = engine.output_size
     describe(&p, engine, &watch)
-    p.order = order_of(inputs.order)
     buffers.count = 0
     try:
         p.x = acquire_array(&buffers, inputs.x, PyBUF_STRIDES, item, 3, -1, -1, engine.input_size)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        measure(&p, engine, &sizes, &states)
+        measure(&p, engine, inputs.order, &sizes, &states)
         p.packed = acquire(&buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         p.h0 = acquire_optional(&buffers, inputs.h0, PyBUF_SIMPLE, engine.state_bytes(states, P))
         p.c0 = acquire_optional(&buffers, inputs.c0, PyBUF_SIMPLE, engine.state_bytes(states, H))
@@ -1033,14 +1067,13 @@ def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients
     cdef Py_ssize_t states, H = engine.hidden_size, P = engine.output_size
     cdef Pointers pointers = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE, True)
     describe(&p, engine, &watch)
-    p.order = order_of(inputs.order)
     p.dparameters = pointers.at
     buffers.count = 0
     try:
         p.x = acquire_array(&buffers, inputs.x, PyBUF_STRIDES, item, 3, -1, -1, engine.input_size)
         p.T, p.N = length(&buffers, 0), length(&buffers, 1)
         p.x_step, p.x_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
-        measure(&p, engine, &sizes, &states)
+        measure(&p, engine, inputs.order, &sizes, &states)
         p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, engine.packed_back_size)
         p.h0 = acquire_optional(&buffers, inputs.h0, PyBUF_SIMPLE, engine.state_bytes(states, P))
         p.c0 = acquire_optional(&buffers, inputs.c0, PyBUF_SIMPLE, engine.state_bytes(states, H))
@@ -1136,6 +1169,15 @@ cdef class PreparedCall:
         cdef rnnfast_problem *p = &self.problem
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
         x, y, self.h, self.c = shapes
+        if len(x) not in (2, 3) or x[len(x) - 1] != engine.input_size:
+            raise ValueError(f"x must have 2 or 3 axes, the last one of length {engine.input_size}, got shape {x}")
+        rows = () if len(x) == 2 else (x[1 if time_first else 0],)
+        layers = (engine.num_layers * engine.directions, *rows)
+        expected = ((*x[:len(x) - 1], outputs), (*layers, engine.output_size), (*layers, engine.hidden_size) if engine.has_c else None)
+        if (y, self.h, self.c) != expected:
+            raise ValueError(f"y, h and c must have the shapes {expected} for x of shape {x}, got {(y, self.h, self.c)}")
+        if states is not None and (len(x), x[0], time_first) != (3, 1, True):
+            raise ValueError(f"x must have shape (1, N, I) for steps, got {x}")
         self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
         memset(p, 0, sizeof(p[0]))
         p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
@@ -1145,18 +1187,16 @@ cdef class PreparedCall:
         p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
         p.y_step, p.y_row = step * outputs, row * outputs
         self.workspace_size = engine.sizes(p.T, p.N).forward_workspace
+        self.state_sizes = [engine.state_bytes(p.N, engine.output_size), engine.state_bytes(p.N, engine.hidden_size)]
         self.of_h = form_of(engine, self.h)
         self.of_c = self.of_h if self.c is None else form_of(engine, self.c)
         if states is not None:
             # A step has no time axis, and with one row it may come without a batch axis.
             self.own_h, self.own_c = states
-            self.state_sizes = [engine.num_layers * p.N * engine.output_size * engine.table.item,
-                                engine.num_layers * p.N * engine.hidden_size * engine.table.item]
             for i in range(2):
                 for k, arrays in enumerate(states):
                     if arrays is not None:
                         self.states[i][k] = acquire(&self.buffers, arrays[i], PyBUF_WRITABLE, self.state_sizes[<int>k])
-            rows = (p.N,)
             without = () if p.N == 1 else rows
             self.shapes_of_y = rows + (outputs,), without + (outputs,)
             shapes = rows + (engine.input_size,), without + (engine.input_size,)
@@ -1210,8 +1250,10 @@ cdef class PreparedCall:
             y, h_n, c_n = self.empty(self.shapes_of_y[0], self.engine.dtype), self.empty(self.h, self.engine.dtype), None
             if self.c is not None:
                 c_n = self.empty(self.c, self.engine.dtype)
-            p.y, p.h_n = acquire(&buffers, y, PyBUF_WRITABLE), acquire(&buffers, h_n, PyBUF_WRITABLE)
-            p.c_n = acquire_optional(&buffers, c_n, PyBUF_WRITABLE)
+            p.y = hold(&buffers, y, PyBUF_WRITABLE, p.T * p.N * self.engine.directions * self.engine.output_size * self.engine.table.item).buf
+            p.h_n = hold(&buffers, h_n, PyBUF_WRITABLE, self.state_sizes[0]).buf
+            if c_n is not None:
+                p.c_n = hold(&buffers, c_n, PyBUF_WRITABLE, self.state_sizes[1]).buf
             if self.workspace_size > SMALL_WORKSPACE:
                 workspace = self.pool.acquire(self.workspace_size)
                 p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, self.workspace_size)
@@ -1307,6 +1349,8 @@ cdef class PreparedCall:
 
     cdef int begin(self) except -1:
         """Reserve the state for this call; it ends with busy = False."""
+        if self.own_h is None:
+            raise ValueError("this call was prepared without states: use run()")
         with cython.critical_section(self):
             if self.busy:
                 raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
@@ -1315,7 +1359,7 @@ cdef class PreparedCall:
 
 
 cdef long long number_of(id) except -1:
-    """Return an id as a number, 0 if it is none."""
+    """Return an id as an integer, or 0 if it cannot be an id."""
     try:
         number = <long long>PyNumber_Index(id)
     except (TypeError, OverflowError):
@@ -1355,6 +1399,8 @@ cdef class Slots:
         self.engine, self.pool, self.empty = engine, pool, empty
         self.kinds = 2 if engine.info.has_c else 1
         self.capacity = self.unused = states[0].shape[1]
+        if self.capacity < 1:
+            raise ValueError(f"the capacity must be positive, got {self.capacity}")
         self.free = <Py_ssize_t *>PyMem_Calloc(self.capacity, sizeof(Py_ssize_t))
         self.ids = <long long *>PyMem_Calloc(self.capacity, sizeof(long long))
         self.status = <char *>PyMem_Calloc(self.capacity, 1)
@@ -1469,25 +1515,26 @@ cdef class Slots:
 
     cdef int reserve(self, list ids, const long long *numbers, Py_ssize_t *slots, Py_ssize_t count) except -1:
         """Make streams busy, and write their slots; if this raises, no stream has changed."""
-        cdef Py_ssize_t i = 0
-        fault = None
+        cdef Py_ssize_t i, k, reserved = 0
+        cdef bint is_repeated = False
         with cython.critical_section(self):
             for i in range(count):
                 slots[i] = self.slot_of(numbers[i])
-                if slots[i] < 0:
-                    fault = self.unknown(ids[i], numbers[i])
-                elif self.status[slots[i]] == BUSY:
-                    fault = self.in_use(ids[i])
-                    for k in range(i):
-                        if slots[k] == slots[i]:
-                            fault = ValueError(f"ids contains {ids[i]} twice, but each stream can take only one step in a call")
-                            break
-                if fault is not None:
-                    for k in range(i):
-                        self.status[slots[k]] = IDLE
-                    raise fault
+                if slots[i] < 0 or self.status[slots[i]] == BUSY:
+                    break
                 self.status[slots[i]] = BUSY
-        return 0
+                reserved += 1
+            if reserved < count:
+                for k in range(reserved):
+                    is_repeated = is_repeated or slots[k] == slots[reserved]
+                    self.status[slots[k]] = IDLE
+        if reserved == count:
+            return 0
+        if slots[reserved] < 0:
+            raise self.unknown(ids[reserved], numbers[reserved])
+        if is_repeated:
+            raise ValueError(f"ids contains {ids[reserved]} twice, but each stream can take only one step in a call")
+        raise self.in_use(ids[reserved])
 
     def step(self, list ids not None, x, out, check):
         """Process one step of some streams, as one batch, and return y.
@@ -1583,8 +1630,8 @@ def cells(Engine engine, Py_ssize_t T, Py_ssize_t N, tape, out, Order order=None
         raise ValueError(f"cell {engine.cell!r} has no c")
     engine.sizes(T, N, order)
     describe(&p, engine, &watch)
-    p.T, p.N, p.order = T, N, order_of(order)
-    measure(&p, engine, &sizes, &states)
+    p.T, p.N = T, N
+    measure(&p, engine, order, &sizes, &states)
     buffers.count = 0
     try:
         p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, sizes.tape)
@@ -1609,6 +1656,8 @@ def fold(Engine engine, dy, Order order):
     try:
         at = acquire_array(&buffers, dy, PyBUF_WRITABLE, item, 3, -1, -1, engine.directions * engine.output_size)
         p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
+        if order is not None:
+            order.require(length(&buffers, 0), length(&buffers, 1))
         with nogil:
             engine.table.fold(&p, at)
         finish(&watch)

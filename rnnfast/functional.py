@@ -2,8 +2,9 @@
 
 An `Engine` describes a stack of layers. It holds neither weights nor state. Its method `sizes` computes the size of
 each buffer in bytes, from the shapes alone. `pack` rearranges weights for the kernels, and `forward` and `backward` run
-them. These functions do not check their arguments, and the kernels do not allocate memory. The layers in
-`rnnfast.layers` do both, and adapters to other frameworks can do so in their own way.
+them. These functions check the shapes and element sizes of arrays, but not the numbers in an `Order` or in packed
+weights and tapes, which must come from this module. The kernels do not allocate memory. The layers in `rnnfast.layers`
+check everything and allocate, and adapters to other frameworks can do so in their own way.
 
 Arrays have the dtype of the engine in native byte order, and are aligned. `x`, `y`, `dy` and `dx` are (T, N, features)
 with unit stride on the last axis and any strides on the others, including negative ones, so ``a.transpose(1, 0, 2)``

@@ -72,8 +72,8 @@ class Stream(Fixed):
     was created. Results are bitwise identical to those of one call of the layer on the whole sequence. Only one thread
     at a time may use a stream, but different streams of a layer can run concurrently.
 
-    If a call raises, whether for an invalid argument, for lack of memory or from a signal handler (Ctrl-C), the state
-    is that before the call or that after it.
+    If a call raises, because of an invalid argument, lack of memory or a signal handler (Ctrl-C), the state is the one
+    before the call or the one after it.
 
     Attributes
     ----------
@@ -252,8 +252,8 @@ class StreamPool(Fixed):
     separate streams. Different streams of a pool can be stepped concurrently by several threads; iterating over a pool
     returns the ids of its streams.
 
-    If a call raises, whether for an invalid argument, for lack of memory or from a signal handler (Ctrl-C), no stream
-    has joined, left or changed.
+    If a call raises, because of an invalid argument, lack of memory or a signal handler (Ctrl-C), no stream has joined,
+    left or changed.
 
     Parameters
     ----------
@@ -387,7 +387,7 @@ class StreamPool(Fixed):
             If another thread is stepping one of the streams. No state is changed.
         """
         try:
-            ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+            ids = list(ids.tolist() if isinstance(ids, np.ndarray) else ids)
         except TypeError:
             raise TypeError(f"ids must be a sequence of ids that join() returned, got {ids!r}") from None
         return cast("Array", (self._slots.step, ids, x, out, self._checked))

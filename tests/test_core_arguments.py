@@ -117,6 +117,7 @@ WRONG = [None, Nothing(), 0, -1, 2**70, 1.5, True, "x", b"", b"abc", [], (), [No
 """
 
 
+@pytest.mark.usefixtures("threads")  # restores what a call sets, as the context below does
 def test_every_public_name_is_tried():
     """A new function, class or method of the module needs an entry in VALID."""
     namespace = {}
@@ -124,15 +125,14 @@ def test_every_public_name_is_tried():
     public = {name for name, value in vars(_core).items() if callable(value) and not name.startswith("_")}
     public -= {"namedtuple"}
     assert public <= namespace["CALLS"].keys()
-    for cls in [
-        value for value in vars(_core).values() if inspect.isclass(value) and value.__module__ == "rnnfast._core"
-    ]:
-        for name, value in vars(cls).items():
+    for cls in filter(inspect.isclass, vars(_core).values()):
+        for name, value in vars(cls).items() if cls.__module__ == "rnnfast._core" else ():
             if inspect.ismethoddescriptor(value) and not name.startswith("_") and not issubclass(cls, tuple):
                 assert f"{cls.__name__}.{name}" in namespace["CALLS"] or name in ("begin", "end"), (cls, name)
-    for make in namespace["CALLS"].values():
-        function, arguments = make()
-        function(*arguments)
+    with functional.use_isa(_core.get_default_isa()):
+        for make in namespace["CALLS"].values():
+            function, arguments = make()
+            function(*arguments)
 
 
 def test_wrong_arguments_do_not_crash():
@@ -162,6 +162,103 @@ for name, make in CALLS.items():
         except (TypeError, ValueError):
             errors += 1
 assert errors > 1500, errors
+"""
+    )
+
+
+def test_arrays_of_objects_are_refused():
+    """Elements of 8 bytes pass as float64 by their size, but kernels would overwrite references with numbers."""
+    run_script(
+        VALID.replace("np.float32", "np.float64")
+        + """
+FIELDS = {
+    _core.Inputs: ("x", "h0", "c0", "masks", "order"),
+    _core.Outputs: ("y", "h_n", "c_n"),
+    _core.OutputGradients: ("dy", "dh_n", "dc_n"),
+    _core.InputGradients: ("dx", "dh0", "dc0", "dparameters", "dh"),
+}
+UNCHECKED = "Inputs", "Outputs", "OutputGradients", "InputGradients", "Lease", "BufferPool.release", "switch"
+
+def with_objects(value, dtype):
+    # Copies of an argument, each with one of its arrays replaced.
+    if isinstance(value, np.ndarray):
+        yield np.empty(value.shape, dtype)
+    elif isinstance(value, (list, tuple)):
+        for i, member in enumerate(value):
+            for replaced in with_objects(member, dtype):
+                yield type(value)([*value[:i], replaced, *value[i + 1 :]])
+    elif type(value) in FIELDS:
+        fields = [getattr(value, name) for name in FIELDS[type(value)]]
+        yield from (type(value)(*replaced) for replaced in with_objects(fields, dtype))
+
+refused = 0
+for name in CALLS.keys() - UNCHECKED:
+    for position in range(len(CALLS[name]()[1])):
+        for dtype in (np.dtype(object), np.dtype([("field", object)])):
+            for replaced in with_objects(CALLS[name]()[1][position], dtype):
+                function, arguments = CALLS[name]()
+                arguments[position] = replaced
+                print(name, position, dtype, flush=True)
+                try:
+                    assert function(*arguments) is None and name.startswith("PreparedCall."), (name, position)
+                except (TypeError, ValueError):
+                    refused += 1
+assert refused > 100, refused
+"""
+    )
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    """Calls that once read or wrote beyond the ends of arrays."""
+    run_script(
+        VALID
+        + """
+from types import SimpleNamespace
+make = lambda *shapes, cell="gru", **given: _core.PreparedCall(
+    _core.Engine(cell, F, 4, 8), b(10**5), shapes, **{"time_first": True, "pool": BufferPool(2), "empty": np.empty} | given)
+long, _, _ = functional.arrange(50, 30, np.full(30, 20))
+options = SimpleNamespace(clip=None, peepholes=False, coupled=False, activations=(("softsign", 0, 0), ("what", 0, 0), ("tanh", 0, 0)))
+class Many(list):
+    __len__ = lambda self: 3
+shrunk = np.zeros(1000, np.float32)
+shrunk.dtype = np.int8
+moments = [[np.zeros(1000, np.float32)]] * 2
+optimize = lambda p, g: _core.optimize([p], [g], moments, np.zeros(1, np.int64), (.1,) * 6)
+for name, call in {
+    "y is too small": lambda: make((1000, 200, 4), (1, 1, 1), (1, 200, 8), None),
+    "h is too small": lambda: make((10, 20, 4), (10, 20, 8), (1, 1, 1), None),
+    "x is too narrow": lambda: make((10, 20, 1), (10, 20, 8), (1, 20, 8), None),
+    "too many axes": lambda: make((3, 2, 4) + (1,) * 13, (3, 2, 8), (1, 2, 8), None),
+    "no c": lambda: make((3, 2, 4), (3, 2, 8), (1, 2, 8), None, cell="lstm"),
+    "results are too small": lambda: make((3, 2, 4), (3, 2, 8), (1, 2, 8), None, empty=lambda *_: f(1)).run(f(3, 2, 4), None),
+    "step without states": lambda: prepared().step(f(N, I), None),
+    "update without states": lambda: prepared().update(lambda h, c: (1, None)),
+    "more than one step": lambda: make((2, 2, 4), (2, 2, 8), (1, 2, 8), None, states=([f(1, 2, 8)] * 2, None)),
+    "order in forward": lambda: functional.forward(
+        _core.Engine("gru", F, 4, 8), b(10**5), _core.Inputs(f(1, 6000, 4), order=long),
+        _core.Outputs(f(1, 6000, 8), f(1, 30, 8)), b(10**6)),
+    "order in fold": lambda: functional.fold(engine, f(1, 6000, H), long),
+    "order in fill": lambda: long.fill(0, f(6000, 1, H)),
+    "order in cells": lambda: _core.cells(engine, 6000, 1, b(10**7), f(1, 6000, 1, H), long),
+    "no slots": lambda: _core.Slots(engine, packed, [f(1, 0, H)] * 2, pool=BufferPool(2), empty=np.empty),
+    "lease": lambda: _core.Lease(BufferPool(2), b(10), 10**9),
+    "lease of negative size": lambda: _core.Lease(BufferPool(2), b(10), -1),
+    "activations": lambda: _core.Engine("gru", F, 4, 8, options=SimpleNamespace(
+        **vars(options) | {"activations": Many([("tanh", 0, 0)] * 300)})),
+    "activation": lambda: _core.Engine("gru", F, 4, 8, options=options),
+    "lengths are too large": lambda: functional.arrange(5, 3, np.array([2, 0, 500])),
+    "lengths are negative": lambda: functional.arrange(5, 3, np.array([2, -2, 5])),
+    "parameter of integers": lambda: optimize(shrunk, shrunk),
+    "gradient of another dtype": lambda: optimize(f(1000), np.zeros(500)),
+    "gradient of integers": lambda: optimize(f(1000), np.zeros(1000, np.int32)),
+}.items():
+    print(name, flush=True)
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        print(error)
+    else:
+        raise AssertionError(name)
 """
     )
 

@@ -287,3 +287,29 @@ def test_a_stream_is_not_copied(copied):
     stream = rnnfast.GRU(I, H, rng=0).stream()
     with pytest.raises(TypeError, match="a Stream can be neither pickled nor copied: save its state"):
         copied(stream)
+
+
+def test_ids_whose_text_cannot_be_made_leave_no_stream_in_use(rng):
+    """The error for an id names it, which may raise."""
+
+    class Id(int):
+        def __repr__(self):
+            raise KeyboardInterrupt
+
+        __format__ = __repr__
+
+    pool = rnnfast.StreamPool(make_layer("lstm", I, H), 3)
+    first, second = pool.join(), pool.join()
+    x = sequence(rng, 1, 2)[0]
+    for ids in ([first, Id(999)], [first, Id(first)]):
+        with pytest.raises((KeyboardInterrupt, ValueError)):
+            pool.step(ids, x)
+    pool.step([first, second], x)
+    pool.leave(first)
+
+
+def test_ids_of_an_array_without_axes(rng):
+    pool = rnnfast.StreamPool(make_layer("lstm", I, H), 3)
+    pool.join()
+    with pytest.raises(TypeError, match="ids must be a sequence"):
+        pool.step(np.array(1), sequence(rng, 1, 1)[0])

@@ -121,7 +121,7 @@ class Layer(Fixed):
         return {name: array.copy() for name, array in self.parameters.items()}
 
     def load_state_dict(self, arrays: Mapping[str, ArrayLike], strict: bool = True) -> None:
-        """Copy values into the parameters. If this raises, for whatever reason, nothing is changed.
+        """Copy values into the parameters. If this raises any exception, nothing is changed.
 
         Parameters
         ----------

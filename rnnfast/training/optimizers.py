@@ -72,10 +72,9 @@ def clip_grad_norm(gradients: Arrays, max_norm: float) -> float:
 class _Optimizer:
     """Base class of the optimizers: parameters, their moments, and the number of steps.
 
-    A step is taken in compiled code, which allocates nothing and which no signal handler interrupts once it has begun
-    to write. If `step` or `load_state_dict` raises, whether for an invalid argument, for lack of memory or from a
-    signal handler (Ctrl-C), the parameters, the moments and the count of steps are those before the call or those after
-    it.
+    A step is taken in compiled code, which allocates nothing and is not interrupted by signal handlers once it has
+    begun to write. If `step` or `load_state_dict` raises, because of an invalid argument, lack of memory or a signal
+    handler (Ctrl-C), the parameters, the moments and the number of steps are those before the call or those after it.
     """
 
     def __init__(self, parameters: Arrays, lr: float, kinds: Sequence[str]) -> None:
@@ -218,8 +217,8 @@ class Adam(_Optimizer):
         v = beta2 * v + (1 - beta2) * gradient**2
         parameter -= lr * m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps)
 
-    If the square of a gradient overflows the dtype, v becomes infinite and the element no longer changes, as in
-    PyTorch: clip such gradients.
+    If the square of a gradient overflows the dtype, v becomes infinite and the parameter element no longer
+    changes, as in PyTorch; clip such gradients.
 
     Source: D. Kingma and J. Ba, "Adam: A method for stochastic optimization", ICLR 2015, algorithm 1.
 
