@@ -1102,7 +1102,7 @@ static void *run_caller(void *argument)
     case 3: call_sizes(c); break;
     case 4: call_optimizer(c); break;
     case 5:
-        if (one_in(c, 8)) call_order(c);
+        if (one_in(c, 3)) call_order(c);
         else call_stack(c);
         break;
     default: call_stack(c);
