@@ -13,7 +13,7 @@ from support.cells import VARIANTS  # noqa: E402
 from support.command_line import SMALL, TEXT, main  # noqa: E402
 from support.selection import select  # noqa: E402
 
-from rnnfast import functional  # noqa: E402
+from rnnfast import _core, functional  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -65,6 +65,18 @@ def dtype(request):
 def variant(request):
     """A cell, or a cell with a projection: a key of support.cells.VARIANTS."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def settings_are_restored():
+    """No test leaves another default instruction set or number of threads to the tests after it."""
+    before = functional.get_default_isa(), functional.get_num_threads()
+    yield
+    after = functional.get_default_isa(), functional.get_num_threads()
+    if after != before:
+        _core.set_default_isa(before[0])
+        functional.set_num_threads(before[1])
+    assert after == before
 
 
 @pytest.fixture

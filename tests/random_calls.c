@@ -4,7 +4,7 @@
  *
  * runs rounds SEED, SEED + 1, ... until there were ROUNDS of them or SECONDS are over. A failure names its round: `random_calls ROUND 1 0`
  * repeats it. In a round, one to three threads make calls at the same time: each a stack of random cell, options, shape and batch, a
- * matrix product, activations, or a question about sizes.
+ * matrix product, activations, a step of an optimizer, a long order, or a question about sizes.
  *
  * What is checked:
  * - Every array has exactly the size that rnnfast.h states, so AddressSanitizer sees any access past it.
@@ -15,6 +15,7 @@
  * - A call that was stopped leaves nothing behind: the next one has the same bits.
  */
 #define _POSIX_C_SOURCE 200112L /* posix_memalign() */
+#include "optimizers.h"
 #include "rnnfast.h"
 
 #include <math.h>
@@ -38,7 +39,7 @@
 #define __msan_check_mem_is_initialized(at, bytes)
 #endif
 
-enum { MOST_STATES = 6, MOST_PARAMETERS = MOST_STATES * RNNFAST_KINDS, MOST_CALLERS = 3, NEVER_WRITTEN = 0xFF };
+enum { MOST_STATES = 6, MOST_PARAMETERS = MOST_STATES * RNNFAST_KINDS, MOST_CALLERS = 3, NEVER_WRITTEN = 0xFF, MANY_STEPS = 1200000 };
 
 /* ---- a caller: a thread with its own random numbers and memory ---- */
 
@@ -225,6 +226,21 @@ static void check_same(const caller *c, const char *what, const void *a, const v
     if (memcmp(a, b, (size_t)count * c->item)) fail(c, "%s has other bits", what);
 }
 
+/* ---- stopping ---- */
+
+typedef struct {
+    pthread_t thread;
+    long left; /* polls until the call is to stop; 0: never */
+    int is_elsewhere;
+} watch;
+
+static int poll_watch(void *context)
+{
+    watch *w = context;
+    if (!pthread_equal(pthread_self(), w->thread)) w->is_elsewhere = 1;
+    return w->left && --w->left == 0;
+}
+
 /* ---- ragged batches ---- */
 
 typedef struct {
@@ -308,9 +324,36 @@ static ragged *new_ragged(caller *c, ptrdiff_t T, ptrdiff_t N)
     o->masked = allocate(c, (size_t)o->masked_count * sizeof *o->masked);
     r->sequences_of = allocate(c, (size_t)o->sequences * sizeof *r->sequences_of);
     r->rows = allocate(c, (size_t)(N + 1) * sizeof *r->rows);
-    rnnfast_arrange(p, o, r->sequences_of, r->rows, allocate(c, (size_t)(o->steps + 2 + o->sequences + T) * sizeof(ptrdiff_t)));
+    ptrdiff_t *scratch = allocate(c, (size_t)(o->steps + 2 + o->sequences + T) * sizeof *scratch);
+    if (T * N >= MANY_STEPS) { /* stopped first */
+        rnnfast_order ignored;
+        watch counting = {pthread_self(), 1, 0}, arranging = {pthread_self(), between(c, 1, 8), 0};
+        p->poll = (rnnfast_poll){poll_watch, &counting};
+        rnnfast_count(p, &ignored);
+        p->poll.context = &arranging;
+        rnnfast_arrange(p, o, r->sequences_of, r->rows, scratch);
+        p->poll = (rnnfast_poll){0};
+    }
+    rnnfast_arrange(p, o, r->sequences_of, r->rows, scratch);
     check_order(c, r, entries);
     return r;
+}
+
+/* An order of so many steps that its functions poll. */
+static void call_order(caller *c)
+{
+    const ptrdiff_t T = one_in(c, 2) ? between(c, 1, 3) : between(c, 1000, 3000), N = MANY_STEPS / T + 1;
+    const ragged *r = new_ragged(c, T, N);
+    const size_t bytes = 1;
+    char *array = allocate(c, (size_t)(T * N));
+    for (int k = 0; k < 2; k++) { /* stopped, then not */
+        watch w = {pthread_self(), !k, 0};
+        rnnfast_fill(&r->order, 0, array, bytes, N, 1, (rnnfast_poll){poll_watch, &w});
+    }
+    for (ptrdiff_t i = 0; i < r->order.masked_count; i++) {
+        const rnnfast_position at = r->order.masked[i].position;
+        if (array[at.step * N + at.row]) fail(c, "a masked step is not filled");
+    }
 }
 
 /* ---- stacks: a problem, and what came out of it ---- */
@@ -332,19 +375,6 @@ typedef struct {
     array y, h_n, c_n, cells, dx, dh, dh0, dc0;
     void *dparameters[MOST_PARAMETERS], *tape;
 } outcome;
-
-typedef struct {
-    pthread_t thread;
-    long left; /* polls until the call is to stop; 0: never */
-    int is_elsewhere;
-} watch;
-
-static int poll_watch(void *context)
-{
-    watch *w = context;
-    if (!pthread_equal(pthread_self(), w->thread)) w->is_elsewhere = 1;
-    return w->left && --w->left == 0;
-}
 
 static ptrdiff_t entries_of(const problem *p)
 {
@@ -1000,6 +1030,35 @@ static void call_activations(caller *c)
     }
 }
 
+/* A step of an optimizer on a whole array, and on its parts. */
+static void call_optimizer(caller *c)
+{
+    enum { ARRAYS = 4 }; /* the parameter, its moments, and the gradient */
+    const int is_adam = one_in(c, 2), has_buffer = one_in(c, 2), item = (int)c->item;
+    const ptrdiff_t count = between(c, 0, one_in(c, 8) ? 5000 : 70), parts[] = {0, between(c, 0, count), count};
+    const rnnfast_optimizers *o = item == 8 ? &rnnfast_optimizers_f64 : &rnnfast_optimizers_f32;
+    const double sgd[] = {0.9, 0.1}, adam[] = {0.9, 0.1, 0.999, 0.001, 1e-8, 0.1};
+    char *whole[ARRAYS], *split[ARRAYS];
+    for (int i = 0; i < ARRAYS; i++) {
+        whole[i] = allocate(c, (size_t)(count * item));
+        split[i] = allocate(c, (size_t)(count * item));
+        randomise(c, whole[i], count, 1);
+        for (ptrdiff_t j = 0; i == 2 && j < count; j++) set(c, whole[i], j, fabs(get(c, whole[i], j))); /* of squares */
+        memcpy(split[i], whole[i], (size_t)(count * item));
+    }
+    for (int k = 0; k < 3; k++) { /* the whole, then both parts */
+        char **from = k ? split : whole;
+        const ptrdiff_t first = k ? parts[k - 1] : 0, n = k ? parts[k] - first : count;
+        void *p = from[0] + first * item, *m = from[1] + first * item, *v = from[2] + first * item, *g = from[3] + first * item;
+        if (is_adam) o->adam(p, g, m, v, n, adam);
+        else o->sgd(p, g, has_buffer ? m : NULL, n, sgd);
+    }
+    for (int i = 0; i < ARRAYS; i++) {
+        check_written(c, "an array of an optimizer", whole[i], count);
+        check_same(c, "an array of an optimizer", split[i], whole[i], count);
+    }
+}
+
 /* sizes() of any shape either fails or returns sizes that hold all elements. */
 static void call_sizes(caller *c)
 {
@@ -1017,6 +1076,7 @@ static void call_sizes(caller *c)
     if (!is_refused && ((double)sizes.packed < of_layers * (double)s.H * (double)s.P * item ||
                         (double)sizes.forward_workspace < (double)shape[1] * (double)s.H * item))
         fail(c, "sizes() returns a size that is too small");
+    if (rnnfast_get_table("none", c->item)) fail(c, "there is a table of an unknown instruction set");
     rnnfast_linear p = {.M = shape[0], .I = shape[3], .O = shape[4]};
     size_t packed, workspace;
     if (!c->table->linear_sizes(&p, &packed, &workspace) && (double)packed < (double)p.I * (double)p.O * item)
@@ -1035,11 +1095,16 @@ static void *run_caller(void *argument)
     c->item = one_in(c, 2) ? 4 : 8;
     c->table = rnnfast_get_table(c->isa ? c->isa : isa, c->item);
     if (!c->table) fail(c, "%s does not run here", c->isa);
-    switch (between(c, 0, 9)) {
+    switch (between(c, 0, 11)) {
     case 0:
     case 1: call_linear(c); break;
     case 2: call_activations(c); break;
     case 3: call_sizes(c); break;
+    case 4: call_optimizer(c); break;
+    case 5:
+        if (one_in(c, 3)) call_order(c);
+        else call_stack(c);
+        break;
     default: call_stack(c);
     }
     free_all(c);

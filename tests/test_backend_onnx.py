@@ -530,6 +530,9 @@ def test_running_declines():
         run(model, {**problem.feeds, "X": problem.feeds["X"][0]})
     with pytest.raises(ValueError, match="x has no time steps"):
         run(model, {**problem.feeds, "X": problem.feeds["X"][:0]})
+    model.graph.node[0].input[2] = ""
+    with pytest.raises(ValueError, match="LSTM has no input R: both W and R are required"):
+        run(model, problem.feeds)
 
 
 # ---- time

@@ -534,6 +534,16 @@ def test_a_tape_goes_with_its_graph():
     assert len(tapes) == 1
 
 
+def test_the_number_of_prepared_calls_is_bounded():
+    _, ours = pair("GRU")
+    x = torch.randn(140, 3, 4)
+    with torch.no_grad():
+        first = [ours(x[:steps])[0] for steps in range(1, 140)]
+        again = [ours(x[:steps])[0] for steps in range(1, 140)]
+    assert len(fast._CACHES[id(ours.weight_ih_l0)]._prepared) <= 64
+    assert all(map(torch.equal, first, again))
+
+
 def test_caches_are_freed_with_the_layer():
     _, ours = pair("GRU")
     gc.collect()

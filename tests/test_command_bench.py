@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.command_line import failure, main
 
+import rnnfast
 from rnnfast import __main__
 from rnnfast.commands import bench, engines, program, timing
 
@@ -193,3 +194,41 @@ def test_bench_reports_unwritable_outputs_before_it_starts(fakes, tmp_path, caps
     assert "pip install matplotlib" in failure(capsys, "bench", "--plot", tmp_path / "times.png")
     assert fakes["rnnfast"].turns == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["reference", "NumPy's product"])
+def test_engine_that_fails_while_it_is_timed_ends_the_benchmark(name, fakes, capsys):
+    fakes[name].seconds = "RuntimeError: out of memory"
+    line = failure(capsys, "bench", "--T", "2", "--H", "3", "--rounds", "1")
+    assert line.endswith(f"{name} cannot be timed: RuntimeError: out of memory")
+
+
+def test_product_that_does_not_run_ends_the_benchmark(fakes, capsys):
+    fakes["NumPy's product"].refuse = "RuntimeError: out of memory"
+    line = failure(capsys, "bench", "--T", "2", "--H", "3", "--rounds", "1")
+    assert line.endswith("NumPy's product cannot be timed: RuntimeError: out of memory")
+
+
+def test_wrong_results_are_not_drawn(fakes, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    fakes["rnnfast"].spoil, fakes["rnnfast"].seconds = 1e-3, None
+    path = tmp_path / "times.png"
+    line = failure(capsys, "bench", "--T", "2", "--H", "3", "--rounds", "1", "--plot", path)
+    assert line.endswith(f"nothing to draw to {path}: rnnfast's results were wrong in every case")
+    assert not path.exists()
+
+
+def test_onnxruntime_without_onnx_is_not_timed(monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    monkeypatch.delitem(sys.modules, "rnnfast.backends.onnx", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(program.CannotRun, match=r"no model can be made for it: .* pip install 'rnnfast.onnx.'"):
+        engines.ENGINES["onnxruntime"](bench.Case("lstm", 2, 1, 3, 4), 1)
+
+
+def test_versions_of_packages_that_are_not_installed():
+    assert timing.versions("numpy", "no-such-package") == {
+        "rnnfast": rnnfast.__version__,
+        "numpy": np.__version__,
+        "no-such-package": None,
+    }

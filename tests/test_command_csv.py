@@ -9,6 +9,7 @@ import pytest
 from support.archives import contents
 from support.command_line import FAST, failure, main, random_model, train_csv
 
+import rnnfast
 from rnnfast.commands import program, series
 
 # --- train csv, predict
@@ -211,3 +212,29 @@ def test_horizon_without_end(sheet, tmp_path, capsys):
     assert train_csv(sheet, model) == 0
     capsys.readouterr()
     assert "--horizon must be at most 8,000" in failure(capsys, "predict", model, "--horizon", 99999999999)
+
+
+@pytest.mark.usefixtures("estimators")
+def test_threads_of_the_training(sheet, tmp_path, threads):
+    threads(1)
+    assert train_csv(sheet, tmp_path / "model", "--threads", "2", "--epochs", "1") == 0
+    assert rnnfast.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("estimators")
+def test_forecast_without_an_interval_is_drawn(sheet, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    picture = tmp_path / "next.png"
+    assert train_csv(sheet, tmp_path / "model", "--epochs", "1") == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "model"), "--horizon", "20", "--plot", str(picture)]) == 0
+    assert capsys.readouterr().out.startswith("row,sold\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("estimators")
+def test_network_that_cannot_be_built(sheet, tmp_path, capsys):
+    model = tmp_path / "model"
+    line = failure(capsys, "train", "csv", sheet, "--column", "sold", "-o", model, "--hidden", 10**12)
+    assert "training on column 'sold' failed: input_size, hidden_size, proj_size and num_layers are too large" in line
+    assert not model.exists()

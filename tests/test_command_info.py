@@ -1,5 +1,6 @@
 """``python -m rnnfast info``."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -57,6 +58,12 @@ def test_least_limit_is_the_number_of_threads(monkeypatch):
     assert (limits["RNNFAST_NUM_THREADS"], limits["OMP_NUM_THREADS"]) == (7, 3)
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     assert "OMP_NUM_THREADS" not in functional.thread_limits()
+
+
+@pytest.mark.parametrize(("text", "limit"), [("150000 100000\n", 2), ("200000 100000\n", 2), ("max 100000\n", None)])
+def test_quota_of_a_container_limits_the_threads(text, limit, monkeypatch):
+    monkeypatch.setattr(functional, "open", lambda _: io.StringIO(text), raising=False)
+    assert functional.thread_limits().get("cgroup quota") == limit
 
 
 def test_caches_as_linux_tells_them(tmp_path):

@@ -314,3 +314,9 @@ def test_training_that_is_worse_than_guessing_is_not_saved(book, tmp_path, monke
 def test_start_is_checked_before_anything_is_printed(trained, capsys):
     assert main(["sample", str(trained[0]), "--start", "ß"]) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_threads_of_the_training(book, tmp_path, threads):
+    threads(1)
+    assert main(["train", "text", str(book), "-o", str(tmp_path / "model"), *SMALL, "--threads", "2"]) == 0
+    assert rnnfast.get_num_threads() == 2

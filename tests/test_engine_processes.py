@@ -1,20 +1,10 @@
-"""The engine in a process: out-of-bounds reads, threads, forks and signals."""
+"""The engine in a process: out-of-bounds reads, threads, their processors and stacks, and forks."""
 
 import os
-import signal
 import sys
-import threading
-import time
 
-import numpy as np
 import pytest
-from support.compare import assert_close
-from support.guards import Run, run_engine
-from support.linear import linear_problem
-from support.problems import TOLERANCE, problem, solved
 from support.processes import run_script
-
-from rnnfast import functional
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fences are made with Linux's mprotect")
@@ -70,7 +60,7 @@ def test_threads_are_made_when_they_are_needed():
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind a process to a processor")
 @pytest.mark.parametrize("shape", ["100, 1, 16, 256", "40, 32, 64, 128"])
 def test_threads_without_processors_cost_little(shape):
-    """A call does not wait for workers that have no processor."""
+    """A call does not wait for workers that have no processor. Waiting would take processor time."""
     script = f"""
     import os, time
     from support.guards import Run
@@ -83,9 +73,9 @@ def test_threads_without_processors_cost_little(shape):
     for _ in range(40):
         for threads in best:
             functional.set_num_threads(threads)
-            start = time.perf_counter()
+            start = time.process_time()
             forward()
-            best[threads] = min(best[threads], time.perf_counter() - start)
+            best[threads] = min(best[threads], time.process_time() - start)
     assert best[3] < 1.4 * best[1], best
     """
     run_script(script)
@@ -125,61 +115,6 @@ def test_forked_child_can_run_the_engine():
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 10
     """
     run_script(script)
-
-
-LONG_RUNS = {
-    "many steps": lambda: Run(problem("lstm", 300, 16, 64, 1024, dtype=np.float32)),
-    "many rows": lambda: Run(problem("lstm", 1, 200_000, 1, 16, dtype=np.float32), "scalar"),
-}
-
-
-def long_call(call):
-    """A function that runs for at least some tenths of a second."""
-    name, _, shape = call.partition(", ")
-    if shape:
-        run = LONG_RUNS[shape]()
-        return run.forward if name == "forward" else run.prepare_backward()[0]
-    x, weight, bias, dy = linear_problem(64, 2048, 2048, np.float32, True)
-    x, dy = np.tile(x, (100, 1)), np.tile(dy, (100, 1))
-    if name == "linear_forward":
-        packed = functional.linear_pack(weight, bias)
-        return lambda: functional.linear_forward(x, packed, dy)
-    dx, dweight, dbias = np.empty_like(x), np.zeros_like(weight), np.zeros_like(bias)
-    return lambda: functional.linear_backward(x, weight, dy, dx, dweight, dbias)
-
-
-LONG_CALLS = [f"{name}, {shape}" for name in ("forward", "backward") for shape in LONG_RUNS]
-
-
-@pytest.mark.cover(1)
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("call", [*LONG_CALLS, "linear_forward", "linear_backward"])
-def test_interrupt_is_honoured_within_a_fifth_of_a_second(threads, call, count):
-    """Later calls are right. There are three attempts, because the machine may be busy."""
-    threads(count)
-    call = long_call(call)
-    sent = []
-
-    def interrupt():
-        sent.append(time.perf_counter())
-        signal.raise_signal(signal.SIGINT)
-
-    def call_until_interrupted():
-        threading.Timer(0.3, interrupt).start()
-        end = time.perf_counter() + 20
-        while time.perf_counter() < end:
-            call()
-
-    delays = []
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            call_until_interrupted()
-        delays.append(time.perf_counter() - sent[-1])
-        if delays[-1] < 0.2:
-            break
-    assert min(delays) < 0.2, delays
-    p, expected = solved("lstm", 7, 5, 9, 12, np.float32)
-    assert_close(run_engine(p), expected, TOLERANCE[p.dtype])
 
 
 @pytest.mark.skipif(
@@ -249,7 +184,13 @@ def test_threads_with_small_stacks(frozen):
 
     done = []
     work()
-    threading.stack_size(32768)
+    for size in range(32, 128, 16):
+        try:
+            threading.stack_size(size << 10)
+            break
+        except ValueError:  # CPython 3.14 refuses less than 52 KiB
+            pass
+    assert threading.stack_size()
     for _ in range(2):
         thread = threading.Thread(target=work)
         thread.start()

@@ -223,11 +223,11 @@ def test_a_pool_whose_streams_come_and_go(rng, rounds):
             order = slice(None, None, 1 - 2 * (k % 2))
             for x_t, y_t in zip(x, expected, strict=True):
                 assert pool.step(ids[order], x_t[order]).tobytes() == y_t[order].tobytes()
-            for n, id in enumerate(ids):  # noqa: A001
-                assert [member.tobytes() for member in pool.leave(id)] == last[n]
+            for stream, state in zip(ids, last, strict=True):
+                assert [member.tobytes() for member in pool.leave(stream)] == state
         return seen
 
-    ids = [id for seen in in_threads(COUNT, work) for id in seen]  # noqa: A001
+    ids = [stream for seen in in_threads(COUNT, work) for stream in seen]
     assert len(set(ids)) == len(ids) == 2 * COUNT * rounds
     assert len(pool) == 0
     assert len({pool.join() for _ in range(pool.capacity)}) == pool.capacity

@@ -89,7 +89,7 @@ def tool(*arguments, broken=""):
     tool = CHECKOUT / "tools" / "fuzz"
     start = f"import runpy, sys; sys.argv = {[str(tool), *map(str, arguments)]!r}\n{broken}\n"
     code = start + f"runpy.run_path({str(tool)!r}, run_name='__main__')"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
 
 @posix

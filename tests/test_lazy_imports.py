@@ -25,6 +25,8 @@ def test_modules_are_reachable_as_attributes(name):
         ("dask", "dask", "pip install 'rnnfast[dask]'"),
         ("backends.torch", "torch", "pip install"),
         ("backends.jax", "jax", "pip install"),
+        ("backends.onnx", "onnx", "pip install 'rnnfast[onnx]'"),
+        ("backends.thinc", "thinc", "pip install 'rnnfast[thinc]'"),
     ],
 )
 def test_a_missing_extra_says_what_to_install(module, host, install):
@@ -32,6 +34,12 @@ def test_a_missing_extra_says_what_to_install(module, host, install):
     assert run.returncode == 1
     assert "ImportError" in run.stderr
     assert install in run.stderr.splitlines()[-1]
+
+
+def test_an_old_onnx_says_what_to_install():
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    run = python(code="import onnx; onnx.__version__ = '1.15.0'; import rnnfast.backends.onnx")
+    assert run.stderr.splitlines()[-1].endswith("found 1.15.0: pip install 'onnx>=1.16'")
 
 
 def test_unknown_names_are_attribute_errors():

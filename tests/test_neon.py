@@ -7,6 +7,7 @@ import neon_check
 import pytest
 
 
+@pytest.mark.full
 def test_base_kernels_on_neon():
     if not neon_check.CSRC.is_dir():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there is nothing to compile")

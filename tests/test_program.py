@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import signal
 import sys
 
 import pytest
@@ -68,6 +69,27 @@ def test_programs_end_with_a_status_and_one_line(error, status, said, capsys, mo
 
     assert program.run_program("name", run) == status
     assert capsys.readouterr().err == said
+
+
+def test_streams_without_an_encoding(monkeypatch):
+    stdout, stderr = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert program.run_program("name", lambda: print("done") or 0) == 0
+    assert (stdout.getvalue(), stderr.getvalue()) == ("done\n", "")
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
+def test_an_ignored_interrupt_stays_ignored(before):
+    """A script ignores Ctrl-C for the commands that it runs in the background."""
+    stopped, outer = [], signal.signal(signal.SIGINT, before)
+    try:
+        with program.interruptible(lambda: stopped.append(True)):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, outer)
+    assert len(stopped) == (before != signal.SIG_IGN)
 
 
 @pytest.mark.parametrize("engine", ["all", "rnnfast alone"])

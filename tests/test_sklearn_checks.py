@@ -157,10 +157,11 @@ def test_grid_search_over_lists_of_sequences(kind):
     assert search.best_params_ == {"learning_rate": 0.02}
 
 
-def test_verbose_draws_a_bar(capsys, monkeypatch):
+@pytest.mark.parametrize("verbose", [1, True])
+def test_verbose_draws_a_bar(verbose, capsys, monkeypatch):
     pytest.importorskip("tqdm")
     X, y = task(SequenceClassifier, np.random.default_rng(0))
-    classifier = SequenceClassifier(**SMALL, max_epochs=2, early_stopping=True, verbose=1).fit(X, y)
+    classifier = SequenceClassifier(**SMALL, max_epochs=2, early_stopping=True, verbose=verbose).fit(X, y)
     shown = capsys.readouterr().err
     for word in ("SequenceClassifier", "2/2", "loss=", f"validation={classifier.validation_scores_[-1]:.4g}"):
         assert word in shown

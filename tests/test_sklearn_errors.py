@@ -203,6 +203,9 @@ def test_errors_name_the_argument():
             SequenceClassifier(class_weight=weights).fit(X, y)
     with pytest.raises(ValueError, match="sample_weight is too large"):
         SequenceRegressor().fit(X, y, sample_weight=np.full(20, 1e308))
+    # The second message is that of newer versions of scikit-learn.
+    with pytest.raises(ValueError, match=r"sample_weight is 0|Sample weights must contain at least one"):
+        SequenceRegressor().fit(X, y, sample_weight=np.zeros(20))
     with pytest.raises(ValueError, match="early_stopping=True cannot hold out validation_fraction"):
         SequenceClassifier(early_stopping=True).fit(X, [1] + [0] * 19)
     for value in (np.random.default_rng(0), -1):

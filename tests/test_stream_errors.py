@@ -1,5 +1,8 @@
 """Invalid arguments of streams and pools are rejected."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from support.cells import make_layer
@@ -277,6 +280,13 @@ def test_bad_ids(rng):
         pool.step(np.array([[ids[0]]]), np.ones((1, I)))
     assert len(pool) == 3
     assert pool.step(ids, x[1]).tobytes() == expected[1].tobytes()
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_stream_is_not_copied(copied):
+    stream = rnnfast.GRU(I, H, rng=0).stream()
+    with pytest.raises(TypeError, match="a Stream can be neither pickled nor copied: save its state"):
+        copied(stream)
 
 
 def test_ids_whose_text_cannot_be_made_leave_no_stream_in_use(rng):

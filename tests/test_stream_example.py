@@ -45,12 +45,12 @@ def test_plot_is_written(tmp_path, capsys):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["picture.odd", "missing/picture.png"])
-def test_plot_that_cannot_be_written(tmp_path, capsys, name):
+@pytest.mark.parametrize(("name", "verb"), [("picture.odd", "draw"), ("missing/picture.png", "write")])
+def test_plot_that_cannot_be_written(tmp_path, capsys, name, verb):
     pytest.importorskip("matplotlib")
     assert run(tmp_path / name) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"stream.py: cannot draw {tmp_path / name}: ")
+    assert line.startswith(f"stream.py: cannot {verb} {tmp_path / name}: ")
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from support.selection import cover
 
 from rnnfast import functional, reference
 
-MODULES = [*TESTS.glob("*.py"), *TESTS.glob("support/*.py")]
+MODULES = [path for folder in (".", "support", "fuzz") for path in (TESTS / folder).glob("*.py")]
 
 
 def imports_of(path):

@@ -39,7 +39,7 @@ class Supervised(Network):
 
     def _weigh(self, examples: Examples) -> Examples:
         """Return the examples with the weights that the loss uses, including class weights."""
-        return examples
+        raise NotImplementedError
 
     def _strata(self, examples: Examples) -> Array | None:  # noqa: ARG002
         """Return the classes whose proportions the held-out set keeps."""

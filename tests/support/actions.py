@@ -48,11 +48,11 @@ def look_of_stream(stream):
 
 def look_of_pool(pool):
     """The states of all streams, the results of a step, and how many streams can join."""
-    ids = [id for id in range(1, 50) if id in pool]  # noqa: A001
+    ids = [key for key in range(1, 50) if key in pool]
     y = pool.step(ids, np.ones((len(ids), I), np.float32))
-    states = [bits(pool.leave(id)) for id in ids]  # noqa: A001
+    states = [bits(pool.leave(key)) for key in ids]
     fresh = [pool.join() for _ in range(pool.capacity)]
-    zeros = [bits(pool.leave(id)) for id in fresh]  # noqa: A001
+    zeros = [bits(pool.leave(key)) for key in fresh]
     return len(ids), y.tobytes(), states, len(fresh), zeros
 
 
@@ -284,7 +284,8 @@ def use_isa(_):
 ACTIONS = {
     name: action
     for group in (
-        *(group(cell) for group in (streams, pools) for cell in ("lstm",)),
+        streams("lstm"),
+        pools("lstm"),
         *map(layers, KINDS),
         *map(optimizers, OPTIMIZERS),
         {

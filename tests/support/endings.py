@@ -18,7 +18,7 @@ import numpy as np
 
 import rnnfast
 
-PATIENCE = 60  # seconds, after which a process is taken to hang
+PATIENCE = 120  # seconds, after which a process is taken to hang
 
 
 def results():

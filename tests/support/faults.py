@@ -32,7 +32,7 @@ def run_with_faults(script, folder, **variables):
         pytest.skip("another library is preloaded, which may have its own malloc")
     library = str(folder / "faults.so")
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
-    return run_script(script, timeout=600, LD_PRELOAD=library, **variables)
+    return run_script(script, timeout=1200, LD_PRELOAD=library, **variables)
 
 
 class Library:

@@ -11,7 +11,7 @@ import rnnfast
 TESTS = Path(__file__).parents[1]
 
 
-def run_script(script, timeout=120, **variables):
+def run_script(script, timeout=600, **variables):
     """Run a script in a fresh process: it may crash, and no other library has started threads in it."""
     return _run(["-c", textwrap.dedent(script)], timeout, **variables)
 
