@@ -109,7 +109,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
 
     def _fixed(self) -> Collection[str]:
-        return {*super()._fixed()} - {"dropout"}
+        return {*super()._fixed(), "proj_size", "peepholes", "coupled"} - {"dropout"}
 
     @property
     def dropout(self) -> float:
