@@ -1787,6 +1787,8 @@ def activation(str name, a, out, str isa=None):
     cdef void (*function)(const void *, void *, size_t) noexcept nogil
     cdef const char *source
     cdef char *target
+    if name not in ("sigmoid", "tanh"):
+        raise ValueError(f"name is {name!r}, but must be 'sigmoid' or 'tanh'")
     function = table.sigmoid if name == "sigmoid" else table.tanh
     start(&watch)
     buffers.count = 0

@@ -151,3 +151,9 @@ def test_kernels_call_no_mathematical_function_of_the_c_library():
     if not csrc.is_dir():
         pytest.skip("the tests do not lie in a checkout of rnnfast, so there are no sources")
     assert [path.name for path in csrc.glob("*.[ch]") if "math.h" in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize("name", ["relu", "Tanh", ""])
+def test_only_the_two_functions_of_cells_have_a_name(name):
+    with pytest.raises(ValueError, match=f"name is '{name}', but must be 'sigmoid' or 'tanh'"):
+        functional.activation(name, np.ones(3))

@@ -68,6 +68,15 @@ def test_options_cannot_be_assigned_or_deleted(kind):
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("name", ["proj_size", "peepholes", "coupled"])
+def test_options_of_other_classes_cannot_be_assigned_either(kind, name):
+    layer = LAYERS[kind]()
+    with pytest.raises(AttributeError, match=f"^{name} of this .* is fixed at construction"):
+        setattr(layer, name, 2)
+    assert_same_bits(outputs(pickle.loads(pickle.dumps(layer))), outputs(layer))
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
 def test_attributes_of_executions_are_fixed(kind):
     run = LAYERS[kind]().execution
     for name in ("engine", "frozen", "extras", "packs", "tapes", "workspaces", "results"):

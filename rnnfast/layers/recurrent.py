@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -113,6 +114,9 @@ class Recurrent(ArrayLayer, Generic[State]):
             object.__setattr__(self, name, arguments.fraction(name, value))
         else:
             super().__setattr__(name, value)
+
+    def _fixed(self) -> Collection[str]:
+        return {*super()._fixed(), "proj_size", "peepholes", "coupled"}
 
     @property
     def leak(self) -> Any:
