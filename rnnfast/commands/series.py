@@ -192,21 +192,29 @@ NUMBERS = ("numbers", "short numbers", "floats")
 AHEAD = 12  # times that must exist after the last one
 
 
-# Dates that look like numbers, but do not continue as numbers do.
-LOOKALIKES = ("%Y.%m", "%y%m%d", "%d%m%y", "%m%d%y", "%d%m%Y", "%m%d%Y", "%Y%m%d", "%Y%m", "%G%V%u")
+# Dates that look like numbers, but do not continue as numbers do; %G%V%u is a week with "1" appended.
+LOOKALIKES = ("%Y%m", "%y%m", "%m%Y", "%Y%j", "%y%j", "%G%V%u") + tuple(
+    day + clock
+    for day in ("%Y%m%d", "%y%m%d", "%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y")
+    for clock in ("", "%H", "%H%M", "%H%M%S")
+)
 
 
 def _lookalike(texts: Sequence[str]) -> str | None:
     """Return the first of these numbers as a date, if all could be evenly spaced dates in another format."""
-    whole = [re.sub(r"\.0+$", "", text) for text in texts]
+    if all(len(text) == 4 and text < "2100" for text in texts):
+        return None  # years
+    zeros = all(re.search(r"\.0+$", text) for text in texts)
+    digits = [text.partition(".")[0] if zeros else text.replace(".", "") for text in texts]
     for form in LOOKALIKES:
-        day = "1" * form.endswith("%u")  # a week without a day
+        years = range(1970, 2036) if form == "%y%j" else YEARS  # others are the days that spreadsheets count
+        week = "1" * form.endswith("%u")
         with contextlib.suppress(ValueError):
-            days = [datetime.strptime(text + day, form) for text in whole]
-            written = [moment.strftime(form) for moment in days if moment.year in YEARS]
-            if written == [text + day for text in whole]:
-                Times.of([moment.date().isoformat() for moment in days])
-                return days[0].date().isoformat()
+            moments = [datetime.strptime(text + week, form) for text in digits]
+            written = [moment.strftime(form) for moment in moments if moment.year in years]
+            if written == [text + week for text in digits]:
+                Times.of([moment.isoformat() for moment in moments])
+                return moments[0].isoformat().removesuffix("T00:00:00")
     return None
 
 
