@@ -161,7 +161,7 @@ _ZIP64_FROM = 2**31  # from this size or offset on, zipfile writes 64-bit fields
 # What numpy.lib.format writes for arrays of floating-point numbers in C order, and for strings.
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<>])(f4|f8|U\d{1,18})', 'fortran_order': False, "
-    rb"'shape': \(([0-9, ]{0,100})\), \} *\n",
+    rb"'shape': \(((?:\d{1,18},|\d{1,18}(?:, \d{1,18}){1,3})?)\), \} *\n",
     re.DOTALL,
 )
 # What code raises that uses the content of a file.
@@ -358,7 +358,7 @@ class Archive:
         if match is None:
             raise ValueError(f"its member {name!r} is not an array of float32 or float64 in C order, or a string")
         order, kind, dimensions = (part.decode() for part in match.groups())
-        shape = tuple(int(size) for size in dimensions.split(",") if size.strip())
+        shape = tuple(int(size) for size in dimensions.split(",") if size)
         nbytes = math.prod(shape) * (4 * int(kind[1:]) if kind[0] == "U" else int(kind[1:]))
         if len(header) + nbytes != member.size:
             raise ValueError(

@@ -166,6 +166,8 @@ HOSTILE = {
             "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 12), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (4.0, 3), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (4 3), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (4,, 3), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': ( , , 4, 3), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 3), } #",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1, " * 30 + "12), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (" + DIGITS + ",), }",

@@ -193,11 +193,9 @@ AHEAD = 12  # times that must exist after the last one
 
 
 # Dates that look like numbers, but do not continue as numbers do; %G%V%u is a week with "1" appended.
-LOOKALIKES = ("%Y%m", "%y%m", "%m%Y", "%Y%j", "%y%j", "%G%V%u") + tuple(
-    day + clock
-    for day in ("%Y%m%d", "%y%m%d", "%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y")
-    for clock in ("", "%H", "%H%M", "%H%M%S")
-)
+_DAYS = ("%Y%m%d", "%y%m%d", "%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y")
+_CLOCKS = ("", "%H", "%H%M", "%H%M%S")
+LOOKALIKES = ["%Y%m", "%y%m", "%m%Y", "%Y%j", "%y%j", "%G%V%u", *map("".join, itertools.product(_DAYS, _CLOCKS))]
 
 
 def _lookalike(texts: Sequence[str]) -> str | None:
@@ -308,7 +306,7 @@ def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]
         header = [name.strip() for name in next(rows, [])]
         for name in names:
             if header.count(name) != 1:
-                there = ", ".join(header) or "none"
+                there = program.listed(header) or "none"
                 fault = "has no column" if name not in header else "has more than one column"
                 others = [other for other in ",;\t" if other != delimiter and len(header) == 1 and other in header[0]]
                 hint = f"; try --delimiter {others[0]!r}" if others else ""
@@ -340,7 +338,8 @@ def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
         except ValueError:
             values[i] = math.nan
         if not math.isfinite(values[i]):
-            hint = "; use a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
+            comma = re.fullmatch(r"[+-]?\d+,\d+", text)
+            hint = "; use a decimal point, and no separators of thousands" if comma else ""
             raise CannotRun(
                 f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is not a finite number{hint}"
             )
