@@ -2,7 +2,8 @@
 
 The latter are ``.npz`` archives as `numpy.savez` writes them, with an additional member "rnnfast" that holds JSON. The
 reader accepts that form only: members stored one after another, without compression, and a directory that agrees with
-them. So it knows the shape and dtype of every array before it allocates memory, and never more than the file holds.
+them. It therefore knows the shape and dtype of every array before it allocates memory, and never allocates more than
+the file holds.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class replacing:
     """A context in which a file is written under a temporary name; it is renamed to `path` when it is complete on disk.
 
     It never has wider permissions than the file that it replaces. That file's mode, owner, group and access control
-    list are kept, as far as the system permits it. After an error, the old file is unchanged, unless it was only the
-    folder that could not be synced after the rename, and no partial file is left behind.
+    list are kept, as far as the system permits it. After an error, the old file is unchanged and no
+    partial file is left behind. The only exception is an error in syncing the folder, after the rename.
 
     Raises
     ------
@@ -102,7 +103,7 @@ class replacing:
                 self._file.close()
         with contextlib.suppress(OSError):
             os.unlink(self._unfinished)
-        if isinstance(error, OSError) and error.filename == self._unfinished:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, self._unfinished):
             error.filename = self._path  # the name that the caller knows
 
 

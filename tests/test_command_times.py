@@ -154,7 +154,7 @@ REFUSED = {
     "row 1 has '202312', which could be a number or the date 2023-03-20": [["202312", "202313"]],
     "row 1 has '300124', which could be a number or the date 2030-01-24": [["300124", "310124"]],
     # without a next time
-    "is outside of the years 1 to 9999": [
+    "is outside the years 1 to 9999": [
         ["9999-12-30", "9999-12-31"], ["9999-11", "9999-12"], ["9998-12-31", "9999-12-31"], ["9999-W50", "9999-W51"],
         ["9999-Q3", "9999-Q4"], ["9999-12-31T22:00", "9999-12-31T23:00"], ["9999-364", "9999-365"],
     ],
@@ -277,4 +277,4 @@ def test_horizon_beyond_the_last_year_is_one_error(tmp_path, capsys):
     assert out.read_text().splitlines()[-1].startswith("9999-12-31,")
     capsys.readouterr()
     line = failure(capsys, "predict", model, "--horizon", 16)
-    assert "the time 16 rows after '9999-12-16' is outside of the years 1 to 9999; use a smaller --horizon" in line
+    assert "the time 16 rows after '9999-12-16' is outside the years 1 to 9999; use a smaller --horizon" in line

@@ -92,7 +92,7 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Return text from a file or a name with the characters escaped that a terminal could obey, except `keep`."""
+    """Return text with the characters escaped that could control a terminal, except those in `keep`."""
     return _CONTROLS.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)
 
 
@@ -145,7 +145,7 @@ fraction = checked(float, lambda value: 0 < value < 1, "a number between 0 and 1
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors escape what a terminal could obey."""
+    """A parser that escapes what could control a terminal in its error messages."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))

@@ -99,7 +99,7 @@ def _ordinal(text: str) -> date:
     return date(int(text[:4]), 1, 1) + timedelta(int(text[-3:]) - 1)
 
 
-# The formats of dates: how to read and write them, and the least step that they can show.
+# The formats of dates: how to read and write them, and the smallest step that they can express.
 DATES: dict[str, tuple[Callable[[str], date], Callable[[date], str], str]] = {
     r"\d{4}-\d\d-\d\d": (date.fromisoformat, date.isoformat, "day"),
     r"\d{8}": (date.fromisoformat, lambda day: day.isoformat().replace("-", ""), "day"),
@@ -124,7 +124,7 @@ YEARS = range(1600, 2400)  # in which an integer such as 20240131 is a date
 
 
 def _calendar(first: str) -> tuple[Clock, str]:
-    """Return a clock whose values are datetimes, and the least step that its dates can show."""
+    """Return a clock whose values are datetimes, and the smallest step that its dates can express."""
     form = MOMENT.fullmatch(first)
     if form is None:
         raise ValueError(first)
@@ -237,7 +237,7 @@ class Times:
             If no clock reads the times as evenly spaced and increasing, or the next ones cannot be written.
         """
         if len(texts) < 2:
-            raise ValueError(f"there are {len(texts)} rows, but times need at least 2")
+            raise ValueError(f"there are {len(texts)} rows, but --time-column needs at least 2")
         read: dict[str, list[Any]] = {}
         furthest = 0
         for name, clock in CLOCKS.items():
@@ -286,13 +286,13 @@ class Times:
         Raises
         ------
         ValueError
-            If it lies outside of the years 1 to 9999.
+            If it lies outside the years 1 to 9999.
         """
         try:
             return self._write(self._last + offset * self._step)
         except (OverflowError, ValueError):
             where = f"{abs(offset):,} rows {'after' if offset > 0 else 'before'} {self.kept['last']!r}"
-            raise ValueError(f"the time {where} is outside of the years 1 to 9999") from None
+            raise ValueError(f"the time {where} is outside the years 1 to 9999") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- files

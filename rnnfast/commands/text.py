@@ -106,7 +106,7 @@ class Model:
         def build(archive: files.Archive) -> Model:
             characters, sizes = archive.about["characters"], archive.about["sizes"]
             if not isinstance(characters, str) or not characters or len(set(characters)) < len(characters):
-                raise ValueError("its characters must be a string of one or more different ones")
+                raise ValueError("its characters must be a string of one or more distinct characters")
             if not isinstance(sizes, dict) or sizes.keys() != {"cell", "embedding", "hidden", "layers"}:
                 raise ValueError("its sizes must be cell, embedding, hidden and layers")
             model = cls(characters, sizes, archive=archive)
@@ -208,7 +208,7 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
       rnnfast train text book.txt -o book.npz --cell lstm --hidden 512 --epochs 10
       rnnfast sample book.npz --length 300
     """
-    parser.add_argument("file", metavar="FILE", help="text to train on, in UTF-8; byte order marks are left out")
+    parser.add_argument("file", metavar="FILE", help="text to train on, in UTF-8; byte order marks are ignored")
     parser.add_argument(
         "-o", "--output", metavar="MODEL", type=program.file_name, required=True, help="file to save the model to"
     )
@@ -252,8 +252,8 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def configure_sample(parser: argparse.ArgumentParser) -> None:
-    """Write text with a model that "train text" has saved. Control characters other than line ends and tabs are
-    written as escapes such as \\x1b.
+    """Write text with a model that "train text" has saved. Control characters except newlines and tabs are
+    printed as escapes such as \\x1b.
 
     Examples:
       rnnfast sample book.npz
