@@ -195,7 +195,7 @@ AHEAD = 12  # times that must exist after the last one
 # Dates that look like numbers, but do not continue as numbers do; %G%V%u is a week with "1" appended.
 _DAYS = ("%Y%m%d", "%y%m%d", "%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y")
 _CLOCKS = ("", "%H", "%H%M", "%H%M%S")
-LOOKALIKES = ["%Y%m", "%y%m", "%m%Y", "%Y%j", "%y%j", "%G%V%u", *map("".join, itertools.product(_DAYS, _CLOCKS))]
+LOOKALIKES = ["%Y%m", "%y%m", "%m%Y", "%Y%j", "%y%j", "%G%V%u", *(day + clock for day in _DAYS for clock in _CLOCKS)]
 
 
 def _lookalike(texts: Sequence[str]) -> str | None:
@@ -267,16 +267,14 @@ class Times:
                 times = cls(name, *texts[-2:])
                 times.at(AHEAD)
                 return times
-        pairs = list(itertools.pairwise(next(iter(read.values()))))
-        if all(after < before for before, after in pairs):
+        values = next(iter(read.values()))
+        if values == sorted(set(values), reverse=True):
             raise ValueError("the times decrease: sort the rows by time, the oldest first")
-        row = next(
-            i
-            for i, (before, after) in enumerate(pairs)
-            if after <= before or after - before != pairs[0][1] - pairs[0][0]
-        )
+        step = values[1] - values[0]
+        rows = range(1, len(values))
+        row = next(i for i in rows if values[i] <= values[i - 1] or values[i] - values[i - 1] != step)
         raise ValueError(
-            f"the times are not evenly spaced: row {row + 2} has {texts[row + 1]!r} after {texts[row]!r}, but "
+            f"the times are not evenly spaced: row {row + 1} has {texts[row]!r} after {texts[row - 1]!r}, but "
             f"the first two are {texts[0]!r} and {texts[1]!r}; add the missing rows or correct the times"
         )
 
@@ -311,6 +309,7 @@ def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]
                 others = [other for other in ",;\t" if other != delimiter and len(header) == 1 and other in header[0]]
                 hint = f"; try --delimiter {others[0]!r}" if others else ""
                 raise CannotRun(f"{path} {fault} {name!r}; its columns are: {there}{hint}")
+        places = [header.index(name) for name in names]
         columns: list[list[str]] = [[] for _ in names]
         blank = 0
         for row in rows:
@@ -323,31 +322,28 @@ def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]
                 raise CannotRun(
                     f"{path}: line {rows.line_num} has {len(row)} fields, but the first line has {len(header)}"
                 )
-            for column, name in zip(columns, names, strict=True):
-                column.append(row[header.index(name)].strip())
+            for column, place in zip(columns, places, strict=True):
+                column.append(row[place].strip())
     except csv.Error as error:
         raise CannotRun(f"{path}: line {rows.line_num}: {error}") from None
     return columns
 
 
 def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
-    values = np.empty(len(texts))
-    for i, text in enumerate(texts):
+    values = []
+    for row, text in enumerate(texts, 1):
         try:
-            values[i] = math.nan if "_" in text else float(text)
+            value = float(text.replace("_", "x"))  # Python itself would read 1_000 as a number
         except ValueError:
-            values[i] = math.nan
-        if not math.isfinite(values[i]):
-            comma = re.fullmatch(r"[+-]?\d+,\d+", text)
-            hint = "; use a decimal point, and no separators of thousands" if comma else ""
-            raise CannotRun(
-                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is not a finite number{hint}"
-            )
-        if abs(values[i]) > LARGEST:
-            raise CannotRun(
-                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is too large; change the unit"
-            )
-    return values
+            value = math.nan
+        if not abs(value) <= LARGEST:
+            fault = "too large; change the unit"
+            if not math.isfinite(value):
+                comma = re.fullmatch(r"[+-]?\d+,\d+", text)
+                fault = "not a finite number" + "; use a decimal point, and no separators of thousands" * bool(comma)
+            raise CannotRun(f"{path}: row {row} has {text!r:.80} in column {name!r}, which is {fault}")
+        values.append(value)
+    return np.array(values)
 
 
 def forecaster_of(options: dict[str, Any]) -> Any:
