@@ -2,7 +2,8 @@
 
 The latter are ``.npz`` archives as `numpy.savez` writes them, with an additional member "rnnfast" that holds JSON. The
 reader accepts that form only: members stored one after another, without compression, and a directory that agrees with
-them. So it knows the shape and dtype of every array before it allocates memory, and never more than the file holds.
+them. It therefore knows the shape and dtype of every array before it allocates memory, and never allocates more than
+the file holds.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class replacing:
     """A context in which a file is written under a temporary name; it is renamed to `path` when it is complete on disk.
 
     It never has wider permissions than the file that it replaces. That file's mode, owner, group and access control
-    list are kept, as far as the system permits it. After an error, the old file is unchanged, unless it was only the
-    folder that could not be synced after the rename, and no partial file is left behind.
+    list are kept, as far as the system permits it. After an error, the old file is unchanged and no
+    partial file is left behind. The only exception is an error in syncing the folder, after the rename.
 
     Raises
     ------
@@ -102,7 +103,7 @@ class replacing:
                 self._file.close()
         with contextlib.suppress(OSError):
             os.unlink(self._unfinished)
-        if isinstance(error, OSError) and error.filename == self._unfinished:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, self._unfinished):
             error.filename = self._path  # the name that the caller knows
 
 
@@ -161,7 +162,7 @@ _ZIP64_FROM = 2**31  # from this size or offset on, zipfile writes 64-bit fields
 # What numpy.lib.format writes for arrays of floating-point numbers in C order, and for strings.
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<>])(f4|f8|U\d{1,18})', 'fortran_order': False, "
-    rb"'shape': \(([0-9, ]{0,100})\), \} *\n",
+    rb"'shape': \(((?:\d{1,18},|\d{1,18}(?:, \d{1,18}){1,3})?)\), \} *\n",
     re.DOTALL,
 )
 # What code raises that uses the content of a file.
@@ -358,7 +359,7 @@ class Archive:
         if match is None:
             raise ValueError(f"its member {name!r} is not an array of float32 or float64 in C order, or a string")
         order, kind, dimensions = (part.decode() for part in match.groups())
-        shape = tuple(int(size) for size in dimensions.split(",") if size.strip())
+        shape = tuple(int(size) for size in dimensions.split(",") if size)
         nbytes = math.prod(shape) * (4 * int(kind[1:]) if kind[0] == "U" else int(kind[1:]))
         if len(header) + nbytes != member.size:
             raise ValueError(

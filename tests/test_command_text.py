@@ -239,6 +239,9 @@ def test_files_that_are_no_models(book, trained, tmp_path, capsys):
 def test_start_of_strange_characters(trained, capsys):
     line = failure(capsys, "sample", trained[0], "--start", "ß!")
     assert "--start contains characters that the training text does not: ! ß" in line
+    line = failure(capsys, "sample", trained[0], "--start", "".join(map(chr, range(300, 10_000))))
+    assert line.endswith(" ...; leave them out")
+    assert len(line) < 200
 
 
 # --- byte order marks

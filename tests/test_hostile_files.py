@@ -166,6 +166,8 @@ HOSTILE = {
             "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 12), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (4.0, 3), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (4 3), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (4,, 3), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': ( , , 4, 3), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 3), } #",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1, " * 30 + "12), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (" + DIGITS + ",), }",
@@ -563,7 +565,7 @@ def test_forecasts_beyond_the_last_year_or_of_huge_weights(tmp_path, capsys):
     path = tmp_path / "model"
     times = {"clock": "moments", "before": "9999-12-24", "last": "9999-12-25"}
     path.write_bytes(about(*series_model(times=times, time_column="day")))
-    assert "outside of the years 1 to 9999; use a smaller --horizon" in failure(capsys, "predict", path)
+    assert "outside the years 1 to 9999; use a smaller --horizon" in failure(capsys, "predict", path)
     huge = np.full((1, 4), 3e38, np.float32)
     path.write_bytes(about(*changed(series_model(), readout_weight=huge, readout_bias=np.float32([3e38]))))
     assert "its forecasts are not finite" in failure(capsys, "predict", path)

@@ -134,8 +134,9 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(write, tmp_path, monkeyp
     for step in ("fsync", "replace", "fchmod"):
         with monkeypatch.context() as patch:
             patch.setattr(os, step, fail)
-            with pytest.raises((OSError, program.CannotRun), match="No space left on device"):
+            with pytest.raises((OSError, program.CannotRun), match="No space left on device") as error:
                 write(path)
+        assert str(path) in str(error.value)
         assert path.read_bytes() == b"old"
         assert os.listdir(tmp_path) == ["file"]
 

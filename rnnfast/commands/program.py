@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NoReturn, TextIO
 
 import rnnfast
@@ -92,8 +92,13 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Return text from a file or a name with the characters escaped that a terminal could obey, except `keep`."""
+    """Return text with the characters escaped that could control a terminal, except those in `keep`."""
     return _CONTROLS.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """Return the first items, shortened, for an error."""
+    return separator.join([f"{item:.40}" for item in items[:20]] + ["..."] * (len(items) > 20))
 
 
 @contextlib.contextmanager
@@ -140,7 +145,7 @@ fraction = checked(float, lambda value: 0 < value < 1, "a number between 0 and 1
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors escape what a terminal could obey."""
+    """A parser that escapes what could control a terminal in its error messages."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
@@ -210,6 +215,7 @@ def writing(path: str) -> Iterator[TextIO]:
         file.write(text.getvalue().encode())
 
 
+MARK = "\ufeff"  # the byte order mark, which files joined into one have between them
 # The starts of texts in other encodings: byte order marks, or a character of ASCII.
 ENCODINGS = {
     rb"\xff\xfe\0\0|\0\0\xfe\xff": "UTF-32",
@@ -222,26 +228,26 @@ ENCODINGS = {
 
 
 def read_text(path: str, newline: str | None = None) -> str:
-    """Read a text file in UTF-8, with or without a byte order mark; `newline` is None or "", as for `open`."""
+    """Read a text file in UTF-8, without its byte order marks; `newline` is None or "", as for `open`."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except (OSError, ValueError) as error:  # ValueError: the name has a null character
         raise CannotRun(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode()
         if "\0" in text:
             raise UnicodeDecodeError("utf-8", content, content.index(0), content.index(0) + 1, "null byte")
     except UnicodeDecodeError as error:
-        actual = next((name for start, name in ENCODINGS.items() if re.match(start, content, re.DOTALL)), "LATIN1")
-        # The codec does not count the byte order mark.
-        start = error.start + 3 * (content.startswith(b"\xef\xbb\xbf") and error.reason != "null byte")
-        line = content.count(b"\n", 0, start) + 1
-        what = "is null" if content[start : start + 1] == b"\0" else "cannot be decoded"
+        actual = next((name for start, name in ENCODINGS.items() if re.match(start, content, re.DOTALL)), None)
+        line = content.count(b"\n", 0, error.start) + 1
+        null = content[error.start] == 0
+        remedy = f"convert the file to UTF-8, for example with iconv -f {actual or 'LATIN1'} -t UTF-8"
         raise CannotRun(
-            f"{path} is not valid UTF-8: the byte at offset {start}, in line {line}, {what}; "
-            f"convert the file to UTF-8, for example with iconv -f {actual} -t UTF-8"
+            f"{path} is not valid UTF-8: the byte at offset {error.start}, in line {line}, "
+            f"{'is null' if null else 'cannot be decoded'}; {'remove it' if null and not actual else remedy}"
         ) from None
+    text = text.replace(MARK, "")
     return text.replace("\r\n", "\n").replace("\r", "\n") if newline is None else text
 
 

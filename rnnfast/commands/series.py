@@ -99,7 +99,7 @@ def _ordinal(text: str) -> date:
     return date(int(text[:4]), 1, 1) + timedelta(int(text[-3:]) - 1)
 
 
-# The formats of dates: how to read and write them, and the least step that they can show.
+# The formats of dates: how to read and write them, and the smallest step that they can express.
 DATES: dict[str, tuple[Callable[[str], date], Callable[[date], str], str]] = {
     r"\d{4}-\d\d-\d\d": (date.fromisoformat, date.isoformat, "day"),
     r"\d{8}": (date.fromisoformat, lambda day: day.isoformat().replace("-", ""), "day"),
@@ -124,7 +124,7 @@ YEARS = range(1600, 2400)  # in which an integer such as 20240131 is a date
 
 
 def _calendar(first: str) -> tuple[Clock, str]:
-    """Return a clock whose values are datetimes, and the least step that its dates can show."""
+    """Return a clock whose values are datetimes, and the smallest step that its dates can express."""
     form = MOMENT.fullmatch(first)
     if form is None:
         raise ValueError(first)
@@ -192,21 +192,27 @@ NUMBERS = ("numbers", "short numbers", "floats")
 AHEAD = 12  # times that must exist after the last one
 
 
-# Dates that look like numbers, but do not continue as numbers do.
-LOOKALIKES = ("%Y.%m", "%y%m%d", "%d%m%y", "%m%d%y", "%d%m%Y", "%m%d%Y", "%Y%m%d", "%Y%m", "%G%V%u")
+# Dates that look like numbers, but do not continue as numbers do; %G%V%u is a week with "1" appended.
+_DAYS = ("%Y%m%d", "%y%m%d", "%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y")
+_CLOCKS = ("", "%H", "%H%M", "%H%M%S")
+LOOKALIKES = ["%Y%m", "%y%m", "%m%Y", "%Y%j", "%y%j", "%G%V%u", *(day + clock for day in _DAYS for clock in _CLOCKS)]
 
 
 def _lookalike(texts: Sequence[str]) -> str | None:
     """Return the first of these numbers as a date, if all could be evenly spaced dates in another format."""
-    whole = [re.sub(r"\.0+$", "", text) for text in texts]
+    if all(len(text) == 4 and text < "2100" for text in texts):
+        return None  # years
+    zeros = all(re.search(r"\.0+$", text) for text in texts)
+    digits = [text.partition(".")[0] if zeros else text.replace(".", "") for text in texts]
     for form in LOOKALIKES:
-        day = "1" * form.endswith("%u")  # a week without a day
+        years = range(1970, 2036) if form == "%y%j" else YEARS  # others are the days that spreadsheets count
+        week = "1" * form.endswith("%u")
         with contextlib.suppress(ValueError):
-            days = [datetime.strptime(text + day, form) for text in whole]
-            written = [moment.strftime(form) for moment in days if moment.year in YEARS]
-            if written == [text + day for text in whole]:
-                Times.of([moment.date().isoformat() for moment in days])
-                return days[0].date().isoformat()
+            moments = [datetime.strptime(text + week, form) for text in digits]
+            written = [moment.strftime(form) for moment in moments if moment.year in years]
+            if written == [text + week for text in digits]:
+                Times.of([moment.isoformat() for moment in moments])
+                return moments[0].isoformat().removesuffix("T00:00:00")
     return None
 
 
@@ -231,7 +237,7 @@ class Times:
             If no clock reads the times as evenly spaced and increasing, or the next ones cannot be written.
         """
         if len(texts) < 2:
-            raise ValueError(f"there are {len(texts)} rows, but times need at least 2")
+            raise ValueError(f"there are {len(texts)} rows, but --time-column needs at least 2")
         read: dict[str, list[Any]] = {}
         furthest = 0
         for name, clock in CLOCKS.items():
@@ -261,16 +267,14 @@ class Times:
                 times = cls(name, *texts[-2:])
                 times.at(AHEAD)
                 return times
-        pairs = list(itertools.pairwise(next(iter(read.values()))))
-        if all(after < before for before, after in pairs):
+        values = next(iter(read.values()))
+        if values == sorted(set(values), reverse=True):
             raise ValueError("the times decrease: sort the rows by time, the oldest first")
-        row = next(
-            i
-            for i, (before, after) in enumerate(pairs)
-            if after <= before or after - before != pairs[0][1] - pairs[0][0]
-        )
+        step = values[1] - values[0]
+        rows = range(1, len(values))
+        row = next(i for i in rows if values[i] <= values[i - 1] or values[i] - values[i - 1] != step)
         raise ValueError(
-            f"the times are not evenly spaced: row {row + 2} has {texts[row + 1]!r} after {texts[row]!r}, but "
+            f"the times are not evenly spaced: row {row + 1} has {texts[row]!r} after {texts[row - 1]!r}, but "
             f"the first two are {texts[0]!r} and {texts[1]!r}; add the missing rows or correct the times"
         )
 
@@ -280,13 +284,13 @@ class Times:
         Raises
         ------
         ValueError
-            If it lies outside of the years 1 to 9999.
+            If it lies outside the years 1 to 9999.
         """
         try:
             return self._write(self._last + offset * self._step)
         except (OverflowError, ValueError):
             where = f"{abs(offset):,} rows {'after' if offset > 0 else 'before'} {self.kept['last']!r}"
-            raise ValueError(f"the time {where} is outside of the years 1 to 9999") from None
+            raise ValueError(f"the time {where} is outside the years 1 to 9999") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -300,11 +304,12 @@ def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]
         header = [name.strip() for name in next(rows, [])]
         for name in names:
             if header.count(name) != 1:
-                there = ", ".join(header) or "none"
+                there = program.listed(header) or "none"
                 fault = "has no column" if name not in header else "has more than one column"
                 others = [other for other in ",;\t" if other != delimiter and len(header) == 1 and other in header[0]]
                 hint = f"; try --delimiter {others[0]!r}" if others else ""
                 raise CannotRun(f"{path} {fault} {name!r}; its columns are: {there}{hint}")
+        places = [header.index(name) for name in names]
         columns: list[list[str]] = [[] for _ in names]
         blank = 0
         for row in rows:
@@ -317,30 +322,28 @@ def read_columns(path: str, names: list[str], delimiter: str) -> list[list[str]]
                 raise CannotRun(
                     f"{path}: line {rows.line_num} has {len(row)} fields, but the first line has {len(header)}"
                 )
-            for column, name in zip(columns, names, strict=True):
-                column.append(row[header.index(name)].strip())
+            for column, place in zip(columns, places, strict=True):
+                column.append(row[place].strip())
     except csv.Error as error:
         raise CannotRun(f"{path}: line {rows.line_num}: {error}") from None
     return columns
 
 
 def numbers(path: str, name: str, texts: list[str]) -> NDArray[np.float64]:
-    values = np.empty(len(texts))
-    for i, text in enumerate(texts):
+    values = []
+    for row, text in enumerate(texts, 1):
         try:
-            values[i] = math.nan if "_" in text else float(text)
+            value = float(text.replace("_", "x"))  # Python itself would read 1_000 as a number
         except ValueError:
-            values[i] = math.nan
-        if not math.isfinite(values[i]):
-            hint = "; use a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
-            raise CannotRun(
-                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is not a finite number{hint}"
-            )
-        if abs(values[i]) > LARGEST:
-            raise CannotRun(
-                f"{path}: row {i + 1} has {text!r:.80} in column {name!r}, which is too large; change the unit"
-            )
-    return values
+            value = math.nan
+        if not abs(value) <= LARGEST:
+            fault = "too large; change the unit"
+            if not math.isfinite(value):
+                comma = re.fullmatch(r"[+-]?\d+,\d+", text)
+                fault = "not a finite number" + "; use a decimal point, and no separators of thousands" * bool(comma)
+            raise CannotRun(f"{path}: row {row} has {text!r:.80} in column {name!r}, which is {fault}")
+        values.append(value)
+    return np.array(values)
 
 
 def forecaster_of(options: dict[str, Any]) -> Any:

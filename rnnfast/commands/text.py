@@ -23,7 +23,6 @@ CELLS = {"gru": rnnfast.GRU, "lstm": rnnfast.LSTM}
 LEARNING_RATES = {"gru": 0.003, "lstm": 0.006}
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the end of the text, on which the model is evaluated
 EVALUATIONS = 20  # per training run
-MARK = "\ufeff"  # the byte order mark, which files joined into one have between them
 
 
 class Model:
@@ -54,9 +53,8 @@ class Model:
         """Return the code of each character."""
         codes = {character: i for i, character in enumerate(self.characters)}
         if unknown := sorted(set(text) - codes.keys()):
-            raise CannotRun(
-                f"{source} contains characters that the training text does not: {' '.join(unknown)}; leave them out"
-            )
+            some = program.listed(unknown, " ")
+            raise CannotRun(f"{source} contains characters that the training text does not: {some}; leave them out")
         return np.array([codes[character] for character in text], np.intp)
 
     def forward(self, codes: NDArray[Any], state: Any = None) -> tuple[Any, Any, Any]:
@@ -108,7 +106,7 @@ class Model:
         def build(archive: files.Archive) -> Model:
             characters, sizes = archive.about["characters"], archive.about["sizes"]
             if not isinstance(characters, str) or not characters or len(set(characters)) < len(characters):
-                raise ValueError("its characters must be a string of one or more different ones")
+                raise ValueError("its characters must be a string of one or more distinct characters")
             if not isinstance(sizes, dict) or sizes.keys() != {"cell", "embedding", "hidden", "layers"}:
                 raise ValueError("its sizes must be cell, embedding, hidden and layers")
             model = cls(characters, sizes, archive=archive)
@@ -210,7 +208,7 @@ def configure_train(parser: argparse.ArgumentParser) -> None:
       rnnfast train text book.txt -o book.npz --cell lstm --hidden 512 --epochs 10
       rnnfast sample book.npz --length 300
     """
-    parser.add_argument("file", metavar="FILE", help="text to train on, in UTF-8; byte order marks are left out")
+    parser.add_argument("file", metavar="FILE", help="text to train on, in UTF-8; byte order marks are ignored")
     parser.add_argument(
         "-o", "--output", metavar="MODEL", type=program.file_name, required=True, help="file to save the model to"
     )
@@ -235,7 +233,7 @@ def train(arguments: argparse.Namespace) -> int:
         rnnfast.set_num_threads(arguments.threads)
     arguments.lr = arguments.lr or LEARNING_RATES[arguments.cell]
     program.require_distinct({"FILE": arguments.file, "--output": arguments.output})
-    text = program.read_text(arguments.file).replace(MARK, "")
+    text = program.read_text(arguments.file)
     program.require_writable(arguments.output)
     training = Training(text, arguments)
     parameters = sum(array.size for array in training.model.parameters.values())
@@ -254,8 +252,8 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def configure_sample(parser: argparse.ArgumentParser) -> None:
-    """Write text with a model that "train text" has saved. Control characters other than line ends and tabs are
-    written as escapes such as \\x1b.
+    """Write text with a model that "train text" has saved. Control characters except newlines and tabs are
+    printed as escapes such as \\x1b.
 
     Examples:
       rnnfast sample book.npz
@@ -271,7 +269,8 @@ def configure_sample(parser: argparse.ArgumentParser) -> None:
 
 def sample(arguments: argparse.Namespace) -> int:
     model = Model.load(arguments.model)
-    start = (arguments.start or "").replace(MARK, "") or ("\n" if "\n" in model.characters else model.characters[0])
+    first = "\n" if "\n" in model.characters else model.characters[0]
+    start = (arguments.start or "").replace(program.MARK, "") or first
     model.encode(start, "--start")  # reports unknown characters before anything is printed
     written = model.write(start, arguments.length, arguments.temperature, np.random.default_rng(arguments.seed))
     for piece in itertools.chain([start.lstrip("\n")], written):

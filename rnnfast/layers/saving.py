@@ -149,8 +149,8 @@ def load(path: Path) -> Any:
 
     Notes
     -----
-    Nothing is built, drawn or allocated that the file does not hold: the shapes and dtypes of all arrays must agree
-    with the options before they are read. Compressed archives are refused.
+    Reading a file takes time and memory in proportion to its size: the shapes and dtypes of all arrays must agree with
+    the options before any is allocated. Compressed archives are refused.
 
     Examples
     --------
