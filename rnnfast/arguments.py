@@ -6,6 +6,7 @@ An error states what is wrong, what was expected, and if it helps, how to fix it
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import numbers
 import operator
@@ -14,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from . import _core
 from ._types import Array
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "oneapi"}  # from dlpack.h
+_MAX_DIMENSIONS = 64  # of a NumPy array
+_SEQUENCES = {list, tuple}
+_PLAIN = {float, int, bool, str, type(None), np.ndarray, *np.sctypeDict.values()}  # types without a mask
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
@@ -75,7 +80,7 @@ def choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 def dtype(value: Any) -> np.dtype[Any]:
     """Check the option dtype; return the instance that NumPy uses for native arrays of this dtype."""
-    with contextlib.suppress(TypeError):
+    with contextlib.suppress(TypeError, ValueError):
         if value is not None and np.dtype(value) in DTYPES:
             return DTYPES[DTYPES.index(np.dtype(value))]
     raise ValueError(f"dtype must be numpy.float32 or numpy.float64, got {value!r}")
@@ -128,12 +133,24 @@ def refuse_masked(name: str, value: Any) -> None:
         )
 
 
-def _is_masked(value: Any, depth: int = 64) -> bool:
-    if isinstance(value, (list, tuple)):
-        plain = set(map(type, value)) <= {float, int, bool, str}
-        return not plain and depth > 0 and any(_is_masked(member, depth - 1) for member in value)
+def _is_masked(value: Any) -> bool:
+    if type(value) in _SEQUENCES and _core.plain(value):
+        return False
+    members, depth = [value], 0
+    while not (kinds := set(map(type, members))) <= _PLAIN and depth <= _MAX_DIMENSIONS:
+        if not kinds <= _SEQUENCES:
+            if any(map(_has_mask, members)):
+                return True
+            members = [member for member in members if isinstance(member, (list, tuple))]
+        members, depth = list(itertools.chain.from_iterable(members)), depth + 1
+    return False
+
+
+def _has_mask(value: Any) -> bool:
     # Not isinstance, because importing numpy.ma takes time, and because there are other masked arrays, as in Astropy.
     mask = getattr(value, "mask", None)
+    if getattr(getattr(mask, "dtype", None), "names", None):  # of a structured array, one for each field
+        return b"\1" in mask.tobytes()
     return isinstance(mask, (np.ndarray, np.bool_, bool)) and bool(np.any(mask))
 
 

@@ -152,12 +152,45 @@ def test_features_of_any_dtype_without_spread(dtype):
     assert_same_fit(classifier, SequenceClassifier(**BRIEF).fit(X.astype(float) * [1, 0, 1], y))
 
 
-def test_values_one_unit_in_the_last_place_apart_have_spread():
-    for base in (1.0, 1e15 + 0.1, 1e300):
-        values = np.where(np.random.default_rng(0).integers(0, 2, (40, 5)), base, np.nextafter(base, 2 * base))
-        y = values[:, -1] > base
-        classifier = SequenceClassifier(**SMALL, max_epochs=60).fit(values[..., np.newaxis], y)
-        assert classifier.score(values[..., np.newaxis], y) == 1
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", SUPERVISED)
+def test_a_spread_of_one_unit_in_the_last_place_is_rounding(kind, dtype):
+    """As of 0.1 + 0.2 and 0.3, and as in scikit-learn, which does not scale such columns either."""
+    rng = np.random.default_rng(0)
+    X, base = rng.normal(size=(30, 4, 3)).astype(dtype), np.dtype(dtype).type(1.7e9 / 3)
+    y = targets(kind, X)
+    X[..., 1] = 0
+    zero = kind(**BRIEF).fit(X, y)
+    for one, other in ((0.1 + 0.2, 0.3), (base, np.nextafter(base, 2 * base)), (-1, np.nextafter(-1, 0, dtype=dtype))):
+        X[..., 1] = np.where(rng.integers(0, 2, (30, 4)), one, other)
+        rounded = kind(**BRIEF).fit(X, y)
+        assert_same_fit(rounded, zero)
+        assert rounded.scale_[1] == 0
+
+
+@pytest.mark.parametrize("base", [1.0, 1e15 + 0.1, 1e300, 1.7e9])
+def test_values_a_few_units_in_the_last_place_apart_have_spread(base):
+    values = base + np.spacing(base) * 4 * np.random.default_rng(0).integers(0, 2, (40, 5))
+    y = values[:, -1] > base
+    classifier = SequenceClassifier(**SMALL, max_epochs=60).fit(values[..., np.newaxis], y)
+    assert classifier.score(values[..., np.newaxis], y) == 1
+
+
+@pytest.mark.parametrize("start", [1.7e9, 1.7e15])
+def test_time_stamps_have_spread(start):
+    """In seconds and in microseconds, in steps of 1."""
+    X = start + np.random.default_rng(0).integers(0, 40, (40, 1)) + np.arange(6)
+    y = X[:, 0] > start + 20
+    classifier = SequenceClassifier(**SMALL, max_epochs=60).fit(X[..., np.newaxis], y)
+    assert classifier.score(X[..., np.newaxis], y) > 0.95
+
+
+def test_a_target_whose_spread_is_rounding_is_constant():
+    X = sequences(np.random.default_rng(0))
+    regressor = SequenceRegressor(**BRIEF).fit(X, [0.1 + 0.2, 0.3] * 15)
+    assert regressor.target_scale_ == 0
+    assert len(set(regressor.predict(X))) == 1
+    assert regressor.predict(X)[0] == pytest.approx(0.3, rel=1e-15)
 
 
 # --- spread that appears later
