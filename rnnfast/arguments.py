@@ -149,7 +149,7 @@ def _is_masked(value: Any) -> bool:
 def _has_mask(value: Any) -> bool:
     # Not isinstance, because importing numpy.ma takes time, and because there are other masked arrays, as in Astropy.
     mask = getattr(value, "mask", None)
-    if getattr(getattr(mask, "dtype", None), "names", None):  # of a structured array, one for each field
+    if isinstance(mask, np.ndarray) and mask.dtype.names:  # of a structured array, with a boolean for each field
         return b"\1" in mask.tobytes()
     return isinstance(mask, (np.ndarray, np.bool_, bool)) and bool(np.any(mask))
 

@@ -354,17 +354,19 @@ class SequenceForecaster(Network):
         return self
 
     def _set_series(self, series: list[Array]) -> None:
-        """Set the series that forecasts continue, and the differences of their variables that never changed so far.
+        """Set the series that forecasts continue, and their constants, which are None if all variables changed."""
+        constants = self._constants_of(series, Form(*self._form))
+        # Both attributes are set at once, because a signal handler may raise.
+        self.__dict__.update(series_=series, _constants=None if np.isnan(constants).all() else constants)
 
-        The differences of the other variables are NaN, and None stands for NaN everywhere.
-        """
+    def _constants_of(self, series: list[Array], form: Form) -> Array:
+        """Return the differences of each variable of each series that never change, and NaN for others: (N, F)."""
         constants = []
-        for z, bounds in zip(*self._differences(series, Form(*self._form)), strict=True):
+        for z, bounds in zip(*self._differences(series, form), strict=True):
             with np.errstate(over="ignore"):
                 steady = z.max(axis=0) - z.min(axis=0) <= 2 * bounds[0]
                 constants.append(np.where(steady, z[0] + (z - z[0]).mean(axis=0) if steady.any() else 0, np.nan))
-        # Both attributes are set at once, because a signal handler may raise.
-        self.__dict__.update(series_=series, _constants=None if np.isnan(constants).all() else constants)
+        return np.array(constants)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -398,12 +400,14 @@ class SequenceForecaster(Network):
         check_is_fitted(self, "layer_")
         known, form = (self.series_, Form(*self._form)) if series is None else self._read_series(series)
         self._require_history(known)
-        constants = self._constants if series is None else None
+        constants, untrained = self._constants, self.scale_ == 0
+        if series is not None:
+            constants = np.where(untrained, self._constants_of(known, form), np.nan) if untrained.any() else None
         return _in_form(self._forecast(known, _ends(known), self._steps(horizon), constants), form)
 
     def _steps(self, horizon: Any) -> int:
         """Return the number of steps to forecast."""
-        if isinstance(horizon, (list, tuple)) or getattr(horizon, "ndim", 0):
+        if isinstance(horizon, (list, tuple)) or getattr(horizon, "ndim", None):
             raise TypeError(
                 "horizon must be an integer, got an array: the first argument of predict is the number of steps; pass "
                 "another series as predict(series=...)"
@@ -496,12 +500,10 @@ class SequenceForecaster(Network):
         tags.input_tags.one_d_array = tags.input_tags.three_d_array = True
         return tags
 
-    def _forecast(
-        self, series: list[Array], origins: list[list[int]], steps: int, constants: list[Array] | None = None
-    ) -> Array:
+    def _forecast(self, series: list[Array], origins: list[list[int]], steps: int, constants: Array | None) -> Array:
         """Forecast from each origin (a number of known steps) of each series: (number of origins, steps, F).
 
-        `constants` has the differences of each variable of a series that are known to stay, and NaN for the others.
+        `constants` is the result of `_constants_of`, or None if there are none.
         """
         window, horizon, lags = self._option("window"), self._option("horizon"), self._option("differences")
         # Run the layer up to each origin.

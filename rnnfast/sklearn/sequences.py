@@ -146,8 +146,8 @@ class Scale(NamedTuple):
         """Return the standardized values as `dtype`. Raise if one is too large for it."""
         fraction, exponents = np.frexp(self.deviation)
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = self._centred(values, exponents)
-            scaled /= np.where(fraction, fraction, np.inf)
+            centred = self._centred(values, exponents)
+            scaled = np.divide(centred, fraction, out=np.zeros_like(centred), where=fraction != 0)
             scaled = scaled.astype(dtype, copy=False)
         if not np.abs(scaled).max() <= LIMITS[dtype]:
             raise ValueError(
@@ -177,9 +177,10 @@ def _normal(weights: Array) -> Array:
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Let the errors of scikit-learn's and NumPy's checks name the argument."""
+    """Let the errors of scikit-learn's and NumPy's checks name the argument, and silence overflow in their sums."""
     try:
-        yield
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
     except (TypeError, ValueError, OverflowError) as error:
         if re.search(rf"\b{name}\b", str(error)):
             raise
