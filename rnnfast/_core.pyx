@@ -1740,20 +1740,6 @@ def activation(str name, a, out, str isa=None):
         release(&buffers)
 
 
-cdef bint holds_numbers(value, int depth) except -1:
-    for member in value:
-        if type(member) is float or type(member) is int or type(member) is bool:
-            continue
-        if not (type(member) is list or type(member) is tuple) or depth == 0 or not holds_numbers(member, depth - 1):
-            return False
-    return True
-
-
-def plain(value):
-    """Return whether a list or tuple holds only Python's numbers, in lists or tuples of up to 64 levels."""
-    return holds_numbers(value, 64)
-
-
 # ---- the interface for other compiled packages: rnnfast_python.h imports this capsule ----
 
 cdef rnnfast_api functions = rnnfast_api(

@@ -6,7 +6,6 @@ An error states what is wrong, what was expected, and if it helps, how to fix it
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import numbers
 import operator
@@ -15,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
 from ._types import Array
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "oneapi"}  # from dlpack.h
-_MAX_DIMENSIONS = 64  # of a NumPy array
-_SEQUENCES = {list, tuple}
-_PLAIN = {float, int, bool, str, type(None), np.ndarray, *np.sctypeDict.values()}  # types without a mask
+_PLAIN = {float, int, bool, str, np.ndarray, *np.sctypeDict.values()}  # types without a mask
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
@@ -133,20 +129,10 @@ def refuse_masked(name: str, value: Any) -> None:
         )
 
 
-def _is_masked(value: Any) -> bool:
-    if type(value) in _SEQUENCES and _core.plain(value):
-        return False
-    members, depth = [value], 0
-    while not (kinds := set(map(type, members))) <= _PLAIN and depth <= _MAX_DIMENSIONS:
-        if not kinds <= _SEQUENCES:
-            if any(map(_has_mask, members)):
-                return True
-            members = [member for member in members if isinstance(member, (list, tuple))]
-        members, depth = list(itertools.chain.from_iterable(members)), depth + 1
-    return False
-
-
-def _has_mask(value: Any) -> bool:
+def _is_masked(value: Any, depth: int = 64) -> bool:
+    if isinstance(value, (list, tuple)):
+        plain = depth == 0 or set(map(type, value)) <= _PLAIN
+        return not plain and any(_is_masked(member, depth - 1) for member in value)
     # Not isinstance, because importing numpy.ma takes time, and because there are other masked arrays, as in Astropy.
     mask = getattr(value, "mask", None)
     if isinstance(mask, np.ndarray) and mask.dtype.names:  # of a structured array, with a boolean for each field

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Scale, Sequences, list_of_sequences, reading, real
+from .sequences import Examples, Scale, Sequences, list_of_sequences, real_array
 
 MAX_ORIGINS = 256  # held-out forecasts of each series from which a prediction interval is computed
 
@@ -160,8 +160,9 @@ class SequenceForecaster(Network):
     def _read_series(self, series: Any) -> tuple[list[Array], Form]:
         """Return the series, each (T_i, F), and the form in which the caller passed them."""
         listed = list_of_sequences("series", series)
-        members = [_real_array(x) for x in ([series] if listed is None else listed)]
-        epsilon = max(float(np.finfo(x.dtype).eps) for x in members)
+        options = {"allow_nd": True, "dtype": (np.float64, np.float32, np.float16)}
+        members = [real_array("series", x, **options) for x in ([series] if listed is None else listed)]
+        epsilon = max(float(np.finfo(x.dtype).eps) for x in members)  # of their own dtype, in which they were rounded
         members = [x.astype(np.float64, copy=False) for x in members]
         if listed is not None:
             form = Form(True, members[0].ndim == 2, epsilon)
@@ -553,14 +554,6 @@ class SequenceForecaster(Network):
                 known[:, step] += known[:, step - lag]
             ahead = known[:, lag:]
         return ahead
-
-
-def _real_array(series: Any) -> Array:
-    """Return the series in their own floating-point dtype, which tells how they were rounded."""
-    options = {"ensure_2d": False, "allow_nd": True, "input_name": "series"}
-    with reading("series"):
-        array: Array = check_array(real("series", series), dtype=(np.float64, np.float32, np.float16), **options)
-    return array
 
 
 def _ends(series: list[Array]) -> list[list[int]]:

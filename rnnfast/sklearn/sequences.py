@@ -188,21 +188,25 @@ def reading(name: str) -> Iterator[None]:
         raise kind(f"{name} cannot be read: {error}") from error
 
 
-def given(name: str, value: Any) -> Any:
-    """Return an argument, as an array unless it has a shape. Raise if it has masked elements."""
-    if not hasattr(value, "ndim"):
-        return arguments.array(name, value)
-    arguments.refuse_masked(name, value)
-    return value
-
-
 def real(name: str, value: Any) -> Any:
-    """Return an argument as `given` does. Raise for dates and structures, which would be converted to numbers."""
-    value = given(name, value)
+    """Return an argument, as an array unless it has a shape.
+
+    Raise for masked elements, dates and structures, which scikit-learn's checks would convert to numbers.
+    """
+    if not hasattr(value, "ndim"):
+        value = arguments.array(name, value)
+    arguments.refuse_masked(name, value)
     for dtype in value.dtypes if hasattr(value, "columns") else [getattr(value, "dtype", None)]:
         if getattr(dtype, "kind", None) in ("m", "M", "V"):
             raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
     return value
+
+
+def real_array(name: str, value: Any, **options: Any) -> Array:
+    """Return an argument as an array of real numbers, checked by scikit-learn."""
+    with reading(name):
+        array: Array = check_array(real(name, value), ensure_2d=False, input_name=name, **options)
+    return array
 
 
 def list_of_sequences(name: str, X: Any) -> list[Array] | None:
@@ -231,9 +235,9 @@ class SequenceInput(BaseEstimator):
         """Return the sequences of X, validated but not standardized; `reset` is True on the first call of a fit."""
         members, table = list_of_sequences("X", X), False
         if members is None:
-            X = real("X", X)
-            table = X.ndim < 3
             with reading("X"):
+                X = real("X", X)
+                table = X.ndim < 3
                 array = self._read_array(X, reset)
             sequences = Sequences(array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1]))
         else:

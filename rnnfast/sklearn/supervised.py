@@ -9,14 +9,14 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Scale, Sequences, given, reading, real
+from .sequences import Examples, Scale, Sequences, reading, real, real_array
 
 
 def check_weights(sample_weight: Any, lengths: Array) -> Array:
@@ -26,12 +26,6 @@ def check_weights(sample_weight: Any, lengths: Array) -> Array:
     with reading("sample_weight"):
         weights: Array = _check_sample_weight(sample_weight, lengths, dtype=np.float64, ensure_non_negative=True)
     return weights
-
-
-def _real_targets(y: Any) -> Array:
-    with reading("y"):
-        targets: Array = check_array(real("y", y), ensure_2d=False, dtype=np.float64, input_name="y")
-    return targets
 
 
 class Supervised(Network):
@@ -243,7 +237,7 @@ class Labels(Supervised):
         with self._restored_on_error():
             if classes is not None:
                 with reading("classes"):
-                    classes = np.unique(given("classes", classes))
+                    classes = np.unique(arguments.array("classes", classes))
                 if not len(classes) or (classes.dtype.kind == "f" and np.isnan(classes).any()):
                     raise ValueError(
                         f"classes must be all labels of y, at least one and no NaN, got {classes.tolist()}"
@@ -383,7 +377,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
         with reading("y"):
-            y = column_or_1d(given("y", y), warn=True)
+            y = column_or_1d(arguments.array("y", y), warn=True)
             check_classification_targets(y)
         return self._encode(y)
 
@@ -434,7 +428,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
         float
             Between 0 and 1; higher is better.
         """
-        predicted, truth = self.predict(X), given("y", y)
+        predicted, truth = self.predict(X), arguments.array("y", y)
         weights = check_weights(sample_weight, truth)
         with reading("y"):
             return float(accuracy_score(truth, predicted, sample_weight=weights))
@@ -495,7 +489,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         self._set_options(locals())
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
-        targets = _real_targets(y)
+        targets = real_array("y", y, dtype=np.float64)
         if first:
             self._single = targets.ndim == 1
         targets = targets[:, np.newaxis] if targets.ndim == 1 else targets
@@ -587,7 +581,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
             At most 1; higher is better.
         """
         check_is_fitted(self, "layer_")
-        truth, predicted, offset = _real_targets(y), self.predict(X), self._target_scale.offset
+        truth, predicted, offset = real_array("y", y, dtype=np.float64), self.predict(X), self._target_scale.offset
         weights = check_weights(sample_weight, predicted)
         # R² depends on neither the offset nor the unit of a target. Scaling by a power of two is exact.
         exponents = np.frexp(np.maximum(np.abs(truth).max(axis=0), np.abs(predicted).max(axis=0)))[1]
