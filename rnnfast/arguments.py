@@ -18,6 +18,7 @@ from ._types import Array
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _DEVICES = {2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 14: "oneapi"}  # from dlpack.h
+_PLAIN = {float, int, bool, str, np.ndarray, *np.sctypeDict.values()}  # types without a mask
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
@@ -75,7 +76,7 @@ def choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
 def dtype(value: Any) -> np.dtype[Any]:
     """Check the option dtype; return the instance that NumPy uses for native arrays of this dtype."""
-    with contextlib.suppress(TypeError):
+    with contextlib.suppress(TypeError, ValueError):
         if value is not None and np.dtype(value) in DTYPES:
             return DTYPES[DTYPES.index(np.dtype(value))]
     raise ValueError(f"dtype must be numpy.float32 or numpy.float64, got {value!r}")
@@ -130,10 +131,12 @@ def refuse_masked(name: str, value: Any) -> None:
 
 def _is_masked(value: Any, depth: int = 64) -> bool:
     if isinstance(value, (list, tuple)):
-        plain = set(map(type, value)) <= {float, int, bool, str}
-        return not plain and depth > 0 and any(_is_masked(member, depth - 1) for member in value)
+        plain = depth == 0 or set(map(type, value)) <= _PLAIN
+        return not plain and any(_is_masked(member, depth - 1) for member in value)
     # Not isinstance, because importing numpy.ma takes time, and because there are other masked arrays, as in Astropy.
     mask = getattr(value, "mask", None)
+    if isinstance(mask, np.ndarray) and mask.dtype.names:  # of a structured array, with a boolean for each field
+        return b"\1" in mask.tobytes()
     return isinstance(mask, (np.ndarray, np.bool_, bool)) and bool(np.any(mask))
 
 

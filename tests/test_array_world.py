@@ -382,10 +382,25 @@ def test_masked_numbers_in_lists():
     for x in ([[1.0, np.ma.masked]], [[1.0, np.ma.array(2.0, mask=True)]], np.ma.masked):
         with pytest.raises(ValueError, match=r"^x has masked elements"):
             rnnfast.Linear(2, 2)(x)
+    deep = [2.0, np.ma.array(3.0, mask=True)]
+    for _ in range(20):
+        deep = [deep, [1, True, np.float32(2), "a", None]]
+    with pytest.raises(ValueError, match=r"^x has masked elements"):
+        rnnfast.Linear(2, 2)(deep)
     loop = []
     loop.append(loop)
     with pytest.raises(ValueError, match="x cannot be read as an array"):
         rnnfast.Linear(2, 2)(loop)
+
+
+def test_a_mask_of_a_structured_array_has_a_value_for_each_field():
+    records = np.ma.array(np.zeros(3, [("a", "f4"), ("b", "i2", 2)]))
+    with pytest.raises(TypeError, match="x must hold real numbers"):
+        rnnfast.Linear(3, 2)(records)
+    records["b"][1, 0] = np.ma.masked
+    for x in (records, [records]):
+        with pytest.raises(ValueError, match=r"^x has masked elements"):
+            rnnfast.Linear(3, 2)(x)
 
 
 def test_arrays_of_pandas_with_missing_values():

@@ -28,6 +28,7 @@ BAD = [
     ("standardize", None, "standardize must be True or False"),
     ("verbose", -1, "verbose must be at least 0"),
     ("dtype", "int8", "dtype must be"),
+    ("dtype", {"a": [1]}, "dtype must be"),
     ("random_state", "seed", "seed"),
 ]
 
@@ -280,8 +281,93 @@ def test_masked_elements_of_series_are_refused():
     np.testing.assert_array_equal(forecaster.fit(np.ma.array(x)).series_[0][:, 0], x)
 
 
+class OnlyArray:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def unreadable(array):
+    """Yield forms of an array that hold something else than real numbers."""
+    objects = array.astype(object)
+    for element in (None, "text", 1j, 10**400, [1, 2], object()):
+        objects[(0,) * array.ndim] = element
+        yield objects.copy()
+    yield from (array + 1j, array.astype("m8[s]"), list(array.ravel().astype("M8[s]")))
+    yield from (np.zeros(array.shape, [("a", "f8")]), OnlyArray(array.astype("m8[s]")), {"a": array}, {1, 2})
+    masked_array = np.ma.array(array, mask=True)
+    yield from (
+        masked_array,
+        OnlyArray(masked_array),
+        [1.0, np.ma.masked],
+        np.array([[masked_array], None], object)[:1],
+    )
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_errors_name_the_argument_that_cannot_be_read(kind):
+    """Errors of scikit-learn's and NumPy's conversions, which name no argument, too."""
+    if kind is SequenceForecaster:
+        x = np.random.default_rng(0).normal(size=40)
+        forecaster = kind(**SMALL, max_epochs=1).fit(x)
+        calls = {"series": (x, [kind(**SMALL).fit, lambda x: forecaster.predict(2, x), forecaster.update])}
+    else:
+        X, y = task(kind, np.random.default_rng(0), count=8)
+        X, y = np.array([x[:1] for x in X]), [label[:1] for label in y] if kind is SequenceTagger else y
+        estimator, weights = kind(**SMALL, max_epochs=1).fit(X, y), np.ones(8)
+        calls = {
+            "X": (X, [lambda X: kind(**SMALL).fit(X, y), estimator.predict, lambda X: estimator.score(X, y)]),
+            "sample_weight": (weights, [lambda w: kind(**SMALL).fit(X, y, w), lambda w: estimator.score(X, y, w)]),
+        }
+        if kind is SequenceRegressor:
+            calls["y"] = (np.array(y), [lambda y: kind(**SMALL).fit(X, y), lambda y: estimator.score(X, y)])
+    for name, (array, functions) in calls.items():
+        for function in functions:
+            for form in unreadable(array):
+                with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b|inconsistent numbers of samples"):
+                    function(form)
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceTagger])
+def test_labels_that_cannot_be_compared_are_refused_by_name(kind):
+    X, y = np.zeros((4, 1)), [["a"], [None], ["a"], [1.0]]
+    y = y if kind is SequenceTagger else [labels[0] for labels in y]
+    with pytest.raises(TypeError, match=r"^y cannot be read: '<' not supported between"):
+        kind().fit(X, y)
+    with pytest.raises(TypeError, match=r"^classes cannot be read: '<' not supported between"):
+        kind().partial_fit(X, y, classes=["a", None])
+    fitted = kind(**SMALL, max_epochs=1).fit(X, [[1]] * 4 if kind is SequenceTagger else [1] * 4)
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        fitted.score(X, [[1]] * 4 if kind is SequenceTagger else [1] * 4, -np.ones(4))
+
+
+def test_dates_in_tables_are_refused():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed: no tables")
+    dates = pandas.date_range("2026-01-01", periods=40)
+    for table in (pandas.DataFrame({"a": dates}), pandas.DataFrame({"a": 1.0, "b": dates - dates[0]})):
+        for fit in (SequenceClassifier().fit, SequenceRegressor().fit):
+            for X in (table, [table] * 40):
+                with pytest.raises(TypeError, match="X must hold real numbers, got dtype"):
+                    fit(X, np.arange(40) % 2)
+        with pytest.raises(TypeError, match="y must hold real numbers, got dtype"):
+            SequenceRegressor().fit(np.zeros((40, 2)), table)
+        with pytest.raises(TypeError, match="series must hold real numbers, got dtype"):
+            SequenceForecaster(multivariate=True).fit(table)
+
+
 def test_dates_are_refused():
     dates = np.arange(20).astype("datetime64[D]").reshape(4, 5)
     for X in (dates, dates[..., np.newaxis], list(dates)):
         with pytest.raises(TypeError, match="X must hold real numbers, got dtype datetime64"):
             SequenceRegressor().fit(X, np.arange(4.0))
+
+
+@pytest.mark.parametrize("horizon", [[1, 2], [[1, 2], [3]], np.zeros(3), np.zeros((2, 2))], ids=str)
+def test_an_array_is_not_a_horizon(horizon):
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(np.arange(30) % 3)
+    with pytest.raises(TypeError, match="horizon must be an integer, got an array"):
+        forecaster.predict(horizon)

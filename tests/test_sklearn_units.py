@@ -15,6 +15,7 @@ from rnnfast.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegr
 
 BRIEF = {**SMALL, "max_epochs": 3}
 UNITS = [1e-300, 1e-9, 1e-3, 1e12, 1e307, -1.0]
+RECENT = ("_scale", "_target_scale", "_constants")  # attributes that version 0.1 does not pickle
 SUPERVISED = [SequenceClassifier, SequenceRegressor, SequenceTagger]
 
 
@@ -76,9 +77,24 @@ def test_a_line_is_continued(unit, differences, start):
 
 def test_a_line_in_float32_is_continued():
     line = np.float32(0.1) * np.arange(80, dtype=np.float32)
-    forecaster = SequenceForecaster(**BRIEF, differences=1).fit(line[:60])
-    assert forecaster.scale_ == 0
-    np.testing.assert_allclose(forecaster.predict(20), line[60:], rtol=1e-6)
+    for form in (line[:60], list(line[:60]), [line[:60]], line[:60].astype(np.float16)):
+        forecaster = SequenceForecaster(**BRIEF, differences=1).fit(form)
+        assert forecaster.scale_ == 0
+        rtol = 1e-2 if getattr(form, "dtype", None) == np.float16 else 1e-6
+        np.testing.assert_allclose(forecaster.predict(20).ravel(), line[60:], rtol=rtol)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("options", [{}, {"differences": 1}, {"window": 4}], ids=str)
+def test_other_series_without_spread_are_continued(unit, options):
+    forecaster = SequenceForecaster(**BRIEF, **options).fit(np.full(60, 1 / 7))
+    assert forecaster.predict(3, np.full(20, unit / 3)).tolist() == [unit / 3] * 3
+    others = [np.full(9, 1e9), np.full(12, unit / 3), np.full(9, 1 / 7)]
+    assert forecaster.predict(2, others).tolist() == [[1e9] * 2, [unit / 3] * 2, [1 / 7] * 2]
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=60), np.full(60, 1 / 7)])
+    both = SequenceForecaster(**BRIEF, **options, multivariate=True).fit(x)
+    assert both.predict(3, x[:20] * [1, 7 * unit])[:, 1].tolist() == [x[0, 1] * (7 * unit)] * 3
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -125,7 +141,7 @@ def test_a_single_class_is_certain():
 
 
 @pytest.mark.parametrize(
-    "constant", [1700000000123456789, 1.7e18 / 3, 1e15 + 0.1, 1e40 / 3, -1e300 / 3, np.float32(0.1), 5e-324, 255]
+    "constant", [1700000000123456789, 1.7e18 / 3, 1e15 + 0.1, 1e40 / 3, -1.7e308, np.float32(0.1), 5e-324, 255]
 )
 @pytest.mark.parametrize("kind", SUPERVISED)
 def test_a_feature_without_spread_is_zero(kind, constant):
@@ -138,8 +154,9 @@ def test_a_feature_without_spread_is_zero(kind, constant):
     assert other.mean_[2] == np.float64(constant)
     assert other.scale_[2] == 0
     # Nothing was learnt about the feature, so its value does not matter later.
-    wide = [np.column_stack([x, np.full(len(x), constant / 2)]) for x in X]
-    np.testing.assert_array_equal(answers(other, wide), answers(zero, wide))
+    for later in (constant / 2, 1.7e308, -1.7e308):
+        wide = [np.column_stack([x, np.full(len(x), later)]) for x in X]
+        np.testing.assert_array_equal(answers(other, wide), answers(zero, wide))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, bool, np.int64, np.float16, np.float32])
@@ -152,12 +169,45 @@ def test_features_of_any_dtype_without_spread(dtype):
     assert_same_fit(classifier, SequenceClassifier(**BRIEF).fit(X.astype(float) * [1, 0, 1], y))
 
 
-def test_values_one_unit_in_the_last_place_apart_have_spread():
-    for base in (1.0, 1e15 + 0.1, 1e300):
-        values = np.where(np.random.default_rng(0).integers(0, 2, (40, 5)), base, np.nextafter(base, 2 * base))
-        y = values[:, -1] > base
-        classifier = SequenceClassifier(**SMALL, max_epochs=60).fit(values[..., np.newaxis], y)
-        assert classifier.score(values[..., np.newaxis], y) == 1
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", SUPERVISED)
+def test_a_spread_of_one_unit_in_the_last_place_is_rounding(kind, dtype):
+    """As of 0.1 + 0.2 and 0.3, and as in scikit-learn, which does not scale such columns either."""
+    rng = np.random.default_rng(0)
+    X, base = rng.normal(size=(30, 4, 3)).astype(dtype), np.dtype(dtype).type(1.7e9 / 3)
+    y = targets(kind, X)
+    X[..., 1] = 0
+    zero = kind(**BRIEF).fit(X, y)
+    for one, other in ((0.1 + 0.2, 0.3), (base, np.nextafter(base, 2 * base)), (-1, np.nextafter(-1, 0, dtype=dtype))):
+        X[..., 1] = np.where(rng.integers(0, 2, (30, 4)), one, other)
+        rounded = kind(**BRIEF).fit(X, y)
+        assert_same_fit(rounded, zero)
+        assert rounded.scale_[1] == 0
+
+
+@pytest.mark.parametrize("base", [1.0, 1e15 + 0.1, 1e300, 1.7e9])
+def test_values_a_few_units_in_the_last_place_apart_have_spread(base):
+    values = base + np.spacing(base) * 4 * np.random.default_rng(0).integers(0, 2, (40, 5))
+    y = values[:, -1] > base
+    classifier = SequenceClassifier(**SMALL, max_epochs=60).fit(values[..., np.newaxis], y)
+    assert classifier.score(values[..., np.newaxis], y) == 1
+
+
+@pytest.mark.parametrize("start", [1.7e9, 1.7e15])
+def test_time_stamps_have_spread(start):
+    """In seconds and in microseconds, in steps of 1."""
+    X = start + np.random.default_rng(0).integers(0, 40, (40, 1)) + np.arange(6)
+    y = X[:, 0] > start + 20
+    classifier = SequenceClassifier(**SMALL, max_epochs=60).fit(X[..., np.newaxis], y)
+    assert classifier.score(X[..., np.newaxis], y) > 0.95
+
+
+def test_a_target_whose_spread_is_rounding_is_constant():
+    X = sequences(np.random.default_rng(0))
+    regressor = SequenceRegressor(**BRIEF).fit(X, [0.1 + 0.2, 0.3] * 15)
+    assert regressor.target_scale_ == 0
+    assert len(set(regressor.predict(X))) == 1
+    assert regressor.predict(X)[0] == pytest.approx(0.3, rel=1e-15)
 
 
 # --- spread that appears later
@@ -285,7 +335,6 @@ def test_sample_weights_of_any_size_give_the_same_scale():
         np.testing.assert_array_equal(getattr(one, name), getattr(tiny, name))
 
 
-@pytest.mark.filterwarnings("ignore:.* encountered in reduce:RuntimeWarning")  # of a sum in check_array
 def test_values_at_the_end_of_the_dtype():
     top = np.finfo(np.float64).max
     rng = np.random.default_rng(0)
@@ -293,6 +342,8 @@ def test_values_at_the_end_of_the_dtype():
     X[0], X[1], y[:2] = 1, -1, (1, -1)
     one, other = SequenceRegressor(**BRIEF).fit(X, y), SequenceRegressor(**BRIEF).fit(X * top, y * top)
     np.testing.assert_allclose(other.predict(X * top) / top, one.predict(X), rtol=1e-4, atol=1e-5)
+    single = np.finfo(np.float32).max
+    SequenceClassifier(**BRIEF).fit((X * single).astype(np.float32), y > 0)
     with pytest.raises(ValueError, match="series has values that are too large: their differences must be finite"):
         SequenceForecaster(differences=1).fit(top * np.cos(np.arange(60) * np.pi))
 
@@ -304,7 +355,7 @@ def test_estimators_of_version_0_1_keep_their_scale(kind):
     estimator = kind(**BRIEF).fit(*data)
     state = estimator.__getstate__()
     old = kind.__new__(kind)
-    old.__setstate__({name: value for name, value in state.items() if name not in ("_scale", "_target_scale")})
+    old.__setstate__({name: value for name, value in state.items() if name not in RECENT})
     if kind is SequenceForecaster:
         old._form = old._form[:2]
         np.testing.assert_allclose(old.predict(3), estimator.predict(3), rtol=1e-6)

@@ -21,7 +21,7 @@ because other scorers expect one class for each row.
 NaN in X is an error, as in most of scikit-learn. Unless ``standardize=False``, each feature is standardized with its
 mean and standard deviation over all steps of the training data. Predictions therefore depend neither on the units of X
 nor on offsets, up to rounding: X and the targets are read as float64 (or float32), in which integers above 2**53 are
-rounded. A feature that never changes is ignored, and a target that never changes is predicted exactly.
+rounded. A feature that never changes, up to rounding, is ignored, and such a target is predicted exactly.
 
 With a fixed `random_state`, repeated calls of ``fit`` give bitwise identical results for any number of threads. If all
 rows fit into one batch, the order of the rows does not matter either, and a sample weight of 2 is bitwise equivalent to

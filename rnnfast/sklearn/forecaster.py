@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Scale, Sequences, list_of_sequences
+from .sequences import Examples, Scale, Sequences, list_of_sequences, real_array
 
 MAX_ORIGINS = 256  # held-out forecasts of each series from which a prediction interval is computed
 
@@ -159,14 +159,15 @@ class SequenceForecaster(Network):
 
     def _read_series(self, series: Any) -> tuple[list[Array], Form]:
         """Return the series, each (T_i, F), and the form in which the caller passed them."""
-        real = {"ensure_2d": False, "allow_nd": True, "dtype": np.float64, "input_name": "series"}
-        members = list_of_sequences("series", series)
-        epsilon = max(map(_epsilon, [series] if members is None else members))
-        if members is not None:
+        listed = list_of_sequences("series", series)
+        options = {"allow_nd": True, "dtype": (np.float64, np.float32, np.float16)}
+        members = [real_array("series", x, **options) for x in ([series] if listed is None else listed)]
+        epsilon = max(float(np.finfo(x.dtype).eps) for x in members)  # of their own dtype, in which they were rounded
+        members = [x.astype(np.float64, copy=False) for x in members]
+        if listed is not None:
             form = Form(True, members[0].ndim == 2, epsilon)
-            members = [check_array(x, **real) for x in members]
         else:
-            array = check_array(series, **real)
+            (array,) = members
             multivariate = array.ndim == 2 and self._option("multivariate")
             form = Form(array.ndim > 1 and not multivariate, array.ndim > 2 or multivariate, epsilon)
             members = list(array) if form.several else [array]
@@ -240,7 +241,7 @@ class SequenceForecaster(Network):
         lags = self._option("differences")
         of_each = [_differences(x, lags)[-1] for x in series]
         # A rounded sum or product has an error of at most one unit in the last place. Each difference doubles it.
-        factor = 2.0 ** len(lags) * 2 * form.epsilon if lags else 0.0
+        factor = 2.0 ** len(lags) * 2 * form.epsilon
         largest = [np.abs(x).max(axis=0) for x in series]
         return of_each, [np.broadcast_to(factor * top, z.shape) for top, z in zip(largest, of_each, strict=True)]
 
@@ -286,7 +287,7 @@ class SequenceForecaster(Network):
             if self.early_stopping:
                 held_out = self._scaled_targets(self._examples(series, [len(x) for x in known]))
             self._train(examples, held_out, self.max_epochs)
-            self.series_ = series
+            self._set_series(series)
             self._held_out = [(len(x), len(whole)) for x, whole in zip(known, series, strict=True)]
         return self
 
@@ -325,7 +326,8 @@ class SequenceForecaster(Network):
                 before = [0] * len(new)
                 self._require_trainable(new, before)
                 self._build_for(new, form)
-                self.series_, self._held_out = new, [(len(x), len(x)) for x in new]
+                self._set_series(new)
+                self._held_out = [(len(x), len(x)) for x in new]
             self._train(self._scaled_targets(self._examples(self.series_, before)), None, 1)
         return self
 
@@ -349,8 +351,28 @@ class SequenceForecaster(Network):
         check_is_fitted(self, "layer_")
         new, form = self._read_series(series)
         self._require_form(new, form)
-        self.series_ = [np.concatenate(pair) for pair in zip(self.series_, new, strict=True)]
+        self._set_series([np.concatenate(pair) for pair in zip(self.series_, new, strict=True)])
         return self
+
+    def _set_series(self, series: list[Array]) -> None:
+        """Set the series that forecasts continue, and their constants, which are None if all variables changed."""
+        constants = self._constants_of(series, Form(*self._form))
+        # Both attributes are set at once, because a signal handler may raise.
+        self.__dict__.update(series_=series, _constants=None if np.isnan(constants).all() else constants)
+
+    def _constants_of(self, series: list[Array], form: Form) -> Array:
+        """Return the differences of each variable of each series that never change, and NaN for others: (N, F)."""
+        constants = []
+        for z, bounds in zip(*self._differences(series, form), strict=True):
+            with np.errstate(over="ignore"):
+                steady = z.max(axis=0) - z.min(axis=0) <= 2 * bounds[0]
+                constants.append(np.where(steady, z[0] + (z - z[0]).mean(axis=0) if steady.any() else 0, np.nan))
+        return np.array(constants)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "series_" in state and "_constants" not in state:  # pickled by version 0.1
+            self._set_series(self.series_)
 
     # Forecasts.
 
@@ -379,13 +401,14 @@ class SequenceForecaster(Network):
         check_is_fitted(self, "layer_")
         known, form = (self.series_, Form(*self._form)) if series is None else self._read_series(series)
         self._require_history(known)
-        steps = self._steps(horizon)
-        forecast = self._continue if series is None else functools.partial(self._forecast, known)
-        return _in_form(forecast([[len(x)] for x in known], steps), form)
+        constants, untrained = self._constants, self.scale_ == 0
+        if series is not None:
+            constants = np.where(untrained, self._constants_of(known, form), np.nan) if untrained.any() else None
+        return _in_form(self._forecast(known, _ends(known), self._steps(horizon), constants), form)
 
     def _steps(self, horizon: Any) -> int:
         """Return the number of steps to forecast."""
-        if np.ndim(horizon):
+        if isinstance(horizon, (list, tuple)) or getattr(horizon, "ndim", None):
             raise TypeError(
                 "horizon must be an integer, got an array: the first argument of predict is the number of steps; pass "
                 "another series as predict(series=...)"
@@ -435,7 +458,7 @@ class SequenceForecaster(Network):
                 f"the held-out set has {count} forecasts of horizon={steps}, too few for coverage={coverage}: reduce "
                 "horizon or coverage, or fit with early_stopping=True and a larger validation_fraction"
             )
-        forecasts = self._continue(origins, steps)
+        forecasts = self._forecast(self.series_, origins, steps, self._constants)
         truths, observed = [], []
         for x, own, (_, last) in zip(self.series_, origins, self._held_out, strict=True):
             for origin in own:
@@ -447,7 +470,7 @@ class SequenceForecaster(Network):
         for step in range(steps):
             measured = np.sort(errors[within[:, step], step], axis=0)
             radius[step] = measured[math.ceil((len(measured) + 1) * coverage) - 1]
-        center = self._continue([[len(x)] for x in self.series_], steps)
+        center = self._forecast(self.series_, _ends(self.series_), steps, self._constants)
         form = Form(*self._form)
         return _in_form(center - radius, form), _in_form(center + radius, form)
 
@@ -469,7 +492,7 @@ class SequenceForecaster(Network):
         truth, form = self._read_series(series)
         self._require_form(truth, form)
         longest = max(map(len, truth))
-        forecasts = self._continue([[len(x)] for x in self.series_], longest)
+        forecasts = self._forecast(self.series_, _ends(self.series_), longest, self._constants)
         errors = [np.abs(x - ahead[: len(x)]) for x, ahead in zip(truth, forecasts, strict=True)]
         return -float(np.mean(np.concatenate(errors)))
 
@@ -478,29 +501,21 @@ class SequenceForecaster(Network):
         tags.input_tags.one_d_array = tags.input_tags.three_d_array = True
         return tags
 
-    def _continue(self, origins: list[list[int]], steps: int) -> Array:
-        """Forecast the series of fit as `_forecast` does, but leave a variable constant if it never changed so far."""
-        constants = []
-        for z, bounds in zip(*self._differences(self.series_, Form(*self._form)), strict=True):
-            with np.errstate(over="ignore"):
-                steady = z.max(axis=0) - z.min(axis=0) <= 2 * bounds[0]
-                constants.append(np.where(steady, z[0] + (z - z[0]).mean(axis=0) if steady.any() else 0, np.nan))
-        return self._forecast(self.series_, origins, steps, constants)
-
-    def _forecast(
-        self, series: list[Array], origins: list[list[int]], steps: int, constants: list[Array] | None = None
-    ) -> Array:
+    def _forecast(self, series: list[Array], origins: list[list[int]], steps: int, constants: Array | None) -> Array:
         """Forecast from each origin (a number of known steps) of each series: (number of origins, steps, F).
 
-        `constants` has the differences of each variable of a series that are known to stay, and NaN for the others.
+        `constants` is the result of `_constants_of`, or None if there are none.
         """
         window, horizon, lags = self._option("window"), self._option("horizon"), self._option("differences")
         # Run the layer up to each origin.
         states, recent = [], []
         tails: list[list[Array]] = [[] for _ in lags]  # for each lag, the last values before each origin
-        for x, own in zip(series, origins, strict=True):
-            levels = _differences(x, lags)
-            z = self._scale.standardize("series", levels[-1], self.layer_.dtype)
+        levels_of_each = [_differences(x, lags) for x in series]
+        flat = np.concatenate([levels[-1] for levels in levels_of_each])
+        flat = self._scale.standardize("series", flat, self.layer_.dtype)
+        shifts = list(itertools.accumulate(lags, initial=0))  # steps that the differences before each lag take
+        for levels, own in zip(levels_of_each, origins, strict=True):
+            z, flat = flat[: len(levels[-1])], flat[len(levels[-1]) :]
             state, done = None, 0
             for origin in own:
                 end = origin - sum(lags)
@@ -509,7 +524,7 @@ class SequenceForecaster(Network):
                 done = end
                 states.append(state)
                 recent.append(z[begin:end])
-                for level, lag, tail, before in zip(levels, lags, tails, np.cumsum((0, *lags)), strict=False):
+                for level, lag, tail, before in zip(levels, lags, tails, shifts, strict=False):
                     tail.append(level[origin - before - lag : origin - before])
         state = (
             tuple(np.concatenate(part, axis=1) for part in zip(*states, strict=True))
@@ -541,10 +556,9 @@ class SequenceForecaster(Network):
         return ahead
 
 
-def _epsilon(x: Any) -> float:
-    """Return the relative rounding error of an array's dtype; integers become float64."""
-    dtype = getattr(x, "dtype", None)
-    return float(np.finfo(dtype if dtype in (np.float16, np.float32) else np.float64).eps)
+def _ends(series: list[Array]) -> list[list[int]]:
+    """Return the end of each series as its only origin."""
+    return [[len(x)] for x in series]
 
 
 def _origins(first: int, last: int) -> list[int]:

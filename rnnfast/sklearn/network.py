@@ -160,7 +160,7 @@ class Network(SequenceInput):
         weights: Array,
         outputs: int,
         random: np.random.RandomState,
-        rounding: Array | float = 0.0,
+        rounding: Array | None = None,
     ) -> None:
         """Create a network with fresh parameters, and set the scale of X.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +17,8 @@ from .. import arguments
 from .._types import Array
 
 DTYPES = (np.float64, np.float32)  # of X, before standardizing; other dtypes become float64
+# The square root of the largest finite value, so that products of standardized values and parameters stay finite.
+LIMITS = {dtype: math.sqrt(np.finfo(dtype).max) for dtype in arguments.DTYPES}
 
 
 class Sequences(NamedTuple):
@@ -103,10 +108,11 @@ class Scale(NamedTuple):
         return cls(np.zeros(columns), np.zeros(columns), np.ones(columns))
 
     @classmethod
-    def of(cls, values: Array, weights: Array, rounding: Array | float = 0.0) -> Scale:
+    def of(cls, values: Array, weights: Array, rounding: Array | None = None) -> Scale:
         """Return the scale that gives each column the weighted mean 0 and standard deviation 1.
 
-        A column has no spread if its values differ from their mean by at most `rounding`, the error of each value.
+        A column has no spread if its values differ from their mean by at most `rounding`, the error of each value; by
+        default one unit in the last place of the largest.
         """
         one_sign = (values.min(axis=0) > 0) | (values.max(axis=0) < 0)
         offset = np.where(one_sign, values[0], 0).astype(np.float64)
@@ -115,10 +121,12 @@ class Scale(NamedTuple):
         mean = np.ldexp(np.average(distances, axis=0, weights=_normal(weights)), exponents)
         return constant._replace(mean=mean).extended(values, weights, rounding)
 
-    def extended(self, values: Array, weights: Array, rounding: Array | float = 0.0) -> Scale:
+    def extended(self, values: Array, weights: Array, rounding: Array | None = None) -> Scale:
         """Return the scale after more data: a column without spread so far gets the deviation from its mean so far."""
         distances, exponents = self._distances(values)
         deviation = np.sqrt(np.average(np.square(distances), axis=0, weights=_normal(weights)))
+        if rounding is None:
+            rounding = np.abs(values).max(axis=0) * np.finfo(values.dtype).eps
         with np.errstate(over="ignore"):  # without spread, or in columns that keep their deviation
             spread = (np.abs(distances) > np.ldexp(rounding, -exponents)).any(axis=0) & (self.deviation == 0)
             return self._replace(deviation=np.where(spread, np.ldexp(deviation, exponents), self.deviation))
@@ -138,16 +146,14 @@ class Scale(NamedTuple):
         """Return the standardized values as `dtype`. Raise if one is too large for it."""
         fraction, exponents = np.frexp(self.deviation)
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = self._centred(values, exponents)
-            scaled /= np.where(fraction, fraction, np.inf)
+            centred = self._centred(values, exponents)
+            scaled = np.divide(centred, fraction, out=np.zeros_like(centred), where=fraction != 0)
             scaled = scaled.astype(dtype, copy=False)
-        # The square root of the largest finite value, so that products of values and parameters stay finite.
-        limit = math.sqrt(np.finfo(dtype).max)
-        if not (np.abs(scaled) <= limit).all():
+        if not np.abs(scaled).max() <= LIMITS[dtype]:
             raise ValueError(
                 f"{name} has values that are too large for dtype {np.dtype(dtype).name} after standardizing: they must "
-                f"be within {limit:.1g} standard deviations of the mean of the training data (with standardize=False, "
-                "of 0)"
+                f"be within {LIMITS[dtype]:.1g} standard deviations of the mean of the training data (with "
+                "standardize=False, of 0)"
             )
         return scaled
 
@@ -169,31 +175,55 @@ def _normal(weights: Array) -> Array:
     return normal
 
 
-def refuse(name: str, value: Any) -> None:
-    """Raise for masked elements, datetime64 and timedelta64, which scikit-learn's checks would convert to numbers."""
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Let the errors of scikit-learn's and NumPy's checks name the argument, and silence overflow in their sums."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except (TypeError, ValueError, OverflowError) as error:
+        if re.search(rf"\b{name}\b", str(error)):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} cannot be read: {error}") from error
+
+
+def real(name: str, value: Any) -> Any:
+    """Return an argument, as an array unless it has a shape.
+
+    Raise for masked elements, dates and structures, which scikit-learn's checks would convert to numbers.
+    """
+    if not hasattr(value, "ndim"):
+        value = arguments.array(name, value)
     arguments.refuse_masked(name, value)
-    dtype = getattr(value, "dtype", None)
-    if getattr(dtype, "kind", None) in ("m", "M"):
-        raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
+    for dtype in value.dtypes if hasattr(value, "columns") else [getattr(value, "dtype", None)]:
+        if getattr(dtype, "kind", None) in ("m", "M", "V"):
+            raise TypeError(f"{name} must hold real numbers, got dtype {dtype}")
+    return value
+
+
+def real_array(name: str, value: Any, **options: Any) -> Array:
+    """Return an argument as an array of real numbers, checked by scikit-learn."""
+    with reading(name):
+        array: Array = check_array(real(name, value), ensure_2d=False, input_name=name, **options)
+    return array
 
 
 def list_of_sequences(name: str, X: Any) -> list[Array] | None:
     """Return X as a list of arrays (T_i,) or (T_i, F) if it is a list of sequences, or None if it is one array."""
     if getattr(getattr(X, "dtype", None), "kind", None) == "O" and X.ndim == 1:
         X = list(X)  # an object array or pandas Series of arrays
-    for x in [X, *X] if isinstance(X, (list, tuple)) else [X]:
-        refuse(name, x)
     if not isinstance(X, (list, tuple)) or not len(X):
         return None
     try:
         one_shape = len({np.shape(x) for x in X}) == 1
     except ValueError:
         raise ValueError(
-            "X must be a list of arrays (T_i, F), but the steps of one sequence differ in length"
+            f"{name} must be a list of arrays (T_i, F), but the steps of one sequence differ in length"
         ) from None
     if one_shape and not all(hasattr(x, "shape") and np.ndim(x) for x in X):
         return None  # nested lists that form one array
-    return [np.asarray(x) for x in X]
+    return [np.asarray(real(name, x)) for x in X]
 
 
 class SequenceInput(BaseEstimator):
@@ -205,13 +235,15 @@ class SequenceInput(BaseEstimator):
         """Return the sequences of X, validated but not standardized; `reset` is True on the first call of a fit."""
         members, table = list_of_sequences("X", X), False
         if members is None:
-            X = X if hasattr(X, "ndim") else np.asarray(X)
-            table = X.ndim < 3
-            array = self._read_array(X, reset)
+            with reading("X"):
+                X = real("X", X)
+                table = X.ndim < 3
+                array = self._read_array(X, reset)
             sequences = Sequences(array.reshape(-1, array.shape[2]), np.full(len(array), array.shape[1]))
         else:
             self._check_columns(X, reset)
-            sequences = _join_members(members)
+            with reading("X"):
+                sequences = _join_members(members)
         features = sequences.flat.shape[1]
         if reset:
             self._from_table = table

@@ -9,20 +9,22 @@ import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from .. import arguments, training
 from .._types import Array
 from .network import Network
-from .sequences import Examples, Scale, Sequences, refuse
+from .sequences import Examples, Scale, Sequences, reading, real, real_array
 
 
 def check_weights(sample_weight: Any, lengths: Array) -> Array:
     """Return the weights of the sequences, at least 0; all 1 if `sample_weight` is None."""
-    arguments.refuse_masked("sample_weight", sample_weight)
-    weights: Array = _check_sample_weight(sample_weight, lengths, dtype=np.float64, ensure_non_negative=True)
+    if sample_weight is not None:
+        sample_weight = real("sample_weight", sample_weight)
+    with reading("sample_weight"):
+        weights: Array = _check_sample_weight(sample_weight, lengths, dtype=np.float64, ensure_non_negative=True)
     return weights
 
 
@@ -159,9 +161,10 @@ class Labels(Supervised):
 
     def _encode(self, labels: Array) -> Array:
         """Return the index of each label in `classes_`, which the first call sets."""
-        if not hasattr(self, "classes_"):
-            self.classes_ = np.unique(labels)
-        indices = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
+        with reading("y"):
+            if not hasattr(self, "classes_"):
+                self.classes_ = np.unique(labels)
+            indices = np.minimum(np.searchsorted(self.classes_, labels), len(self.classes_) - 1)
         unknown = self.classes_[indices] != labels
         if unknown.any():
             raise ValueError(
@@ -233,7 +236,8 @@ class Labels(Supervised):
             raise ValueError("classes must be passed on the first call to partial_fit")
         with self._restored_on_error():
             if classes is not None:
-                classes = np.unique(arguments.array("classes", classes))
+                with reading("classes"):
+                    classes = np.unique(arguments.array("classes", classes))
                 if not len(classes) or (classes.dtype.kind == "f" and np.isnan(classes).any()):
                     raise ValueError(
                         f"classes must be all labels of y, at least one and no NaN, got {classes.tolist()}"
@@ -372,9 +376,9 @@ class SequenceClassifier(ClassifierMixin, Labels):
         self._set_options(locals())
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
-        arguments.refuse_masked("y", y)
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
+        with reading("y"):
+            y = column_or_1d(arguments.array("y", y), warn=True)
+            check_classification_targets(y)
         return self._encode(y)
 
     def _strata(self, examples: Examples) -> Array | None:
@@ -424,9 +428,10 @@ class SequenceClassifier(ClassifierMixin, Labels):
         float
             Between 0 and 1; higher is better.
         """
-        arguments.refuse_masked("y", y)
-        arguments.refuse_masked("sample_weight", sample_weight)
-        return float(super().score(X, y, sample_weight))
+        predicted, truth = self.predict(X), arguments.array("y", y)
+        weights = check_weights(sample_weight, truth)
+        with reading("y"):
+            return float(accuracy_score(truth, predicted, sample_weight=weights))
 
 
 class SequenceRegressor(RegressorMixin, Supervised):
@@ -484,8 +489,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         self._set_options(locals())
 
     def _targets(self, y: Any, sequences: Sequences, first: bool) -> Array:  # noqa: ARG002
-        refuse("y", y)
-        targets: Array = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        targets = real_array("y", y, dtype=np.float64)
         if first:
             self._single = targets.ndim == 1
         targets = targets[:, np.newaxis] if targets.ndim == 1 else targets
@@ -577,14 +581,12 @@ class SequenceRegressor(RegressorMixin, Supervised):
             At most 1; higher is better.
         """
         check_is_fitted(self, "layer_")
-        refuse("y", y)
-        arguments.refuse_masked("sample_weight", sample_weight)
-        truth: Array = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-        predicted, offset = self.predict(X), self._target_scale.offset
+        truth, predicted, offset = real_array("y", y, dtype=np.float64), self.predict(X), self._target_scale.offset
+        weights = check_weights(sample_weight, predicted)
         # R² depends on neither the offset nor the unit of a target. Scaling by a power of two is exact.
         exponents = np.frexp(np.maximum(np.abs(truth).max(axis=0), np.abs(predicted).max(axis=0)))[1]
         truth, predicted = (np.ldexp(array, -exponents) - np.ldexp(offset, -exponents) for array in (truth, predicted))
-        return float(r2_score(truth, predicted, sample_weight=sample_weight))
+        return float(r2_score(truth, predicted, sample_weight=weights))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from .. import arguments
 from .._types import Array
-from .sequences import Sequences, equal
+from .sequences import Sequences, equal, reading
 from .supervised import Labels, check_weights
 
 
@@ -128,7 +128,7 @@ class SequenceTagger(Labels):
             Between 0 and 1; higher is better.
         """
         sequences, probabilities = self._probabilities(X)
-        check_consistent_length(sequences.lengths, y, sample_weight)
+        check_consistent_length(sequences.lengths, y)
         weights = np.repeat(check_weights(sample_weight, sequences.lengths), sequences.lengths)
         predicted = self.classes_[probabilities.argmax(axis=1)]
         return float(accuracy_score(_flat_labels(y, sequences), predicted, sample_weight=weights))
@@ -136,8 +136,7 @@ class SequenceTagger(Labels):
 
 def _flat_labels(y: Any, sequences: Sequences) -> Array:
     """Return the labels of all steps, concatenated."""
-    arguments.refuse_masked("y", y)
-    rows = [np.asarray(labels) for labels in (y if isinstance(y, (list, tuple)) else np.asarray(y))]
+    rows = [arguments.array("y", labels) for labels in (y if isinstance(y, (list, tuple)) else arguments.array("y", y))]
     for number, (row, length) in enumerate(zip(rows, sequences.lengths, strict=True)):
         if row.shape != (length,):
             raise ValueError(
@@ -146,8 +145,9 @@ def _flat_labels(y: Any, sequences: Sequences) -> Array:
             )
     if len({row.dtype.kind in "US" for row in rows}) > 1 and all(row.dtype != object for row in rows):
         raise TypeError("y must hold either strings or numbers, got strings in some sequences and numbers in others")
-    labels: Array = column_or_1d(np.concatenate(rows))
-    check_classification_targets(labels)
+    with reading("y"):
+        labels: Array = column_or_1d(np.concatenate(rows))
+        check_classification_targets(labels)
     return labels
 
 
