@@ -4,7 +4,7 @@
  *
  * runs rounds SEED, SEED + 1, ... until there were ROUNDS of them or SECONDS are over. A failure names its round: `random_calls ROUND 1 0`
  * repeats it. In a round, one to three threads make calls at the same time: each a stack of random cell, options, shape and batch, a
- * matrix product, activations, or a question about sizes.
+ * matrix product, activations, updates of an optimizer, or a question about sizes.
  *
  * What is checked:
  * - Every array has exactly the size that rnnfast.h states, so AddressSanitizer sees any access past it.
@@ -15,6 +15,7 @@
  * - A call that was stopped leaves nothing behind: the next one has the same bits.
  */
 #define _POSIX_C_SOURCE 200112L /* posix_memalign() */
+#include "optimizers.h"
 #include "rnnfast.h"
 
 #include <math.h>
@@ -1000,6 +1001,44 @@ static void call_activations(caller *c)
     }
 }
 
+/* One update of elements begin .. end-1. */
+static void update(const caller *c, int is_adam, void *const arrays[4], ptrdiff_t begin, ptrdiff_t end, const double *options)
+{
+    const ptrdiff_t n = end - begin;
+    void *a[4];
+    for (int i = 0; i < 4; i++) a[i] = arrays[i] ? (char *)arrays[i] + begin * (ptrdiff_t)c->item : NULL;
+    if (is_adam && c->item == 4) rnnfast_adam_f32(a[0], a[1], a[2], a[3], n, options);
+    else if (is_adam) rnnfast_adam_f64(a[0], a[1], a[2], a[3], n, options);
+    else if (c->item == 4) rnnfast_sgd_f32(a[0], a[1], a[2], n, options);
+    else rnnfast_sgd_f64(a[0], a[1], a[2], n, options);
+}
+
+/* An update of all elements has the bits of updates of two parts. */
+static void call_optimizer(caller *c)
+{
+    static const double adam[] = {0.9, 0.1, 0.999, 0.001, 1e-8, 0.01}, sgd[] = {0.9, 0.01};
+    const int is_adam = one_in(c, 2), has_moment = is_adam || one_in(c, 2);
+    const ptrdiff_t n = between(c, 0, 70), cut = between(c, 0, n);
+    const size_t bytes = (size_t)n * c->item;
+    void *whole[4], *parts[4];
+    for (int i = 0; i < 4; i++) {
+        whole[i] = i < 2 || has_moment ? allocate(c, bytes) : NULL;
+        parts[i] = whole[i] ? allocate(c, bytes) : NULL;
+        if (!whole[i]) continue;
+        randomise(c, whole[i], n, 1);
+        for (ptrdiff_t j = 0; i == 3 && j < n; j++) set(c, whole[i], j, fabs(get(c, whole[i], j)));
+        memcpy(parts[i], whole[i], bytes);
+    }
+    update(c, is_adam, whole, 0, n, is_adam ? adam : sgd);
+    update(c, is_adam, parts, 0, cut, is_adam ? adam : sgd);
+    update(c, is_adam, parts, cut, n, is_adam ? adam : sgd);
+    for (int i = 0; i < 4; i++) {
+        if (!whole[i]) continue;
+        check_written(c, "an update", whole[i], n);
+        check_same(c, "an update", whole[i], parts[i], n);
+    }
+}
+
 /* sizes() of any shape either fails or returns sizes that hold all elements. */
 static void call_sizes(caller *c)
 {
@@ -1038,7 +1077,10 @@ static void *run_caller(void *argument)
     switch (between(c, 0, 9)) {
     case 0:
     case 1: call_linear(c); break;
-    case 2: call_activations(c); break;
+    case 2:
+        call_activations(c);
+        call_optimizer(c);
+        break;
     case 3: call_sizes(c); break;
     default: call_stack(c);
     }
