@@ -315,6 +315,14 @@ cdef void *acquire_optional(Buffers *buffers, obj, int flags, size_t least=0) ex
     return NULL if obj is None else acquire(buffers, obj, flags, least)
 
 
+cdef str listed(const Py_ssize_t *lengths, int count):
+    """Return the lengths of axes as text. Not a comprehension: where memory is short, those of Cython 3.3 free an element twice."""
+    text = ""
+    for axis in range(count):
+        text += (", " if axis else "") + ("any" if lengths[axis] < 0 else str(lengths[axis]))
+    return text
+
+
 cdef void *acquire_array(Buffers *buffers, obj, int flags, size_t item, int ndim, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c=-1,
                          Py_ssize_t d=-1) except? NULL:
     """Acquire the buffer of an array with `ndim` axes of lengths a, b, c and d (-1: any length but 0), the last one of unit stride."""
@@ -325,10 +333,8 @@ cdef void *acquire_array(Buffers *buffers, obj, int flags, size_t item, int ndim
     for axis in range(ndim if fits else 0):
         fits = fits and (view.shape[axis] == expected[axis] or expected[axis] < 0 < view.shape[axis])
     if not fits or view.shape[ndim - 1] > 1 and view.strides[ndim - 1] != <Py_ssize_t>item:
-        shape = ", ".join([str(view.shape[axis]) for axis in range(view.ndim)])
-        wanted = ", ".join([str(expected[axis]) if expected[axis] >= 0 else "any" for axis in range(ndim)])
-        raise ValueError(f"an array has shape ({shape}) and {view.itemsize} bytes per element, but the kernels expect ({wanted}) and "
-                         f"{item}, with unit stride on the last axis")
+        raise ValueError(f"an array has shape ({listed(view.shape, view.ndim)}) and {view.itemsize} bytes per element, but the kernels "
+                         f"expect ({listed(expected, ndim)}) and {item}, with unit stride on the last axis")
     return at
 
 
@@ -524,7 +530,7 @@ def arrange(Py_ssize_t T, Py_ssize_t N, lengths, mask, reset, empty):
         finish(&watch)
         sizes = (o.steps + 1, 2 * entries, 2 * entries, o.steps + 1, 4 * o.masked_count, o.sequences, N + 1,
                  o.steps + 2 + o.sequences + T)
-        begin, forward, reverse, edges, masked, sequences, rows, scratch = arrays = [empty(size) for size in sizes]
+        begin, forward, reverse, edges, masked, sequences, rows, scratch = arrays = list(map(empty, sizes))
         view = &buffers.held[buffers.count]
         for array, size in zip(arrays, sizes):
             acquire_array(&buffers, array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, sizeof(ptrdiff_t), 1, size, 0)

@@ -78,6 +78,10 @@ class replacing:
             if error is not None:
                 self._discard(error)
 
+    def __del__(self) -> None:  # a signal handler can raise after __enter__ and before __exit__
+        if hasattr(self, "_old"):
+            self._discard(None)
+
     def _complete(self) -> None:
         assert self._file is not None
         self._file.flush()
@@ -97,7 +101,7 @@ class replacing:
             if folder is not None:
                 os.close(folder)
 
-    def _discard(self, error: BaseException) -> None:
+    def _discard(self, error: BaseException | None) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()

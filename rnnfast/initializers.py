@@ -106,7 +106,7 @@ def _qr(matrix: Array) -> tuple[Array, Array]:
         except BaseException as error:
             results.append(error)
 
-    thread = threading.Thread(target=factorise, daemon=True)
+    thread = threading.Thread(target=factorise)  # not a daemon: LAPACK must not be at work when the process ends
     thread.start()
     while thread.is_alive():
         thread.join(0.05)  # without a limit, a signal that another thread receives would not end the wait
