@@ -696,6 +696,16 @@ cdef enum:
     MOST_BYTES = 1 << 27        # bytes that a pool keeps at most, unless a single buffer is larger
 
 
+def address(array not None):
+    """Return where the buffer of an array begins, as an integer."""
+    cdef Buffers buffers
+    buffers.count = 0
+    try:
+        return <size_t>hold(&buffers, array, PyBUF_SIMPLE).buf
+    finally:
+        release(&buffers)
+
+
 cdef class BufferPool:
     """A free list of reusable buffers; rnnfast/buffers.py documents it."""
     cdef list free              # pairs of a size in bytes and a buffer, the oldest first

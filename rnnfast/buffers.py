@@ -37,7 +37,7 @@ def empty(nbytes: int) -> Array:
     """
     if nbytes < HUGE_PAGE:
         buffer = np.empty(nbytes + LINE, np.uint8)
-        start = -buffer.__array_interface__["data"][0] % LINE
+        start = -_core.address(buffer) % LINE
         return buffer[start : start + nbytes]
     try:
         pages = mmap.mmap(-1, -(-nbytes // HUGE_PAGE) * HUGE_PAGE, **PRIVATE)

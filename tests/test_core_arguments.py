@@ -68,6 +68,7 @@ CALLS = {
     "BufferPool.clear": lambda: (BufferPool(2).clear, []),
     "BufferPool.lease": lambda: (BufferPool(2).lease, [64]),
     "Views": lambda: (_core.Views, [[f(3)], 0]),
+    "address": lambda: (_core.address, [f(3)]),
     "assign": lambda: (_core.assign, [[f(3), f(2, 2)], [f(3), f(2, 2)]]),
     "switch": lambda: (_core.switch, [[(Owner(), "a", 1)], [f(3)], False]),
     "committed": lambda: (_core.committed, [len]),

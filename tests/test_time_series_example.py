@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from support.checkout import load_example
 
+pytestmark = pytest.mark.usefixtures("threads")  # the programs set the number
+
 pytest.importorskip("sklearn")
 
 time_series = load_example("time_series")

@@ -12,6 +12,8 @@ from support.compare import central_differences
 
 from rnnfast.training import softmax_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("threads")  # the programs set the number
+
 translation = load_example("translation")
 
 SMALL = ["--hidden", "6", "--embedding", "4", "--batch", "10", "--held-out", "12", "--epochs", "1", "--threads", "1"]
