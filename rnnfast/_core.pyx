@@ -701,7 +701,7 @@ def address(array not None):
     cdef Buffers buffers
     buffers.count = 0
     try:
-        return <size_t>hold(&buffers, array, PyBUF_SIMPLE).buf
+        return <size_t>acquire(&buffers, array, PyBUF_SIMPLE)
     finally:
         release(&buffers)
 
