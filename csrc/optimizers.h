@@ -45,7 +45,7 @@ static void adam(void *parameter, const void *gradient, void *first, void *secon
     for (ptrdiff_t i = 0; i < n; i++) {
         m[i] = m[i] * beta1 + g[i] * rest1;
         v[i] = v[i] * beta2 + g[i] * rest2 * g[i];
-        p[i] -= m[i] / ((REAL)sqrt(v[i]) + eps) * lr;
+        p[i] -= m[i] / ((REAL)sqrt((double)v[i]) + eps) * lr;
     }
 }
 
