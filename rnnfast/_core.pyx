@@ -137,26 +137,32 @@ ABI = RNNFAST_ABI
 COMPILER = (<bytes>RNNFAST_COMPILER).decode().strip()
 
 
+cdef tuple isa_names = ()
+while rnnfast_isas()[len(isa_names)] != NULL:
+    isa_names += ((<bytes>rnnfast_isas()[len(isa_names)]).decode(),)
+
+
 def isas():
     """Return the names of the instruction sets that run here, best first. The first is the default, unless RNNFAST_ISA names another."""
-    cdef const char *const *names = rnnfast_isas()
-    found = []
-    while names[len(found)] != NULL:
-        found.append((<bytes>names[len(found)]).decode())
-    return found
+    return list(isa_names)
 
 
 def get_default_isa():
     """Return the name of the instruction set that new layers and engines use."""
-    return isas()[default_isa]
+    return isa_names[default_isa]
+
+
+cdef int index_of(str name) except -1:
+    """Return the index of an instruction set in `isas`."""
+    if name not in isa_names:
+        raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isa_names)}")
+    return isa_names.index(name)
 
 
 def set_default_isa(str name):
     """Set the instruction set of new layers and engines, one of `isas`."""
     global default_isa
-    if name not in isas():
-        raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
-    default_isa = isas().index(name)
+    default_isa = index_of(name)
 
 
 cdef class use_isa:
@@ -167,9 +173,7 @@ cdef class use_isa:
     cdef int index, before
 
     def __cinit__(self, str name):
-        if name not in isas():
-            raise ValueError(f"isa is {name!r}, which does not run here; choose one of {', '.join(isas())}")
-        self.index = self.before = isas().index(name)
+        self.index = self.before = index_of(name)
 
     def __enter__(self):
         global default_isa
@@ -191,13 +195,9 @@ def set_num_threads(int n):
 
 
 cdef const rnnfast_table *table_of(size_t item, str isa=None) except NULL:
-    cdef bytes name = rnnfast_isas()[default_isa] if isa is None else isa.encode()
-    cdef const rnnfast_table *table = rnnfast_get_table(name, item)
     if item != 4 and item != 8:
         raise ValueError(f"the elements of an array have {item} bytes, but must be float32 or float64")
-    if table == NULL:
-        raise ValueError(f"isa is {isa!r}, which does not run here; choose one of {', '.join(isas())}")
-    return table
+    return rnnfast_get_table(rnnfast_isas()[default_isa if isa is None else index_of(isa)], item)
 
 
 # ---- facts about cells, from the registry in csrc/cells.h ----
@@ -1397,6 +1397,11 @@ cdef long long number_of(id) except -1:
     return max(number, 0)
 
 
+cdef size_t aligned(size_t bytes) noexcept:
+    """Round up to the alignment of buffers."""
+    return (bytes + RNNFAST_ALIGNMENT - 1) & ~<size_t>(RNNFAST_ALIGNMENT - 1)
+
+
 cdef enum Status:
     FREE
     IDLE
@@ -1421,7 +1426,7 @@ cdef class Slots:
     cdef int kinds                      # number of states: 2 for a cell with c
     cdef Py_ssize_t capacity, unused
     cdef Py_ssize_t *free               # the slots that are not in use, the next one last
-    cdef long long *ids                 # of the last stream in each slot, 0 if there was none
+    cdef long long *ids                 # of the last stream in each slot; 0 for a slot never used
     cdef char *status
 
     def __cinit__(self, Engine engine not None, packed not None, list states not None, *, pool, empty):
@@ -1607,9 +1612,9 @@ cdef class Slots:
         cdef int k
         if self.engine.table.sizes(&self.engine.stack, 1, count, NULL, &sizes):
             raise MemoryError()
-        total = (sizes.forward_workspace + 63) & ~<size_t>63
+        total = aligned(sizes.forward_workspace)
         for k in range(self.kinds):
-            size[k] = (self.engine.num_layers * count * self.widths[k] + 63) & ~<size_t>63
+            size[k] = aligned(self.engine.num_layers * count * self.widths[k])
             total += 2 * size[k]
         cdef Lease scratch = self.pool.lease(total)
         describe(&p, self.engine, &watch)
@@ -1625,7 +1630,7 @@ cdef class Slots:
             p.y_step = count * p.y_row
             at[0] = <char *>acquire(&buffers, scratch.buffer, PyBUF_WRITABLE, total)
             p.workspace = at[0]
-            at[0] += (sizes.forward_workspace + 63) & ~<size_t>63
+            at[0] += aligned(sizes.forward_workspace)
             at[2] = at[0] + size[0]
             p.h0, p.h_n = at[0], at[2]
             if self.kinds == 2:
@@ -1706,14 +1711,19 @@ def linear_sizes(M, I, O, size_t item, str isa=None):
         too_large = True
     if not too_large and (p.M < 1 or p.I < 1 or p.O < 1):
         raise ValueError(f"rows, features and outputs must be positive, got {M}, {I} and {O}")
-    if too_large or table_of(item, isa).linear_sizes(&p, &packed, &backward_workspace):
-        raise ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
+    if too_large:
+        raise linear_too_large(M, I, O)
+    measure_linear(&p, table_of(item, isa), &packed, &backward_workspace)
     return packed, backward_workspace
+
+
+cdef object linear_too_large(M, I, O):
+    return ValueError(f"{M} rows of {I} features to {O} outputs would take more bytes than an address can count")
 
 
 cdef int measure_linear(rnnfast_linear *p, const rnnfast_table *table, size_t *packed, size_t *workspace) except -1:
     if table.linear_sizes(p, packed, workspace):
-        raise ValueError(f"{p.M} rows of {p.I} features to {p.O} outputs would take more bytes than an address can count")
+        raise linear_too_large(p.M, p.I, p.O)
     return 0
 
 

@@ -339,7 +339,7 @@ static ragged *new_ragged(caller *c, ptrdiff_t T, ptrdiff_t N)
     return r;
 }
 
-/* An order of so many steps that its functions poll. */
+/* An order that is long enough for its functions to poll. */
 static void call_order(caller *c)
 {
     const ptrdiff_t T = one_in(c, 2) ? between(c, 1, 3) : between(c, 1000, 3000), N = MANY_STEPS / T + 1;

@@ -34,7 +34,7 @@ def compiler():
     names = [os.environ.get("CC", ""), "gcc", "cc", "clang"]
     [*found] = filter(None, map(shutil.which, filter(None, names)))
     if not found:
-        pytest.skip("there is no C compiler: the examples in C are not compiled")
+        pytest.skip("needs a C compiler, to build the examples in C")
     return found[0]
 
 

@@ -157,12 +157,18 @@ def test_outputs_go_through_links_and_to_devices(write, tmp_path):
 ROOT = pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root gives files away")
 
 
+def old_file(folder, owner, group, mode):
+    """Return the path of a file that another user or group owns."""
+    path = folder / "file"
+    path.write_bytes(b"old")
+    os.chown(path, owner, group)
+    path.chmod(mode)
+    return path
+
+
 @ROOT
 def test_owner_and_group_are_kept(write, tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    os.chown(path, 1234, 5678)
-    path.chmod(0o640)
+    path = old_file(tmp_path, 1234, 5678, 0o640)
     write(path)
     status = path.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 5678, 0o640)
@@ -171,10 +177,7 @@ def test_owner_and_group_are_kept(write, tmp_path):
 @ROOT
 @pytest.mark.parametrize(("mode", "expected"), [(0o640, 0o600), (0o664, 0o644), (0o604, 0o600), (0o666, 0o666)])
 def test_without_its_group_a_file_grants_what_group_and_others_have_in_common(mode, expected, tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    os.chown(path, -1, 5678)
-    path.chmod(mode)
+    path = old_file(tmp_path, -1, 5678, mode)
 
     def fchown(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -186,10 +189,7 @@ def test_without_its_group_a_file_grants_what_group_and_others_have_in_common(mo
 
 @ROOT
 def test_the_group_is_kept_if_the_owner_cannot_be(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    os.chown(path, 1234, 5678)
-    path.chmod(0o640)
+    path = old_file(tmp_path, 1234, 5678, 0o640)
     real = os.fchown
 
     def fchown(descriptor, owner, group):

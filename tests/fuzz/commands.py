@@ -12,6 +12,7 @@ import unicodedata
 
 import numpy as np
 
+import rnnfast.sklearn  # noqa: F401 (train csv and predict need it)
 from fuzz import assume, folder, require_command, run_command
 
 HORIZON = 3

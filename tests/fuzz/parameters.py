@@ -180,7 +180,7 @@ def expect(own, values, case):
         if name not in own:
             continue
         if value is None or isinstance(value, (Raises, dict, bytes)) or callable(value):
-            return None, f"{name} is no array"
+            return None, f"{name} is not an array"
         if isinstance(value, np.ma.MaskedArray) and value.mask.any():
             return None, f"{name} has masked elements"
         try:

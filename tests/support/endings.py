@@ -118,7 +118,7 @@ def end_while_thread_works():
 
 
 def end_in_exception():
-    os.close(2)  # there is no need for the traceback
+    os.close(2)  # hides the traceback
     raise RuntimeError
 
 

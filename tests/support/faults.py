@@ -27,7 +27,7 @@ def run_with_faults(script, folder, **variables):
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         pytest.skip("the library that lets allocations fail needs glibc")
     if compiler is None:
-        pytest.skip("there is no C compiler for the library that lets allocations fail")
+        pytest.skip("needs a C compiler, to build the library that makes allocations fail")
     if os.environ.get("LD_PRELOAD"):
         pytest.skip("another library is preloaded, which may have its own malloc")
     library = str(folder / "faults.so")
