@@ -153,8 +153,8 @@ def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
     with replacing(path) as file:
         try:
             np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
-        except ValueError as error:  # zipfile cannot close what another error has interrupted
-            if isinstance(error.__context__, (MemoryError, OSError)):
+        except ValueError as error:  # zipfile cannot close what another exception has interrupted
+            if error.__context__ is not None:
                 raise error.__context__ from None
             raise
 

@@ -257,7 +257,7 @@ def test_the_folder_adds_no_list_to_a_file_without_one(tmp_path):
 # ---- what interrupts zipfile
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 def test_the_error_that_stops_a_save_is_raised(error, tmp_path, monkeypatch):
     """Not that of zipfile, which cannot close an archive while a member of it is open."""
 

@@ -8,6 +8,8 @@ from support.checkout import load_example
 
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.usefixtures("threads")  # the program sets the number
+
 speech = load_example("speech")
 
 
