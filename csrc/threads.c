@@ -6,6 +6,16 @@
 
 #ifdef RNNFAST_NO_THREADS
 
+int rnnfast_threads_watch_forks(void)
+{
+    return 1;
+}
+
+int rnnfast_threads_forks(void)
+{
+    return 0;
+}
+
 int rnnfast_threads_acquire(int threads, int spins)
 {
     (void)threads, (void)spins;
@@ -33,8 +43,8 @@ void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop)
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdint.h>
 #include <string.h>
-#include <unistd.h>
 
 enum {
     MOST = 256,        /* threads of a run, the caller among them */
@@ -57,9 +67,9 @@ typedef struct {
 } worker;
 
 static struct {
-    atomic_long owner; /* the process whose thread holds the group, or 0. A forked child ignores what its parent holds */
-    long process;      /* the process to which the workers belong */
-    int made;          /* workers that exist; workers[0] stands for the caller */
+    atomic_int held;       /* by a caller */
+    int forks, is_watched; /* whether forks are counted */
+    int made;              /* workers that exist; workers[0] stands for the caller */
 #if defined(__linux__)
     int bound;            /* workers that run on the processors below */
     int avoided;          /* the caller's processor when they were bound; -1: none */
@@ -68,6 +78,7 @@ static struct {
     int n; /* threads of the current run */
     void (*work)(void *, int, int);
     void *argument;
+    uint64_t mode;
     worker workers[MOST];
     worker *running[MOST];
 } group;
@@ -86,6 +97,29 @@ static void spin(int *spins)
 {
     if (++*spins < WAIT_SPINS) relax();
     else sched_yield();
+}
+
+/* How the calling thread rounds and whether it flushes denormals. Workers take it over, or results would depend on their number. */
+static uint64_t float_mode(void)
+{
+    uint64_t mode = 0;
+#if defined(__SSE__)
+    mode = __builtin_ia32_stmxcsr() & ~0x3fu; /* without the flags of past exceptions */
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+#endif
+    return mode;
+}
+
+static void set_float_mode(uint64_t mode)
+{
+#if defined(__SSE__)
+    __builtin_ia32_ldmxcsr((unsigned)mode);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
+#else
+    (void)mode;
+#endif
 }
 
 static int current_processor(void)
@@ -121,6 +155,7 @@ static void *worker_main(void *argument)
                 spin(&spins);
                 continue;
             }
+            set_float_mode(group.mode);
             group.work(group.argument, self->k, group.n);
             self->processor = current_processor();
             atomic_store(&self->state, JOINED);
@@ -187,17 +222,36 @@ static void avoid_caller(int n)
 #endif
 }
 
+/* In the child after a fork, which has none of the workers. Their states end the waiting of a run that a poll has forked. */
+static void forget_workers(void)
+{
+    for (int i = 1; i < group.made; i++) atomic_store(&group.workers[i].state, FREE);
+    group.forks++;
+    group.made = 0;
+#if defined(__linux__)
+    group.bound = 0;
+#endif
+    atomic_store(&group.held, 0);
+}
+
+int rnnfast_threads_watch_forks(void)
+{
+    if (!group.is_watched) group.is_watched = !pthread_atfork(NULL, NULL, forget_workers);
+    return group.is_watched;
+}
+
+int rnnfast_threads_forks(void)
+{
+    return group.forks;
+}
+
 int rnnfast_threads_acquire(int threads, int spins)
 {
-    if (threads <= 1) return 0;
-    long process = (long)getpid(), owner = atomic_load(&group.owner);
-    if (owner == process || !atomic_compare_exchange_strong(&group.owner, &owner, process)) return 0;
-    if (group.process != process) {
-        group.process = process;
-        group.made = 0;
-#if defined(__linux__)
-        group.bound = 0;
-#endif
+    int free = 0;
+    if (threads <= 1 || !atomic_compare_exchange_strong(&group.held, &free, 1)) return 0;
+    if (!rnnfast_threads_watch_forks()) {
+        atomic_store(&group.held, 0);
+        return 0;
     }
     int n = make_workers(threads);
     avoid_caller(n);
@@ -221,6 +275,7 @@ void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argu
     group.n = n;
     group.work = work;
     group.argument = argument;
+    group.mode = float_mode();
     group.running[0] = &group.workers[0];
     for (int k = 0; k < n; k++) {
         group.running[k]->k = k;
@@ -235,7 +290,7 @@ void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argu
 void rnnfast_threads_release(int invited)
 {
     for (int i = 1; i < invited; i++) atomic_store(&group.workers[i].state, FREE);
-    if (invited) atomic_store(&group.owner, 0);
+    if (invited) atomic_store(&group.held, 0);
 }
 
 void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop)

@@ -9,7 +9,9 @@
  * thread that is not running: it starts alone, and a late worker joins at the next run. Before the first run the caller spins at most
  * `spins` times for workers to become ready, about 15 ns each.
  * One caller holds the group at a time; meanwhile other callers run alone. Workers are created when first needed, or fewer if the
- * system cannot create more threads. Without work they spin for a short time and then sleep. A forked child creates its own group.
+ * system cannot create more threads. Without work they spin for a short time and then sleep.
+ *
+ * A forked child has none of its parent's threads and creates its own. If a poll forks, it must stop the call in the child.
  *
  * Inside work, rnnfast_threads_barrier(first, n, k, stop) is a barrier among workers first .. first+n-1; k is the caller's index. Once
  * *stop is set, it no longer waits.
@@ -30,6 +32,8 @@ typedef int rnnfast_flag;
 typedef atomic_int rnnfast_flag;
 #endif
 
+int rnnfast_threads_watch_forks(void); /* counts forks from now on; 0 if the system refuses. Not from two threads at once */
+int rnnfast_threads_forks(void);       /* of this process's ancestors, since they were first counted */
 int rnnfast_threads_acquire(int threads, int spins);
 void rnnfast_threads_run(int invited, void (*work)(void *argument, int k, int n), void *argument);
 void rnnfast_threads_release(int invited);

@@ -130,6 +130,8 @@ cdef extern from *:
     """
     const char *RNNFAST_COMPILER
     int threads, default_isa
+    int rnnfast_threads_watch_forks() noexcept nogil
+    int rnnfast_threads_forks() noexcept nogil
     void *exchange(void **at, void *value) noexcept nogil   # atomic
     void rnnfast_set_num_threads(int n) noexcept nogil
 
@@ -224,8 +226,12 @@ CELLS = {info.name: info for info in map(_cell_info, range(RNNFAST_CELLS)) if in
 
 # ---- Ctrl-C: the kernels poll every few milliseconds; signals are checked about 30 times a second ----
 
+if not rnnfast_threads_watch_forks():
+    raise MemoryError("rnnfast cannot notice forks of this process")
+
 cdef struct Watch:
     clock_t last
+    int forks
     PyObject *raised            # the exception of a signal handler
 
 
@@ -240,6 +246,8 @@ cdef int check_signals(void *context) noexcept nogil:
     with gil:
         try:
             PyErr_CheckSignals()
+            if watch.forks != rnnfast_threads_forks():      # the other threads of the call do not exist here
+                raise RuntimeError("a signal handler forked this process during a call, which cannot be completed in the child")
         except BaseException as error:
             Py_INCREF(error)
             watch.raised = <PyObject *>error
@@ -248,7 +256,7 @@ cdef int check_signals(void *context) noexcept nogil:
 
 cdef rnnfast_poll start(Watch *watch) noexcept nogil:
     cdef rnnfast_poll poll
-    watch.last, watch.raised = 0, NULL
+    watch.last, watch.raised, watch.forks = 0, NULL, rnnfast_threads_forks()
     poll.stop = check_signals
     poll.context = watch
     return poll
@@ -1195,7 +1203,8 @@ cdef class PreparedCall:
     cdef size_t workspace_size, size_of_y
     cdef void *small                # a small workspace that no thread uses at present, or NULL
     cdef int now                    # which buffer of each pair holds the state
-    cdef bint busy, short
+    cdef int busy                   # 0, or 1 and the number of forks: a forked child ignores the calls of its parent's threads
+    cdef bint short
 
     def __cinit__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
         cdef rnnfast_problem *p = &self.problem
@@ -1347,7 +1356,7 @@ cdef class PreparedCall:
             self.now = 1 - self.now
         finally:
             release(&buffers)
-            self.busy = False
+            self.busy = 0
         return y
 
     def update(self, function):
@@ -1374,17 +1383,17 @@ cdef class PreparedCall:
                 self.now = 1 - self.now
         finally:
             release(&buffers)
-            self.busy = False
+            self.busy = 0
         return result
 
     cdef int begin(self) except -1:
-        """Reserve the state for this call; it ends with busy = False."""
+        """Reserve the state for this call; it ends with busy = 0."""
         if self.own_h is None:
             raise ValueError("this call was prepared without states: use run()")
         with cython.critical_section(self):
-            if self.busy:
+            if self.busy == 1 + rnnfast_threads_forks():
                 raise RuntimeError("this stream is in use by another thread: make a stream for each thread")
-            self.busy = True
+            self.busy = 1 + rnnfast_threads_forks()
         return 0
 
 
@@ -1428,10 +1437,12 @@ cdef class Slots:
     cdef Py_ssize_t *free               # the slots that are not in use, the next one last
     cdef long long *ids                 # of the last stream in each slot; 0 for a slot never used
     cdef char *status
+    cdef int forks                      # at the last change of a status
 
     def __cinit__(self, Engine engine not None, packed not None, list states not None, *, pool, empty):
         cdef Py_ssize_t k
         self.engine, self.pool, self.empty = engine, pool, empty
+        self.forks = rnnfast_threads_forks()
         self.kinds = 2 if engine.info.has_c else 1
         self.capacity = self.unused = states[0].shape[1]
         if self.capacity < 1:
@@ -1478,6 +1489,15 @@ cdef class Slots:
         """Return the error for an id that no stream has."""
         has_left = number > 0 and number <= self.ids[(number - 1) % self.capacity]
         return KeyError(f"{id!r} {'has left this pool' if has_left else 'is not an id of this pool'}")
+
+    cdef void free_streams_of_parent(self) noexcept:
+        """In a forked child, end the calls of threads that exist in its parent only. Precedes each use of BUSY."""
+        if self.forks == rnnfast_threads_forks():
+            return
+        self.forks = rnnfast_threads_forks()
+        for k in range(self.capacity):
+            if self.status[k] == BUSY:
+                self.status[k] = IDLE
 
     cdef object in_use(self, id):
         return RuntimeError(f"stream {id} is in use by another thread: wait until its step has returned")
@@ -1534,6 +1554,7 @@ cdef class Slots:
             for k in range(self.kinds):
                 acquire(&buffers, state[k], PyBUF_WRITABLE, self.engine.num_layers * self.widths[k])
             with cython.critical_section(self):
+                self.free_streams_of_parent()
                 slot = self.slot_of(number)
                 if slot < 0:
                     raise self.unknown(id, number)
@@ -1553,6 +1574,7 @@ cdef class Slots:
         cdef Py_ssize_t i, k, reserved = 0
         cdef bint is_repeated = False
         with cython.critical_section(self):
+            self.free_streams_of_parent()
             for i in range(count):
                 slots[i] = self.slot_of(numbers[i])
                 if slots[i] < 0 or self.status[slots[i]] == BUSY:

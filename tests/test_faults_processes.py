@@ -23,6 +23,66 @@ def test_no_process_of_a_thousand_hangs():
     check_endings(700, 50, 250)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_child_of_a_signal_handler_raises_instead_of_waiting():
+    run_script("""
+    from support.endings import fork_in_handler, status_of
+
+    for _ in range(3):
+        assert status_of(fork_in_handler()) == 0
+    """)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_streams_that_another_thread_uses_at_a_fork_are_free_in_the_child():
+    """Their state is the one before the call that the parent's thread makes."""
+    run_script("""
+    import threading
+
+    import numpy as np
+    from support.endings import fork, status_of
+
+    import rnnfast
+
+    class Slow:
+        def __array__(self, dtype=None, copy=None):
+            converting.set()
+            forked.wait(100)
+            return x
+
+    def check(use, step, wait):
+        thread = threading.Thread(target=use)
+        thread.start()
+        wait()
+        child = fork(lambda: [step().tobytes() for _ in range(2)] == expected)
+        try:
+            step()
+            raise AssertionError("the step of the other thread is not at work")
+        except RuntimeError as error:
+            assert "in use by another thread" in str(error)
+        assert status_of(child) == 0
+        forked.set()
+        thread.join()
+        step()
+
+    def wait_for_the_stream():
+        while True:
+            try:
+                stream.state
+            except RuntimeError:
+                return
+
+    layer, x = rnnfast.LSTM(3, 256, rng=0), np.ones((2, 3), np.float32)
+    expected = [y.tobytes() for y in layer(np.stack([x, x]))[0]]
+    converting, forked = threading.Event(), threading.Event()
+    pool = rnnfast.StreamPool(layer, 2)
+    ids = [pool.join(), pool.join()]
+    check(lambda: pool.step(ids, Slow()), lambda: pool.step(ids, x), converting.wait)
+    stream, long = layer.stream(2), np.ones((50_000, 2, 3), np.float32)
+    check(lambda: stream(long), lambda: stream.step(x), wait_for_the_stream)
+    """)
+
+
 def test_second_interpreter_is_refused():
     """NumPy can be imported by one interpreter of a process only, and so can rnnfast. It goes on working there."""
     found = run_script("""

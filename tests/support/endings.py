@@ -100,7 +100,29 @@ def fork_twice():
     return fork(check)
 
 
-FORKS = [fork, fork_in_thread, fork_twice]
+class Forked(Exception):
+    """Raised in the parent, with the id of the child."""
+
+
+def fork_in_handler():
+    """Fork in a signal handler during a call. In the child the handler returns, and then the call must raise."""
+
+    def handler(*_):
+        if child := os.fork():
+            raise Forked(child)
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        rnnfast.LSTM(64, 512, rng=0)(np.zeros((2000, 16, 64), np.float32))  # for at least 0.3 s
+    except Forked as forked:
+        return forked.args[0]
+    except RuntimeError as error:
+        os._exit(0 if "a signal handler forked" in str(error) and are_right() else 1)
+    os._exit(1)
+
+
+FORKS = [fork, fork_in_thread, fork_twice, fork_in_handler]
 
 
 # ---- exits: each function ends the process in which it is called
