@@ -39,6 +39,39 @@ def time_torch(threads):
     for cell in ("LSTM", "GRU", "RNN"):
         for sizes in ((1, 1, 8, 8), (37, 5, 13, 51), (100, 1, 64, 64), (64, 16, 128, 128), (64, 32, 256, 256)):
             time_torch_case(cell, *sizes)
+    for cell in ("LSTM", "GRU"):
+        for sizes in ((64, 32, 256), (64, 16, 128), (200, 1, 512), (100, 64, 256)):
+            time_torch_model(cell, *sizes)
+
+
+def time_torch_model(cell, T, N, H):
+    """A recurrent layer between two layers of torch, whose threads still spin when rnnfast's call begins."""
+    import torch
+
+    from rnnfast.backends.torch import convert
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.readout = torch.nn.Linear(H, H), torch.nn.Linear(H, H)
+            self.recurrent = getattr(torch.nn, cell)(H, H)
+
+        def forward(self, x):
+            return self.readout(self.recurrent(self.embedding(x))[0])
+
+    own, x = Model(), torch.randn(T, N, H)
+    ours = convert(copy.deepcopy(own))
+
+    def train(model):
+        model.zero_grad()
+        model(x).sum().backward()
+
+    case = f"T={T} N={N} I=H={H}"
+    with torch.inference_mode():
+        t = milliseconds({"own": lambda: own(x), "ours": lambda: ours(x)})
+    show(f"Linear-{cell}-Linear inference {case}", t["own"], t["ours"])
+    t = milliseconds({"own": lambda: train(own), "ours": lambda: train(ours)})
+    show(f"Linear-{cell}-Linear training {case}", t["own"], t["ours"])
 
 
 def time_torch_case(cell, T, N, I, H):

@@ -162,6 +162,16 @@ typedef struct {
     void *context;
 } rnnfast_poll;
 
+/* Where a call takes `threads`, the number may carry this flag: then its threads are those of the OpenMP runtime given to
+ * rnnfast_use_openmp, if that has a team of 2 to `threads` threads. Such threads often spin for a while after the host's own work, and
+ * would keep other threads off their processors. */
+enum { RNNFAST_OPENMP = 1 << 20 };
+
+typedef struct { /* functions of libgomp, which other OpenMP runtimes offer as well */
+    void (*parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);  /* GOMP_parallel */
+    int (*thread_num)(void), (*num_threads)(void), (*max_threads)(void), (*in_parallel)(void); /* omp_get_*, omp_in_parallel */
+} rnnfast_openmp;
+
 enum { RNNFAST_KINDS = 6 }; /* parameters of a layer and direction */
 
 enum { RNNFAST_SUM_ROWS = 256 }; /* rows in one chain of a weight gradient; longer chains would lose accuracy */
@@ -194,7 +204,7 @@ typedef struct {
     rnnfast_stack stack;
     ptrdiff_t T, N;
     const rnnfast_order *order; /* NULL: N rows of T steps */
-    int threads;                /* at most */
+    int threads;                /* at most, and maybe RNNFAST_OPENMP */
     rnnfast_poll poll;          /* optional: stop may be NULL */
     void *workspace;
 
@@ -285,6 +295,10 @@ void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequen
  * values of the step before or after, and zeros if there is none. */
 void rnnfast_fill(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll);
 
+/* Makes an OpenMP runtime known; all its functions must exist. Waits for calls on several threads. Ignored in forked children,
+ * where most runtimes hang. */
+void rnnfast_use_openmp(const rnnfast_openmp *);
+
 /* The instruction sets that run here, best first, as a constant NULL-terminated array. */
 const char *const *rnnfast_isas(void);
 
@@ -304,6 +318,7 @@ typedef struct {
     ptrdiff_t (*count)(const rnnfast_pattern *, rnnfast_order *);
     void (*arrange)(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
     void (*fill)(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll);
+    void (*use_openmp)(const rnnfast_openmp *);
 } rnnfast_api;
 
 #ifdef __cplusplus

@@ -122,12 +122,13 @@ typedef struct call {
     ptrdiff_t columns;
 } call;
 
-static void start(call *c, int threads, double work, const rnnfast_poll *poll)
+static void start(call *c, int limit, double work, const rnnfast_poll *poll)
 {
+    const int threads = limit & (RNNFAST_OPENMP - 1);
     double most = 1 + work / THREAD_WORK, spins = work / SPIN_WORK;
     c->stopped = 0;
     c->poller = (poller){&c->stopped, poll, POLL_WORK};
-    c->group = rnnfast_threads_acquire(most < threads ? (int)most : threads, spins < MOST_SPINS ? (int)spins : MOST_SPINS);
+    c->group = rnnfast_threads_acquire(limit, most < threads ? (int)most : threads, spins < MOST_SPINS ? (int)spins : MOST_SPINS);
 }
 
 /* Thread k of n joins the workers of its directions. */

@@ -16,9 +16,14 @@ int rnnfast_threads_forks(void)
     return 0;
 }
 
-int rnnfast_threads_acquire(int threads, int spins)
+void rnnfast_use_openmp(const rnnfast_openmp *openmp)
 {
-    (void)threads, (void)spins;
+    (void)openmp;
+}
+
+int rnnfast_threads_acquire(int limit, int threads, int spins)
+{
+    (void)limit, (void)threads, (void)spins;
     return 0;
 }
 
@@ -45,6 +50,7 @@ void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop)
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     MOST = 256,        /* threads of a run, the caller among them */
@@ -79,6 +85,9 @@ static struct {
     void (*work)(void *, int, int);
     void *argument;
     uint64_t mode;
+    rnnfast_openmp openmp;
+    int openmp_since; /* 1 and the number of forks when it became known; 0: unknown */
+    int on_openmp;    /* whether the current caller's runs are its parallel regions */
     worker workers[MOST];
     worker *running[MOST];
 } group;
@@ -245,15 +254,36 @@ int rnnfast_threads_forks(void)
     return group.forks;
 }
 
-int rnnfast_threads_acquire(int threads, int spins)
+void rnnfast_use_openmp(const rnnfast_openmp *openmp)
 {
     int free = 0;
+    while (!atomic_compare_exchange_strong(&group.held, &free, 1)) free = 0, sched_yield();
+    group.openmp = *openmp;
+    group.openmp_since = 1 + group.forks;
+    atomic_store(&group.held, 0);
+}
+
+/* The size of the OpenMP runtime's team; 0 if it cannot be used now. A part of a team is never used: the runtime would end its other
+ * threads and create new ones for the host's next region. */
+static int openmp_team(int limit)
+{
+    if (group.openmp_since != 1 + group.forks || group.openmp.in_parallel()) return 0;
+    int team = group.openmp.max_threads();
+    return 2 <= team && team <= limit && team <= MOST ? team : 0;
+}
+
+int rnnfast_threads_acquire(int limit, int threads, int spins)
+{
+    int free = 0, on_openmp = limit & RNNFAST_OPENMP;
     if (threads <= 1 || !atomic_compare_exchange_strong(&group.held, &free, 1)) return 0;
     if (!rnnfast_threads_watch_forks()) {
         atomic_store(&group.held, 0);
         return 0;
     }
-    int n = make_workers(threads);
+    int n = on_openmp ? openmp_team(limit - RNNFAST_OPENMP) : 0;
+    group.on_openmp = n;
+    if (n) return n;
+    n = make_workers(threads);
     avoid_caller(n);
     for (int i = 1; i < n; i++) offer(&group.workers[i]);
     for (int i = 1; i < n; i++)
@@ -261,13 +291,33 @@ int rnnfast_threads_acquire(int threads, int spins)
     return n;
 }
 
-void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argument)
+static void work_in_region(void *unused)
 {
-    int n = 1, spins = 0, here = invited ? current_processor() : -1;
+    static const char message[] = "rnnfast: a signal handler forked this process during a call on OpenMP's threads: it ends here\n";
+    const uint64_t mode = float_mode();
+    const int forks = group.forks;
+    (void)unused;
+    set_float_mode(group.mode);
+    group.work(group.argument, group.openmp.thread_num(), group.openmp.num_threads());
+    set_float_mode(mode);
+    if (forks != group.forks && write(STDERR_FILENO, message, sizeof message - 1)) _exit(1); /* the runtime would wait for ever */
+}
+
+/* Chooses the workers of a run, which begin with the caller. */
+static int ready_workers(int invited)
+{
+    int n = 1, here = invited ? current_processor() : -1;
     for (int i = 1; i < invited; i++) {
         worker *w = &group.workers[i];
-        if (atomic_load(&w->state) == JOINED && (here < 0 || w->processor != here)) group.running[n++] = w;
+        int ready = group.on_openmp || (atomic_load(&w->state) == JOINED && (here < 0 || w->processor != here));
+        if (ready) group.running[n++] = w;
     }
+    return n;
+}
+
+void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argument)
+{
+    int n = ready_workers(invited), spins = 0;
     if (n == 1) {
         work(argument, 0, 1);
         return;
@@ -281,6 +331,10 @@ void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argu
         group.running[k]->k = k;
         atomic_store_explicit(&group.running[k]->barriers, 0, memory_order_relaxed);
     }
+    if (group.on_openmp) {
+        group.openmp.parallel(work_in_region, NULL, (unsigned)n, 0);
+        return;
+    }
     for (int k = 1; k < n; k++) atomic_store(&group.running[k]->state, WORKING);
     work(argument, 0, n);
     for (int k = 1; k < n; k++)
@@ -289,7 +343,7 @@ void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argu
 
 void rnnfast_threads_release(int invited)
 {
-    for (int i = 1; i < invited; i++) atomic_store(&group.workers[i].state, FREE);
+    for (int i = 1; i < invited && !group.on_openmp; i++) atomic_store(&group.workers[i].state, FREE);
     if (invited) atomic_store(&group.held, 0);
 }
 

@@ -1,7 +1,7 @@
 /* The thread group: threads that wait for work, shared by the whole process.
  *
- *     int invited = rnnfast_threads_acquire(threads, spins); the caller holds the group and invites threads - 1 workers; 0: it runs alone
- *     rnnfast_threads_run(invited, work, argument);          work(argument, k, n) for k = 0 .. n-1 at once; k = 0 is the caller
+ *     int invited = rnnfast_threads_acquire(limit, threads, spins); the caller holds the group and invites workers; 0: it runs alone
+ *     rnnfast_threads_run(invited, work, argument);                 work(argument, k, n) for k = 0 .. n-1 at once; k = 0 is the caller
  *     rnnfast_threads_run(invited, more, argument);
  *     rnnfast_threads_release(invited);
  *
@@ -10,6 +10,8 @@
  * `spins` times for workers to become ready, about 15 ns each.
  * One caller holds the group at a time; meanwhile other callers run alone. Workers are created when first needed, or fewer if the
  * system cannot create more threads. Without work they spin for a short time and then sleep.
+ *
+ * With RNNFAST_OPENMP in `limit`, a run is a parallel region of an OpenMP runtime with its whole team, and waits for all of it.
  *
  * A forked child has none of its parent's threads and creates its own. If a poll forks, it must stop the call in the child.
  *
@@ -34,7 +36,7 @@ typedef atomic_int rnnfast_flag;
 
 int rnnfast_threads_watch_forks(void); /* counts forks from now on; 0 if the system refuses. Not from two threads at once */
 int rnnfast_threads_forks(void);       /* of this process's ancestors, since they were first counted */
-int rnnfast_threads_acquire(int threads, int spins);
+int rnnfast_threads_acquire(int limit, int threads, int spins); /* at most `limit` threads; `threads` are worth their cost */
 void rnnfast_threads_run(int invited, void (*work)(void *argument, int k, int n), void *argument);
 void rnnfast_threads_release(int invited);
 void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop);

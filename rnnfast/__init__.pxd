@@ -10,6 +10,7 @@ cdef extern from "rnnfast.h":
         RNNFAST_ALIGNMENT
         RNNFAST_KINDS
         RNNFAST_SUM_ROWS
+        RNNFAST_OPENMP
 
     ctypedef enum rnnfast_cell:
         RNNFAST_RNN_TANH
@@ -160,6 +161,13 @@ cdef extern from "rnnfast.h":
         ptrdiff_t reset_step, reset_row
         rnnfast_poll poll
 
+    ctypedef struct rnnfast_openmp:
+        void (*parallel)(void (*function)(void *) noexcept nogil, void *data, unsigned threads, unsigned flags) noexcept nogil
+        int (*thread_num)() noexcept nogil
+        int (*num_threads)() noexcept nogil
+        int (*max_threads)() noexcept nogil
+        int (*in_parallel)() noexcept nogil
+
     ctypedef struct rnnfast_api:
         size_t abi, api, table, cell_info, cells, functions, stack, problem, sizes, order, linear, pattern
         const char *const *(*isas)() noexcept nogil
@@ -169,10 +177,12 @@ cdef extern from "rnnfast.h":
                         ptrdiff_t *scratch) noexcept nogil
         void (*fill)(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row,
                      rnnfast_poll) noexcept nogil
+        void (*use_openmp)(const rnnfast_openmp *) noexcept nogil
 
     # Only for modules linked with the sources; all others find these in rnnfast_api.
     const char *const *rnnfast_isas() noexcept nogil
     const rnnfast_table *rnnfast_get_table(const char *isa, size_t item) noexcept nogil
+    void rnnfast_use_openmp(const rnnfast_openmp *) noexcept nogil
     ptrdiff_t rnnfast_count(const rnnfast_pattern *, rnnfast_order *) noexcept nogil
     void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch) noexcept nogil
     void rnnfast_fill(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row,

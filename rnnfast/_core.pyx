@@ -87,7 +87,11 @@ cdef enum:
 # Settings of the process, which any thread may read and change, and the symbols that threadpoolctl looks up by name (rnnfast/threads.py).
 cdef extern from *:
     """
+    #include <string.h>
     #include "threads.h"
+    #if !defined(_WIN32)
+    #include <dlfcn.h>
+    #endif
 
     #if defined(_WIN32)
     #define RNNFAST_VISIBLE __declspec(dllexport)
@@ -113,7 +117,31 @@ cdef extern from *:
     #endif
 
     static rnnfast_flag threads = 1;
+    static rnnfast_flag on_openmp; /* RNNFAST_OPENMP if all calls run on OpenMP's threads */
     static rnnfast_flag default_isa; /* its index in rnnfast_isas() */
+
+    #if defined(RTLD_NOLOAD)
+    /* The functions of an OpenMP runtime, in a library that is loaded already or those that it needs; 0: there is none. */
+    static int find_openmp_of(const char *path, rnnfast_openmp *openmp)
+    {
+        static const char *const names[] = {"GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_max_threads", "omp_in_parallel"};
+        void *library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD), *found[5];
+        if (!library) return 0;
+        for (int i = 0; i < 5; i++)
+            if (!(found[i] = dlsym(library, names[i]))) {
+                dlclose(library);
+                return 0;
+            }
+        memcpy(openmp, found, sizeof *openmp);
+        return 1; /* the library stays loaded */
+    }
+    #else
+    static int find_openmp_of(const char *path, rnnfast_openmp *openmp)
+    {
+        (void)path, (void)openmp;
+        return 0;
+    }
+    #endif
 
     RNNFAST_VISIBLE int rnnfast_get_num_threads(void);
     RNNFAST_VISIBLE void rnnfast_set_num_threads(int);
@@ -129,7 +157,8 @@ cdef extern from *:
     }
     """
     const char *RNNFAST_COMPILER
-    int threads, default_isa
+    int threads, on_openmp, default_isa
+    int find_openmp_of(const char *path, rnnfast_openmp *) noexcept
     int rnnfast_threads_watch_forks() noexcept nogil
     int rnnfast_threads_forks() noexcept nogil
     void *exchange(void **at, void *value) noexcept nogil   # atomic
@@ -194,6 +223,28 @@ def get_num_threads():
 
 def set_num_threads(int n):
     rnnfast_set_num_threads(n)
+
+
+def find_openmp(str path not None):
+    """Make the OpenMP runtime known that a loaded library is or needs, and return whether there is one."""
+    cdef rnnfast_openmp openmp
+    cdef bytes name = path.encode()
+    if b"\0" in name or not find_openmp_of(name, &openmp):
+        return False
+    with nogil:                     # a call that it waits for may need the GIL
+        rnnfast_use_openmp(&openmp)
+    return True
+
+
+def get_on_openmp():
+    """Return whether all calls run on the threads of the OpenMP runtime."""
+    return on_openmp != 0
+
+
+def set_on_openmp(bint on):
+    """Run all calls on the threads of the OpenMP runtime, or only those of engines with openmp=True."""
+    global on_openmp
+    on_openmp = RNNFAST_OPENMP if on else 0
 
 
 cdef const rnnfast_table *table_of(size_t item, str isa=None) except NULL:
@@ -815,11 +866,13 @@ cdef class Engine:
     cdef readonly object options        # as given
     cdef int kinds[RNNFAST_KINDS]       # indices of its parameters among RNNFAST_KINDS
     cdef int kind_count
+    cdef int on_openmp                  # RNNFAST_OPENMP or 0
     cdef bint has_c
 
     def __cinit__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bint bidirectional=False,
-                  bint reverse=False, bint bias=True, str isa=None, options=None):
+                  bint reverse=False, bint bias=True, str isa=None, options=None, bint openmp=False):
         cdef rnnfast_sizes sizes
+        self.on_openmp = RNNFAST_OPENMP if openmp else 0
         if getattr(dtype, "char", "") not in ("f", "d") or not dtype.isnative:
             raise TypeError(f"dtype must be numpy.dtype('float32') or numpy.dtype('float64'), in native byte order, got {dtype!r}")
         if not all(isinstance(size, int) and not isinstance(size, bool) for size in (input_size, hidden_size, proj_size, num_layers)):
@@ -875,6 +928,10 @@ cdef class Engine:
                 self.kinds[self.kind_count] = kind
                 self.kind_count += 1
 
+    cdef int limit(self) noexcept nogil:
+        """Return the `threads` of a call."""
+        return threads | self.on_openmp | on_openmp
+
     def _too_large(self):
         return ("input_size, hidden_size, proj_size and num_layers are too large together: the weights would take more bytes than "
                 "an address can count")
@@ -915,7 +972,7 @@ cdef class Engine:
 cdef int describe(rnnfast_problem *p, Engine engine, Watch *watch) except -1:
     memset(p, 0, sizeof(p[0]))
     p.stack = engine.stack
-    p.threads = threads
+    p.threads = engine.limit()
     p.poll = start(watch)
     return 0
 
@@ -956,7 +1013,7 @@ def pack(Engine engine, parameters, packed, packed_back):
         forward_form = acquire_optional(&buffers, packed, PyBUF_WRITABLE, engine.packed_size)
         backward_form = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, engine.packed_back_size)
         with nogil:
-            engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, threads, start(&watch))
+            engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, engine.limit(), start(&watch))
         finish(&watch)
     finally:
         release(&buffers)
@@ -1273,7 +1330,7 @@ cdef class PreparedCall:
             return None
         buffers.count = 0
         workspace = None
-        p.threads, p.poll = threads, start(&watch)
+        p.threads, p.poll = self.engine.limit(), start(&watch)
         try:
             if not try_acquire(&buffers, x, PyBUF_RECORDS_RO) or not has_form(&buffers.held[0], &self.of_x[0]):
                 return None
@@ -1328,7 +1385,7 @@ cdef class PreparedCall:
             return None
         self.begin()
         buffers.count = 0
-        p.threads, p.poll = threads, start(&watch)
+        p.threads, p.poll = self.engine.limit(), start(&watch)
         try:
             if not try_acquire(&buffers, x, PyBUF_RECORDS_RO):
                 return None
@@ -1751,7 +1808,7 @@ cdef int measure_linear(rnnfast_linear *p, const rnnfast_table *table, size_t *p
 
 cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, str isa, Watch *watch) except NULL:
     memset(p, 0, sizeof(p[0]))
-    p.threads, p.poll = threads, start(watch)
+    p.threads, p.poll = threads | on_openmp, start(watch)
     return table_of(item, isa)
 
 
@@ -1860,7 +1917,7 @@ cdef rnnfast_api functions = rnnfast_api(
     cells=RNNFAST_CELLS, functions=RNNFAST_ACTIVATIONS, stack=sizeof(rnnfast_stack),
     problem=sizeof(rnnfast_problem), sizes=sizeof(rnnfast_sizes), order=sizeof(rnnfast_order), linear=sizeof(rnnfast_linear),
     pattern=sizeof(rnnfast_pattern), isas=rnnfast_isas, get_table=rnnfast_get_table,
-    count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill)
+    count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill, use_openmp=rnnfast_use_openmp)
 
 api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
 
@@ -1868,11 +1925,11 @@ api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
 # ---- handlers for XLA, which calls them without Python ----
 
 cdef xla_error *xla_forward(const xla_frame *frame) noexcept nogil:
-    return rnnfast_xla_forward(frame, threads)
+    return rnnfast_xla_forward(frame, threads | on_openmp)
 
 
 cdef xla_error *xla_backward(const xla_frame *frame) noexcept nogil:
-    return rnnfast_xla_backward(frame, threads)
+    return rnnfast_xla_backward(frame, threads | on_openmp)
 
 
 xla = {"forward": PyCapsule_New(<void *>xla_forward, NULL, NULL), "backward": PyCapsule_New(<void *>xla_backward, NULL, NULL)}

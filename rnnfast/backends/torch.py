@@ -10,8 +10,9 @@ RuntimeError. As with torch's LSTM, changing y in place before the backward pass
 where no gradient is required; torch.jit.script does not support these layers. To export a model to a format that only
 knows torch's layers, load its state_dict into those.
 
-rnnfast ignores torch's number of threads: set its own with `rnnfast.set_num_threads`, or with RNNFAST_NUM_THREADS or
-OMP_NUM_THREADS before Python starts.
+Calls run on torch's threads, all of them, if torch uses OpenMP on Linux and has between 2 and
+`rnnfast.get_num_threads()` threads, as it does by default. Otherwise, they run on rnnfast's own threads, whose number
+is set by `rnnfast.set_num_threads`, or by RNNFAST_NUM_THREADS or OMP_NUM_THREADS before Python starts.
 
 Packed weights are cached until the parameters change. torch counts in-place writes to a tensor, but not those that go
 through ``.data`` or a NumPy view. To detect these too, each call compares the parameters with the packed values: all
@@ -50,7 +51,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import buffers, functional
+from rnnfast import _core, buffers, functional
 
 __all__ = ["GRU", "LSTM", "RNN", "convert"]
 
@@ -58,6 +59,8 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 _CELLS = {cell.upper(): cell for cell in functional.CELLS}  # by the names that torch has for a layer's mode
 _DTYPES: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+# torch's threads spin for a while after each parallel operation, so others would not get their processors.
+_HAS_OPENMP = _core.find_openmp(torch._C.__file__)
 _WHOLE = 1 << 14  # bytes; larger parameters are sampled
 _BIASED, _PROJECTED = (4, 5), (3, 5)  # numbers of parameters of one layer and direction
 
@@ -119,6 +122,7 @@ def _engine_of(
         num_layers=num_layers,
         bidirectional=bidirectional,
         bias=count in _BIASED,
+        openmp=_HAS_OPENMP,
     )
 
 

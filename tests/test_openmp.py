@@ -1,0 +1,158 @@
+"""Calls on the threads of an OpenMP runtime."""
+
+import ctypes
+import sys
+from textwrap import dedent
+
+import numpy as np
+import pytest
+from support.cells import VARIANTS
+from support.processes import run_script
+
+import rnnfast.threads
+
+try:
+    ctypes.CDLL("libgomp.so.1")
+except OSError:
+    pytest.skip("needs libgomp", allow_module_level=True)
+if not sys.platform.startswith("linux"):
+    pytest.skip("runtimes are found on Linux", allow_module_level=True)
+
+PROBLEM = """
+import ctypes, os, signal, threading, time
+import numpy as np
+import rnnfast.threads
+
+gomp = ctypes.CDLL("libgomp.so.1")
+gomp.omp_set_num_threads(2)
+rnnfast.set_num_threads(3)
+layer = rnnfast.LSTM(16, 64, num_layers=2, bidirectional=True, rng=0)
+x = np.random.default_rng(0).standard_normal((20, 64, 16)).astype(np.float32)
+
+def results():
+    y, (h, c), tape = layer.forward(x)
+    grads = layer.backward(tape, y)
+    return [array.tobytes() for array in (layer(x)[0], y, h, c, grads.x, *grads.parameters.values())]
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+"""
+
+
+def run(script):
+    return run_script(PROBLEM + dedent(script))
+
+
+@pytest.fixture(autouse=True)
+def own_threads():
+    yield
+    rnnfast.threads.use("rnnfast")
+
+
+def test_unknown_threads_are_refused():
+    with pytest.raises(ValueError, match="threads is 'tbb'; expected 'rnnfast' or 'openmp'"):
+        rnnfast.threads.use("tbb")
+
+
+def test_calls_run_on_the_team_of_the_runtime():
+    """It has two threads, and rnnfast could have three."""
+    run("""
+    rnnfast.threads.use("openmp")
+    on_openmp = results()
+    assert tasks() == 2, tasks()
+    rnnfast.threads.use("rnnfast")
+    assert results() == on_openmp
+    assert tasks() == 4, tasks()
+    rnnfast.set_num_threads(1)
+    assert results() == on_openmp
+    """)
+
+
+def test_own_threads_where_the_team_is_too_large_or_single():
+    run("""
+    rnnfast.threads.use("openmp")
+    expected = results()
+    for team in 1, 4:
+        gomp.omp_set_num_threads(team)
+        assert results() == expected
+        assert tasks() == 4, tasks()  # rnnfast's, and OpenMP's that came before
+    """)
+
+
+def test_another_caller_at_the_same_time_runs_alone():
+    run("""
+    rnnfast.threads.use("openmp")
+    expected, wrong = results(), []
+    def work():
+        for _ in range(30):
+            if results() != expected:
+                wrong.append(1)
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not wrong
+    """)
+
+
+def test_forked_children_use_their_own_threads():
+    """Most OpenMP runtimes hang in a child whose parent has used them."""
+    run("""
+    rnnfast.threads.use("openmp")
+    expected = results()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if results() == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert results() == expected
+    """)
+
+
+def test_signals_end_a_call():
+    run("""
+    rnnfast.threads.use("openmp")
+    expected = results()
+    def handler(*_):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    large, many = rnnfast.LSTM(64, 512, rng=0), np.zeros((4000, 16, 64), np.float32)
+    begin = time.perf_counter()
+    try:
+        large(many)
+    except KeyboardInterrupt:
+        assert time.perf_counter() - begin < 10
+    else:
+        raise AssertionError
+    assert results() == expected
+    """)
+
+
+def test_a_child_of_a_signal_handler_ends():
+    """The runtime would wait for threads that exist only in the parent."""
+    assert "forked this process" in run("""
+    os.dup2(1, 2)
+    rnnfast.threads.use("openmp")
+    large, many = rnnfast.LSTM(64, 512, rng=0), np.zeros((4000, 16, 64), np.float32)
+    def handler(*_):
+        child = os.fork()
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+            os._exit(0)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    large(many)
+    """)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_cell_has_the_same_bits(variant, threads, rng):
+    from support.cells import make_layer
+
+    layer = make_layer(variant, 16, 130)
+    x = rng.standard_normal((12, 40, 16)).astype(np.float32)
+    threads(1)
+    expected = layer(x)[0].tobytes()
+    threads(8)
+    rnnfast.threads.use("openmp")
+    assert layer(x)[0].tobytes() == expected
