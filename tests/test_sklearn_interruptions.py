@@ -1,5 +1,7 @@
 """Estimators whose fit or update is interrupted are as they were before, and usable."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,22 @@ def test_exception_before_many_bytecodes(estimator, method, fitted):
 @every
 def test_exception_at_random_times(estimator, method, fitted):
     check(broken_at_random(action(estimator, method, fitted), 1))
+
+
+def test_a_context_that_was_not_left_restores_nothing_later():
+    """An exception may arrive after it is entered and before its block begins; its traceback then keeps the context."""
+    first, more = (
+        task(SequenceForecaster, np.random.default_rng(0), 20),
+        task(SequenceForecaster, np.random.default_rng(1), 20),
+    )
+    made = SequenceForecaster(**OPTIONS).fit(*first)
+    context = made._restored_on_error()
+    context.__enter__()
+    made.fit(*more)
+    expected = {name: look_of(value) for name, value in vars(made).items()}
+    del context
+    gc.collect()
+    assert {name: look_of(value) for name, value in vars(made).items()} == expected
 
 
 def check(result):

@@ -36,6 +36,37 @@ class Diverged(ValueError):
     """Raised when the loss or the parameters are no longer finite during training."""
 
 
+class _Restored:
+    """A context that restores an estimator if its block raises.
+
+    Not a generator: one that a signal handler's exception leaves suspended restores the estimator when it is collected,
+    which may be after other changes.
+    """
+
+    def __init__(self, estimator: Network) -> None:
+        self._estimator = estimator
+        self._before = before = estimator.__dict__.copy()
+        self._layers = [before[name] for name in ("layer_", "readout_") if name in before]
+        self._parameters = [layer.state_dict() for layer in self._layers]
+        self._random: Any = before["_rng"].bit_generator.state if self._layers else None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            return
+        attributes = self._estimator.__dict__
+        attributes.clear()
+        attributes.update(self._before)
+        for layer, arrays in zip(self._layers, self._parameters, strict=True):
+            layer.unfreeze()
+            layer.load_state_dict(arrays)
+            layer.freeze()
+        if self._layers:
+            attributes["_rng"].bit_generator.state = self._random
+
+
 class Network(SequenceInput):
     """Base class of all estimators: options, network, training, evaluation.
 
@@ -52,25 +83,9 @@ class Network(SequenceInput):
         """Set the arguments of the constructor, passed as its locals(), as attributes."""
         self.__dict__.update({name: value for name, value in options.items() if name != "self"})
 
-    @contextlib.contextmanager
-    def _restored_on_error(self) -> Iterator[None]:
+    def _restored_on_error(self) -> _Restored:
         """Restore the attributes, parameters and random generator if the block raises, including on Ctrl-C."""
-        before = self.__dict__.copy()
-        layers = [before[name] for name in ("layer_", "readout_") if name in before]
-        parameters = [layer.state_dict() for layer in layers]
-        random: Any = before["_rng"].bit_generator.state if layers else None
-        try:
-            yield
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            for layer, arrays in zip(layers, parameters, strict=True):
-                layer.unfreeze()
-                layer.load_state_dict(arrays)
-                layer.freeze()
-            if layers:
-                self._rng.bit_generator.state = random
-            raise
+        return _Restored(self)
 
     def _check_options(self) -> None:
         arguments.choice("cell", self.cell, tuple(CELLS))
