@@ -85,9 +85,8 @@ static struct {
     void (*work)(void *, int, int);
     void *argument;
     uint64_t mode;
-    rnnfast_openmp openmp;
-    int openmp_since; /* 1 and the number of forks when it became known; 0: unknown */
-    int on_openmp;    /* whether the current caller's runs are its parallel regions */
+    rnnfast_openmp openmp; /* its functions are NULL while no runtime is known */
+    int on_openmp;         /* whether the current caller's runs are its parallel regions */
     worker workers[MOST];
     worker *running[MOST];
 } group;
@@ -122,12 +121,11 @@ static uint64_t float_mode(void)
 
 static void set_float_mode(uint64_t mode)
 {
+    if (mode == float_mode()) return;
 #if defined(__SSE__)
     __builtin_ia32_ldmxcsr((unsigned)mode);
 #elif defined(__aarch64__)
     __asm__ volatile("msr fpcr, %0" : : "r"(mode));
-#else
-    (void)mode;
 #endif
 }
 
@@ -237,6 +235,7 @@ static void forget_workers(void)
     for (int i = 1; i < group.made; i++) atomic_store(&group.workers[i].state, FREE);
     group.forks++;
     group.made = 0;
+    group.openmp = (rnnfast_openmp){0};
 #if defined(__linux__)
     group.bound = 0;
 #endif
@@ -259,7 +258,6 @@ void rnnfast_use_openmp(const rnnfast_openmp *openmp)
     int free = 0;
     while (!atomic_compare_exchange_strong(&group.held, &free, 1)) free = 0, sched_yield();
     group.openmp = *openmp;
-    group.openmp_since = 1 + group.forks;
     atomic_store(&group.held, 0);
 }
 
@@ -267,7 +265,7 @@ void rnnfast_use_openmp(const rnnfast_openmp *openmp)
  * threads and create new ones for the host's next region. */
 static int openmp_team(int limit)
 {
-    if (group.openmp_since != 1 + group.forks || group.openmp.in_parallel()) return 0;
+    if (!group.openmp.parallel || group.openmp.in_parallel()) return 0;
     int team = group.openmp.max_threads();
     return 2 <= team && team <= limit && team <= MOST ? team : 0;
 }
@@ -300,7 +298,9 @@ static void work_in_region(void *unused)
     set_float_mode(group.mode);
     group.work(group.argument, group.openmp.thread_num(), group.openmp.num_threads());
     set_float_mode(mode);
-    if (forks != group.forks && write(STDERR_FILENO, message, sizeof message - 1)) _exit(1); /* the runtime would wait for ever */
+    if (forks == group.forks) return;
+    (void)!write(STDERR_FILENO, message, sizeof message - 1);
+    _exit(1); /* the runtime would wait for ever */
 }
 
 /* Chooses the workers of a run, which begin with the caller. */

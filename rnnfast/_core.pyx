@@ -225,6 +225,11 @@ def set_num_threads(int n):
     rnnfast_set_num_threads(n)
 
 
+cdef int limit_of(int flag) noexcept nogil:
+    """Return the `threads` of a call whose engine has this flag."""
+    return min(threads, RNNFAST_OPENMP - 1) | flag | on_openmp
+
+
 def find_openmp(str path not None):
     """Make the OpenMP runtime known that a loaded library is or needs, and return whether there is one."""
     cdef rnnfast_openmp openmp
@@ -234,11 +239,6 @@ def find_openmp(str path not None):
     with nogil:                     # a call that it waits for may need the GIL
         rnnfast_use_openmp(&openmp)
     return True
-
-
-def get_on_openmp():
-    """Return whether all calls run on the threads of the OpenMP runtime."""
-    return on_openmp != 0
 
 
 def set_on_openmp(bint on):
@@ -930,7 +930,7 @@ cdef class Engine:
 
     cdef int limit(self) noexcept nogil:
         """Return the `threads` of a call."""
-        return threads | self.on_openmp | on_openmp
+        return limit_of(self.on_openmp)
 
     def _too_large(self):
         return ("input_size, hidden_size, proj_size and num_layers are too large together: the weights would take more bytes than "
@@ -1808,7 +1808,7 @@ cdef int measure_linear(rnnfast_linear *p, const rnnfast_table *table, size_t *p
 
 cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, str isa, Watch *watch) except NULL:
     memset(p, 0, sizeof(p[0]))
-    p.threads, p.poll = threads | on_openmp, start(watch)
+    p.threads, p.poll = limit_of(0), start(watch)
     return table_of(item, isa)
 
 
@@ -1925,11 +1925,11 @@ api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
 # ---- handlers for XLA, which calls them without Python ----
 
 cdef xla_error *xla_forward(const xla_frame *frame) noexcept nogil:
-    return rnnfast_xla_forward(frame, threads | on_openmp)
+    return rnnfast_xla_forward(frame, limit_of(0))
 
 
 cdef xla_error *xla_backward(const xla_frame *frame) noexcept nogil:
-    return rnnfast_xla_backward(frame, threads | on_openmp)
+    return rnnfast_xla_backward(frame, limit_of(0))
 
 
 xla = {"forward": PyCapsule_New(<void *>xla_forward, NULL, NULL), "backward": PyCapsule_New(<void *>xla_backward, NULL, NULL)}

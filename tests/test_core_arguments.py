@@ -84,7 +84,6 @@ CALLS = {
     "get_num_threads": lambda: (_core.get_num_threads, []),
     "set_num_threads": lambda: (_core.set_num_threads, [1]),
     "find_openmp": lambda: (_core.find_openmp, ["libnone.so"]),
-    "get_on_openmp": lambda: (_core.get_on_openmp, []),
     "set_on_openmp": lambda: (_core.set_on_openmp, [False]),
     "pack": lambda: (_core.pack, [engine, weights(), b(engine.packed_size), b(engine.packed_back_size)]),
     "forward": lambda: (_core.forward, [

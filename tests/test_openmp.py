@@ -6,7 +6,7 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
-from support.cells import VARIANTS
+from support.cells import VARIANTS, make_layer
 from support.processes import run_script
 
 import rnnfast.threads
@@ -80,6 +80,17 @@ def test_own_threads_where_the_team_is_too_large_or_single():
     """)
 
 
+def test_any_number_of_threads_is_no_flag():
+    run("""
+    rnnfast.threads.use("openmp")
+    rnnfast.threads.use("rnnfast")
+    for count in 2**20, 2**20 + 3, 2**31 - 1:
+        rnnfast._core.set_num_threads(count)  # as threadpoolctl does, without the limit of rnnfast.set_num_threads
+        results()
+        assert tasks() > 2, tasks()  # its own threads, not the team of two
+    """)
+
+
 def test_another_caller_at_the_same_time_runs_alone():
     run("""
     rnnfast.threads.use("openmp")
@@ -145,10 +156,24 @@ def test_a_child_of_a_signal_handler_ends():
     """)
 
 
+def test_layers_of_torch_use_its_threads():
+    pytest.importorskip("torch")
+    run("""
+    import torch
+    from rnnfast.backends.torch import LSTM
+
+    torch.set_num_threads(2)
+    torch.ones(2000, 2000) @ torch.ones(2000, 2000)
+    layer, x, before = LSTM(16, 64), torch.ones(20, 64, 16), tasks()
+    layer(x)[0].sum().backward()
+    with torch.inference_mode():
+        layer(x)
+    assert tasks() == before
+    """)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_cell_has_the_same_bits(variant, threads, rng):
-    from support.cells import make_layer
-
     layer = make_layer(variant, 16, 130)
     x = rng.standard_normal((12, 40, 16)).astype(np.float32)
     threads(1)
