@@ -60,7 +60,7 @@ COMPACT void pack(const rnnfast_stack *stack, const void *const *parameters, voi
     c.packed_back = parts_of_weights(&c.s, packed_back, 1);
     start(&c, threads, (double)MOVE_WORK * length_of(&c.packed), &poll);
     run(&c, pack_task);
-    rnnfast_threads_release(c.group);
+    finish(&c);
     remove_red_zones(packed, length_of(&c.packed));
     remove_red_zones(packed_back, length_of(&c.packed_back));
 }
@@ -71,7 +71,7 @@ COMPACT void pack(const rnnfast_stack *stack, const void *const *parameters, voi
 COMPACT void cells_of_tape(const rnnfast_problem *p, void *out)
 {
     rnnfast_flag stopped = 0;
-    poller w = {&stopped, &p->poll, POLL_WORK};
+    poller w = start_poller(&stopped, &p->poll);
     shape s = shape_of(&p->stack);
     extent e = extent_of(p->T, p->N, p->order, s.D);
     parts tape = parts_of_tape(&s, &e, p->tape);
@@ -81,6 +81,7 @@ COMPACT void cells_of_tape(const rnnfast_problem *p, void *out)
         for (ptrdiff_t r = 0; r < e.rows && !should_stop(&w, MOVE_WORK * (s.H + 1)); r++)
             memcpy(nth_row(&to, r), nth_row(&from, r), (size_t)s.H * sizeof(REAL));
     }
+    finish_poller(&w);
     remove_red_zones(p->tape, length_of(&tape));
 }
 
@@ -88,7 +89,7 @@ COMPACT void cells_of_tape(const rnnfast_problem *p, void *out)
 static void fold(const rnnfast_problem *p, void *dy)
 {
     rnnfast_flag stopped = 0;
-    poller w = {&stopped, &p->poll, POLL_WORK};
+    poller w = start_poller(&stopped, &p->poll);
     ptrdiff_t P = p->stack.P;
     for (ptrdiff_t i = 0; i < p->order->masked_count && !should_stop(&w, MOVE_WORK * (P + 1)); i++) {
         const rnnfast_masked_step *m = &p->order->masked[i];
@@ -99,18 +100,23 @@ static void fold(const rnnfast_problem *p, void *dy)
             for (ptrdiff_t j = 0; j < P; j++) of_row[step * p->dy_step + j] += from[j];
         }
     }
+    finish_poller(&w);
 }
 
 static void sigmoid_of_array(const void *a, void *out, size_t count)
 {
     range all = {0, (ptrdiff_t)count};
+    float_mode caller = enter_float_mode();
     FOR_UNITS (j, lanes, all) put((REAL *)out + j, sigmoid(get((const REAL *)a + j, lanes)), lanes);
+    leave_float_mode(caller);
 }
 
 static void tanh_of_array(const void *a, void *out, size_t count)
 {
     range all = {0, (ptrdiff_t)count};
+    float_mode caller = enter_float_mode();
     FOR_UNITS (j, lanes, all) put((REAL *)out + j, hyperbolic_tangent(get((const REAL *)a + j, lanes)), lanes);
+    leave_float_mode(caller);
 }
 
 extern const rnnfast_table TABLE;

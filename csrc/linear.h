@@ -89,7 +89,7 @@ static void run_linear(const rnnfast_linear *p, double rows, void (*task)(call *
     c.s.D = 1;
     start(&c, p->threads, rows * p->I * p->O, &p->poll);
     run(&c, task);
-    rnnfast_threads_release(c.group);
+    finish(&c);
     lay_out_linear(&packed, p, 0);
     lay_out_linear(&workspace, p, 1);
     remove_red_zones(p->packed, packed.used);

@@ -18,6 +18,7 @@ typedef struct { /* the functions of an element type */
 extern const rnnfast_optimizers rnnfast_optimizers_f32, rnnfast_optimizers_f64;
 
 #if defined(TABLE)
+#include "float_mode.h"
 #include "simd.h"
 
 /* IEEE 754 requires the exactly rounded root, unlike the other mathematical functions, so it does not depend on the C library. By way of
@@ -26,6 +27,7 @@ double sqrt(double);
 
 static void sgd(void *parameter, const void *gradient, void *buffer, ptrdiff_t n, const double *options)
 {
+    const float_mode caller = enter_float_mode();
     REAL *p = parameter, *b = buffer;
     const REAL *g = gradient;
     const REAL momentum = (REAL)options[0], lr = (REAL)options[1];
@@ -34,10 +36,12 @@ static void sgd(void *parameter, const void *gradient, void *buffer, ptrdiff_t n
         if (b) b[i] = change += b[i] * momentum;
         p[i] -= change * lr;
     }
+    leave_float_mode(caller);
 }
 
 static void adam(void *parameter, const void *gradient, void *first, void *second, ptrdiff_t n, const double *options)
 {
+    const float_mode caller = enter_float_mode();
     REAL *p = parameter, *m = first, *v = second;
     const REAL *g = gradient;
     const REAL beta1 = (REAL)options[0], rest1 = (REAL)options[1], beta2 = (REAL)options[2], rest2 = (REAL)options[3];
@@ -47,6 +51,7 @@ static void adam(void *parameter, const void *gradient, void *first, void *secon
         v[i] = v[i] * beta2 + g[i] * rest2 * g[i];
         p[i] -= m[i] / ((REAL)sqrt((double)v[i]) + eps) * lr;
     }
+    leave_float_mode(caller);
 }
 
 const rnnfast_optimizers TABLE = {sgd, adam};

@@ -47,13 +47,14 @@ static int next_sequence(const rnnfast_pattern *p, sequence *q, poller *w)
 ptrdiff_t rnnfast_count(const rnnfast_pattern *p, rnnfast_order *o)
 {
     rnnfast_flag stopped = 0;
-    poller w = {&stopped, &p->poll, POLL_WORK};
+    poller w = start_poller(&stopped, &p->poll);
     ptrdiff_t entries = 0;
     memset(o, 0, sizeof *o);
     for (sequence q = before_first; next_sequence(p, &q, &w); o->sequences++) {
         entries += q.steps;
         if (q.steps > o->steps) o->steps = q.steps;
     }
+    finish_poller(&w);
     o->masked_count = p->T * p->N - entries;
     return entries;
 }
@@ -93,19 +94,17 @@ static void count_masked(const rnnfast_pattern *p, ptrdiff_t *next, poller *w)
     }
 }
 
-void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch)
+static void arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch, poller *w)
 {
-    rnnfast_flag stopped = 0;
-    poller w = {&stopped, &p->poll, POLL_WORK};
     ptrdiff_t *begin = (ptrdiff_t *)o->begin, *edges = (ptrdiff_t *)o->edges, *longer = scratch, *steps_of = scratch + o->steps + 2;
     ptrdiff_t count = 0, i = 0;
     memset(longer, 0, (size_t)(o->steps + 2) * sizeof *longer);
-    for (sequence q = before_first; next_sequence(p, &q, &w); count++) {
+    for (sequence q = before_first; next_sequence(p, &q, w); count++) {
         if (q.begin == 0) rows[q.n] = count;
         steps_of[count] = q.steps;
         longer[q.steps]++;
     }
-    if (stopped) return;
+    if (*w->stopped) return;
     rows[p->N] = count;
     /* longer[s] goes from the number of sequences of s steps to that of longer ones, which is the first number of those of s steps. */
     for (ptrdiff_t s = o->steps, more = 0; s >= 0; s--) {
@@ -114,28 +113,36 @@ void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequ
         more += same;
     }
     begin[0] = 0;
-    for (ptrdiff_t s = 0; s < o->steps && !should_stop(&w, STEP_WORK); s++) begin[s + 1] = begin[s] + longer[s];
+    for (ptrdiff_t s = 0; s < o->steps && !should_stop(w, STEP_WORK); s++) begin[s + 1] = begin[s] + longer[s];
     o->blocks = 0;
-    if (stopped) return;
+    if (*w->stopped) return;
     for (ptrdiff_t s = 0; s < o->steps; o->blocks++) {
         edges[o->blocks] = s;
         ptrdiff_t first = s++;
         while (s < o->steps && begin[s + 1] - begin[first] <= RNNFAST_SUM_ROWS) s++;
     }
     edges[o->blocks] = o->steps;
-    for (i = 0; i < count && !should_stop(&w, STEP_WORK); i++) sequences_of[i] = longer[steps_of[i]]++;
+    for (i = 0; i < count && !should_stop(w, STEP_WORK); i++) sequences_of[i] = longer[steps_of[i]]++;
 
     ptrdiff_t *next = steps_of + count;
-    count_masked(p, next, &w);
-    if (stopped) return;
+    count_masked(p, next, w);
+    if (*w->stopped) return;
     i = 0;
-    for (sequence q = before_first; next_sequence(p, &q, &w); i++) enter_sequence(p, o, &q, sequences_of[i], next, &w);
+    for (sequence q = before_first; next_sequence(p, &q, w); i++) enter_sequence(p, o, &q, sequences_of[i], next, w);
+}
+
+void rnnfast_arrange(const rnnfast_pattern *p, rnnfast_order *o, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch)
+{
+    rnnfast_flag stopped = 0;
+    poller w = start_poller(&stopped, &p->poll);
+    arrange(p, o, sequences_of, rows, scratch, &w);
+    finish_poller(&w);
 }
 
 void rnnfast_fill(const rnnfast_order *o, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll poll)
 {
     rnnfast_flag stopped = 0;
-    poller w = {&stopped, &poll, POLL_WORK};
+    poller w = start_poller(&stopped, &poll);
     for (ptrdiff_t i = 0; i < o->masked_count && !should_stop(&w, STEP_WORK + (ptrdiff_t)bytes); i++) {
         const rnnfast_masked_step *m = &o->masked[i];
         char *of_row = (char *)array + m->position.row * row, *to = of_row + m->position.step * step;
@@ -143,4 +150,5 @@ void rnnfast_fill(const rnnfast_order *o, int from, void *array, size_t bytes, p
         if (source < 0) memset(to, 0, bytes);
         else memcpy(to, of_row + source * step, bytes);
     }
+    finish_poller(&w);
 }

@@ -29,7 +29,9 @@
  *
  * Bitwise reproducibility: within one table, the y, states, dx and gradients of states of a row do not depend on the other rows of the
  * batch, on how the steps are divided into calls, on the number of threads, or on whether a tape is kept. The gradients of parameters do
- * not depend on the number of threads.
+ * not depend on the number of threads. All functions compute in the default environment of IEEE 754, whatever the calling thread has set:
+ * they round to nearest, keep subnormals and trap nothing. They leave the caller's environment as it was, but for the flags of exceptions,
+ * which they may set. Polls run in the caller's environment.
  *
  * Example (examples/c/ has one with a gradient, the command to compile the sources, and a compiled package that does not link them):
  *

@@ -127,8 +127,14 @@ static void start(call *c, int limit, double work, const rnnfast_poll *poll)
     const int threads = limit & (RNNFAST_OPENMP - 1);
     double most = 1 + work / THREAD_WORK, spins = work / SPIN_WORK;
     c->stopped = 0;
-    c->poller = (poller){&c->stopped, poll, POLL_WORK};
+    c->poller = start_poller(&c->stopped, poll);
     c->group = rnnfast_threads_acquire(limit, most < threads ? (int)most : threads, spins < MOST_SPINS ? (int)spins : MOST_SPINS);
+}
+
+static void finish(const call *c)
+{
+    rnnfast_threads_release(c->group);
+    finish_poller(&c->poller);
 }
 
 /* Thread k of n joins the workers of its directions. */
@@ -138,7 +144,7 @@ static void join(void *argument, int k, int n)
     const int D = (int)c->s.D, two = D == 2 && n > 1, half = (n + 1) / 2, second = two && k >= half;
     worker w = {.thread = k, .threads = n, .k = second ? k - half : k, .n = !two ? n : second ? n / 2 : half, .stopped = &c->stopped};
     w.directions = (range){second, two ? second + 1 : D};
-    w.own_poller = (poller){&c->stopped, NULL, POLL_WORK};
+    w.own_poller = (poller){.stopped = &c->stopped, .left = POLL_WORK};
     w.poller = k ? &w.own_poller : &c->poller;
     c->task(c, &w);
 }

@@ -101,7 +101,7 @@ INLINE void start_stack(call *c, const rnnfast_problem *p, int back)
 
 static void finish_stack(const call *c)
 {
-    rnnfast_threads_release(c->group);
+    finish(c);
     remove_red_zones(c->problem->workspace, c->work_used);
     if (c->tape.base) remove_red_zones(c->tape.base, length_of(&c->tape));
     remove_red_zones(c->packed.base, length_of(&c->packed));

@@ -48,7 +48,6 @@ void rnnfast_threads_barrier(int first, int n, int k, const rnnfast_flag *stop)
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdint.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -84,7 +83,6 @@ static struct {
     int n; /* threads of the current run */
     void (*work)(void *, int, int);
     void *argument;
-    uint64_t mode;
     rnnfast_openmp openmp; /* its functions are NULL while no runtime is known */
     int on_openmp;         /* whether the current caller's runs are its parallel regions */
     worker workers[MOST];
@@ -105,28 +103,6 @@ static void spin(int *spins)
 {
     if (++*spins < WAIT_SPINS) relax();
     else sched_yield();
-}
-
-/* How the calling thread rounds and whether it flushes denormals. Workers take it over, or results would depend on their number. */
-static uint64_t float_mode(void)
-{
-    uint64_t mode = 0;
-#if defined(__SSE__)
-    mode = __builtin_ia32_stmxcsr() & ~0x3fu; /* without the flags of past exceptions */
-#elif defined(__aarch64__)
-    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-#endif
-    return mode;
-}
-
-static void set_float_mode(uint64_t mode)
-{
-    if (mode == float_mode()) return;
-#if defined(__SSE__)
-    __builtin_ia32_ldmxcsr((unsigned)mode);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
-#endif
 }
 
 static int current_processor(void)
@@ -162,7 +138,6 @@ static void *worker_main(void *argument)
                 spin(&spins);
                 continue;
             }
-            set_float_mode(group.mode);
             group.work(group.argument, self->k, group.n);
             self->processor = current_processor();
             atomic_store(&self->state, JOINED);
@@ -292,12 +267,11 @@ int rnnfast_threads_acquire(int limit, int threads, int spins)
 static void work_in_region(void *unused)
 {
     static const char message[] = "rnnfast: a signal handler forked this process during a call on OpenMP's threads: it ends here\n";
-    const uint64_t mode = float_mode();
+    const float_mode host = enter_float_mode();
     const int forks = group.forks;
     (void)unused;
-    set_float_mode(group.mode);
     group.work(group.argument, group.openmp.thread_num(), group.openmp.num_threads());
-    set_float_mode(mode);
+    leave_float_mode(host);
     if (forks == group.forks) return;
     (void)!write(STDERR_FILENO, message, sizeof message - 1);
     _exit(1); /* the runtime would wait for ever */
@@ -325,7 +299,6 @@ void rnnfast_threads_run(int invited, void (*work)(void *, int, int), void *argu
     group.n = n;
     group.work = work;
     group.argument = argument;
-    group.mode = float_mode();
     group.running[0] = &group.workers[0];
     for (int k = 0; k < n; k++) {
         group.running[k]->k = k;

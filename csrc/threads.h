@@ -15,6 +15,9 @@
  *
  * A forked child has none of its parent's threads and creates its own. If a poll forks, it must stop the call in the child.
  *
+ * A call that computes begins with start_poller(), and then runs in the floating-point environment of the kernels (float_mode.h) until
+ * finish_poller(). Workers inherit that environment from the caller that creates them, as POSIX requires, and keep it.
+ *
  * Inside work, rnnfast_threads_barrier(first, n, k, stop) is a barrier among workers first .. first+n-1; k is the caller's index. Once
  * *stop is set, it no longer waits.
  *
@@ -24,6 +27,7 @@
  */
 #pragma once
 
+#include "float_mode.h"
 #include "rnnfast.h"
 
 #if defined(_WIN32) || defined(__STDC_NO_ATOMICS__)
@@ -47,14 +51,36 @@ typedef struct {
     rnnfast_flag *stopped;
     const rnnfast_poll *poll; /* NULL on all threads but the caller's */
     ptrdiff_t left;           /* multiply-adds until the next poll */
+    float_mode caller;        /* the caller's, in which polls run */
 } poller;
+
+/* The calling thread's poller. It computes in the environment of the kernels until finish_poller(). */
+static inline poller start_poller(rnnfast_flag *stopped, const rnnfast_poll *poll)
+{
+    return (poller){stopped, poll, POLL_WORK, enter_float_mode()};
+}
+
+static inline void finish_poller(const poller *p)
+{
+    leave_float_mode(p->caller);
+}
+
+/* A poll may change the caller's environment. */
+static inline int is_stop_requested(poller *p)
+{
+    if (!p->poll || !p->poll->stop) return 0;
+    leave_float_mode(p->caller);
+    int stop = p->poll->stop(p->poll->context);
+    p->caller = enter_float_mode();
+    return stop;
+}
 
 /* Counts some multiply-adds; returns nonzero if the call should stop. */
 static inline int should_stop(poller *p, ptrdiff_t work)
 {
     p->left -= work;
     if (p->left > 0) return 0;
-    if (!*p->stopped && p->poll && p->poll->stop && p->poll->stop(p->poll->context)) *p->stopped = 1;
+    if (!*p->stopped && is_stop_requested(p)) *p->stopped = 1;
     p->left = *p->stopped ? 0 : POLL_WORK;
     return *p->stopped;
 }

@@ -1,8 +1,5 @@
 """Results have the same bits for any batch, split in time, number of threads and layout; NaN stays in its row."""
 
-import ctypes
-import platform
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,29 +30,6 @@ def test_any_number_of_threads_on_every_instruction_set(threads, variant, isa):
     expected = run_in_a_row(p, isa)
     threads(3)
     assert_same_bits(run_in_a_row(p, isa), expected)
-
-
-UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())  # FE_UPWARD of fenv.h
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux") or UPWARD is None, reason="needs the fesetround of Linux")
-def test_threads_round_as_their_caller(threads):
-    """Threads exist already when the caller changes its rounding mode, or whether it flushes denormals."""
-    p = variant_problem("lstm", 12, 26, 100, 60, num_layers=2, dtype=np.float32, bidirectional=True)
-    threads(2)
-    nearest = run_in_a_row(p)
-    library = ctypes.CDLL(None)
-    library.fesetround(UPWARD)
-    try:
-        with_two = run_in_a_row(p)
-        threads(1)
-        with_one = run_in_a_row(p)
-    finally:
-        library.fesetround(0)
-    assert_same_bits(with_two, with_one)
-    assert not np.array_equal(with_one["y"], nearest["y"])
-    threads(2)
-    assert_same_bits(run_in_a_row(p), nearest)
 
 
 @pytest.mark.parametrize(("N", "H"), [(13, 21), (29, 70), (6, 130)])
