@@ -16,7 +16,7 @@ enum { POINTS = 16 }; /* rows whose addresses are computed at a time for sums of
 static product stage_product_back(const direction *d, int i, range rows)
 {
     const stage *g = &d->s.cell->stage[i];
-    product p = {.K = stage_columns(&d->s, g), .columns = stage_source(&d->s, g), .b = d->w.w[i], .whole = 1};
+    product p = {.K = stage_columns(&d->s, g, 1), .columns = stage_source(&d->s, g), .b = d->w.w[i], .whole = 1};
     p.from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO;
     p.a = g->count ? d->dgates : window(&d->dh, 0, rows);
     p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);

@@ -1,8 +1,9 @@
 /* Definition of a cell: the facts that rnnfast.h exports, the stages of its step, and the arguments of their pointwise parts.
  *
  * A step begins with the gates buffer holding bias + W_ih x. Each stage adds a product to some columns of the buffer and then runs a
- * pointwise part over the units. The gates buffer of a row holds `columns` columns of H elements. ih[b] and hh[b] name the gate, in
- * torch's order, of weight_ih and weight_hh that feeds column b (-1: none), so no other file knows a cell's order of gates.
+ * pointwise part over the units. The gates buffer of a row holds `columns` columns of H elements, H_gate elements apart; dgates are H
+ * apart. ih[b] and hh[b] name the gate, in torch's order, of weight_ih and weight_hh that feeds column b (-1: none), so no other file
+ * knows a cell's order of gates.
  *
  * Forward leaves the values that backward needs in the gates buffer; backward writes the gradient of a pre-activation into the same column
  * of dgates. With a projection (Sak et al. 2014) the cell's output goes to aux, and a last stage, a product without a pointwise part,
@@ -28,7 +29,7 @@ typedef struct {
 
 /* A row at a step. aux is r * h_before (GRU, reset before the product) or the output before its projection. */
 typedef struct {
-    ptrdiff_t H;
+    ptrdiff_t H, H_gate;
     REAL *gates;
     const REAL *c_before, *h_before;
     REAL *c, *h, *aux;
@@ -80,6 +81,18 @@ INLINE void put(REAL *p, vec v, ptrdiff_t lanes)
 {
     if (lanes == LANES) store(p, v);
     else store_part(p, v, lanes);
+}
+
+/* As get() and put(), for the gates buffer: unless masks are free, a column has room for whole vectors there (layout.h). */
+INLINE vec get_gate(const REAL *p, ptrdiff_t lanes)
+{
+    return HAS_MASKS ? get(p, lanes) : load(p);
+}
+
+INLINE void put_gate(REAL *p, vec v, ptrdiff_t lanes)
+{
+    if (HAS_MASKS) put(p, v, lanes);
+    else store(p, v);
 }
 
 /* h of every GRU: (1 - z) n + z h_before. */

@@ -20,7 +20,7 @@
 
 static void rnn_tanh_forward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put(p->h + j, hyperbolic_tangent(get(p->gates + j, lanes)), lanes);
+    FOR_UNITS (j, lanes, units) put(p->h + j, hyperbolic_tangent(get_gate(p->gates + j, lanes)), lanes);
 }
 
 static void rnn_tanh_backward(const point *p, range units)
@@ -41,7 +41,7 @@ INLINE vec relu_gradient(vec dh, vec h)
 
 static void rnn_relu_forward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put(p->h + j, relu(get(p->gates + j, lanes)), lanes);
+    FOR_UNITS (j, lanes, units) put(p->h + j, relu(get_gate(p->gates + j, lanes)), lanes);
 }
 
 static void rnn_relu_backward(const point *p, range units)
@@ -54,7 +54,7 @@ static void rnn_relu_backward(const point *p, range units)
 INLINE void put_leaky(const point *p, ptrdiff_t j, ptrdiff_t lanes, vec activation)
 {
     vec alpha = get(p->options->extra + j, lanes);
-    put(p->gates + j, activation, lanes);
+    put_gate(p->gates + j, activation, lanes);
     put(p->h + j, muladd(broadcast(1) - alpha, get(p->h_before + j, lanes), alpha * activation), lanes);
 }
 
@@ -68,37 +68,38 @@ INLINE vec take_leaky_gradient(const point *p, ptrdiff_t j, ptrdiff_t lanes)
 
 static void rnn_tanh_leaky_forward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put_leaky(p, j, lanes, hyperbolic_tangent(get(p->gates + j, lanes)));
+    FOR_UNITS (j, lanes, units) put_leaky(p, j, lanes, hyperbolic_tangent(get_gate(p->gates + j, lanes)));
 }
 
 static void rnn_tanh_leaky_backward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put(p->dgates + j, take_leaky_gradient(p, j, lanes) * tanh_slope(get(p->gates + j, lanes)), lanes);
+    FOR_UNITS (j, lanes, units) put(p->dgates + j, take_leaky_gradient(p, j, lanes) * tanh_slope(get_gate(p->gates + j, lanes)), lanes);
 }
 
 static void rnn_relu_leaky_forward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put_leaky(p, j, lanes, relu(get(p->gates + j, lanes)));
+    FOR_UNITS (j, lanes, units) put_leaky(p, j, lanes, relu(get_gate(p->gates + j, lanes)));
 }
 
 static void rnn_relu_leaky_backward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put(p->dgates + j, relu_gradient(take_leaky_gradient(p, j, lanes), get(p->gates + j, lanes)), lanes);
+    FOR_UNITS (j, lanes, units) put(p->dgates + j, relu_gradient(take_leaky_gradient(p, j, lanes), get_gate(p->gates + j, lanes)), lanes);
 }
 
 /* ---- LSTM: c = f c_before + i g, h = o tanh(c) ---- */
 
 static void lstm_forward(const point *p, range units)
 {
-    ptrdiff_t H = p->H;
+    ptrdiff_t G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         REAL *gates = p->gates + j;
-        vec i = sigmoid(get(gates, lanes)), f = sigmoid(get(gates + H, lanes)), g = hyperbolic_tangent(get(gates + 2 * H, lanes));
-        vec o = sigmoid(get(gates + 3 * H, lanes)), c = muladd(f, get(p->c_before + j, lanes), i * g);
-        put(gates, i, lanes);
-        put(gates + H, f, lanes);
-        put(gates + 2 * H, g, lanes);
-        put(gates + 3 * H, o, lanes);
+        vec i = sigmoid(get_gate(gates, lanes)), f = sigmoid(get_gate(gates + G, lanes)),
+            g = hyperbolic_tangent(get_gate(gates + 2 * G, lanes));
+        vec o = sigmoid(get_gate(gates + 3 * G, lanes)), c = muladd(f, get(p->c_before + j, lanes), i * g);
+        put_gate(gates, i, lanes);
+        put_gate(gates + G, f, lanes);
+        put_gate(gates + 2 * G, g, lanes);
+        put_gate(gates + 3 * G, o, lanes);
         put(p->c + j, c, lanes);
         put(p->h + j, o * hyperbolic_tangent(c), lanes);
     }
@@ -106,11 +107,12 @@ static void lstm_forward(const point *p, range units)
 
 static void lstm_backward(const point *p, range units)
 {
-    ptrdiff_t H = p->H;
+    ptrdiff_t H = p->H, G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
         REAL *dgates = p->dgates + j;
-        vec i = get(gates, lanes), f = get(gates + H, lanes), g = get(gates + 2 * H, lanes), o = get(gates + 3 * H, lanes);
+        vec i = get_gate(gates, lanes), f = get_gate(gates + G, lanes), g = get_gate(gates + 2 * G, lanes),
+            o = get_gate(gates + 3 * G, lanes);
         vec dh = get(p->dh + j, lanes), tanh_c = hyperbolic_tangent(get(p->c + j, lanes));
         vec dc = muladd(dh * o, tanh_slope(tanh_c), get(p->dc + j, lanes));
         put(dgates, dc * g * sigmoid_slope(i), lanes);
@@ -125,25 +127,26 @@ static void lstm_backward(const point *p, range units)
 
 static void gru_forward(const point *p, range units)
 {
-    ptrdiff_t H = p->H;
+    ptrdiff_t G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         REAL *gates = p->gates + j;
-        vec r = sigmoid(get(gates + H, lanes)), z = sigmoid(get(gates + 2 * H, lanes));
-        vec n = hyperbolic_tangent(muladd(r, get(gates + 3 * H, lanes), get(gates, lanes)));
-        put(gates, n, lanes);
-        put(gates + H, r, lanes);
-        put(gates + 2 * H, z, lanes);
+        vec r = sigmoid(get_gate(gates + G, lanes)), z = sigmoid(get_gate(gates + 2 * G, lanes));
+        vec n = hyperbolic_tangent(muladd(r, get_gate(gates + 3 * G, lanes), get_gate(gates, lanes)));
+        put_gate(gates, n, lanes);
+        put_gate(gates + G, r, lanes);
+        put_gate(gates + 2 * G, z, lanes);
         put(p->h + j, gru_mix(z, n, get(p->h_before + j, lanes)), lanes);
     }
 }
 
 static void gru_backward(const point *p, range units)
 {
-    ptrdiff_t H = p->H;
+    ptrdiff_t H = p->H, G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
         REAL *dgates = p->dgates + j;
-        vec n = get(gates, lanes), r = get(gates + H, lanes), z = get(gates + 2 * H, lanes), q = get(gates + 3 * H, lanes);
+        vec n = get_gate(gates, lanes), r = get_gate(gates + G, lanes), z = get_gate(gates + 2 * G, lanes),
+            q = get_gate(gates + 3 * G, lanes);
         vec dh = get(p->dh + j, lanes), dn = dh * (broadcast(1) - z) * tanh_slope(n);
         put(dgates, dn, lanes);
         put(dgates + H, dn * q * sigmoid_slope(r), lanes);
@@ -159,9 +162,9 @@ static void gru_before_reset_forward(const point *p, range units)
 {
     FOR_UNITS (j, lanes, units) {
         REAL *gates = p->gates + j;
-        vec r = sigmoid(get(gates, lanes));
-        put(gates, r, lanes);
-        put(gates + p->H, sigmoid(get(gates + p->H, lanes)), lanes);
+        vec r = sigmoid(get_gate(gates, lanes));
+        put_gate(gates, r, lanes);
+        put_gate(gates + p->H_gate, sigmoid(get_gate(gates + p->H_gate, lanes)), lanes);
         put(p->aux + j, r * get(p->h_before + j, lanes), lanes);
     }
 }
@@ -169,7 +172,7 @@ static void gru_before_reset_forward(const point *p, range units)
 static void gru_before_reset_backward(const point *p, range units)
 {
     FOR_UNITS (j, lanes, units) {
-        vec r = get(p->gates + j, lanes), daux = get(p->daux + j, lanes);
+        vec r = get_gate(p->gates + j, lanes), daux = get(p->daux + j, lanes);
         put(p->dgates + j, daux * get(p->h_before + j, lanes) * sigmoid_slope(r), lanes);
         put(p->dh + j, muladd(daux, r, get(p->dh + j, lanes)), lanes);
     }
@@ -179,8 +182,8 @@ static void gru_before_mix_forward(const point *p, range units)
 {
     FOR_UNITS (j, lanes, units) {
         REAL *gates = p->gates + j;
-        vec z = get(gates + p->H, lanes), n = hyperbolic_tangent(get(gates + 2 * p->H, lanes));
-        put(gates + 2 * p->H, n, lanes);
+        vec z = get_gate(gates + p->H_gate, lanes), n = hyperbolic_tangent(get_gate(gates + 2 * p->H_gate, lanes));
+        put_gate(gates + 2 * p->H_gate, n, lanes);
         put(p->h + j, gru_mix(z, n, get(p->h_before + j, lanes)), lanes);
     }
 }
@@ -189,7 +192,7 @@ static void gru_before_mix_backward(const point *p, range units)
 {
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
-        vec z = get(gates + p->H, lanes), n = get(gates + 2 * p->H, lanes), dh = get(p->dh + j, lanes);
+        vec z = get_gate(gates + p->H_gate, lanes), n = get_gate(gates + 2 * p->H_gate, lanes), dh = get(p->dh + j, lanes);
         put(p->dgates + p->H + j, dh * (get(p->h_before + j, lanes) - n) * sigmoid_slope(z), lanes);
         put(p->dgates + 2 * p->H + j, dh * (broadcast(1) - z) * tanh_slope(n), lanes);
         put(p->dh + j, dh * z, lanes);

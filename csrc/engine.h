@@ -11,27 +11,42 @@
 
 /* ---- pack: weights in the order in which products read them, gates in the order of the cell's columns, biases summed ---- */
 
+/* The matrices of gate b of n gates. */
+static destination gate_of(const shape *s, REAL *packed, REAL *back, int b, int n)
+{
+    ptrdiff_t j0 = b * s->H_gate, columns = n * s->H_gate;
+    return (destination){packed, back, columns, j0, b + 1 < n ? j0 + s->H_gate : round_up(columns, LANES), n * s->H, b * s->H};
+}
+
 /* A worker's share of a layer and direction. The members of a form that is not requested are NULL. */
 static void pack_direction(const shape *s, ptrdiff_t K, const void *const *parameters, const weights *packed, const weights *back,
                            const worker *w)
 {
     const REAL *w_ih = parameters[0], *w_hh = parameters[1], *b_ih = parameters[2], *b_hh = parameters[3], *w_hr = parameters[4];
     const cell *cell = s->cell;
-    ptrdiff_t H = s->H, columns = s->gates * H;
+    ptrdiff_t H = s->H;
     int k = w->thread, n = w->threads;
-    for (int b = 0; b < s->gates; b++)
-        pack_weight(packed->w_ih, back->w_ih, K, columns, b * H, H, w_ih + cell->ih[b] * H * K, k, n, w->poller);
+    for (int b = 0; b < s->gates; b++) {
+        destination to = gate_of(s, packed->w_ih, back->w_ih, b, s->gates);
+        pack_weight(&to, K, H, w_ih + cell->ih[b] * H * K, k, n, w->poller);
+    }
     for (int i = 0; i < s->stages; i++) {
         const stage *g = &cell->stage[i];
-        ptrdiff_t source = stage_source(s, g), count = stage_columns(s, g);
-        const REAL *from = g->count ? w_hh + cell->hh[g->first] * H * source : w_hr;
-        pack_weight(packed->w[i], back->w[i], source, count, 0, count, from, k, n, w->poller);
+        ptrdiff_t source = stage_source(s, g);
+        for (int b = 0; b < g->count; b++) {
+            destination to = gate_of(s, packed->w[i], back->w[i], b, g->count);
+            pack_weight(&to, source, H, w_hh + cell->hh[g->first + b] * H * source, k, n, w->poller);
+        }
+        if (g->count) continue;
+        destination to = matrices_of(packed->w[i], back->w[i], s->P);
+        pack_weight(&to, source, s->P, w_hr, k, n, w->poller);
     }
     if (k) return;
-    for (ptrdiff_t j = 0; packed->bias && j < s->gates_row; j++) {
-        int b = (int)(j / H);
-        int ih = b < s->columns && b_ih ? cell->ih[b] : -1, hh = b < s->columns && b_hh ? cell->hh[b] : -1;
-        packed->bias[j] = (ih < 0 ? 0 : b_ih[ih * H + j % H]) + (hh < 0 ? 0 : b_hh[hh * H + j % H]);
+    if (packed->bias) memset(packed->bias, 0, (size_t)s->gates_row * sizeof(REAL));
+    for (int b = 0; packed->bias && b < s->columns; b++) {
+        int ih = b_ih ? cell->ih[b] : -1, hh = b_hh ? cell->hh[b] : -1;
+        for (ptrdiff_t j = 0; j < H; j++)
+            packed->bias[b * s->H_gate + j] = (ih < 0 ? 0 : b_ih[ih * H + j]) + (hh < 0 ? 0 : b_hh[hh * H + j]);
     }
     if (packed->extra) memcpy(packed->extra, parameters[5], (size_t)s->extra * sizeof(REAL));
     if (back->extra) memcpy(back->extra, parameters[5], (size_t)s->extra * sizeof(REAL));

@@ -10,15 +10,22 @@
 
 #include "schedule.h"
 
+/* Whether a product of some columns of the gates buffer may be written up to a whole vector: after it there is only padding. */
+static int is_whole(const shape *s, int first, int count)
+{
+    if (s->H_gate % LANES == 0) return 1;
+    return first + count == s->columns && first * s->H_gate + round_up(count * s->H_gate, LANES) <= s->gates_row;
+}
+
 static product input_product(const direction *d, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t slot, range rows)
 {
     product p = {.rows = rows_of_block(d, t0, t1, rows),
                  .K = d->K,
-                 .columns = d->s.gates * d->s.H,
+                 .columns = d->s.gates * d->s.H_gate,
                  .b = d->w.w_ih,
                  .from = FROM_ROW,
                  .start = d->w.bias,
-                 .whole = d->s.gates == d->s.columns};
+                 .whole = is_whole(&d->s, 0, d->s.gates)};
     p.a = window(&d->x, t0, rows);
     p.c = window(&d->gates, slot, rows);
     return p;
@@ -28,12 +35,12 @@ static product input_product(const direction *d, ptrdiff_t t0, ptrdiff_t t1, ptr
 static product stage_product(const direction *d, int i, range rows)
 {
     const stage *g = &d->s.cell->stage[i];
-    product p = {.rows = rows.end - rows.begin, .K = stage_source(&d->s, g), .columns = stage_columns(&d->s, g), .b = d->w.w[i]};
+    product p = {.rows = rows.end - rows.begin, .K = stage_source(&d->s, g), .columns = stage_columns(&d->s, g, 0), .b = d->w.w[i]};
     p.a = g->from_aux ? d->aux : d->y;
     p.c = g->count ? d->gates : d->y;
     p.a.N = p.c.N = p.rows;
     p.from = g->count ? FROM_C : FROM_ZERO;
-    p.whole = g->count && g->first + g->count == d->s.columns && g->first * d->s.H + round_up(p.columns, LANES) <= d->s.gates_row;
+    p.whole = g->count && is_whole(&d->s, g->first, g->count);
     return p;
 }
 
@@ -46,7 +53,7 @@ static void aim(product *p, const direction *d, const stage *g, ptrdiff_t t, ptr
     else if (t) view_from(&p->a, &d->y, t - 1, rows.begin);
     else view_from(&p->a, &d->h0, 0, rows.begin);
     view_from(&p->c, g->count ? &d->gates : &d->y, g->count ? slot : t, rows.begin);
-    if (g->count) p->c.at += g->first * d->s.H;
+    if (g->count) p->c.at += g->first * d->s.H_gate;
     p->from_last = from_last(t);
 }
 
@@ -55,7 +62,7 @@ static void fill_bias_columns(const direction *d, ptrdiff_t t, ptrdiff_t slot, r
 {
     size_t bytes = (size_t)(units.end - units.begin) * sizeof(REAL);
     for (int b = d->s.gates; b < d->s.columns; b++) {
-        ptrdiff_t j = b * d->s.H + units.begin;
+        ptrdiff_t j = b * d->s.H_gate + units.begin;
         range taking = rows_taking(d, t, rows);
         for (ptrdiff_t n = taking.begin; n < taking.end; n++) memcpy(row_at(&d->gates, slot, n) + j, d->w.bias + j, bytes);
     }
@@ -64,20 +71,19 @@ static void fill_bias_columns(const direction *d, ptrdiff_t t, ptrdiff_t slot, r
 /* Whether a worker's part of a stage's product covers exactly the columns of its units: gates must begin at whole vectors. */
 static int has_own_columns(const direction *d, const stage *g)
 {
-    return g->count && d->s.H % LANES == 0;
+    return g->count && d->s.H_gate % LANES == 0;
 }
 
 static void multiply_stage(const direction *d, const product *p, const stage *g, const share *own, poller *w)
 {
-    ptrdiff_t H = d->s.H;
-    range units = columns_of(H, own->k, own->n);
+    range units = columns_of(d->s.H_gate, own->k, own->n);
     if (own->n == 1 || !has_own_columns(d, g)) {
         multiply(p, all_tiles(p), columns_of(p->columns, own->k, own->n), w);
         return;
     }
     for (int i = 0; i < g->count; i++) {
         ptrdiff_t gate = p->from_last ? g->count - 1 - i : i;
-        range columns = {gate * H + units.begin, gate * H + units.end};
+        range columns = {gate * d->s.H_gate + units.begin, gate * d->s.H_gate + units.end};
         multiply(p, all_tiles(p), columns, w);
     }
 }

@@ -83,12 +83,13 @@ INLINE vec activated_slope(const cell_options *options, int k, vec a)
 
 static void generic_rnn_forward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put(p->h + j, activated(p->options, 0, get(p->gates + j, lanes)), lanes);
+    FOR_UNITS (j, lanes, units) put(p->h + j, activated(p->options, 0, get_gate(p->gates + j, lanes)), lanes);
 }
 
 static void generic_rnn_backward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put(p->dgates + j, get(p->dh + j, lanes) * activated_slope(p->options, 0, get(p->gates + j, lanes)), lanes);
+    FOR_UNITS (j, lanes, units)
+        put(p->dgates + j, get(p->dh + j, lanes) * activated_slope(p->options, 0, get_gate(p->gates + j, lanes)), lanes);
 }
 
 /* ---- LSTM ---- */
@@ -96,21 +97,22 @@ static void generic_rnn_backward(const point *p, range units)
 static void generic_lstm_forward(const point *p, range units)
 {
     const cell_options *options = p->options;
-    ptrdiff_t H = p->H;
+    ptrdiff_t H = p->H, G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         REAL *gates = p->gates + j;
-        vec c_before = get(p->c_before + j, lanes), a_i = get(gates, lanes), a_f = get(gates + H, lanes), a_o = get(gates + 3 * H, lanes);
+        vec c_before = get(p->c_before + j, lanes), a_i = get_gate(gates, lanes), a_f = get_gate(gates + G, lanes),
+            a_o = get_gate(gates + 3 * G, lanes);
         if (options->extra) {
             a_i = muladd(get(options->extra + j, lanes), c_before, a_i);
             a_f = muladd(get(options->extra + H + j, lanes), c_before, a_f);
-            put(gates, a_i, lanes);
-            put(gates + H, a_f, lanes);
+            put_gate(gates, a_i, lanes);
+            put_gate(gates + G, a_f, lanes);
         }
         vec i = activated(options, 0, a_i), f = options->coupled ? broadcast(1) - i : activated(options, 0, a_f);
-        vec c = muladd(f, c_before, i * activated(options, 1, get(gates + 2 * H, lanes)));
+        vec c = muladd(f, c_before, i * activated(options, 1, get_gate(gates + 2 * G, lanes)));
         if (options->extra) {
             a_o = muladd(get(options->extra + 2 * H + j, lanes), c, a_o);
-            put(gates + 3 * H, a_o, lanes);
+            put_gate(gates + 3 * G, a_o, lanes);
         }
         put(p->c + j, c, lanes);
         put(p->h + j, activated(options, 0, a_o) * activated(options, 2, c), lanes);
@@ -120,11 +122,12 @@ static void generic_lstm_forward(const point *p, range units)
 static void generic_lstm_backward(const point *p, range units)
 {
     const cell_options *options = p->options;
-    ptrdiff_t H = p->H;
+    ptrdiff_t H = p->H, G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
         REAL *dgates = p->dgates + j;
-        vec a_i = get(gates, lanes), a_f = get(gates + H, lanes), a_g = get(gates + 2 * H, lanes), a_o = get(gates + 3 * H, lanes);
+        vec a_i = get_gate(gates, lanes), a_f = get_gate(gates + G, lanes), a_g = get_gate(gates + 2 * G, lanes),
+            a_o = get_gate(gates + 3 * G, lanes);
         vec c_before = get(p->c_before + j, lanes), c = get(p->c + j, lanes), dh = get(p->dh + j, lanes), dc = get(p->dc + j, lanes);
         vec i = activated(options, 0, a_i), f = options->coupled ? broadcast(1) - i : activated(options, 0, a_f);
         vec da_o = dh * activated(options, 2, c) * activated_slope(options, 0, a_o);
@@ -169,11 +172,11 @@ static void generic_lstm_peephole_terms(const point *rows, ptrdiff_t R, range un
 
 static void generic_gru_forward(const point *p, range units)
 {
-    ptrdiff_t H = p->H;
+    ptrdiff_t G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
-        vec r = activated(p->options, 0, get(gates + H, lanes)), z = activated(p->options, 0, get(gates + 2 * H, lanes));
-        vec n = activated(p->options, 1, muladd(r, get(gates + 3 * H, lanes), get(gates, lanes)));
+        vec r = activated(p->options, 0, get_gate(gates + G, lanes)), z = activated(p->options, 0, get_gate(gates + 2 * G, lanes));
+        vec n = activated(p->options, 1, muladd(r, get_gate(gates + 3 * G, lanes), get_gate(gates, lanes)));
         put(p->h + j, gru_mix(z, n, get(p->h_before + j, lanes)), lanes);
     }
 }
@@ -181,12 +184,12 @@ static void generic_gru_forward(const point *p, range units)
 static void generic_gru_backward(const point *p, range units)
 {
     const cell_options *options = p->options;
-    ptrdiff_t H = p->H;
+    ptrdiff_t H = p->H, G = p->H_gate;
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
         REAL *dgates = p->dgates + j;
-        vec a_r = get(gates + H, lanes), a_z = get(gates + 2 * H, lanes), q = get(gates + 3 * H, lanes);
-        vec r = activated(options, 0, a_r), z = activated(options, 0, a_z), a_n = muladd(r, q, get(gates, lanes));
+        vec a_r = get_gate(gates + G, lanes), a_z = get_gate(gates + 2 * G, lanes), q = get_gate(gates + 3 * G, lanes);
+        vec r = activated(options, 0, a_r), z = activated(options, 0, a_z), a_n = muladd(r, q, get_gate(gates, lanes));
         vec dh = get(p->dh + j, lanes), dn = dh * (broadcast(1) - z) * activated_slope(options, 1, a_n);
         put(dgates, dn, lanes);
         put(dgates + H, dn * q * activated_slope(options, 0, a_r), lanes);
@@ -200,13 +203,14 @@ static void generic_gru_backward(const point *p, range units)
 
 static void generic_gru_before_reset_forward(const point *p, range units)
 {
-    FOR_UNITS (j, lanes, units) put(p->aux + j, activated(p->options, 0, get(p->gates + j, lanes)) * get(p->h_before + j, lanes), lanes);
+    FOR_UNITS (j, lanes, units)
+        put(p->aux + j, activated(p->options, 0, get_gate(p->gates + j, lanes)) * get(p->h_before + j, lanes), lanes);
 }
 
 static void generic_gru_before_reset_backward(const point *p, range units)
 {
     FOR_UNITS (j, lanes, units) {
-        vec a_r = get(p->gates + j, lanes), daux = get(p->daux + j, lanes);
+        vec a_r = get_gate(p->gates + j, lanes), daux = get(p->daux + j, lanes);
         put(p->dgates + j, daux * get(p->h_before + j, lanes) * activated_slope(p->options, 0, a_r), lanes);
         put(p->dh + j, muladd(daux, activated(p->options, 0, a_r), get(p->dh + j, lanes)), lanes);
     }
@@ -216,7 +220,8 @@ static void generic_gru_before_mix_forward(const point *p, range units)
 {
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
-        vec z = activated(p->options, 0, get(gates + p->H, lanes)), n = activated(p->options, 1, get(gates + 2 * p->H, lanes));
+        vec z = activated(p->options, 0, get_gate(gates + p->H_gate, lanes)),
+            n = activated(p->options, 1, get_gate(gates + 2 * p->H_gate, lanes));
         put(p->h + j, gru_mix(z, n, get(p->h_before + j, lanes)), lanes);
     }
 }
@@ -225,7 +230,8 @@ static void generic_gru_before_mix_backward(const point *p, range units)
 {
     const cell_options *options = p->options;
     FOR_UNITS (j, lanes, units) {
-        vec a_z = get(p->gates + p->H + j, lanes), a_n = get(p->gates + 2 * p->H + j, lanes), z = activated(options, 0, a_z);
+        vec a_z = get_gate(p->gates + p->H_gate + j, lanes), a_n = get_gate(p->gates + 2 * p->H_gate + j, lanes),
+            z = activated(options, 0, a_z);
         vec dh = get(p->dh + j, lanes), n = activated(options, 1, a_n);
         put(p->dgates + p->H + j, dh * (get(p->h_before + j, lanes) - n) * activated_slope(options, 0, a_z), lanes);
         put(p->dgates + 2 * p->H + j, dh * (broadcast(1) - z) * activated_slope(options, 1, a_n), lanes);

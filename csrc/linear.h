@@ -37,7 +37,8 @@ static void pack_linear_task(call *c, const worker *w)
     const rnnfast_linear *p = c->linear;
     arena a = {p->packed, 0, MAX_ELEMENTS};
     linear_layout packed = lay_out_linear(&a, p, 0);
-    pack_weight(packed.w, NULL, p->I, p->O, 0, p->O, p->weight, w->k, w->n, w->poller);
+    destination to = matrices_of(packed.w, NULL, p->O);
+    pack_weight(&to, p->I, p->O, p->weight, w->k, w->n, w->poller);
     if (w->k) return;
     memset(packed.bias, 0, (size_t)round_up(p->O, LANES) * sizeof(REAL));
     if (p->bias) memcpy(packed.bias, p->bias, (size_t)p->O * sizeof(REAL));
@@ -61,7 +62,8 @@ static void linear_backward_task(call *c, const worker *w)
     linear_layout own = lay_out_linear(&a, p, 1);
     ptrdiff_t I = p->I, O = p->O;
     range tiles = part(tiles_of(O), w->k, w->n), columns = columns_of(O, w->k, w->n);
-    pack_weight(NULL, own.w, I, O, 0, O, p->weight, w->k, w->n, w->poller);
+    destination to = matrices_of(NULL, own.w, O);
+    pack_weight(&to, I, O, p->weight, w->k, w->n, w->poller);
     barrier(w);
     product dx = {.rows = p->M, .K = O, .columns = I, .b = own.w, .from = FROM_ZERO};
     dx.a = matrix_view(p->dy, p->dy_row);

@@ -88,27 +88,39 @@ static void pack_columns(REAL *packed, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t
     }
 }
 
-/* Writes zeros to the columns past the last one, up to a whole vector. */
-static void pack_padding(REAL *packed, ptrdiff_t K, ptrdiff_t columns)
+/* Writes zeros to columns j0 .. j1-1 of a matrix of `columns` columns. They lie in one vector. */
+static void pack_zeros(REAL *packed, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t j1)
 {
-    ptrdiff_t first = columns / TILE_COLUMNS * TILE_COLUMNS, width = round_up(columns - first, LANES);
+    ptrdiff_t first = j0 / TILE_COLUMNS * TILE_COLUMNS, width = round_up(min_of(TILE_COLUMNS, columns - first), LANES);
     REAL *panel = packed + first * K;
     for (ptrdiff_t k = 0; k < K; k++)
-        for (ptrdiff_t j = columns - first; j < width; j++) panel[k * width + j] = 0;
+        for (ptrdiff_t j = j0 - first; j < j1 - first; j++) panel[k * width + j] = 0;
 }
 
-/* Part k of n of packing a weight [count, K]: its rows become columns j0 .. of the matrix that forward multiplies by (packed) and rows
- * j0 .. of the one that backward multiplies by (back). Either may be NULL. */
-static void pack_weight(REAL *packed, REAL *back, ptrdiff_t K, ptrdiff_t columns, ptrdiff_t j0, ptrdiff_t count, const REAL *from, int k,
-                        int n, poller *w)
+/* Where the rows of a weight go: to columns j0 .. of the matrix of `columns` columns that forward multiplies by (packed), with zeros after
+ * them up to column j1 - 1, and to rows i0 .. of the matrix of `rows` rows that backward multiplies by (back). Either may be NULL. */
+typedef struct {
+    REAL *packed, *back;
+    ptrdiff_t columns, j0, j1, rows, i0;
+} destination;
+
+/* The matrices of a weight [count, K] alone. */
+static destination matrices_of(REAL *packed, REAL *back, ptrdiff_t count)
+{
+    return (destination){packed, back, count, 0, round_up(count, LANES), count, 0};
+}
+
+/* Part k of n of packing a weight [count, K]. */
+static void pack_weight(const destination *to, ptrdiff_t K, ptrdiff_t count, const REAL *from, int k, int n, poller *w)
 {
     range own = part(panels_of(count), k, n);
-    if (packed && j0 == 0 && k == 0) pack_padding(packed, K, columns);
+    if (to->packed && k == 0 && to->j0 + count < to->j1) pack_zeros(to->packed, K, to->columns, to->j0 + count, to->j1);
     for (ptrdiff_t j = own.begin * TILE_COLUMNS; j < min_of(own.end * TILE_COLUMNS, count); j += TILE_COLUMNS) {
         ptrdiff_t some = min_of(TILE_COLUMNS, count - j);
         if (should_stop(w, MOVE_WORK * some * K)) return;
-        if (packed) pack_columns(packed, K, columns, j0 + j, some, from + j * K, K);
-        for (ptrdiff_t i = j; back && i < j + some && !should_stop(w, MOVE_WORK * K); i++) pack_row(back, columns, j0 + i, K, from + i * K);
+        if (to->packed) pack_columns(to->packed, K, to->columns, to->j0 + j, some, from + j * K, K);
+        for (ptrdiff_t i = j; to->back && i < j + some && !should_stop(w, MOVE_WORK * K); i++)
+            pack_row(to->back, to->rows, to->i0 + i, K, from + i * K);
     }
 }
 

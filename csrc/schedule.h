@@ -2,8 +2,8 @@
  *
  * A block of steps is one run of the thread group (threads.h), so each block is divided among the workers that are ready when it starts.
  * Two directions go to two halves of the group if there are two threads. Within a half, rows of the batch are divided, which needs no
- * barrier. If there are too few rows, units are divided: each worker computes all gates of its own units, and one barrier a step (two a
- * stage, if gates do not begin at whole vectors) makes them visible to the others. Sums over rows are divided by columns.
+ * barrier. If there are too few rows, units are divided: each worker computes all gates of its own units, and one barrier a stage (two, if
+ * gates do not begin at whole vectors) makes them visible to the others. Sums over rows are divided by columns.
  * No division changes an order of summation.
  */
 #pragma once
@@ -81,6 +81,7 @@ static REAL *before(const view *v, const view *initial, ptrdiff_t t, ptrdiff_t n
 static void point_at(point *p, const direction *d, ptrdiff_t t, ptrdiff_t slot, ptrdiff_t n)
 {
     p->H = d->s.H;
+    p->H_gate = d->s.H_gate;
     p->options = &d->options;
     p->gates = row_at(&d->gates, slot, n);
     p->h_before = before(&d->y, &d->h0, t, n);
@@ -175,7 +176,7 @@ typedef struct {
 static int by_rows(const direction *d, ptrdiff_t N, int n, double of_step)
 {
     double weights = of_step / N;
-    if (N >= TILE_ROWS * n) return weights < FAR_WEIGHTS || N >= MANY_TILES * TILE_ROWS * n || d->s.H % LANES;
+    if (N >= TILE_ROWS * n) return weights < FAR_WEIGHTS || N >= MANY_TILES * TILE_ROWS * n || d->s.H_gate % LANES;
     return N >= 2 * n && of_step < (double)MANY_BARRIERS * BARRIER_WORK * n;
 }
 

@@ -176,13 +176,26 @@ INLINE ivec sign_bit(vec v)
     return to_bits(v) & to_bits(broadcast(-(REAL)0));
 }
 
+/* Whether load_part() and store_part() cost no more than load() and store(). */
+#if defined(__AVX512F__) && LANES * REAL_BITS == 512
+#define HAS_MASKS 1
+#else
+#define HAS_MASKS 0
+#endif
+
 /* The first n lanes (0 <= n <= LANES) from memory, the others zero. */
 INLINE vec load_part(const REAL *p, ptrdiff_t n)
 {
-#if defined(__AVX512F__) && LANES * REAL_BITS == 512 && REAL_BITS == 32
+#if HAS_MASKS && REAL_BITS == 32
     return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
-#elif defined(__AVX512F__) && LANES * REAL_BITS == 512
+#elif HAS_MASKS
     return (vec)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#elif LANES > 1 && defined(__FMA__) && REAL_BITS == 32
+    static const int32_t first[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return (vec)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i *)(const void *)(first + LANES - n)));
+#elif LANES > 1 && defined(__FMA__)
+    static const int64_t first[2 * LANES] = {-1, -1, -1, -1};
+    return (vec)_mm256_maskload_pd(p, _mm256_loadu_si256((const __m256i *)(const void *)(first + LANES - n)));
 #else
     REAL lanes[LANES] = {0};
     for (ptrdiff_t i = 0; i < n; i++) lanes[i] = p[i];
@@ -190,13 +203,34 @@ INLINE vec load_part(const REAL *p, ptrdiff_t n)
 #endif
 }
 
-/* The first n lanes (0 <= n <= LANES) to memory. */
+/* The first n lanes (0 <= n <= LANES) to memory. AVX2 stores pieces: many processors take a masked store apart in microcode. */
 INLINE void store_part(REAL *p, vec v, ptrdiff_t n)
 {
-#if defined(__AVX512F__) && LANES * REAL_BITS == 512 && REAL_BITS == 32
+#if HAS_MASKS && REAL_BITS == 32
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
-#elif defined(__AVX512F__) && LANES * REAL_BITS == 512
+#elif HAS_MASKS
     _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#elif LANES > 1 && defined(__FMA__)
+    enum { BYTES = LANES * sizeof(REAL) };
+    __m256 whole = (__m256)v;
+    __m128 rest = _mm256_castps256_ps128(whole);
+    char *to = (char *)p;
+    size_t bytes = (size_t)n * sizeof(REAL);
+    if (bytes & BYTES) {
+        _mm256_storeu_ps((float *)(void *)to, whole);
+        return;
+    }
+    if (bytes & (BYTES / 2)) {
+        _mm_storeu_ps((float *)(void *)to, rest);
+        rest = _mm256_extractf128_ps(whole, 1);
+        to += BYTES / 2;
+    }
+    if (bytes & (BYTES / 4)) {
+        _mm_storel_pi((__m64 *)(void *)to, rest);
+        rest = _mm_movehl_ps(rest, rest);
+        to += BYTES / 4;
+    }
+    if (bytes & (BYTES / 8)) _mm_store_ss((float *)(void *)to, rest);
 #else
     REAL lanes[LANES];
     store(lanes, v);

@@ -279,7 +279,7 @@ static void set_backward(call *c, ptrdiff_t layer, int which, view x, view y, vi
     d->dh_of_all = as_taken(p, shifted(view_of(p->dh, p->N, p->dh_step, p->dh_row), state * p->dh_state), which);
     d->dh0 = state_of(p->dh0, state, N, s->P, NULL);
     d->dc0 = state_of(p->dc0, state, N, s->H, NULL);
-    d->dgates = in_order(p, &c->e, own->dgates, s->gates_row);
+    d->dgates = in_order(p, &c->e, own->dgates, s->dgates_row);
     d->dh_steps = in_order(p, &c->e, own->dh_steps, s->P_row);
     d->dh = view_of(own->dh, N, 0, s->P_row);
     d->dc = view_of(own->dc, N, 0, s->H_row);
