@@ -1,13 +1,13 @@
 /* The engine of one element type and instruction set: the table that a stub exports, and its functions other than the time loops.
  *
  * A stub (f32_avx2.c ...) defines REAL_BITS, LANES, TILE_VECS, ISA and TABLE, and includes this file. Everything but TABLE is static, so
- * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {stack, linear} ->
+ * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {step, linear} -> stack ->
  * {forward, backward} -> schedule -> {layout, gemm} -> {arena, cells, packing} -> {activations, view} -> simd.
  */
 #pragma once
 
 #include "linear.h"
-#include "stack.h"
+#include "step.h"
 
 /* ---- pack: weights in the order in which products read them, gates in the order of the cell's columns, biases summed ---- */
 
@@ -151,4 +151,7 @@ const rnnfast_table TABLE = {
     .linear_backward = linear_backward,
     .sigmoid = sigmoid_of_array,
     .tanh = tanh_of_array,
+    .step_size = step_size,
+    .prepare_step = prepare_step,
+    .step = step,
 };

@@ -1,7 +1,8 @@
 /* Forward through a block of steps, for one direction of one layer.
  *
  * First the input product bias + W_ih x of the whole block, then, step by step, the stages of the cell. Without a tape, all blocks
- * reuse one block of gates, so inference and training run the same code.
+ * reuse one block of gates, so inference and training run the same code. A row that a worker has to itself takes its steps without lists
+ * of rows (forward_row), by the same products and pointwise parts.
  *
  * Order of a sum: bias_ih + bias_hh, then the features of x in order, then the units of h in order.
  * Aliasing: x, y, gates, c and aux do not overlap.
@@ -10,6 +11,8 @@
 
 #include "schedule.h"
 
+enum { FEW_FEATURES = 8 }; /* of x that a single row multiplies step by step */
+
 /* Whether a product of some columns of the gates buffer may be written up to a whole vector: after it there is only padding. */
 static int is_whole(const shape *s, int first, int count)
 {
@@ -17,31 +20,30 @@ static int is_whole(const shape *s, int first, int count)
     return first + count == s->columns && first * s->H_gate + round_up(count * s->H_gate, LANES) <= s->gates_row;
 }
 
-static product input_product(const direction *d, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t slot, range rows)
+/* The input product of a layer with K features, without rows. */
+static product input_product(const shape *s, const weights *w, ptrdiff_t K)
 {
-    product p = {.rows = rows_of_block(d, t0, t1, rows),
-                 .K = d->K,
-                 .columns = d->s.gates * d->s.H_gate,
-                 .b = d->w.w_ih,
-                 .from = FROM_ROW,
-                 .start = d->w.bias,
-                 .whole = is_whole(&d->s, 0, d->s.gates)};
-    p.a = window(&d->x, t0, rows);
-    p.c = window(&d->gates, slot, rows);
+    product p = {.K = K, .columns = s->gates * s->H_gate, .b = w->w_ih, .from = FROM_ROW, .start = w->bias};
+    p.whole = is_whole(s, 0, s->gates);
     return p;
 }
 
-/* The product of a stage, for any step; aim() sets the step. */
-static product stage_product(const direction *d, int i, range rows)
+/* The product of a stage, without rows. */
+static product stage_product(const shape *s, const weights *w, int i)
 {
-    const stage *g = &d->s.cell->stage[i];
-    product p = {.rows = rows.end - rows.begin, .K = stage_source(&d->s, g), .columns = stage_columns(&d->s, g, 0), .b = d->w.w[i]};
-    p.a = g->from_aux ? d->aux : d->y;
-    p.c = g->count ? d->gates : d->y;
-    p.a.N = p.c.N = p.rows;
-    p.from = g->count ? FROM_C : FROM_ZERO;
-    p.whole = g->count && is_whole(&d->s, g->first, g->count);
+    const stage *g = &s->cell->stage[i];
+    product p = {.K = stage_source(s, g), .columns = stage_columns(s, g, 0), .b = w->w[i], .from = g->count ? FROM_C : FROM_ZERO};
+    p.whole = g->count && is_whole(s, g->first, g->count);
     return p;
+}
+
+/* Gives a stage's product some rows, at any step; aim() sets the step. */
+static void set_rows(product *p, const direction *d, const stage *g, range rows)
+{
+    p->rows = rows.end - rows.begin;
+    p->a = g->from_aux ? d->aux : d->y;
+    p->c = g->count ? d->gates : d->y;
+    p->a.N = p->c.N = p->rows;
 }
 
 /* Points the operands of a product at step t of some rows; slot is the step of d->gates. Only members that change are written: building
@@ -57,14 +59,12 @@ static void aim(product *p, const direction *d, const stage *g, ptrdiff_t t, ptr
     p->from_last = from_last(t);
 }
 
-/* Columns without an input product start from their bias. */
-static void fill_bias_columns(const direction *d, ptrdiff_t t, ptrdiff_t slot, range rows, range units)
+/* Columns of a row without an input product start from their bias. */
+static void fill_bias_columns(const shape *s, REAL *gates, const REAL *bias, range units)
 {
-    size_t bytes = (size_t)(units.end - units.begin) * sizeof(REAL);
-    for (int b = d->s.gates; b < d->s.columns; b++) {
-        ptrdiff_t j = b * d->s.H_gate + units.begin;
-        range taking = rows_taking(d, t, rows);
-        for (ptrdiff_t n = taking.begin; n < taking.end; n++) memcpy(row_at(&d->gates, slot, n) + j, d->w.bias + j, bytes);
+    for (int b = s->gates; b < s->columns; b++) {
+        ptrdiff_t j = b * s->H_gate + units.begin;
+        memcpy(gates + j, bias + j, (size_t)(units.end - units.begin) * sizeof(REAL));
     }
 }
 
@@ -88,6 +88,63 @@ static void multiply_stage(const direction *d, const product *p, const stage *g,
     }
 }
 
+/* ---- a single row ---- */
+
+/* A step of a row whose gates hold bias + W_ih x. p are the products of the stages; a projection goes to `projected`. */
+static void step_row(const shape *s, product *p, const point *at, REAL *projected, int reads_from_last, poller *w)
+{
+    for (int i = 0; i < s->stages; i++) {
+        const stage *g = &s->cell->stage[i];
+        p[i].from_last = reads_from_last;
+        multiply_row(&p[i], g->from_aux ? at->aux : at->h_before, g->count ? at->gates + g->first * s->H_gate : projected, NULL,
+                     (range){0, p[i].columns}, w);
+        if (g->forward) g->forward(at, (range){0, s->H});
+    }
+}
+
+/* bias + W_ih x of a row. */
+static void start_row(const shape *s, const product *input, const REAL *x, REAL *gates, poller *w)
+{
+    multiply_row(input, x, gates, NULL, (range){0, input->columns}, w);
+    fill_bias_columns(s, gates, input->start, (range){0, s->H});
+}
+
+/* Row n of a batch without an order takes the steps t0 .. t1-1; slot: the step of d->gates that has the gates of t0. A step multiplies its
+ * own x if that is short; otherwise W_ih is read once for the whole block. */
+static void forward_row(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_t t1, ptrdiff_t slot, ptrdiff_t n)
+{
+    const shape *s = &d->s;
+    const int in_steps = d->K <= FEW_FEATURES || t1 - t0 == 1;
+    const REAL *x = row_at(&d->x, t0, n);
+    REAL *y = row_at(&d->y, t0, n);
+    product input = input_product(s, &d->w, d->K), p[MOST_STAGES];
+    for (int i = 0; i < s->stages; i++) p[i] = stage_product(s, &d->w, i);
+    if (!in_steps) {
+        input.rows = t1 - t0;
+        input.a = window(&d->x, t0, (range){n, n + 1});
+        input.c = window(&d->gates, slot, (range){n, n + 1});
+        multiply(&input, all_tiles(&input), (range){0, input.columns}, w->poller);
+    }
+    point at;
+    point_at(&at, d, t0, slot, n);
+    for (ptrdiff_t t = t0; t < t1 && !should_stop(w->poller, POINT_WORK * s->H_row); t++) {
+        if (in_steps) start_row(s, &input, x, at.gates, w->poller);
+        else fill_bias_columns(s, at.gates, d->w.bias, (range){0, s->H});
+        step_row(s, p, &at, y, from_last(t), w->poller);
+        at.h_before = y;
+        x += d->x.step;
+        y += d->y.step;
+        at.gates += d->gates.step;
+        at.aux += d->aux.step;
+        at.h = s->projects ? at.aux : y;
+        if (!s->has_c) continue;
+        at.c_before = at.c;
+        at.c += d->c.step;
+    }
+}
+
+/* ---- any rows ---- */
+
 static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_t t1, range all_rows)
 {
     const cell *cell = d->s.cell;
@@ -96,13 +153,25 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
     share own = take_share(d, w, rows_taking(d, t0, all_rows));
     if (!own.n) return;
     range rows = own.rows, units = columns_of(d->s.H, own.k, own.n);
-    product input = input_product(d, t0, t1, t0 - first, rows);
+    if (!d->begin && own.n == 1 && rows.end - rows.begin == 1) {
+        forward_row(d, w, t0, t1, t0 - first, rows.begin);
+        return;
+    }
+    product input = input_product(&d->s, &d->w, d->K), p[MOST_STAGES];
+    input.rows = rows_of_block(d, t0, t1, rows);
+    input.a = window(&d->x, t0, rows);
+    input.c = window(&d->gates, t0 - first, rows);
     multiply(&input, all_tiles(&input), columns_of(input.columns, own.k, own.n), w->poller);
     if (*w->stopped) return;
-    for (ptrdiff_t t = t0; t < t1; t++) fill_bias_columns(d, t, t - first, rows, units);
+    for (ptrdiff_t t = t0; t < t1 && d->s.gates < d->s.columns; t++) {
+        range taking = rows_taking(d, t, rows);
+        for (ptrdiff_t n = taking.begin; n < taking.end; n++) fill_bias_columns(&d->s, row_at(&d->gates, t - first, n), d->w.bias, units);
+    }
     if (own.n > 1) barrier(w);
-    product p[MOST_STAGES];
-    for (int i = 0; i < stages; i++) p[i] = stage_product(d, i, rows);
+    for (int i = 0; i < stages; i++) {
+        p[i] = stage_product(&d->s, &d->w, i);
+        set_rows(&p[i], d, &cell->stage[i], rows);
+    }
     for (ptrdiff_t t = t0; t < t1; t++) {
         rows = rows_taking(d, t, rows);
         if (rows.begin == rows.end) return;

@@ -6,9 +6,9 @@
  * Error: at most K roundings of the running sum, as in any plain loop (products are exact with the fused instruction). Every element is
  * one chain of muladd() over rising k, regardless of its tile, so each row of C depends bitwise only on that row of A.
  * Cost: a tile of up to 6 rows x TILE_VECS vectors of C stays in registers over the whole chain. Per k it loads TILE_VECS vectors and 6
- * elements for 6 * TILE_VECS multiply-adds. Rows are divided evenly over the tiles, so that no tile is left with a single row. A single
- * row takes several narrow panels at a time, because fewer than four chains leave the multiply-adds waiting for one another (AVX2, LSTM
- * N = 1 H = 256: 0.66 of the time).
+ * elements for 6 * TILE_VECS multiply-adds. Rows are divided evenly over the tiles, so that no tile is left with a single row. A product
+ * of a single row, multiply_row(), lists no rows and takes several narrow panels at a time, because fewer than four chains leave the
+ * multiply-adds waiting for one another (AVX2, LSTM N = 1 H = 256: 0.66 of the time).
  */
 #pragma once
 
@@ -79,8 +79,14 @@ INLINE void strip(const int R, ptrdiff_t V, const operands *o)
 
 static void strip_1(ptrdiff_t V, const operands *o)
 {
-    if (ROW_PANELS > 1 && V == ROW_PANELS * TILE_VECS) tile(1, ROW_PANELS * TILE_VECS, o);
-    else strip(1, V, o);
+    switch (V) {
+#if TILE_VECS == 2
+    case 8: tile(1, 8, o); break;
+    case 6: tile(1, 6, o); break;
+    case 4: tile(1, 4, o); break;
+#endif
+    default: strip(1, V, o);
+    }
 }
 
 static void strip_2(ptrdiff_t V, const operands *o)
@@ -121,6 +127,19 @@ typedef struct {
     int whole;         /* the rows of C may be written up to a whole vector */
     int from_last;     /* begin with the last panel */
 } product;
+
+/* The operands of tiles of some columns of one panel, or, for a single row, of several, but for the addresses of their rows. The range of
+ * columns begins at a whole vector. */
+INLINE operands operands_of(const product *p, range columns)
+{
+    static const REAL zeros[ROW_PANELS * TILE_COLUMNS];
+    const ptrdiff_t j = columns.begin, first = j / TILE_COLUMNS * TILE_COLUMNS;
+    operands o = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS, .j = j};
+    o.b = p->b + first * p->K + j - first;
+    o.b_step = round_up(min_of(TILE_COLUMNS, p->columns - first), LANES);
+    o.start = p->from == FROM_C ? NULL : p->from == FROM_ROW ? p->start + j : zeros;
+    return o;
+}
 
 /* Computes a tile of R rows in scratch, because the last vector of C may not be written, or that of plus not be read, as a whole. */
 static void multiply_edge_tile(const operands *o, ptrdiff_t R, ptrdiff_t columns)
@@ -193,19 +212,17 @@ static void find_rows(tile_group *g, const product *p, ptrdiff_t first, ptrdiff_
         for (ptrdiff_t R = each + (t < g->more), m = 0; m < R; m++, i++) g->a[i] = (REAL *)p->tiles + (r + i - m) * p->K + m;
 }
 
-/* Multiplies a group of tiles by the columns of a panel, or of ROW_PANELS panels for one row, that fall into a range, which begins at a
- * whole vector. The first tiles prefetch the next panel (NULL: none), each a vector of all its rows: otherwise the first tile of a panel
- * would wait for all of it. Measured where weights come from the third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of
- * the time. The rows of plus are prefetched before their tile: gradients of weights take 0.87 of the time for H = 512 and 1024. */
-static void multiply_panel(const product *p, const tile_group *g, ptrdiff_t first, range columns, const REAL *next, poller *w)
+/* Multiplies a group of tiles by some columns of a panel. The first tiles prefetch the next panel (NULL: none), each a vector of all its
+ * rows: otherwise the first tile of a panel would wait for all of it. Measured where weights come from the third-level cache (LSTM,
+ * H = 1024, batches of 16 and 32): 0.87 of the time. The rows of plus are prefetched before their tile: gradients of weights take 0.87 of
+ * the time for H = 512 and 1024. */
+static void multiply_panel(const product *p, const tile_group *g, range columns, const REAL *next, poller *w)
 {
-    static const REAL zeros[ROW_PANELS * TILE_COLUMNS];
     const ptrdiff_t j = columns.begin, count = columns.end - j, width = round_up(count, LANES), work = (p->K + MOVE_WORK) * width;
     const int is_edge = width > count && (!p->whole || p->plus.at);
-    operands o = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS, .j = j, .a = g->a, .c = g->c};
-    o.b = p->b + first * p->K + j - first;
-    o.b_step = round_up(min_of(TILE_COLUMNS, p->columns - first), LANES);
-    o.start = p->from == FROM_C ? NULL : p->from == FROM_ROW ? p->start + j : zeros;
+    operands o = operands_of(p, columns);
+    o.a = g->a;
+    o.c = g->c;
     if (p->plus.at) o.plus = g->plus;
     for (ptrdiff_t t = 0; t < g->tiles; t++) {
         const ptrdiff_t R = g->each + (t < g->more);
@@ -222,24 +239,67 @@ static void multiply_panel(const product *p, const tile_group *g, ptrdiff_t firs
     }
 }
 
+INLINE void multiply_row_part(const product *p, const REAL *a, REAL *c, const REAL *plus, range columns, poller *w)
+{
+    const ptrdiff_t count = columns.end - columns.begin, width = round_up(count, LANES);
+    REAL *const a_row = (REAL *)a, *const plus_row = (REAL *)plus;
+    operands o = operands_of(p, columns);
+    o.a = &a_row;
+    o.c = &c;
+    if (plus) o.plus = &plus_row;
+    if (should_stop(w, (p->K + MOVE_WORK) * width)) return;
+    if (width > count && (!p->whole || plus)) multiply_edge_tile(&o, 1, count);
+    else strip_1(width / LANES, &o);
+}
+
+/* Computes some columns of a product of a single row. plus may be NULL. Whatever has few chains goes first, because the processor then
+ * computes them beside the next panels. The range of columns begins at a whole vector. */
+static void multiply_row(const product *p, const REAL *a, REAL *c, const REAL *plus, range columns, poller *w)
+{
+    const ptrdiff_t group = ROW_PANELS * TILE_COLUMNS;
+    range whole = {round_up(columns.begin, TILE_COLUMNS), columns.end / TILE_COLUMNS * TILE_COLUMNS};
+    if (whole.begin > whole.end) { /* within a panel */
+        multiply_row_part(p, a, c, plus, columns, w);
+        return;
+    }
+    ptrdiff_t rest = (whole.end - whole.begin) % group, groups = (whole.end - whole.begin) / group;
+    if (columns.begin < whole.begin) multiply_row_part(p, a, c, plus, (range){columns.begin, whole.begin}, w);
+    if (whole.end < columns.end) multiply_row_part(p, a, c, plus, (range){whole.end, columns.end}, w);
+    if (rest) multiply_row_part(p, a, c, plus, (range){whole.begin, whole.begin + rest}, w);
+    for (ptrdiff_t i = 0; i < groups; i++) {
+        ptrdiff_t j = whole.begin + rest + (p->from_last ? groups - 1 - i : i) * group;
+        multiply_row_part(p, a, c, plus, (range){j, j + group}, w);
+    }
+}
+
+/* As multiply(), if the product has a single row. */
+static void multiply_only_row(const product *p, range columns, poller *w)
+{
+    REAL *a = (REAL *)p->tiles, *c, *plus = NULL;
+    list_rows(&c, &p->c, 0, 1);
+    if (!a) list_rows(&a, &p->a, 0, 1);
+    if (p->plus.at) list_rows(&plus, &p->plus, 0, 1);
+    multiply_row(p, a, c, plus, columns, w);
+}
+
 /* Computes some tiles and columns of a product. The range of columns begins at a whole vector. */
 static void multiply(const product *p, range tiles, range columns, poller *w)
 {
+    if (p->rows == 1) {
+        if (tiles.begin < tiles.end && columns.begin < columns.end) multiply_only_row(p, columns, w);
+        return;
+    }
     ptrdiff_t begin = columns.begin / TILE_COLUMNS, end = panels_of(columns.end);
     int is_far = p->K * p->columns >= FAR_BYTES / (ptrdiff_t)sizeof(REAL);
     for (ptrdiff_t t = tiles.begin; t < tiles.end && columns.begin < columns.end; t += GROUP_ROWS / TILE_ROWS) {
         tile_group g;
         find_rows(&g, p, t, min_of(t + GROUP_ROWS / TILE_ROWS, tiles.end));
-        for (ptrdiff_t i = begin, some; i < end; i += some) {
-            ptrdiff_t panel = p->from_last ? end - 1 - (i - begin) : i, first = p->from_last ? panel - (ROW_PANELS - 1) : panel;
-            int together = ROW_PANELS > 1 && p->rows == 1 && first * TILE_COLUMNS >= columns.begin &&
-                           (first + ROW_PANELS) * TILE_COLUMNS <= columns.end;
-            some = together ? ROW_PANELS : 1;
-            if (!together) first = panel;
-            range here = {max_of(first * TILE_COLUMNS, columns.begin), min_of((first + some) * TILE_COLUMNS, columns.end)};
-            ptrdiff_t after = (p->from_last ? first - 1 : first + 1) * TILE_COLUMNS;
+        for (ptrdiff_t i = begin; i < end; i++) {
+            ptrdiff_t panel = p->from_last ? end - 1 - (i - begin) : i;
+            range here = {max_of(panel * TILE_COLUMNS, columns.begin), min_of((panel + 1) * TILE_COLUMNS, columns.end)};
+            ptrdiff_t after = (p->from_last ? panel - 1 : panel + 1) * TILE_COLUMNS;
             int is_whole = after >= begin * TILE_COLUMNS && after + TILE_COLUMNS <= p->columns;
-            multiply_panel(p, &g, first * TILE_COLUMNS, here, is_far && is_whole ? p->b + after * p->K : NULL, w);
+            multiply_panel(p, &g, here, is_far && is_whole ? p->b + after * p->K : NULL, w);
         }
     }
 }

@@ -252,6 +252,13 @@ typedef struct { /* y = x W' + b over M rows */
     void *dweight, *dbias; /* gradients are added to them; dbias is optional */
 } rnnfast_linear;
 
+typedef struct {         /* the arrays of a prepared step, contiguous; c0 and c_n only of cells with c */
+    const void *x;       /* [N, I] */
+    const void *h0, *c0; /* NULL: zeros */
+    void *y;             /* [N, D*P] */
+    void *h_n, *c_n;     /* may be h0 and c0, to update a state in place */
+} rnnfast_step;
+
 typedef struct { /* the functions of an element type and instruction set */
     const char *isa;
     size_t item;                                         /* bytes of an element */
@@ -270,6 +277,11 @@ typedef struct { /* the functions of an element type and instruction set */
     void (*linear_backward)(const rnnfast_linear *);
     void (*sigmoid)(const void *a, void *out, size_t count); /* out may be a */
     void (*tanh)(const void *a, void *out, size_t count);
+    /* A prepared step. step_size returns nonzero where sizes() does. prepare_step fills `prepared`, which then belongs to one thread at a
+     * time and refers to `packed`. step computes one step; it is suitable for real-time threads. */
+    int (*step_size)(const rnnfast_stack *, ptrdiff_t N, size_t *bytes);
+    void (*prepare_step)(const rnnfast_stack *, ptrdiff_t N, const void *packed, void *prepared);
+    void (*step)(void *prepared, const rnnfast_step *);
 } rnnfast_table;
 
 /* The valid steps of a ragged batch: step t of row n is valid if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n
@@ -321,6 +333,7 @@ typedef struct {
     void (*arrange)(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch);
     void (*fill)(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll);
     void (*use_openmp)(const rnnfast_openmp *);
+    size_t step; /* of rnnfast_step */
 } rnnfast_api;
 
 #ifdef __cplusplus

@@ -49,6 +49,7 @@ static inline const rnnfast_api *rnnfast_import(void)
         {"rnnfast_order", sizeof(rnnfast_order), sizeof(rnnfast_order), api->order},
         {"rnnfast_linear", sizeof(rnnfast_linear), sizeof(rnnfast_linear), api->linear},
         {"rnnfast_pattern", sizeof(rnnfast_pattern), sizeof(rnnfast_pattern), api->pattern},
+        {"rnnfast_step", sizeof(rnnfast_step), sizeof(rnnfast_step), api->api < sizeof(rnnfast_api) ? 0 : api->step},
     };
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (checks[i].found < checks[i].least || checks[i].found > checks[i].most) {

@@ -134,6 +134,14 @@ cdef extern from "rnnfast.h":
         void *dweight
         void *dbias
 
+    ctypedef struct rnnfast_step:
+        const void *x
+        const void *h0
+        const void *c0
+        void *y
+        void *h_n
+        void *c_n
+
     ctypedef struct rnnfast_table:
         const char *isa
         size_t item
@@ -151,6 +159,9 @@ cdef extern from "rnnfast.h":
         void (*linear_backward)(const rnnfast_linear *) noexcept nogil
         void (*sigmoid)(const void *a, void *out, size_t count) noexcept nogil
         void (*tanh)(const void *a, void *out, size_t count) noexcept nogil
+        int (*step_size)(const rnnfast_stack *, ptrdiff_t N, size_t *bytes) noexcept nogil
+        void (*prepare_step)(const rnnfast_stack *, ptrdiff_t N, const void *packed, void *prepared) noexcept nogil
+        void (*step)(void *prepared, const rnnfast_step *) noexcept nogil
 
     ctypedef struct rnnfast_pattern:
         ptrdiff_t T, N
@@ -178,6 +189,7 @@ cdef extern from "rnnfast.h":
         void (*fill)(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row,
                      rnnfast_poll) noexcept nogil
         void (*use_openmp)(const rnnfast_openmp *) noexcept nogil
+        size_t step
 
     # Only for modules linked with the sources; all others find these in rnnfast_api.
     const char *const *rnnfast_isas() noexcept nogil

@@ -1917,7 +1917,8 @@ cdef rnnfast_api functions = rnnfast_api(
     cells=RNNFAST_CELLS, functions=RNNFAST_ACTIVATIONS, stack=sizeof(rnnfast_stack),
     problem=sizeof(rnnfast_problem), sizes=sizeof(rnnfast_sizes), order=sizeof(rnnfast_order), linear=sizeof(rnnfast_linear),
     pattern=sizeof(rnnfast_pattern), isas=rnnfast_isas, get_table=rnnfast_get_table,
-    count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill, use_openmp=rnnfast_use_openmp)
+    count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill, use_openmp=rnnfast_use_openmp,
+    step=sizeof(rnnfast_step))
 
 api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
 
