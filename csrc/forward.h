@@ -62,10 +62,11 @@ static void aim(product *p, const direction *d, const stage *g, ptrdiff_t t, ptr
 /* Columns of a row without an input product start from their bias. */
 static void fill_bias_columns(const shape *s, REAL *gates, const REAL *bias, range units)
 {
-    for (int b = s->gates; b < s->columns; b++) {
-        ptrdiff_t j = b * s->H_gate + units.begin;
-        memcpy(gates + j, bias + j, (size_t)(units.end - units.begin) * sizeof(REAL));
-    }
+    for (int b = s->gates; b < s->columns; b++)
+        for (ptrdiff_t j = units.begin, at = b * s->H_gate + j; j < units.end; j += LANES, at += LANES) {
+            ptrdiff_t lanes = min_of(LANES, units.end - j);
+            put_gate(gates + at, get_gate(bias + at, lanes), lanes);
+        }
 }
 
 /* Whether a worker's part of a stage's product covers exactly the columns of its units: gates must begin at whole vectors. */
@@ -90,23 +91,33 @@ static void multiply_stage(const direction *d, const product *p, const stage *g,
 
 /* ---- a single row ---- */
 
-/* A step of a row whose gates hold bias + W_ih x. p are the products of the stages; a projection goes to `projected`. */
-static void step_row(const shape *s, product *p, const point *at, REAL *projected, int reads_from_last, poller *w)
+/* The products of a step. */
+typedef struct {
+    product input, stages[MOST_STAGES];
+} products;
+
+static products products_of(const shape *s, const weights *w, ptrdiff_t K)
 {
-    for (int i = 0; i < s->stages; i++) {
-        const stage *g = &s->cell->stage[i];
-        p[i].from_last = reads_from_last;
-        multiply_row(&p[i], g->from_aux ? at->aux : at->h_before, g->count ? at->gates + g->first * s->H_gate : projected, NULL,
-                     (range){0, p[i].columns}, w);
-        if (g->forward) g->forward(at, (range){0, s->H});
-    }
+    products p = {.input = input_product(s, w, K)};
+    for (int i = 0; i < s->stages; i++) p.stages[i] = stage_product(s, w, i);
+    return p;
 }
 
-/* bias + W_ih x of a row. */
-static void start_row(const shape *s, const product *input, const REAL *x, REAL *gates, poller *w)
+/* A step of a row. x: multiplied by W_ih as well, unless it is NULL; gates then hold bias + W_ih x. A projection goes to `projected`. */
+static void step_row(const shape *s, products *p, const point *at, const REAL *x, REAL *projected, int reads_from_last, poller *w)
 {
-    multiply_row(input, x, gates, NULL, (range){0, input->columns}, w);
-    fill_bias_columns(s, gates, input->start, (range){0, s->H});
+    const range units = {0, s->H};
+    fill_bias_columns(s, at->gates, p->input.start, units);
+    for (int i = 0; i < s->stages; i++) {
+        const stage *g = &s->cell->stage[i];
+        product *stage = &p->stages[i];
+        const REAL *source = g->from_aux ? at->aux : at->h_before;
+        REAL *to = g->count ? at->gates + g->first * s->H_gate : projected;
+        stage->from_last = reads_from_last;
+        if (i == 0 && x) multiply_row_twice(&p->input, x, at->gates, stage, source, to, w);
+        else multiply_row(stage, source, to, w);
+        if (g->forward) g->forward(at, units);
+    }
 }
 
 /* Row n of a batch without an order takes the steps t0 .. t1-1; slot: the step of d->gates that has the gates of t0. A step multiplies its
@@ -115,31 +126,30 @@ static void forward_row(const direction *d, const worker *w, ptrdiff_t t0, ptrdi
 {
     const shape *s = &d->s;
     const int in_steps = d->K <= FEW_FEATURES || t1 - t0 == 1;
+    const ptrdiff_t x_step = d->x.step, y_step = d->y.step, gates_step = d->gates.step, aux_step = d->aux.step, c_step = d->c.step;
     const REAL *x = row_at(&d->x, t0, n);
     REAL *y = row_at(&d->y, t0, n);
-    product input = input_product(s, &d->w, d->K), p[MOST_STAGES];
-    for (int i = 0; i < s->stages; i++) p[i] = stage_product(s, &d->w, i);
+    products p = products_of(s, &d->w, d->K);
     if (!in_steps) {
+        product input = p.input;
         input.rows = t1 - t0;
         input.a = window(&d->x, t0, (range){n, n + 1});
         input.c = window(&d->gates, slot, (range){n, n + 1});
         multiply(&input, all_tiles(&input), (range){0, input.columns}, w->poller);
     }
-    point at;
+    point at = {0};
     point_at(&at, d, t0, slot, n);
     for (ptrdiff_t t = t0; t < t1 && !should_stop(w->poller, POINT_WORK * s->H_row); t++) {
-        if (in_steps) start_row(s, &input, x, at.gates, w->poller);
-        else fill_bias_columns(s, at.gates, d->w.bias, (range){0, s->H});
-        step_row(s, p, &at, y, from_last(t), w->poller);
+        step_row(s, &p, &at, in_steps ? x : NULL, y, from_last(t), w->poller);
         at.h_before = y;
-        x += d->x.step;
-        y += d->y.step;
-        at.gates += d->gates.step;
-        at.aux += d->aux.step;
+        x += x_step;
+        y += y_step;
+        at.gates += gates_step;
+        at.aux += aux_step;
         at.h = s->projects ? at.aux : y;
-        if (!s->has_c) continue;
+        if (!s->has_c) continue; /* no offset is added to NULL */
         at.c_before = at.c;
-        at.c += d->c.step;
+        at.c += c_step;
     }
 }
 
@@ -157,28 +167,25 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
         forward_row(d, w, t0, t1, t0 - first, rows.begin);
         return;
     }
-    product input = input_product(&d->s, &d->w, d->K), p[MOST_STAGES];
-    input.rows = rows_of_block(d, t0, t1, rows);
-    input.a = window(&d->x, t0, rows);
-    input.c = window(&d->gates, t0 - first, rows);
-    multiply(&input, all_tiles(&input), columns_of(input.columns, own.k, own.n), w->poller);
+    products p = products_of(&d->s, &d->w, d->K);
+    p.input.rows = rows_of_block(d, t0, t1, rows);
+    p.input.a = window(&d->x, t0, rows);
+    p.input.c = window(&d->gates, t0 - first, rows);
+    multiply(&p.input, all_tiles(&p.input), columns_of(p.input.columns, own.k, own.n), w->poller);
     if (*w->stopped) return;
     for (ptrdiff_t t = t0; t < t1 && d->s.gates < d->s.columns; t++) {
         range taking = rows_taking(d, t, rows);
         for (ptrdiff_t n = taking.begin; n < taking.end; n++) fill_bias_columns(&d->s, row_at(&d->gates, t - first, n), d->w.bias, units);
     }
     if (own.n > 1) barrier(w);
-    for (int i = 0; i < stages; i++) {
-        p[i] = stage_product(&d->s, &d->w, i);
-        set_rows(&p[i], d, &cell->stage[i], rows);
-    }
+    for (int i = 0; i < stages; i++) set_rows(&p.stages[i], d, &cell->stage[i], rows);
     for (ptrdiff_t t = t0; t < t1; t++) {
         rows = rows_taking(d, t, rows);
         if (rows.begin == rows.end) return;
         for (int i = 0; i < stages; i++) {
             const stage *g = &cell->stage[i];
-            aim(&p[i], d, g, t, t - first, rows);
-            multiply_stage(d, &p[i], g, &own, w->poller);
+            aim(&p.stages[i], d, g, t, t - first, rows);
+            multiply_stage(d, &p.stages[i], g, &own, w->poller);
             if (own.n > 1 && !has_own_columns(d, g)) barrier(w);
             if (!g->forward) continue;
             for (ptrdiff_t r = rows.begin; r < rows.end; r++) {

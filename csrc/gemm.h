@@ -15,38 +15,50 @@
 #include "packing.h"
 
 enum {
-    ROW_PANELS = TILE_VECS < 4 ? 8 / TILE_VECS : 1, /* panels at a time for a single row */
-    GROUP_ROWS = 32 * TILE_ROWS,                    /* rows whose addresses are computed at a time */
-    FAR_BYTES = 1 << 19                             /* larger packed matrices may not be in the second-level cache */
+    ROW_VECS = 8,                /* of a single row at a time: whole panels */
+    GROUP_ROWS = 32 * TILE_ROWS, /* rows whose addresses are computed at a time */
+    FAR_BYTES = 1 << 19          /* larger packed matrices may not be in the second-level cache */
 };
 
-/* The operands of one tile. A[m, k] is a[m][k * a_step]; row k of B begins at b[k * b_step], and the next panel b_panel elements
- * further; row m of the tile goes to c[m] + j. All rows start from `start`, or, if that is NULL, from the contents of c. If plus is not
- * NULL, plus[m] + j is added to row m at the end. fetch: K vectors to prefetch meanwhile, or NULL. */
+/* The terms of a tile's sums. A[m, k] is a[m][k * a_step]; row k of B begins at b[k * b_step], and the next panel b_panel elements
+ * further. */
 typedef struct {
-    ptrdiff_t K, a_step, b_step, b_panel, j;
-    REAL *const *a, *const *c, *const *plus;
-    const REAL *b, *start, *fetch;
+    ptrdiff_t K, a_step, b_step, b_panel;
+    REAL *const *a;
+    const REAL *b;
+} terms;
+
+/* The operands of one tile. Row m of the tile goes to c[m] + j. All rows start from `start`, or, if that is NULL, from the contents of c.
+ * first: terms of a single row that come before the others; K is 0 if there are none. If plus is not NULL, plus[m] + j is added to row m
+ * at the end. fetch: K vectors to prefetch meanwhile, or NULL. */
+typedef struct {
+    terms first, terms;
+    ptrdiff_t j;
+    REAL *const *c, *const *plus;
+    const REAL *start, *fetch;
 } operands;
 
-/* The micro-kernel: R rows x V vectors of one panel, or, for one row, of several. */
-INLINE void tile(const int R, const int V, const operands *o)
+/* Elements from row to row of B, for vector v of V. A single row may take several panels, of which the last may be narrow. */
+INLINE ptrdiff_t step_of_b(const int V, const int v, ptrdiff_t b_step)
 {
-    const REAL *b = o->b, *start = o->start, *fetch = o->fetch, *a[TILE_ROWS];
+    if (V <= TILE_VECS) return b_step;
+    return v < V / TILE_VECS * TILE_VECS ? TILE_COLUMNS : V % TILE_VECS * LANES;
+}
+
+/* Adds terms to the sums of R rows x V vectors. */
+INLINE void accumulate(const int R, const int V, vec sum[TILE_ROWS][ROW_VECS], const terms *t, const REAL *fetch)
+{
     const int fetches = fetch != NULL;
-    ptrdiff_t K = o->K, a_step = o->a_step, b_step = o->b_step, b_panel = o->b_panel, i = 0;
-    vec sum[TILE_ROWS][ROW_PANELS * TILE_VECS];
+    const REAL *a[TILE_ROWS], *b = t->b;
+    const ptrdiff_t K = t->K, a_step = t->a_step, b_step = t->b_step, b_panel = t->b_panel;
+    ptrdiff_t i = 0, k = 0;
 #pragma GCC unroll 6
-    for (int m = 0; m < R; m++)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sum[m][v] = load((start ? start : o->c[m] + o->j) + v * LANES);
-#pragma GCC unroll 6
-    for (int m = 0; m < R; m++) a[m] = o->a[m];
+    for (int m = 0; m < R; m++) a[m] = t->a[m];
     do { /* K >= 1; if the loop might not run at all, gcc would move the sums through memory */
-        vec bs[ROW_PANELS * TILE_VECS];
+        vec bs[ROW_VECS];
         if (fetches && R > 2) prefetch(fetch, 0), fetch += LANES;
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) bs[v] = load(b + v / TILE_VECS * b_panel + v % TILE_VECS * LANES);
+        for (int v = 0; v < V; v++) bs[v] = load(b + v / TILE_VECS * b_panel + v % TILE_VECS * LANES + k * step_of_b(V, v, b_step));
 #pragma GCC unroll 6
         for (int m = 0; m < R; m++) {
             vec am = broadcast(a[m][i]);
@@ -54,15 +66,29 @@ INLINE void tile(const int R, const int V, const operands *o)
             for (int v = 0; v < V; v++) sum[m][v] = muladd(am, bs[v], sum[m][v]);
         }
         i += a_step;
-        b += b_step;
-    } while (--K);
+    } while (++k < K);
+}
+
+/* The micro-kernel: R rows x V vectors of one panel, or, for one row, of several. */
+INLINE void tile(const int R, const int V, const operands *o)
+{
+    const REAL *start = o->start;
+    REAL *const *c = o->c, *const *plus = o->plus;
+    const ptrdiff_t j = o->j;
+    vec sum[TILE_ROWS][ROW_VECS];
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) {
-            ptrdiff_t j = o->j + v * LANES;
-            store(o->c[m] + j, o->plus ? load(o->plus[m] + j) + sum[m][v] : sum[m][v]);
-        }
+        for (int v = 0; v < V; v++) sum[m][v] = load((start ? start : c[m] + j) + v * LANES);
+    if (R == 1 && o->first.K) accumulate(R, V, sum, &o->first, NULL);
+    accumulate(R, V, sum, &o->terms, o->fetch);
+#pragma GCC unroll 6
+    for (int m = 0; m < R; m++) {
+        REAL *to = c[m] + j;
+        const REAL *more = plus ? plus[m] + j : NULL;
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) store(to + v * LANES, more ? load(more + v * LANES) + sum[m][v] : sum[m][v]);
+    }
 }
 
 INLINE void strip(const int R, ptrdiff_t V, const operands *o)
@@ -79,14 +105,7 @@ INLINE void strip(const int R, ptrdiff_t V, const operands *o)
 
 static void strip_1(ptrdiff_t V, const operands *o)
 {
-    switch (V) {
-#if TILE_VECS == 2
-    case 8: tile(1, 8, o); break;
-    case 6: tile(1, 6, o); break;
-    case 4: tile(1, 4, o); break;
-#endif
-    default: strip(1, V, o);
-    }
+    strip(1, V, o);
 }
 
 static void strip_2(ptrdiff_t V, const operands *o)
@@ -128,16 +147,17 @@ typedef struct {
     int from_last;     /* begin with the last panel */
 } product;
 
+static const REAL no_start[ROW_VECS * LANES]; /* zeros */
+
 /* The operands of tiles of some columns of one panel, or, for a single row, of several, but for the addresses of their rows. The range of
  * columns begins at a whole vector. */
 INLINE operands operands_of(const product *p, range columns)
 {
-    static const REAL zeros[ROW_PANELS * TILE_COLUMNS];
     const ptrdiff_t j = columns.begin, first = j / TILE_COLUMNS * TILE_COLUMNS;
-    operands o = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS, .j = j};
-    o.b = p->b + first * p->K + j - first;
-    o.b_step = round_up(min_of(TILE_COLUMNS, p->columns - first), LANES);
-    o.start = p->from == FROM_C ? NULL : p->from == FROM_ROW ? p->start + j : zeros;
+    operands o = {.terms = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS}, .j = j};
+    o.terms.b = p->b + first * p->K + j - first;
+    o.terms.b_step = round_up(min_of(TILE_COLUMNS, p->columns - first), LANES);
+    o.start = p->from == FROM_C ? NULL : p->from == FROM_ROW ? p->start + j : no_start;
     return o;
 }
 
@@ -221,55 +241,123 @@ static void multiply_panel(const product *p, const tile_group *g, range columns,
     const ptrdiff_t j = columns.begin, count = columns.end - j, width = round_up(count, LANES), work = (p->K + MOVE_WORK) * width;
     const int is_edge = width > count && (!p->whole || p->plus.at);
     operands o = operands_of(p, columns);
-    o.a = g->a;
+    o.terms.a = g->a;
     o.c = g->c;
     if (p->plus.at) o.plus = g->plus;
     for (ptrdiff_t t = 0; t < g->tiles; t++) {
         const ptrdiff_t R = g->each + (t < g->more);
         if (should_stop(w, R * work)) return;
-        if (p->tiles) o.a_step = R;
+        if (p->tiles) o.terms.a_step = R;
         for (ptrdiff_t m = 0; o.plus && m < R; m++)
             for (ptrdiff_t v = 0; v < width; v += LANES) prefetch(o.plus[m] + j + v, 1);
         o.fetch = next && t < TILE_VECS ? next + t * p->K * LANES : NULL;
         if (is_edge) multiply_edge_tile(&o, R, count);
         else strips[R - 1](width / LANES, &o);
-        o.a += R;
+        o.terms.a += R;
         o.c += R;
         if (o.plus) o.plus += R;
     }
 }
 
-INLINE void multiply_row_part(const product *p, const REAL *a, REAL *c, const REAL *plus, range columns, poller *w)
+/* ---- a single row ---- */
+
+/* The operands of a product of a single row. `first` is NULL, or a product whose sums this one continues: FROM_ROW, with the same columns. */
+typedef struct {
+    const REAL *a, *first_a;
+    REAL *c;
+    const REAL *plus; /* may be NULL */
+} row_operands;
+
+INLINE terms terms_of_row(const int V, const product *p, REAL *const *a, ptrdiff_t j)
 {
-    const ptrdiff_t count = columns.end - columns.begin, width = round_up(count, LANES);
-    REAL *const a_row = (REAL *)a, *const plus_row = (REAL *)plus;
-    operands o = operands_of(p, columns);
-    o.a = &a_row;
-    o.c = &c;
-    if (plus) o.plus = &plus_row;
-    if (should_stop(w, (p->K + MOVE_WORK) * width)) return;
-    if (width > count && (!p->whole || plus)) multiply_edge_tile(&o, 1, count);
-    else strip_1(width / LANES, &o);
+    return (terms){.K = p->K, .a_step = 1, .b_step = V * LANES, .b_panel = p->K * TILE_COLUMNS, .a = a, .b = p->b + j * p->K};
 }
 
-/* Computes some columns of a product of a single row. plus may be NULL. Whatever has few chains goes first, because the processor then
- * computes them beside the next panels. The range of columns begins at a whole vector. */
-static void multiply_row(const product *p, const REAL *a, REAL *c, const REAL *plus, range columns, poller *w)
+/* V vectors from column j on: whole panels, or the last ones of the matrix. Everything is inlined, so the operands are in registers. */
+INLINE void multiply_row_tile(const int V, const product *p, const product *first, const row_operands *r, const REAL *start, ptrdiff_t j)
 {
-    const ptrdiff_t group = ROW_PANELS * TILE_COLUMNS;
-    range whole = {round_up(columns.begin, TILE_COLUMNS), columns.end / TILE_COLUMNS * TILE_COLUMNS};
-    if (whole.begin > whole.end) { /* within a panel */
-        multiply_row_part(p, a, c, plus, columns, w);
+    REAL *const a = (REAL *)r->a, *const first_a = (REAL *)r->first_a, *const c = r->c, *const plus = (REAL *)r->plus;
+    operands o = {.terms = terms_of_row(V, p, &a, j), .j = j, .c = &c};
+    if (first) o.first = terms_of_row(V, first, &first_a, j);
+    if (plus) o.plus = &plus;
+    o.start = start == no_start ? start : start + j;
+    tile(1, V, &o);
+}
+
+/* Computes columns begin .. end-1: whole panels, or up to the last column, which may be written as a whole vector. The last vectors go
+ * first, because the processor then computes their few chains beside those of the next ones. */
+static void multiply_panels_of_row(const product *p, const product *first, const row_operands *r, ptrdiff_t begin, ptrdiff_t end, poller *w)
+{
+    const size_t vectors = ((size_t)(end - begin) + LANES - 1) / LANES, groups = vectors / ROW_VECS;
+    const ptrdiff_t rest = begin + (ptrdiff_t)groups * ROW_VECS * LANES, work = (p->K + MOVE_WORK) * ROW_VECS * LANES;
+    const REAL *start = first ? first->start : p->from == FROM_C ? r->c : p->from == FROM_ROW ? p->start : no_start;
+    switch (vectors % ROW_VECS) {
+    case 1: multiply_row_tile(1, p, first, r, start, rest); break;
+    case 2: multiply_row_tile(2, p, first, r, start, rest); break;
+    case 3: multiply_row_tile(3, p, first, r, start, rest); break;
+    case 4: multiply_row_tile(4, p, first, r, start, rest); break;
+    case 5: multiply_row_tile(5, p, first, r, start, rest); break;
+    case 6: multiply_row_tile(6, p, first, r, start, rest); break;
+    case 7: multiply_row_tile(7, p, first, r, start, rest); break;
+    default: break;
+    }
+    for (size_t i = 0; i < groups && !should_stop(w, work); i++) {
+        size_t group = p->from_last ? groups - 1 - i : i;
+        multiply_row_tile(ROW_VECS, p, first, r, start, begin + (ptrdiff_t)group * ROW_VECS * LANES);
+    }
+}
+
+/* Columns that begin or end within a panel, or within a vector that may not be written. */
+static void multiply_edge_of_row(const product *p, const row_operands *r, range columns)
+{
+    REAL *const a = (REAL *)r->a, *const plus = (REAL *)r->plus;
+    for (ptrdiff_t j = columns.begin, end; j < columns.end; j = end) {
+        end = min_of((j / TILE_COLUMNS + 1) * TILE_COLUMNS, columns.end);
+        operands o = operands_of(p, (range){j, end});
+        o.terms.a = &a;
+        o.c = &r->c;
+        if (plus) o.plus = &plus;
+        if ((end - j) % LANES && (!p->whole || plus)) multiply_edge_tile(&o, 1, end - j);
+        else strip_1(round_up(end - j, LANES) / LANES, &o);
+    }
+}
+
+/* Whether the last vector of a product's rows may be written as a whole. */
+INLINE int ends_whole(const product *p)
+{
+    return p->whole || p->columns % LANES == 0;
+}
+
+/* Computes some columns of a product of a single row. The range of columns begins at a whole vector. */
+static void multiply_columns_of_row(const product *p, const row_operands *r, range columns, poller *w)
+{
+    const int is_whole = columns.end == p->columns && (r->plus ? p->columns % LANES == 0 : ends_whole(p));
+    ptrdiff_t begin = min_of(round_up(columns.begin, TILE_COLUMNS), columns.end);
+    ptrdiff_t end = is_whole ? columns.end : max_of(begin, columns.end / TILE_COLUMNS * TILE_COLUMNS);
+    if (columns.begin < begin) multiply_edge_of_row(p, r, (range){columns.begin, begin});
+    if (end < columns.end) multiply_edge_of_row(p, r, (range){end, columns.end});
+    multiply_panels_of_row(p, NULL, r, begin, end, w);
+}
+
+/* Computes a whole product of a single row, c = a B. */
+INLINE void multiply_row(const product *p, const REAL *a, REAL *c, poller *w)
+{
+    row_operands r = {.a = a, .c = c};
+    if (ends_whole(p)) multiply_panels_of_row(p, NULL, &r, 0, p->columns, w);
+    else multiply_columns_of_row(p, &r, (range){0, p->columns}, w);
+}
+
+/* Computes two products of a single row, of which the second continues the sums of the first, one after the other or at once. */
+INLINE void multiply_row_twice(const product *first, const REAL *first_a, REAL *first_c, const product *p, const REAL *a, REAL *c,
+                               poller *w)
+{
+    row_operands r = {.a = a, .first_a = first_a, .c = c};
+    if (first_c == c && first->columns == p->columns && ends_whole(p)) {
+        multiply_panels_of_row(p, first, &r, 0, p->columns, w);
         return;
     }
-    ptrdiff_t rest = (whole.end - whole.begin) % group, groups = (whole.end - whole.begin) / group;
-    if (columns.begin < whole.begin) multiply_row_part(p, a, c, plus, (range){columns.begin, whole.begin}, w);
-    if (whole.end < columns.end) multiply_row_part(p, a, c, plus, (range){whole.end, columns.end}, w);
-    if (rest) multiply_row_part(p, a, c, plus, (range){whole.begin, whole.begin + rest}, w);
-    for (ptrdiff_t i = 0; i < groups; i++) {
-        ptrdiff_t j = whole.begin + rest + (p->from_last ? groups - 1 - i : i) * group;
-        multiply_row_part(p, a, c, plus, (range){j, j + group}, w);
-    }
+    multiply_row(first, first_a, first_c, w);
+    multiply_row(p, a, c, w);
 }
 
 /* As multiply(), if the product has a single row. */
@@ -279,7 +367,8 @@ static void multiply_only_row(const product *p, range columns, poller *w)
     list_rows(&c, &p->c, 0, 1);
     if (!a) list_rows(&a, &p->a, 0, 1);
     if (p->plus.at) list_rows(&plus, &p->plus, 0, 1);
-    multiply_row(p, a, c, plus, columns, w);
+    row_operands r = {.a = a, .c = c, .plus = plus};
+    multiply_columns_of_row(p, &r, columns, w);
 }
 
 /* Computes some tiles and columns of a product. The range of columns begins at a whole vector. */

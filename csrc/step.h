@@ -14,7 +14,7 @@
 
 /* A layer, of a single row. */
 typedef struct {
-    product input, stages[MOST_STAGES];
+    products products;
     cell_options options;
 } step_layer;
 
@@ -74,8 +74,7 @@ COMPACT void prepare_step(const rnnfast_stack *stack, ptrdiff_t N, const void *p
     for (ptrdiff_t layer = 0; layer < s->L; layer++) {
         step_layer *l = &p->layers[layer];
         weights w = weights_at(&weights_of_layers, s, layer, 0, 0);
-        l->input = input_product(s, &w, input_width(s, layer));
-        for (int i = 0; i < s->stages; i++) l->stages[i] = stage_product(s, &w, i);
+        l->products = products_of(s, &w, input_width(s, layer));
         l->options = (cell_options){p->problem.stack.activations[0], (REAL)stack->clip, stack->coupled, w.extra};
     }
     remove_red_zones(rest, a.used);
@@ -111,10 +110,10 @@ static void step_single_row(prepared_step *p, const rnnfast_step *arrays)
         at.h_before = h0 ? h0 : p->zeros;
         at.c_before = c0 ? c0 : p->zeros;
         at.c = c_n;
-        start_row(s, &l->input, x, p->gates, &w);
-        step_row(s, l->stages, &at, h, p->steps, &w);
+        step_row(s, &l->products, &at, x, h, p->steps, &w);
         x = h;
-        if (layer == s->L - 1) memcpy(h_n, h, (size_t)s->P * sizeof(REAL));
+        if (layer == s->L - 1)
+            FOR_UNITS (j, lanes, ((range){0, s->P})) put(h_n + j, get(h + j, lanes), lanes);
         h_n += s->P;
         if (h0) h0 += s->P;
         if (!s->has_c) continue;
