@@ -20,22 +20,13 @@ enum {
     FAR_BYTES = 1 << 19          /* larger packed matrices may not be in the second-level cache */
 };
 
-/* The terms of a tile's sums. A[m, k] is a[m][k * a_step]; row k of B begins at b[k * b_step], and the next panel b_panel elements
- * further. */
+/* The operands of one tile. A[m, k] is a[m][k * a_step]; row k of B begins at b[k * b_step], and the next panel b_panel elements
+ * further; row m of the tile goes to c[m] + j. All rows start from `start`, or, if that is NULL, from the contents of c. If plus is not
+ * NULL, plus[m] + j is added to row m at the end. fetch: K vectors to prefetch meanwhile, or NULL. */
 typedef struct {
-    ptrdiff_t K, a_step, b_step, b_panel;
-    REAL *const *a;
-    const REAL *b;
-} terms;
-
-/* The operands of one tile. Row m of the tile goes to c[m] + j. All rows start from `start`, or, if that is NULL, from the contents of c.
- * first: terms of a single row that come before the others; K is 0 if there are none. If plus is not NULL, plus[m] + j is added to row m
- * at the end. fetch: K vectors to prefetch meanwhile, or NULL. */
-typedef struct {
-    terms first, terms;
-    ptrdiff_t j;
-    REAL *const *c, *const *plus;
-    const REAL *start, *fetch;
+    ptrdiff_t K, a_step, b_step, b_panel, j;
+    REAL *const *a, *const *c, *const *plus;
+    const REAL *b, *start, *fetch;
 } operands;
 
 /* Elements from row to row of B, for vector v of V. A single row may take several panels, of which the last may be narrow. */
@@ -45,15 +36,17 @@ INLINE ptrdiff_t step_of_b(const int V, const int v, ptrdiff_t b_step)
     return v < V / TILE_VECS * TILE_VECS ? TILE_COLUMNS : V % TILE_VECS * LANES;
 }
 
-/* Adds terms to the sums of R rows x V vectors. */
-INLINE void accumulate(const int R, const int V, vec sum[TILE_ROWS][ROW_VECS], const terms *t, const REAL *fetch)
+typedef vec sums[TILE_ROWS][ROW_VECS];
+
+/* The micro-kernel: adds K terms to the sums of R rows x V vectors of one panel, or, for one row, of several. */
+INLINE void accumulate(const int R, const int V, sums sum, ptrdiff_t K, REAL *const *rows, ptrdiff_t a_step, const REAL *b,
+                       ptrdiff_t b_step, ptrdiff_t b_panel, const REAL *fetch)
 {
     const int fetches = fetch != NULL;
-    const REAL *a[TILE_ROWS], *b = t->b;
-    const ptrdiff_t K = t->K, a_step = t->a_step, b_step = t->b_step, b_panel = t->b_panel;
+    const REAL *a[TILE_ROWS];
     ptrdiff_t i = 0, k = 0;
 #pragma GCC unroll 6
-    for (int m = 0; m < R; m++) a[m] = t->a[m];
+    for (int m = 0; m < R; m++) a[m] = rows[m];
     do { /* K >= 1; if the loop might not run at all, gcc would move the sums through memory */
         vec bs[ROW_VECS];
         if (fetches && R > 2) prefetch(fetch, 0), fetch += LANES;
@@ -69,26 +62,29 @@ INLINE void accumulate(const int R, const int V, vec sum[TILE_ROWS][ROW_VECS], c
     } while (++k < K);
 }
 
-/* The micro-kernel: R rows x V vectors of one panel, or, for one row, of several. */
+INLINE void start_sums(const int V, vec sum[ROW_VECS], const REAL *from)
+{
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sum[v] = load(from + v * LANES);
+}
+
+INLINE void store_sums(const int V, REAL *to, const vec sum[ROW_VECS], const REAL *plus)
+{
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(to + v * LANES, plus ? load(plus + v * LANES) + sum[v] : sum[v]);
+}
+
 INLINE void tile(const int R, const int V, const operands *o)
 {
     const REAL *start = o->start;
     REAL *const *c = o->c, *const *plus = o->plus;
     const ptrdiff_t j = o->j;
-    vec sum[TILE_ROWS][ROW_VECS];
+    sums sum;
 #pragma GCC unroll 6
-    for (int m = 0; m < R; m++)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sum[m][v] = load((start ? start : c[m] + j) + v * LANES);
-    if (R == 1 && o->first.K) accumulate(R, V, sum, &o->first, NULL);
-    accumulate(R, V, sum, &o->terms, o->fetch);
+    for (int m = 0; m < R; m++) start_sums(V, sum[m], start ? start : c[m] + j);
+    accumulate(R, V, sum, o->K, o->a, o->a_step, o->b, o->b_step, o->b_panel, o->fetch);
 #pragma GCC unroll 6
-    for (int m = 0; m < R; m++) {
-        REAL *to = c[m] + j;
-        const REAL *more = plus ? plus[m] + j : NULL;
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) store(to + v * LANES, more ? load(more + v * LANES) + sum[m][v] : sum[m][v]);
-    }
+    for (int m = 0; m < R; m++) store_sums(V, c[m] + j, sum[m], plus ? plus[m] + j : NULL);
 }
 
 INLINE void strip(const int R, ptrdiff_t V, const operands *o)
@@ -154,9 +150,9 @@ static const REAL no_start[ROW_VECS * LANES]; /* zeros */
 INLINE operands operands_of(const product *p, range columns)
 {
     const ptrdiff_t j = columns.begin, first = j / TILE_COLUMNS * TILE_COLUMNS;
-    operands o = {.terms = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS}, .j = j};
-    o.terms.b = p->b + first * p->K + j - first;
-    o.terms.b_step = round_up(min_of(TILE_COLUMNS, p->columns - first), LANES);
+    operands o = {.K = p->K, .a_step = 1, .b_panel = p->K * TILE_COLUMNS, .j = j};
+    o.b = p->b + first * p->K + j - first;
+    o.b_step = round_up(min_of(TILE_COLUMNS, p->columns - first), LANES);
     o.start = p->from == FROM_C ? NULL : p->from == FROM_ROW ? p->start + j : no_start;
     return o;
 }
@@ -241,19 +237,19 @@ static void multiply_panel(const product *p, const tile_group *g, range columns,
     const ptrdiff_t j = columns.begin, count = columns.end - j, width = round_up(count, LANES), work = (p->K + MOVE_WORK) * width;
     const int is_edge = width > count && (!p->whole || p->plus.at);
     operands o = operands_of(p, columns);
-    o.terms.a = g->a;
+    o.a = g->a;
     o.c = g->c;
     if (p->plus.at) o.plus = g->plus;
     for (ptrdiff_t t = 0; t < g->tiles; t++) {
         const ptrdiff_t R = g->each + (t < g->more);
         if (should_stop(w, R * work)) return;
-        if (p->tiles) o.terms.a_step = R;
+        if (p->tiles) o.a_step = R;
         for (ptrdiff_t m = 0; o.plus && m < R; m++)
             for (ptrdiff_t v = 0; v < width; v += LANES) prefetch(o.plus[m] + j + v, 1);
         o.fetch = next && t < TILE_VECS ? next + t * p->K * LANES : NULL;
         if (is_edge) multiply_edge_tile(&o, R, count);
         else strips[R - 1](width / LANES, &o);
-        o.terms.a += R;
+        o.a += R;
         o.c += R;
         if (o.plus) o.plus += R;
     }
@@ -268,20 +264,15 @@ typedef struct {
     const REAL *plus; /* may be NULL */
 } row_operands;
 
-INLINE terms terms_of_row(const int V, const product *p, REAL *const *a, ptrdiff_t j)
-{
-    return (terms){.K = p->K, .a_step = 1, .b_step = V * LANES, .b_panel = p->K * TILE_COLUMNS, .a = a, .b = p->b + j * p->K};
-}
-
 /* V vectors from column j on: whole panels, or the last ones of the matrix. Everything is inlined, so the operands are in registers. */
 INLINE void multiply_row_tile(const int V, const product *p, const product *first, const row_operands *r, const REAL *start, ptrdiff_t j)
 {
-    REAL *const a = (REAL *)r->a, *const first_a = (REAL *)r->first_a, *const c = r->c, *const plus = (REAL *)r->plus;
-    operands o = {.terms = terms_of_row(V, p, &a, j), .j = j, .c = &c};
-    if (first) o.first = terms_of_row(V, first, &first_a, j);
-    if (plus) o.plus = &plus;
-    o.start = start == no_start ? start : start + j;
-    tile(1, V, &o);
+    REAL *const a = (REAL *)r->a, *const first_a = (REAL *)r->first_a;
+    sums sum;
+    start_sums(V, sum[0], start == no_start ? start : start + j);
+    if (first) accumulate(1, V, sum, first->K, &first_a, 1, first->b + j * first->K, V * LANES, first->K * TILE_COLUMNS, NULL);
+    accumulate(1, V, sum, p->K, &a, 1, p->b + j * p->K, V * LANES, p->K * TILE_COLUMNS, NULL);
+    store_sums(V, r->c + j, sum[0], r->plus ? r->plus + j : NULL);
 }
 
 /* Computes columns begin .. end-1: whole panels, or up to the last column, which may be written as a whole vector. The last vectors go
@@ -314,7 +305,7 @@ static void multiply_edge_of_row(const product *p, const row_operands *r, range 
     for (ptrdiff_t j = columns.begin, end; j < columns.end; j = end) {
         end = min_of((j / TILE_COLUMNS + 1) * TILE_COLUMNS, columns.end);
         operands o = operands_of(p, (range){j, end});
-        o.terms.a = &a;
+        o.a = &a;
         o.c = &r->c;
         if (plus) o.plus = &plus;
         if ((end - j) % LANES && (!p->whole || plus)) multiply_edge_tile(&o, 1, end - j);
