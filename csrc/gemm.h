@@ -48,7 +48,7 @@ INLINE void accumulate(const int R, const int V, sums sum, ptrdiff_t K, REAL *co
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++) a[m] = rows[m];
     do { /* K >= 1; if the loop might not run at all, gcc would move the sums through memory */
-        vec bs[ROW_VECS];
+        vec bs[ROW_VECS] = {0}; /* none of the zeros is used, but analysers do not see that */
         if (fetches && R > 2) prefetch(fetch, 0), fetch += LANES;
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) bs[v] = load(b + v / TILE_VECS * b_panel + v % TILE_VECS * LANES + k * step_of_b(V, v, b_step));

@@ -82,6 +82,7 @@ Sizes = namedtuple("Sizes", "tape forward_workspace backward_workspace")
 
 cdef enum:
     SMALL_WORKSPACE = 32768     # bytes up to which a prepared call keeps a workspace of its own
+    LARGE_STEP = 1 << 24        # bytes of weights, times rows, from which a step releases the GIL and may run on more threads
     ACTIVATION_BLOCK = 1 << 18  # elements between two polls for signals
 
 # Settings of the process, which any thread may read and change, and the symbols that threadpoolctl looks up by name (rnnfast/threads.py).
@@ -1230,6 +1231,41 @@ cdef bint has_form(Py_buffer *view, Form *form) noexcept:
     return True
 
 
+cdef bint is_single_step(Engine engine, Py_ssize_t T, Py_ssize_t N) noexcept:
+    """Return whether a call takes one step of one row, and would not gain from more threads."""
+    return T == 1 and N == 1 and engine.stack.directions == 1 and engine.packed_size < LARGE_STEP
+
+
+cdef size_t step_size(Engine engine) except 0:
+    """Return the bytes of a prepared step of one row."""
+    cdef size_t size
+    if engine.table.step_size(&engine.stack, 1, &size):
+        raise MemoryError()
+    return size
+
+
+cdef void *aligned_in(void *memory) noexcept nogil:
+    """Return the first multiple of the alignment of buffers in some memory."""
+    return <char *>memory + (-<size_t>memory & (RNNFAST_ALIGNMENT - 1))
+
+
+cdef void *borrow_step(void **spare, Engine engine, const void *packed, size_t size) except NULL:
+    """Return the spare memory, aligned_in which there is a prepared step, or prepare another one. Any thread may return it to `spare`."""
+    cdef void *memory = exchange(spare, NULL)
+    if memory == NULL:
+        memory = PyMem_Malloc(size + RNNFAST_ALIGNMENT)
+        if memory == NULL:
+            raise MemoryError()
+        engine.table.prepare_step(&engine.stack, 1, packed, aligned_in(memory))
+    return memory
+
+
+cdef void take_step(Engine engine, void *prepared, const rnnfast_problem *p) noexcept nogil:
+    """Run a prepared step on the arrays of a problem."""
+    cdef rnnfast_step arrays = rnnfast_step(x=p.x, h0=p.h0, c0=p.c0, y=p.y, h_n=p.h_n, c_n=p.c_n)
+    engine.table.step(prepared, &arrays)
+
+
 cdef class PreparedCall:
     """A prepared forward call without tape or masks: its arguments are validated and its pointers set up once.
 
@@ -1258,10 +1294,10 @@ cdef class PreparedCall:
     cdef Form of_y[2]
     cdef Form of_h, of_c
     cdef size_t workspace_size, size_of_y
-    cdef void *small                # a small workspace that no thread uses at present, or NULL
+    cdef void *small                # a small workspace or prepared step that no thread uses at present, or NULL
     cdef int now                    # which buffer of each pair holds the state
     cdef int busy                   # 0, or 1 and the number of forks: a forked child ignores the calls of its parent's threads
-    cdef bint short
+    cdef bint short, is_step        # is_step: the workspace is a prepared step of one row
 
     def __cinit__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
         cdef rnnfast_problem *p = &self.problem
@@ -1277,7 +1313,8 @@ cdef class PreparedCall:
         cdef Py_ssize_t row = 1 if time_first else p.T
         p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
         p.y_step, p.y_row = step * outputs, row * outputs
-        self.workspace_size = engine.sizes(p.T, p.N).forward_workspace
+        self.is_step = is_single_step(engine, p.T, p.N)
+        self.workspace_size = step_size(engine) if self.is_step else engine.sizes(p.T, p.N).forward_workspace
         self.size_of_y = p.T * p.N * outputs * engine.table.item
         self.state_sizes = [engine.state_bytes(p.N, engine.output_size), engine.state_bytes(p.N, engine.hidden_size)]
         self.of_h = form_of(engine, self.h)
@@ -1302,8 +1339,10 @@ cdef class PreparedCall:
                 self.of_x[i], self.of_y[i] = form_of(engine, shapes[i]), form_of(engine, self.shapes_of_y[i])
             self.workspace = pool.lease(self.workspace_size)
             p.workspace = acquire(&self.buffers, self.workspace.buffer, PyBUF_WRITABLE, self.workspace_size)
+            if self.is_step:
+                engine.table.prepare_step(&engine.stack, 1, p.packed, p.workspace)
         # Another thread might take the GIL while it is released, for longer than such a step lasts.
-        self.short = states is not None and p.N * engine.packed_size < 1 << 24
+        self.short = states is not None and p.N * engine.packed_size < LARGE_STEP
 
     def __dealloc__(self):
         release(&self.buffers)
@@ -1350,7 +1389,10 @@ cdef class PreparedCall:
             p.h_n = hold(&buffers, h_n, PyBUF_WRITABLE, self.state_sizes[0]).buf
             if c_n is not None:
                 p.c_n = hold(&buffers, c_n, PyBUF_WRITABLE, self.state_sizes[1]).buf
-            if self.workspace_size > SMALL_WORKSPACE:
+            if self.is_step:
+                small = borrow_step(&self.small, self.engine, p.packed, self.workspace_size)
+                p.workspace = aligned_in(small)
+            elif self.workspace_size > SMALL_WORKSPACE:
                 workspace = self.pool.acquire(self.workspace_size)
                 p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, self.workspace_size)
             else:
@@ -1359,9 +1401,12 @@ cdef class PreparedCall:
                     small = PyMem_Malloc(self.workspace_size + RNNFAST_ALIGNMENT)
                 if small == NULL:
                     raise MemoryError()
-                p.workspace = <char *>small + (-<size_t>small & (RNNFAST_ALIGNMENT - 1))
-            with nogil:
-                self.engine.table.forward(&p)
+                p.workspace = aligned_in(small)
+            if self.is_step:
+                take_step(self.engine, p.workspace, &p)
+            else:
+                with nogil:
+                    self.engine.table.forward(&p)
             finish(&watch)
         finally:
             release(&buffers)
@@ -1402,7 +1447,9 @@ cdef class PreparedCall:
                 return None
             p.h0, p.c0 = self.states[self.now][0], self.states[self.now][1]
             p.h_n, p.c_n = self.states[1 - self.now][0], self.states[1 - self.now][1]
-            if self.short:
+            if self.is_step:
+                take_step(self.engine, p.workspace, &p)
+            elif self.short:
                 self.engine.table.forward(&p)
             else:
                 with nogil:
@@ -1495,6 +1542,8 @@ cdef class Slots:
     cdef long long *ids                 # of the last stream in each slot; 0 for a slot never used
     cdef char *status
     cdef int forks                      # at the last change of a status
+    cdef size_t step_size               # of a prepared step of one row; 0 if such steps are calls of forward
+    cdef void *small                    # a prepared step that no thread uses at present, or NULL
 
     def __cinit__(self, Engine engine not None, packed not None, list states not None, *, pool, empty):
         cdef Py_ssize_t k
@@ -1513,11 +1562,13 @@ cdef class Slots:
             self.free[k] = self.capacity - 1 - k
         acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         self.widths = [engine.output_size * engine.table.item, engine.hidden_size * engine.table.item]
+        self.step_size = step_size(engine) if is_single_step(engine, 1, 1) else 0
         for k in range(self.kinds):
             self.states[k] = acquire(&self.buffers, states[k], PyBUF_WRITABLE, engine.num_layers * self.capacity * self.widths[k])
 
     def __dealloc__(self):
         release(&self.buffers)
+        PyMem_Free(self.small)
         PyMem_Free(self.free)
         PyMem_Free(self.ids)
         PyMem_Free(self.status)
@@ -1685,13 +1736,16 @@ cdef class Slots:
         cdef Watch watch
         cdef Buffers buffers
         cdef size_t item = self.engine.table.item
-        cdef size_t total, size[2]
+        cdef bint is_step = count == 1 and self.step_size
+        cdef size_t total = 0, size[2]
+        cdef void *small = NULL
         cdef char *at[4]                # h0, c0, h_n, c_n
         cdef Py_ssize_t i
         cdef int k
-        if self.engine.table.sizes(&self.engine.stack, 1, count, NULL, &sizes):
-            raise MemoryError()
-        total = aligned(sizes.forward_workspace)
+        if not is_step:
+            if self.engine.table.sizes(&self.engine.stack, 1, count, NULL, &sizes):
+                raise MemoryError()
+            total = aligned(sizes.forward_workspace)
         for k in range(self.kinds):
             size[k] = aligned(self.engine.num_layers * count * self.widths[k])
             total += 2 * size[k]
@@ -1708,8 +1762,9 @@ cdef class Slots:
             p.y_row = self.engine.output_size
             p.y_step = count * p.y_row
             at[0] = <char *>acquire(&buffers, scratch.buffer, PyBUF_WRITABLE, total)
-            p.workspace = at[0]
-            at[0] += aligned(sizes.forward_workspace)
+            if not is_step:
+                p.workspace = at[0]
+                at[0] += aligned(sizes.forward_workspace)
             at[2] = at[0] + size[0]
             p.h0, p.h_n = at[0], at[2]
             if self.kinds == 2:
@@ -1719,8 +1774,12 @@ cdef class Slots:
             for k in range(self.kinds):
                 for i in range(count):
                     self.copy(k, slots[i], at[k] + i * self.widths[k], count * self.widths[k], False)
-            with nogil:
-                self.engine.table.forward(&p)
+            if is_step:
+                small = borrow_step(&self.small, self.engine, p.packed, self.step_size)
+                take_step(self.engine, aligned_in(small), &p)
+            else:
+                with nogil:
+                    self.engine.table.forward(&p)
             finish(&watch)
             if y is not result:
                 y[...] = result
@@ -1729,6 +1788,8 @@ cdef class Slots:
                     self.copy(k, slots[i], at[2 + k] + i * self.widths[k], count * self.widths[k], True)
         finally:
             release(&buffers)
+            if small != NULL:
+                PyMem_Free(exchange(&self.small, small))
         return 0
 
 

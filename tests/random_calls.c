@@ -10,8 +10,8 @@
  * - Every array has exactly the size that rnnfast.h states, so AddressSanitizer sees any access past it.
  * - Memory begins as NaN, or as uninitialised for MemorySanitizer, and so do gaps between rows, masked steps and padding. Results are
  *   finite and initialised; gaps and masked steps are not written.
- * - The bits of a call are those of calls with other threads, without a tape, of parts of the batch and of parts of the steps, and of a
- *   call that runs at the same time. A sequence of a ragged batch has the bits that it has alone.
+ * - The bits of a call are those of calls with other threads, without a tape, of parts of the batch and of parts of the steps, of prepared
+ *   steps, and of a call that runs at the same time. A sequence of a ragged batch has the bits that it has alone.
  * - A call that was stopped leaves nothing behind: the next one has the same bits.
  */
 #define _POSIX_C_SOURCE 200112L /* posix_memalign() */
@@ -882,6 +882,38 @@ static void check_two_calls(caller *c, const problem *p, const outcome *expected
     if (is_edge) check_gradients_same(c, p, &whole, expected);
 }
 
+/* The steps of one row, or of some, by a prepared step, which may update the state in place. */
+static void check_steps(caller *c, const problem *all, const outcome *expected_of_all)
+{
+    const ptrdiff_t n0 = between(c, 0, all->N - 1), n1 = one_in(c, 2) ? n0 + 1 : between(c, n0 + 1, all->N);
+    const problem q = part_of_problem(c, all, 0, all->T, n0, n1), *p = &q;
+    const outcome same = part_of_outcome(c, expected_of_all, 0, all->T, n0, n1), *expected = &same;
+    const ptrdiff_t P = p->stack.P * p->stack.directions;
+    const int in_place = one_in(c, 2);
+    array x = new_array(c, 1, 1, p->N, p->stack.I, 1), y = new_array(c, 1, 1, p->N, P, 1);
+    array h = plain_copy(c, p->h0), c_state = plain_copy(c, p->c0);
+    size_t bytes;
+    if (c->table->step_size(&p->stack, p->N, &bytes)) fail(c, "step_size() refuses a stack of %s", p->cell->name);
+    void *prepared = aligned(c, bytes);
+    c->table->prepare_step(&p->stack, p->N, p->packed, prepared);
+    for (ptrdiff_t s = 0; s < p->T; s++) {
+        const ptrdiff_t t = p->stack.reverse ? p->T - 1 - s : s;
+        array h_n = new_array(c, p->states, 1, p->N, p->stack.P, 1), c_n = {0};
+        if (p->cell->has_c) c_n = new_array(c, p->states, 1, p->N, p->stack.H, 1);
+        if (in_place && h.at) h_n = h;
+        if (in_place && c_state.at) c_n = c_state;
+        for (ptrdiff_t n = 0; n < p->N; n++) memcpy(row_of(c, &x, 0, 0, n), row_of(c, &p->x, 0, t, n), (size_t)x.F * c->item);
+        unwritten(y.at, (size_t)(p->N * P) * c->item);
+        c->table->step(prepared, &(rnnfast_step){.x = x.at, .h0 = h.at, .c0 = c_state.at, .y = y.at, .h_n = h_n.at, .c_n = c_n.at});
+        for (ptrdiff_t n = 0; n < p->N; n++)
+            check_same(c, "y of a prepared step", row_of(c, &y, 0, 0, n), row_of(c, &expected->y, 0, t, n), P);
+        h = h_n;
+        c_state = c_n;
+    }
+    check_states_same(c, "h_n of prepared steps", &h, &expected->h_n);
+    check_states_same(c, "c_n of prepared steps", &c_state, &expected->c_n);
+}
+
 /* A sequence of a ragged batch as a batch of its own. */
 static void check_sequence_alone(caller *c, const problem *p, const outcome *expected)
 {
@@ -946,6 +978,7 @@ static void call_stack(caller *c)
     if (one_in(c, 3)) check_stopped(c, p, &expected);
     if (!o) check_some_rows(c, p, &expected);
     if (p->stack.directions == 1 && (o ? o->steps : p->T) > 1) check_two_calls(c, p, &expected);
+    if (!o && !p->masks.at && (p->stack.directions == 1 || p->T == 1)) check_steps(c, p, &expected);
     if (o && o->steps) check_sequence_alone(c, p, &expected);
     if (o) check_fill(c, p, &expected);
 }

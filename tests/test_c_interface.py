@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -127,6 +128,70 @@ def test_sizes_refuses_unknown_cells_and_projections(compiler, tmp_path):
     assert run([tmp_path / "refused"], tmp_path) == "0" * 8
 
 
+REAL_TIME = """
+#define _GNU_SOURCE
+#include "rnnfast.h"
+#include <linux/seccomp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int calls; /* of the functions that the linker redirects here */
+int __wrap_pthread_mutex_lock(void *mutex) { (void)mutex; calls++; return 0; }
+void *__real_malloc(size_t), *__real_calloc(size_t, size_t), *__real_realloc(void *, size_t);
+void *__wrap_malloc(size_t n) { calls++; return __real_malloc(n); }
+void *__wrap_calloc(size_t m, size_t n) { calls++; return __real_calloc(m, n); }
+void *__wrap_realloc(void *p, size_t n) { calls++; return __real_realloc(p, n); }
+
+/* Prints 0. With an argument, the steps are followed by something that a real-time thread must not do. */
+int main(int argc, char **argv)
+{
+    enum { I = 3, H = 20, N = 2, L = 2 };
+    static float W[4 * H * H], x[N * I], y[N * H], h[L * N * H], c[L * N * H];
+    static _Alignas(RNNFAST_ALIGNMENT) char packed[1 << 16], prepared[2][1 << 16];
+    const void *parameters[L * RNNFAST_KINDS] = {W, W, 0, 0, 0, 0, W, W};
+    const rnnfast_table *table = rnnfast_get_table("scalar", sizeof(float));
+    rnnfast_stack stack = {.cell = RNNFAST_LSTM, .directions = 1, .layers = L, .I = I, .H = H, .P = H};
+    rnnfast_sizes sizes;
+    rnnfast_poll none = {0};
+    if (table->sizes(&stack, 1, N, NULL, &sizes) || sizes.packed > sizeof packed) return 2;
+    table->pack(&stack, parameters, packed, NULL, 1, none);
+    for (int rows = 1; rows <= N; rows++) {
+        size_t bytes;
+        if (table->step_size(&stack, rows, &bytes) || bytes > sizeof prepared[0]) return 3;
+        table->prepare_step(&stack, rows, packed, prepared[rows - 1]);
+    }
+    void *volatile first = malloc(8); /* the heap gets memory of the system */
+    free(first);
+    calls = 0;
+    /* From here on, any system call but read, write and exit kills the process. */
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT)) return 4;
+    for (int k = 0; k < 1000; k++)
+        table->step(prepared[k % N], &(rnnfast_step){.x = x, .h0 = h, .c0 = c, .y = y, .h_n = h, .c_n = c});
+    if (argc > 1 && !strcmp(argv[1], "allocate")) x[0] = ((volatile char *)calloc(1, 8))[0];
+    if (argc > 1 && !strcmp(argv[1], "call")) x[0] = (float)syscall(SYS_getpid);
+    char printed = (char)('0' + calls);
+    if (write(1, &printed, 1) != 1) syscall(SYS_exit, 5);
+    syscall(SYS_exit, 0);
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forbid system calls")
+@pytest.mark.usefixtures("kernels")
+def test_a_prepared_step_allocates_nothing_takes_no_lock_and_makes_no_system_call(compiler, tmp_path):
+    (tmp_path / "step.c").write_text(REAL_TIME, encoding="utf-8")
+    options = [word for word in command_of_the_example() if word != "examples/c/lstm.c"]
+    wrapped = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "realloc", "pthread_mutex_lock")]
+    run([compiler, tmp_path / "step.c", *options, *wrapped, "-o", tmp_path / "step"], CHECKOUT)
+    assert run([tmp_path / "step"], tmp_path) == "0"
+    assert run([tmp_path / "step", "allocate"], tmp_path) == "1"
+    assert subprocess.run([tmp_path / "step", "call"], check=False).returncode == -signal.SIGKILL
+
+
 @pytest.mark.full
 @pytest.mark.usefixtures("kernels")
 def test_the_example_in_the_header_runs(compiler, tmp_path):
@@ -198,10 +263,10 @@ def test_the_example_in_cython_rejects_invalid_arguments(scores):
 # ---- the guard of the capsule: modules compiled with other headers than those of the library
 
 VERSION = int(re.search(r"#define RNNFAST_ABI (\d+)", HEADER.read_text(encoding="utf-8"))[1])
-STRUCTS = ["stack", "problem", "sizes", "order", "linear", "pattern", "table", "api"]
+STRUCTS = ["stack", "problem", "sizes", "order", "linear", "pattern", "step", "table", "api"]
 EDITS = {  # of the header: what is replaced, by what, and how the module is refused
     "same": ("#define RNNFAST_H$", "#define RNNFAST_H", None),
-    "fewer_entries": (r"    void \(\*tanh\)\(.*\);\n", "", None),
+    "fewer_entries": (r"    void \(\*step\)\(.*\);\n", "", None),
     "fewer_functions": (r"    RNNFAST_SOFTPLUS,.*\n", "", None),
     "version": (
         r"RNNFAST_ABI \d+",
