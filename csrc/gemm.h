@@ -47,7 +47,7 @@ INLINE void accumulate(const int R, const int V, sums sum, ptrdiff_t K, REAL *co
     ptrdiff_t i = 0, k = 0;
 #pragma GCC unroll 6
     for (int m = 0; m < R; m++) a[m] = rows[m];
-    do { /* K >= 1; if the loop might not run at all, gcc would move the sums through memory */
+    do {                        /* K >= 1; if the loop might not run at all, gcc would move the sums through memory */
         vec bs[ROW_VECS] = {0}; /* none of the zeros is used, but analysers do not see that */
         if (fetches && R > 2) prefetch(fetch, 0), fetch += LANES;
 #pragma GCC unroll 8

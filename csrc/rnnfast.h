@@ -20,6 +20,8 @@
  * - Call sizes(), the only function that can fail. Allocate packed, packed_back, tape and workspace of at least those sizes, each at a
  *   multiple of RNNFAST_ALIGNMENT bytes. Other arrays need only the alignment of their elements.
  * - pack() the parameters whenever they have changed. A packed buffer can be shared by any number of concurrent calls.
+ * - For single steps, as in an audio callback, prepare a step once (step_size, prepare_step) and call step for each. A prepared step is
+ *   suitable for real-time threads: it allocates nothing, takes no lock and makes no system call. Its bits are those of forward.
  * - For gradients, call forward with a tape. Then call backward with packed_back of the same parameters and with the same tape, x, y, h0,
  *   c0 and masks, unchanged since forward.
  *
@@ -33,7 +35,8 @@
  * they round to nearest, keep subnormals and trap nothing. They leave the caller's environment as it was, but for the flags of exceptions,
  * which they may set. Polls run in the caller's environment.
  *
- * Example (examples/c/ has one with a gradient, the command to compile the sources, and a compiled package that does not link them):
+ * Example (examples/c/ has one with a gradient, one with prepared steps, the command to compile the sources, and a compiled package that
+ * does not link them):
  *
  *     #include "rnnfast.h"
  *     #include <stdio.h>

@@ -17,6 +17,7 @@ import pytest
 from support.checkout import CHECKOUT
 
 import rnnfast
+from rnnfast import functional
 
 EXAMPLES = CHECKOUT / "examples" / "c"
 INCLUDE = Path(rnnfast.get_include())
@@ -97,6 +98,24 @@ def test_the_example_in_c_has_the_loss_and_the_gradient_of_the_layer(compiler, t
     assert float(printed["loss"]) == pytest.approx((y * y).sum() / 2, rel=1e-13)
     assert float(printed["gradient"]) == pytest.approx(gradient, rel=1e-12)
     assert float(printed["difference"]) == pytest.approx(gradient, rel=1e-8)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_example_of_a_prepared_step_agrees_with_a_stream(compiler, tmp_path):
+    options = ["examples/c/step.c" if word == "examples/c/lstm.c" else word for word in command_of_the_example()]
+    run([compiler, *options, "-Wall", "-Wextra", "-Werror", "-o", tmp_path / "step"], CHECKOUT)
+    printed = [float(line) for line in run([tmp_path / "step"], tmp_path).split()]
+
+    def numbers(count):
+        return [np.float32(k * k % 23) / np.float32(22) - np.float32(0.5) for k in range(count)]
+
+    with functional.use_isa("scalar"):
+        layer = rnnfast.LSTM(1, 20)
+    for name, array in layer.parameters.items():
+        array.flat = 0 if name == "bias_hh_l0" else numbers(array.size)
+    stream, readout = layer.stream(), np.array(numbers(20))
+    expected = [readout @ stream.step(np.float32([np.sin(n / 3)])) for n in range(48)]
+    np.testing.assert_allclose(printed, expected, rtol=1e-5, atol=1e-6)
 
 
 REFUSED = """
