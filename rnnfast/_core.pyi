@@ -193,17 +193,18 @@ class InputGradients:
 
 @disjoint_base
 class PreparedCall:
-    packed: NDArray[Any]
+    packed: NDArray[Any] | None
     def __new__(
         cls,
         engine: Engine,
-        packed: NDArray[Any],
+        packed: NDArray[Any] | None,
         shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...] | None],
         *,
         time_first: bool,
         pool: Any,
         empty: Callable[..., NDArray[Any]],
         states: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]] | None] | None = None,
+        parameters: Sequence[NDArray[Any]] | None = None,
     ) -> Self: ...
     def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
     def step(self, x: Any, out: Any, target: NDArray[Any] | None = None) -> NDArray[Any] | None: ...

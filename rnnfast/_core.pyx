@@ -1274,6 +1274,7 @@ cdef class PreparedCall:
     leaves the state unchanged.
 
     engine, packed: as for `forward`. `packed` must not change.
+    parameters: the parameters in the order of `pack`, instead of `packed`: `run` packs their present values.
     shapes: (x, y, h, c); c is None for a cell without c. x is (T, N, I), (N, T, I) or (T, I).
     time_first: whether the first axis of x is time.
     pool: BufferPool for the workspace of `run` if it is large.
@@ -1282,6 +1283,7 @@ cdef class PreparedCall:
     """
     cdef readonly object packed
     cdef Engine engine
+    cdef Pointers parameters
     cdef rnnfast_problem problem
     cdef Buffers buffers              # holds the buffers that all calls share
     cdef object pool, empty, h, c
@@ -1294,18 +1296,26 @@ cdef class PreparedCall:
     cdef Form of_y[2]
     cdef Form of_h, of_c
     cdef size_t workspace_size, size_of_y
+    cdef size_t packed_at               # where the workspace has room for packed parameters
     cdef void *small                # a small workspace or prepared step that no thread uses at present, or NULL
     cdef int now                    # which buffer of each pair holds the state
     cdef int busy                   # 0, or 1 and the number of forks: a forked child ignores the calls of its parent's threads
     cdef bint short, is_step        # is_step: the workspace is a prepared step of one row
 
-    def __cinit__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None):
+    def __cinit__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None,
+                  parameters=None):
         cdef rnnfast_problem *p = &self.problem
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
         x, y, self.h, self.c = shapes
         self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
         memset(p, 0, sizeof(p[0]))
-        p.stack, p.packed = engine.stack, acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
+        p.stack = engine.stack
+        if parameters is None:
+            p.packed = acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
+        elif packed is None and states is None:
+            self.parameters = Pointers(engine, parameters, PyBUF_SIMPLE, False)
+        else:
+            raise ValueError("parameters stand for packed weights, and their calls have no states: pass None for both")
         self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)
         p.T = self.of_x[0].shape[0 if time_first else 1]
         p.N = 1 if self.of_x[0].ndim == 2 else self.of_x[0].shape[1 if time_first else 0]
@@ -1313,8 +1323,11 @@ cdef class PreparedCall:
         cdef Py_ssize_t row = 1 if time_first else p.T
         p.x_step, p.x_row = step * engine.input_size, row * engine.input_size
         p.y_step, p.y_row = step * outputs, row * outputs
-        self.is_step = is_single_step(engine, p.T, p.N)
+        self.is_step = self.parameters is None and is_single_step(engine, p.T, p.N)
         self.workspace_size = step_size(engine) if self.is_step else engine.sizes(p.T, p.N).forward_workspace
+        if self.parameters is not None:
+            self.packed_at = aligned(self.workspace_size)
+            self.workspace_size = self.packed_at + engine.packed_size
         self.size_of_y = p.T * p.N * outputs * engine.table.item
         self.state_sizes = [engine.state_bytes(p.N, engine.output_size), engine.state_bytes(p.N, engine.hidden_size)]
         self.of_h = form_of(engine, self.h)
@@ -1358,6 +1371,7 @@ cdef class PreparedCall:
         cdef Watch watch
         cdef Buffers buffers
         cdef void *small = NULL
+        cdef const void *const *parameters = NULL
         h0, c0 = state, None
         if self.c is not None and state is not None:
             if type(state) is not tuple or len(state) != 2:
@@ -1405,7 +1419,12 @@ cdef class PreparedCall:
             if self.is_step:
                 take_step(self.engine, p.workspace, &p)
             else:
+                if self.parameters is not None:
+                    p.packed = <char *>p.workspace + self.packed_at
+                    parameters = <const void *const *>self.parameters.at
                 with nogil:
+                    if parameters != NULL:
+                        self.engine.table.pack(&p.stack, parameters, <void *>p.packed, NULL, p.threads, p.poll)
                     self.engine.table.forward(&p)
             finish(&watch)
         finally:

@@ -239,6 +239,13 @@ for name, call in {
         (3, 2, 4), (3, 2, 8), (1, 2, 8), None, empty=lambda *_: f(1)).run(f(3, 2, 4), None),
     "step without states": lambda: prepared().step(f(N, I), None),
     "update without states": lambda: prepared().update(lambda h, c: (1, None)),
+    "parameters and packed weights": lambda: make((3, 2, 4), (3, 2, 8), (1, 2, 8), None, parameters=[]),
+    "parameters and states": lambda: _core.PreparedCall(
+        engine, None, ((1, N, I), (1, N, H), (1, N, H), (1, N, H)), time_first=True, pool=BufferPool(2), empty=np.empty,
+        states=((f(1, N, H),) * 2,) * 2, parameters=weights()),
+    "too few parameters": lambda: _core.PreparedCall(
+        engine, None, ((T, N, I), (T, N, H), (1, N, H), (1, N, H)), time_first=True, pool=BufferPool(2), empty=np.empty,
+        parameters=weights()[1:]),
     "more than one step": lambda: make((2, 2, 4), (2, 2, 8), (1, 2, 8), None, states=([f(1, 2, 8)] * 2, None)),
     "order in forward": lambda: functional.forward(
         _core.Engine("gru", F, 4, 8), b(10**5), _core.Inputs(f(1, 6000, 4), order=long),

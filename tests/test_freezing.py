@@ -1,4 +1,4 @@
-"""Frozen layers give the same results in any order of calls."""
+"""Frozen layers, and prepared calls of any layer, give the same results in any order of calls."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.cells import has_c
 from support.compare import assert_same_bits, members
-from support.layers import H, I, N, T, like, make, problem, results
+from support.layers import H, I, N, T, like, make, outputs, problem, results
 
 import rnnfast
 from rnnfast import functional
@@ -50,9 +50,10 @@ GUISES = {
 }
 
 
+@pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("layout", ["time first", "batch first", "unbatched"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_frozen_calls_repeated(variant, layout, dtype, rng):
+def test_repeated_calls(variant, layout, dtype, is_frozen, rng):
     """Every call gives the result of the first one for any form of x, and returns new arrays."""
     layer = make(variant, num_layers=2, bidirectional=True, dtype=dtype, batch_first=layout == "batch first")
     shape = {"time first": (T, N, I), "batch first": (N, T, I), "unbatched": (T, I)}[layout]
@@ -64,7 +65,8 @@ def test_frozen_calls_repeated(variant, layout, dtype, rng):
         (given, layer(x, given))
         for given in (None, start, members(start)[0] if not has_c(variant) else (None, start[1]))
     ]
-    layer.freeze()
+    if is_frozen:
+        layer.freeze()
     for name, guise in GUISES.items():
         for given, (y, end) in answers:
             if isinstance(given, tuple):
@@ -79,11 +81,15 @@ def test_frozen_calls_repeated(variant, layout, dtype, rng):
                 got.fill(np.nan)
 
 
-def test_frozen_calls_reject_invalid_arguments(variant):
-    """A frozen layer rejects what any layer rejects, and the next call works."""
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_prepared_calls_reject_invalid_arguments(variant, is_frozen):
+    """A prepared call rejects what any call rejects, and the next call works."""
     layer = make(variant)
-    layer.freeze()
+    if is_frozen:
+        layer.freeze()
     x = np.ones((T, N, I), np.float32)
+    layer(x)
+    layer(x)
     y, state = layer(x)
     h, *c = members(state)
     wrong = [h[:, :2], h[0], h[..., :2], np.float32(0), "h", object()]
@@ -126,11 +132,32 @@ def test_frozen_calls_end_with_the_freezing(variant, rng):
         assert not np.array_equal(layer(x)[0], y)
 
 
-def test_frozen_calls_from_many_threads(rng):
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 1), (T, N), (60, 20)])
+def test_repeated_calls_use_the_present_parameters(variant, num_layers, shape, rng):
+    layer = make(variant, num_layers=num_layers, rng=0)
+    x = rng.standard_normal((*shape, I)).astype(np.float32)
+    for name in [None, *layer.parameters, None]:
+        before = [layer(x)[0] for _ in range(3)][-1]  # the later calls are prepared
+        if name is None:
+            layer.load_state_dict({key: value * 0.5 for key, value in layer.state_dict().items()})
+        else:
+            layer.parameters[name][...] += 0.25
+        for _ in range(2):
+            y, state = layer(x)
+            other = make(variant, num_layers=num_layers)
+            other.load_state_dict(layer.state_dict())
+            assert_same_bits(outputs(y, state), outputs(*other(x)))
+        assert not np.array_equal(y, before)
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_repeated_calls_from_many_threads(rng, is_frozen):
     layer = make("lstm")
     inputs = [rng.standard_normal((60, 20, I)).astype(np.float32) for _ in range(4)]
     expected = [layer(x)[0] for x in inputs]
-    layer.freeze()
+    if is_frozen:
+        layer.freeze()
 
     def work(k):
         for _ in range(50):

@@ -52,11 +52,12 @@ class Call(NamedTuple):
 class Weights:
     """Packed weights: a snapshot of the parameters."""
 
-    __slots__ = ("packed", "packed_back", "prepared")
+    __slots__ = ("packed", "packed_back", "plan", "prepared")
 
-    def __init__(self, packed: Array, packed_back: Array) -> None:
+    def __init__(self, packed: Any, packed_back: Any) -> None:
         self.packed: Any = packed  # None on a tape that reads packed_back only
-        self.packed_back = packed_back
+        self.packed_back: Any = packed_back
+        self.plan: Plan | None = None  # of the last call that was not prepared
         self.prepared: functional.PreparedCall | None = None  # for the shape of the last call
 
 
@@ -90,6 +91,8 @@ class Execution(Fixed):
     engine : functional.Engine
     frozen : Weights or None
         The weights of the layer while it is frozen.
+    live : Weights
+        Not packed: prepared calls that pack the present parameters.
     extras : dict of str to ndarray
         Parameters of the engine that are options of the layer, such as a leak.
     packs, tapes, workspaces, scratch, results : BufferPool
@@ -104,6 +107,7 @@ class Execution(Fixed):
         rows: Any = () if extras is None else np.ascontiguousarray(extras)[:, np.newaxis]
         self.extras: dict[str, Array] = dict(zip(names, rows, strict=False))
         self.frozen: Weights | None = None
+        self.live = Weights(None, None)
         self.packs = BufferPool(4)
         self.tapes = BufferPool(4)
         self.workspaces = BufferPool(4)
@@ -239,12 +243,16 @@ class Execution(Fixed):
         functional.pack(self.engine, self._ordered(parameters), packed, None)
         return packed
 
-    def prepare(self, plan: Plan, weights: Weights) -> None:
-        """Prepare later calls with the same shape of x."""
+    def prepare(self, plan: Plan, weights: Weights, parameters: Mapping[str, Array]) -> None:
+        """Prepare later calls with the same shape of x. Weights that are not frozen must see it twice in a row."""
+        if weights is self.live and weights.plan is not plan:
+            weights.plan = plan
+            return
         weights.prepared = functional.PreparedCall(
             self.engine,
             weights.packed,
             (plan.x, plan.y, plan.h, plan.c),
+            parameters=self._ordered(parameters) if weights is self.live else None,
             time_first=plan.time_major or len(plan.y) == 2,
             pool=self.workspaces,
             empty=self.results.empty if plan.large else np.empty,

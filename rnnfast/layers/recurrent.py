@@ -193,9 +193,10 @@ class Recurrent(ArrayLayer, Generic[State]):
             If the results do not fit into memory.
         """
         if lengths is None and mask is None and reset is None and zero_masked is False:
-            frozen = self.execution.frozen
-            if frozen is not None and frozen.prepared is not None:
-                results = frozen.prepared.run(x, state)
+            run = self.execution
+            prepared = (run.frozen or run.live).prepared
+            if prepared is not None:
+                results = prepared.run(x, state)
                 if results is not None:
                     return cast("tuple[Array, State]", results)
         return self._infer(self.execution.read(x, state, lengths, mask, reset, zero_masked))
@@ -313,8 +314,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         outputs, _ = run.run(call, packed)
         if frozen is None:
             run.packs.release(packed)
-        elif call.plan.N and call.ragged is None:
-            run.prepare(call.plan, frozen)
+        if call.plan.N and call.ragged is None:
+            run.prepare(call.plan, frozen or run.live, self._parameters)
         return outputs.y, cast("State", outputs.state)
 
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
