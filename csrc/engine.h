@@ -1,7 +1,7 @@
 /* The engine of one element type and instruction set: the table that a stub exports, and its functions other than the time loops.
  *
  * A stub (f32_avx2.c ...) defines REAL_BITS, LANES, TILE_VECS, ISA and TABLE, and includes this file. Everything but TABLE is static, so
- * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {step, linear} -> stack ->
+ * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {step -> stack, linear} ->
  * {forward, backward} -> schedule -> {layout, gemm} -> {arena, cells, packing} -> {activations, view} -> simd.
  */
 #pragma once
