@@ -19,8 +19,8 @@ static destination gate_of(const shape *s, REAL *packed, REAL *back, int b, int 
 }
 
 /* A worker's share of a layer and direction. The members of a form that is not requested are NULL. */
-static void pack_direction(const shape *s, ptrdiff_t K, const void *const *parameters, const weights *packed, const weights *back,
-                           const worker *w)
+COMPACT void pack_direction(const shape *s, ptrdiff_t K, const void *const *parameters, const weights *packed, const weights *back,
+                            const worker *w)
 {
     const REAL *w_ih = parameters[0], *w_hh = parameters[1], *b_ih = parameters[2], *b_hh = parameters[3], *w_hr = parameters[4];
     const cell *cell = s->cell;

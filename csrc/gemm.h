@@ -15,9 +15,9 @@
 #include "packing.h"
 
 enum {
-    ROW_VECS = 8,                /* of a single row at a time: whole panels */
-    GROUP_ROWS = 32 * TILE_ROWS, /* rows whose addresses are computed at a time */
-    FAR_BYTES = 1 << 19          /* larger packed matrices may not be in the second-level cache */
+    ROW_VECS = LANES == 1 ? TILE_VECS : 8, /* of a single row at a time: whole panels */
+    GROUP_ROWS = 32 * TILE_ROWS,           /* rows whose addresses are computed at a time */
+    FAR_BYTES = 1 << 19                    /* larger packed matrices may not be in the second-level cache */
 };
 
 /* The operands of one tile. A[m, k] is a[m][k * a_step]; row k of B begins at b[k * b_step], and the next panel b_panel elements
@@ -160,13 +160,14 @@ INLINE operands operands_of(const product *p, range columns)
 /* Computes a tile of R rows in scratch, because the last vector of C may not be written, or that of plus not be read, as a whole. */
 static void multiply_edge_tile(const operands *o, ptrdiff_t R, ptrdiff_t columns)
 {
-    REAL scratch[TILE_ROWS * TILE_COLUMNS], *rows[TILE_ROWS];
+    vec scratch[TILE_ROWS][TILE_VECS]; /* aligned */
+    REAL *rows[TILE_ROWS];
     operands here = *o;
     here.j = 0;
     here.c = rows;
     here.plus = NULL;
     for (ptrdiff_t m = 0; m < R; m++) {
-        rows[m] = scratch + m * TILE_COLUMNS;
+        rows[m] = (REAL *)scratch[m];
         if (!o->start) memcpy(rows[m], o->c[m] + o->j, (size_t)columns * sizeof(REAL));
     }
     strips[R - 1](round_up(columns, LANES) / LANES, &here);
@@ -195,7 +196,7 @@ static void list_ragged_rows(REAL **rows, const view *v, ptrdiff_t first, ptrdif
     }
 }
 
-static void list_rows(REAL **rows, const view *v, ptrdiff_t first, ptrdiff_t count)
+SEPARATE void list_rows(REAL **rows, const view *v, ptrdiff_t first, ptrdiff_t count)
 {
     if (v->begin) {
         list_ragged_rows(rows, v, first, count);
@@ -277,7 +278,8 @@ INLINE void multiply_row_tile(const int V, const product *p, const product *firs
 
 /* Computes columns begin .. end-1: whole panels, or up to the last column, which may be written as a whole vector. The last vectors go
  * first, because the processor then computes their few chains beside those of the next ones. */
-static void multiply_panels_of_row(const product *p, const product *first, const row_operands *r, ptrdiff_t begin, ptrdiff_t end, poller *w)
+SEPARATE void multiply_panels_of_row(const product *p, const product *first, const row_operands *r, ptrdiff_t begin, ptrdiff_t end,
+                                     poller *w)
 {
     const size_t vectors = ((size_t)(end - begin) + LANES - 1) / LANES, groups = vectors / ROW_VECS;
     const ptrdiff_t rest = begin + (ptrdiff_t)groups * ROW_VECS * LANES, work = (p->K + MOVE_WORK) * ROW_VECS * LANES;
@@ -285,11 +287,13 @@ static void multiply_panels_of_row(const product *p, const product *first, const
     switch (vectors % ROW_VECS) {
     case 1: multiply_row_tile(1, p, first, r, start, rest); break;
     case 2: multiply_row_tile(2, p, first, r, start, rest); break;
+#if LANES > 1
     case 3: multiply_row_tile(3, p, first, r, start, rest); break;
     case 4: multiply_row_tile(4, p, first, r, start, rest); break;
     case 5: multiply_row_tile(5, p, first, r, start, rest); break;
     case 6: multiply_row_tile(6, p, first, r, start, rest); break;
     case 7: multiply_row_tile(7, p, first, r, start, rest); break;
+#endif
     default: break;
     }
     for (size_t i = 0; i < groups && !should_stop(w, work); i++) {

@@ -111,7 +111,7 @@ static destination matrices_of(REAL *packed, REAL *back, ptrdiff_t count)
 }
 
 /* Part k of n of packing a weight [count, K]. */
-static void pack_weight(const destination *to, ptrdiff_t K, ptrdiff_t count, const REAL *from, int k, int n, poller *w)
+SEPARATE void pack_weight(const destination *to, ptrdiff_t K, ptrdiff_t count, const REAL *from, int k, int n, poller *w)
 {
     range own = part(panels_of(count), k, n);
     if (to->packed && k == 0 && to->j0 + count < to->j1) pack_zeros(to->packed, K, to->columns, to->j0 + count, to->j1);

@@ -30,6 +30,15 @@ typedef uint64_t BITS;
 #define COMPACT static
 #endif
 
+/* A large function that is called from several places, but compiled once. */
+#if defined(__clang__)
+#define SEPARATE static __attribute__((noinline))
+#elif defined(__GNUC__)
+#define SEPARATE static __attribute__((noinline, noclone))
+#else
+#define SEPARATE static
+#endif
+
 #if LANES == 1
 typedef REAL vec;
 typedef BITS ivec;

@@ -298,7 +298,7 @@ static ptrdiff_t block_begin(const rnnfast_problem *p, ptrdiff_t t1, ptrdiff_t *
     return (t1 - 1) / steps * steps;
 }
 
-static void backward(const rnnfast_problem *p)
+COMPACT void backward(const rnnfast_problem *p)
 {
     call c;
     start_stack(&c, p, 1);

@@ -121,6 +121,12 @@ class Engine:
     def xla_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
 
 @disjoint_base
+class Pointers:
+    def __new__(
+        cls, engine: Engine, arrays: Sequence[NDArray[Any] | None], flags: int = 0, optional: bool = False
+    ) -> Self: ...
+
+@disjoint_base
 class Order:
     begin: NDArray[np.intp]
     positions: tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -204,7 +210,7 @@ class PreparedCall:
         pool: Any,
         empty: Callable[..., NDArray[Any]],
         states: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]] | None] | None = None,
-        parameters: Sequence[NDArray[Any]] | None = None,
+        parameters: Sequence[NDArray[Any]] | Pointers | None = None,
     ) -> Self: ...
     def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
     def step(self, x: Any, out: Any, target: NDArray[Any] | None = None) -> NDArray[Any] | None: ...
@@ -225,7 +231,10 @@ def set_num_threads(n: int) -> None: ...
 def find_openmp(path: str) -> bool: ...
 def set_on_openmp(on: bool) -> None: ...
 def pack(
-    engine: Engine, parameters: Sequence[NDArray[Any]], packed: NDArray[Any] | None, packed_back: NDArray[Any] | None
+    engine: Engine,
+    parameters: Sequence[NDArray[Any]] | Pointers,
+    packed: NDArray[Any] | None,
+    packed_back: NDArray[Any] | None,
 ) -> None: ...
 def forward(
     engine: Engine,

@@ -461,8 +461,9 @@ cdef class Pointers:
     """
     cdef void **at
     cdef Views views
+    cdef Engine engine
 
-    def __cinit__(self, Engine engine, arrays, int flags, bint optional):
+    def __cinit__(self, Engine engine not None, arrays, int flags=PyBUF_SIMPLE, bint optional=False):
         cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions
         cdef ptrdiff_t i, state, rows = engine.gates * engine.hidden_size, P = engine.output_size
         cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
@@ -470,6 +471,7 @@ cdef class Pointers:
         cdef list expected = list(arrays), given = []
         cdef Py_buffer *view
         cdef int kind
+        self.engine = engine
         self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
         if self.at == NULL:
             raise MemoryError()
@@ -493,6 +495,13 @@ cdef class Pointers:
 
     def __dealloc__(self):
         PyMem_Free(self.at)
+
+
+cdef Pointers pointers_to(Engine engine, parameters):
+    """Return pointers to the parameters of an engine, which may be such pointers already."""
+    if type(parameters) is Pointers and (<Pointers>parameters).engine is engine:
+        return parameters
+    return Pointers(engine, parameters, PyBUF_SIMPLE, False)
 
 
 cdef class Order:
@@ -997,7 +1006,7 @@ def pack(Engine engine, parameters, packed, packed_back):
     Parameters
     ----------
     engine : Engine
-    parameters : sequence of ndarray
+    parameters : sequence of ndarray, or Pointers
         In the order of `parameter_shapes`.
     packed : ndarray of uint8 or None
         The buffer that `forward` reads, with engine.packed_size bytes. None to skip it.
@@ -1006,7 +1015,7 @@ def pack(Engine engine, parameters, packed, packed_back):
     """
     cdef Watch watch
     cdef Buffers buffers
-    cdef Pointers pointers = Pointers(engine, parameters, PyBUF_SIMPLE, False)
+    cdef Pointers pointers = pointers_to(engine, parameters)
     cdef void *forward_form
     cdef void *backward_form
     buffers.count = 0
@@ -1313,7 +1322,7 @@ cdef class PreparedCall:
         if parameters is None:
             p.packed = acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         elif packed is None and states is None:
-            self.parameters = Pointers(engine, parameters, PyBUF_SIMPLE, False)
+            self.parameters = pointers_to(engine, parameters)
         else:
             raise ValueError("parameters stand for packed weights, and their calls have no states: pass None for both")
         self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)

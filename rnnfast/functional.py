@@ -14,7 +14,8 @@ can be called from several threads at once. On Ctrl-C they raise KeyboardInterru
 
 pack(engine, parameters, packed, packed_back)
     Pack `parameters`, arrays in the order of `parameter_shapes`, into `packed` (engine.packed_size bytes) for forward
-    and into `packed_back` (engine.packed_back_size bytes) for backward. Either buffer may be None.
+    and into `packed_back` (engine.packed_back_size bytes) for backward. Either buffer may be None. `parameters` may
+    also be ``Pointers(engine, parameters)``, which are checked once and keep the arrays alive.
 forward(engine, packed, inputs, outputs, workspace, tape=None)
     Read `Inputs`, and write `Outputs` and the tape, if one is passed. `workspace` has the ``forward_workspace`` bytes
     of ``engine.sizes(T, N, inputs.order)``, and the tape its ``tape`` bytes. With an order, masked-out steps are
@@ -24,7 +25,8 @@ backward(engine, packed_back, inputs, y, tape, output_gradients, input_gradients
     the ``backward_workspace`` bytes of the sizes.
 PreparedCall(engine, packed, shapes, ...)
     A forward pass whose set-up is done once, for many calls with the same shapes: ``run(x, state)``, or
-    ``step(x, out)``, which keeps the state between calls.
+    ``step(x, out)``, which keeps the state between calls. With ``parameters=`` instead of `packed`, `run` packs the
+    present values of these arrays.
 order.fill(source, array), fold(engine, dy, order)
     `fill` writes the masked-out steps of an array (T, N, features): zeros if `source` is 0, the values of the previous
     or the next valid step if it is -1 or 1. `fold` is its derivative: it adds the masked-out steps of an array like dy
@@ -69,6 +71,7 @@ from rnnfast._core import (
     Order,
     OutputGradients,
     Outputs,
+    Pointers,
     PreparedCall,
     Sizes,
     backward,
@@ -96,6 +99,7 @@ __all__ = [
     "Order",
     "OutputGradients",
     "Outputs",
+    "Pointers",
     "PreparedCall",
     "Sizes",
     "activation",

@@ -52,11 +52,12 @@ class Call(NamedTuple):
 class Weights:
     """Packed weights: a snapshot of the parameters."""
 
-    __slots__ = ("packed", "packed_back", "plan", "prepared")
+    __slots__ = ("packed", "packed_back", "plan", "pointers", "prepared")
 
     def __init__(self, packed: Any, packed_back: Any) -> None:
         self.packed: Any = packed  # None on a tape that reads packed_back only
         self.packed_back: Any = packed_back
+        self.pointers: tuple[Any, Any] = None, None  # parameters, and _core.Pointers to them
         self.plan: Plan | None = None  # of the last call that was not prepared
         self.prepared: functional.PreparedCall | None = None  # for the shape of the last call
 
@@ -221,16 +222,24 @@ class Execution(Fixed):
         every = {**self.extras, **parameters}
         return [every[name] for name in self._names]
 
+    def _pointers(self, parameters: Mapping[str, Array]) -> Any:
+        """Return pointers to the parameters, which are the same arrays as long as the mapping is the same."""
+        known, pointers = self.live.pointers
+        if known is not parameters:
+            pointers = functional.Pointers(self.engine, self._ordered(parameters))
+            self.live.pointers = parameters, pointers
+        return pointers
+
     def pack(self, parameters: Mapping[str, Array]) -> Weights:
         """Pack the parameters for forward and backward, in buffers from `packs`."""
         weights = Weights(self.packs.acquire(self.engine.packed_size), self.packs.acquire(self.engine.packed_back_size))
-        functional.pack(self.engine, self._ordered(parameters), weights.packed, weights.packed_back)
+        functional.pack(self.engine, self._pointers(parameters), weights.packed, weights.packed_back)
         return weights
 
     def pack_forward(self, parameters: Mapping[str, Array]) -> Array:
         """Pack the parameters for forward only, in a buffer from `packs`."""
         packed: Array = self.packs.acquire(self.engine.packed_size)
-        functional.pack(self.engine, self._ordered(parameters), packed, None)
+        functional.pack(self.engine, self._pointers(parameters), packed, None)
         return packed
 
     def snapshot(self, parameters: Mapping[str, Array]) -> Array:
@@ -252,7 +261,7 @@ class Execution(Fixed):
             self.engine,
             weights.packed,
             (plan.x, plan.y, plan.h, plan.c),
-            parameters=self._ordered(parameters) if weights is self.live else None,
+            parameters=self._pointers(parameters) if weights is self.live else None,
             time_first=plan.time_major or len(plan.y) == 2,
             pool=self.workspaces,
             empty=self.results.empty if plan.large else np.empty,

@@ -10,6 +10,7 @@ import numpy as np
 
 from rnnfast import arguments, functional, initializers, options
 from rnnfast._types import Array, ArrayLike, Init
+from rnnfast.buffers import LARGE
 from rnnfast.streams import Stream
 
 from .base import ArrayLayer, Gradients, Tape
@@ -302,8 +303,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         return Stream(self, batch_size)
 
     def _zeros(self) -> dict[str, Array]:
-        zeros, dtype = self.execution.results.zeros, self.engine.dtype
-        return {name: zeros(array.shape, dtype) for name, array in self._parameters.items()}
+        engine = self.engine
+        zeros = np.zeros if engine.packed_size < LARGE else self.execution.results.zeros  # no gradient is large then
+        return {name: zeros(array.shape, engine.dtype) for name, array in self._parameters.items()}
 
     def _pack(self) -> Weights:
         return self.execution.pack(self._parameters)
