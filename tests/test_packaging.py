@@ -129,12 +129,20 @@ def run_python(code, **environment):
     )
 
 
-def test_import_adds_at_most_20_ms_to_numpy(tmp_path):
+def test_import_adds_at_most_a_quarter_to_the_time_of_numpy(tmp_path):
     # Processor time, which other programs lengthen less than they do elapsed time, with compiled modules as after pip.
-    code = "import time, numpy; start = time.process_time(); import rnnfast; print(time.process_time() - start)"
+    code = """
+from time import process_time
+start = process_time()
+import numpy
+before = process_time()
+import rnnfast
+print(before - start, process_time() - before)
+"""
     environment = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    seconds = min(float(run_python(code, **environment).stdout) for _ in range(7))
-    assert seconds <= 0.020
+    times = [[float(word) for word in run_python(code, **environment).stdout.split()] for _ in range(7)]
+    of_numpy, more = map(min, zip(*times, strict=True))
+    assert more <= of_numpy / 4
 
 
 def test_import_loads_nothing_but_numpy_and_the_standard_library():
