@@ -12,13 +12,13 @@
  */
 #pragma once
 
+#include "caches.h"
 #include "packing.h"
 
 enum {
     ROW_VECS = LANES == 1 ? TILE_VECS : 8,             /* of a single row at a time: whole panels */
     ROW_GROUP = TILE_VECS == 4 ? TILE_VECS : ROW_VECS, /* of a row of more vectors: wide panels one by one (H = 64: 0.86 of the time) */
-    GROUP_ROWS = 32 * TILE_ROWS,                       /* rows whose addresses are computed at a time */
-    FAR_BYTES = 1 << 19                                /* larger packed matrices may not be in the second-level cache */
+    GROUP_ROWS = 32 * TILE_ROWS                        /* rows whose addresses are computed at a time */
 };
 
 /* The operands of one tile. A[m, k] is a[m][k * a_step]; row k of B begins at b[k * b_step], and the next panel b_panel elements

@@ -7,12 +7,12 @@
 #pragma once
 
 #include "arena.h"
+#include "caches.h"
 #include "cells.h"
 #include "packing.h"
 
 enum {
     SUM_ROWS = RNNFAST_SUM_ROWS,
-    BLOCK_BYTES = 1 << 18,         /* gates of a block of steps, to stay in L2 */
     BLOCK_ROWS = 48,               /* but at least this many rows, to pay for reading W_ih */
     CROWDED = 1024 / sizeof(REAL), /* rows a multiple of this apart share a few sets of L1 */
     FEW_VECTORS = 3                /* in a gate that is padded even where masks are free */

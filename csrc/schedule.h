@@ -16,7 +16,6 @@ enum {
     SPIN_WORK = 1 << 15,    /* one spin while waiting for workers per this many multiply-adds: a twentieth of their time */
     BARRIER_WORK = 1 << 15, /* multiply-adds of one step, for each worker, that are worth a barrier */
     MANY_BARRIERS = 16,     /* times BARRIER_WORK: from here on, dividing units beats tiles of few rows, which would all read all weights */
-    FAR_WEIGHTS = 2 << 20,  /* from this many weights on, each thread should read only a part of them */
     MANY_TILES = 8,         /* unless each thread has at least this many tiles of rows */
     MOST_SPINS = 1 << 13,   /* about 120 us */
     POINT_WORK = 64         /* the pointwise part of a unit, in multiply-adds */

@@ -13,8 +13,6 @@
 #include "backward.h"
 #include "forward.h"
 
-enum { CHUNK_ROWS = 128 }; /* rows of a batch that are processed together, so that their gates stay in cache */
-
 /* ---- views of the caller's arrays and of the tape ----
  *
  * Inlined, with one expression for each member: a view that is returned from branches would be stored member by member and then copied
