@@ -114,6 +114,7 @@ class Stream(Fixed):
             empty=np.empty,
             states=(h, c),
         )
+        self._call: functional.PreparedCall | None = None  # for the shape of the last call of the stream
         self._built = True
 
     def _fixed(self) -> tuple[str, ...]:
@@ -186,8 +187,24 @@ class Stream(Fixed):
         RuntimeError
             If another thread is using the stream.
         """
-        layer = self._layer
-        call = layer.execution.read(x)
+        if (prepared := self._call) is not None:
+
+            def repeat(h: Array, c: Array | None) -> tuple[Any, Any]:
+                results = prepared.run(x, h if c is None else (h, c))
+                if results is None:
+                    return None, None
+                y, last = results
+                return y, (last,) if c is None else last
+
+            y = self._step.update(repeat)
+            if y is not None:
+                return cast("Array", y)
+        return self._call_anyhow(x)
+
+    def _call_anyhow(self, x: Any) -> Array:
+        """Process steps that come in another form than those of the last call."""
+        run = self._layer.execution
+        call = run.read(x)
         plan = call.plan
         if self.batch_size != plan.N:
             raise ValueError(
@@ -196,7 +213,8 @@ class Stream(Fixed):
 
         def process(h: Array, c: Array | None) -> tuple[Any, Any]:
             inputs = Inputs(call.inputs.x, h.reshape(plan.h), None if c is None else c.reshape(plan.c))
-            outputs, _ = layer.execution.run(call._replace(inputs=inputs), self._packed)
+            outputs, _ = run.run(call._replace(inputs=inputs), self._packed)
+            self._call = run.prepared(plan, self._packed, h.shape, None if c is None else c.shape)
             return outputs.y, (outputs.h_n, outputs.c_n)
 
         return cast("Array", self._step.update(process))

@@ -147,6 +147,39 @@ def test_forms_of_steps(form, variant, N, rng):
     assert chunk(FORMS[form](x)).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("N", [1, 3])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_repeated_calls(form, batch_first, variant, N, rng):
+    """A call is prepared for the shape of the last one; the next may have another form or shape, or be wrong."""
+    layer = make_layer(variant, I, H, num_layers=2, batch_first=batch_first)
+    stream, state = layer.stream(N), None
+    for T, change in [
+        (4, FORMS[form]),
+        (4, np.copy),
+        (4, FORMS[form]),
+        (4, np.copy),
+        (1, np.copy),
+        (1, np.copy),
+        (4, np.copy),
+    ]:
+        x = sequence(rng, T, N)
+        x = x.swapaxes(0, 1) if batch_first else x
+        expected, state = layer(x, state)
+        for wrong in (x[..., 1:], np.repeat(x, 2, axis=0 if batch_first else 1)):
+            with pytest.raises(ValueError, match=r"features|rows"):
+                stream(wrong)
+        y = stream(change(x))
+        assert_same_bits(outputs(y, stream.state), outputs(expected, state))
+        y[:] = 7  # belongs to the caller
+    if N == 1:
+        for _ in range(2):
+            x = sequence(rng, 4, 1)[:, 0]
+            expected, state = layer(x, tuple(m[:, 0] for m in state) if isinstance(state, tuple) else state[:, 0])
+            state = tuple(m[:, None] for m in state) if isinstance(state, tuple) else state[:, None]
+            assert_same_bits(outputs(stream(x), stream.state), outputs(expected, state))
+
+
 def test_other_dtypes_are_converted(dtype):
     layer = make_layer("lstm", I, H, dtype=dtype)
     for other in (bool, np.int8, np.uint64, np.float16, np.float32, np.float64):

@@ -257,11 +257,16 @@ class Execution(Fixed):
         if weights is self.live and weights.plan is not plan:
             weights.plan = plan
             return
-        weights.prepared = functional.PreparedCall(
+        pointers = self._pointers(parameters) if weights is self.live else None
+        weights.prepared = self.prepared(plan, weights.packed, plan.h, plan.c, pointers)
+
+    def prepared(self, plan: Plan, packed: Any, h: Any, c: Any, pointers: Any = None) -> functional.PreparedCall:
+        """Return a prepared call with packed weights, or pointers to parameters, and states of the shapes h and c."""
+        return functional.PreparedCall(
             self.engine,
-            weights.packed,
-            (plan.x, plan.y, plan.h, plan.c),
-            parameters=self._pointers(parameters) if weights is self.live else None,
+            packed,
+            (plan.x, plan.y, h, c),
+            parameters=pointers,
             time_first=plan.time_major or len(plan.y) == 2,
             pool=self.workspaces,
             empty=self.results.empty if plan.large else np.empty,
