@@ -119,11 +119,32 @@ __all__ = [
     "packed_order",
     "parameter_shapes",
     "set_num_threads",
+    "state_shapes",
+    "suffixes",
     "thread_limits",
     "use_isa",
     "window",
     "xla",
 ]
+
+
+def suffixes(engine: Engine, layer: int) -> list[str]:
+    """Return how the names of the parameters of a layer end, for each direction."""
+    return [f"_l{layer}", f"_l{layer}_reverse"][: engine.directions]
+
+
+def state_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of learned initial states: h of all layers and directions, then c, if the cell has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> state_shapes(Engine("lstm", np.dtype(np.float32), 3, 5))
+    {'h0_l0': (5,), 'c0_l0': (5,)}
+    """
+    ends = [suffix for layer in range(engine.num_layers) for suffix in suffixes(engine, layer)]
+    widths = {"h0": engine.output_size} | ({"c0": engine.hidden_size} if engine.info.has_c else {})
+    return {kind + end: (width,) for kind, width in widths.items() for end in ends}
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
@@ -138,7 +159,7 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     features, rows = engine.input_size, engine.gates * engine.hidden_size
     for layer in range(engine.num_layers):
-        for suffix in [f"_l{layer}", f"_l{layer}_reverse"][: engine.directions]:
+        for suffix in suffixes(engine, layer):
             shapes["weight_ih" + suffix] = (rows, features)
             shapes["weight_hh" + suffix] = (rows, engine.output_size)
             if engine.bias:

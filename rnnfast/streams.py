@@ -58,6 +58,11 @@ def _place_for(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], x: Array)
     return out
 
 
+def _or_initial(values: Iterable[Array | None], initial: Iterable[Array | None]) -> tuple[Array | None, ...]:
+    """Replace the states that are None."""
+    return tuple(start if value is None else value for value, start in zip(values, initial, strict=True))
+
+
 def _has_batch(members: Any) -> bool:
     """Return whether all arrays of a state that are not None have three axes."""
     with contextlib.suppress(TypeError, ValueError):
@@ -68,9 +73,10 @@ def _has_batch(members: Any) -> bool:
 class Stream(Fixed):
     """Process sequences as their steps arrive. Created by ``layer.stream(batch_size)``.
 
-    A stream keeps the state between calls, starting from zeros. It uses the weights that the layer had when the stream
-    was created. Results are bitwise identical to those of one call of the layer on the whole sequence. Only one thread
-    at a time may use a stream, but different streams of a layer can run concurrently.
+    A stream keeps the state between calls, starting from the layer's initial state: zeros, or with init_state a learned
+    one. It uses the parameters that the layer had when the stream was created. Results are bitwise identical to those
+    of one call of the layer on the whole sequence. Only one thread at a time may use a stream, but different streams of
+    a layer can run concurrently.
 
     If a call raises, because of an invalid argument, lack of memory or a signal handler (Ctrl-C), the state is the one
     before the call or the one after it.
@@ -81,7 +87,7 @@ class Stream(Fixed):
         Read-only.
     state : ndarray, for LSTM the pair (h, c)
         h is (L, N, H_out) and c is (L, N, H). Reading the attribute returns copies. Assigning to it copies the values;
-        None means zeros.
+        None means the initial state.
 
     Examples
     --------
@@ -104,6 +110,10 @@ class Stream(Fixed):
             return np.zeros(shape, engine.dtype), np.zeros(shape, engine.dtype)
 
         h, c = pair(engine.output_size), pair(engine.hidden_size) if engine.info.has_c else None
+        self._initial = tuple(None if one is None else one[:, np.newaxis] for one in layer._initial())
+        for own, start in zip((h, c), self._initial, strict=True):
+            if own is not None:
+                own[0][...] = start
         shapes = (1, N, engine.input_size), (1, N, engine.output_size), h[0].shape, None if c is None else c[0].shape
         self._step = functional.PreparedCall(
             engine,
@@ -228,10 +238,11 @@ class Stream(Fixed):
         run = self._layer.execution
         steps = (self.batch_size, 1) if self._layer.batch_first else (1, self.batch_size)
         values = run.state("state", value, run.plan((*steps, run.engine.input_size)))
-        self._step.update(lambda _h, _c: (None, values))
+        initial = (None if start is None else np.repeat(start, self.batch_size, axis=1) for start in self._initial)
+        self._step.update(lambda _h, _c: (None, _or_initial(values, initial)))
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state of all rows, or of some rows, to zeros.
+        """Set the state of all rows, or of some rows, to the initial one.
 
         Parameters
         ----------
@@ -249,15 +260,15 @@ class Stream(Fixed):
                 which = arguments.array("rows", rows)
                 if which.dtype.kind not in "iub" and which.size:
                     raise IndexError(f"its dtype is {which.dtype}, neither integers nor booleans")
-                which = np.arange(self.batch_size)[which if which.size else which.astype(np.intp)]
+                which = np.atleast_1d(np.arange(self.batch_size)[which if which.size else which.astype(np.intp)])
             except (IndexError, ValueError) as error:
                 raise IndexError(f"rows does not index a batch of {self.batch_size} rows: {error}") from None
 
         def cleared(*states: Array | None) -> tuple[None, list[Array | None]]:
             values = [None if state is None else state.copy() for state in states]
-            for value in values:
+            for value, start in zip(values, self._initial, strict=True):
                 if value is not None:
-                    value[:, which] = 0
+                    value[:, which] = start
             return None, values
 
         self._step.update(cleared)
@@ -304,6 +315,7 @@ class StreamPool(Fixed):
         widths = (engine.output_size, engine.hidden_size)[: 1 + engine.info.has_c]
         shapes = [arguments.countable("the states", (engine.num_layers, self.capacity, width)) for width in widths]
         states = [np.zeros(shape, engine.dtype) for shape in shapes]
+        self._initial = layer._initial()
         self._slots = _core.Slots(engine, self._packed, states, pool=run.workspaces, empty=np.empty)
         self._built = True
 
@@ -334,7 +346,7 @@ class StreamPool(Fixed):
         state : ndarray (L, H_out), for LSTM a pair with (L, H), optional
             The initial state, for example one that :meth:`leave` returned. A batch axis of length 1 in the middle, as
             in the state of a :class:`Stream`, is also accepted. None, for the state or for one of the pair, means
-            zeros.
+            the layer's initial state.
 
         Returns
         -------
@@ -355,7 +367,7 @@ class StreamPool(Fixed):
         if state is not None:
             batch = (1,) if _has_batch(state if engine.info.has_c else (state,)) else ()
             values = run.state("state", state, run.plan((1, *batch, engine.input_size)))
-        return cast("int", (self._slots.join, *values))
+        return cast("int", (self._slots.join, *_or_initial(values, self._initial)))
 
     @_core.committed
     def leave(self, id: int) -> Any:  # noqa: A002

@@ -70,6 +70,7 @@ class Kept(NamedTuple):
     tape: Any  # the engine's tape; None with checkpoints
     weights: Weights
     saved: checkpoints.Saved | None
+    learned: tuple[bool, bool] = (False, False)  # whether h0 and c0 are parameters
 
 
 def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tuple[Any, Any, Any]:
@@ -217,8 +218,6 @@ class Execution(Fixed):
 
     def _ordered(self, parameters: Mapping[str, Array]) -> list[Any]:
         """Return the parameters and the extras in the order of the engine."""
-        if not self.extras:
-            return list(parameters.values())
         every = {**self.extras, **parameters}
         return [every[name] for name in self._names]
 
@@ -341,8 +340,7 @@ class Execution(Fixed):
         engine, weights, sizes = self.engine, kept.weights, plan.sizes
         dx, dh0, dc0 = self._empty(plan, plan.x)
         dh = np.empty((plan.h[0], *plan.steps, plan.h[-1]), engine.dtype) if per_step else None
-        # There are no gradients for extras.
-        trained = [dparameters.get(name) for name in self._names] if self.extras else list(dparameters.values())
+        trained = [dparameters.get(name) for name in self._names]  # there are no gradients for extras
         results = InputGradients(dx, dh0, dc0, trained, dh)
         if not plan.N:
             return results

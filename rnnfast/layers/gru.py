@@ -38,7 +38,7 @@ class GRU(Recurrent[Array]):
     activations : list, optional
         Two activation functions, specified as for :class:`RNN`: for the gates r and z, and for n. The default is
         sigmoid, tanh.
-    bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
+    bias, batch_first, dropout, bidirectional, reverse, clip, init_state, dtype, rng
         As for :class:`RNN`.
     init : str or tuple, default "torch"
         How the parameters are initialised: "torch", "keras" and "orthogonal" as for :class:`RNN`, or
@@ -50,7 +50,8 @@ class GRU(Recurrent[Array]):
     ----------
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (3*H, I or D*H), ``weight_hh_l{k}`` (3*H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (3*H,)
-        for each layer k. The names for the reverse direction of a bidirectional layer end in ``_reverse``.
+        for each layer k; with `init_state` also ``h0_l{k}`` (H,), initially 0. The names for the reverse direction of a
+        bidirectional layer end in ``_reverse``.
 
     Raises
     ------
@@ -84,6 +85,7 @@ class GRU(Recurrent[Array]):
         reverse: bool = False,
         activations: Sequence[Any] | None = None,
         clip: float | None = None,
+        init_state: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
         init: Init = "torch",

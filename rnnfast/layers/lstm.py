@@ -42,7 +42,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         and unit.
     coupled : bool, default False
         Whether the forget gate is 1 - i. The rows of f in the parameters are then unused.
-    bias, batch_first, dropout, bidirectional, reverse, clip, dtype, rng
+    bias, batch_first, dropout, bidirectional, reverse, clip, init_state, dtype, rng
         As for :class:`RNN`.
     init : str or tuple, default "torch"
         How the parameters are initialised: "torch", "keras" and "orthogonal" as for :class:`RNN`, or one of those
@@ -59,8 +59,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (4*H, I or D*H_out), ``weight_hh_l{k}`` (4*H, H_out), ``bias_ih_l{k}`` and ``bias_hh_l{k}``
         (4*H,) for each layer k; with a projection also ``weight_hr_l{k}`` (P, H), and with peepholes ``peephole_l{k}``
-        (3, H), with rows for i, f and o. The names for the reverse direction of a bidirectional layer end in
-        ``_reverse``.
+        (3, H), with rows for i, f and o; with `init_state` also ``h0_l{k}`` (H_out,) and ``c0_l{k}`` (H,), initially 0.
+        The names for the reverse direction of a bidirectional layer end in ``_reverse``.
 
     Raises
     ------
@@ -97,6 +97,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         clip: float | None = None,
         peepholes: bool = False,
         coupled: bool = False,
+        init_state: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
         init: Init = "torch",

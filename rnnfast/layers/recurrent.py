@@ -36,7 +36,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     proj_size = 0
     activations: tuple[Any, ...] | None = None
     clip: float | None = None
-    peepholes = coupled = False
+    peepholes = coupled = init_state = False
     _leak: Any = None
     dropout: float  # can be assigned, and takes effect in the next forward
     execution: Execution
@@ -69,6 +69,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.clip = options.clip(given["clip"])
         self.peepholes = arguments.flag("peepholes", given.get("peepholes", False))
         self.coupled = arguments.flag("coupled", given.get("coupled", False))
+        self.init_state = arguments.flag("init_state", given["init_state"])
         states = self.num_layers * (1 + self.bidirectional)
         self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
@@ -83,7 +84,14 @@ class Recurrent(ArrayLayer, Generic[State]):
         shapes = functional.parameter_shapes(engine)
         if self._leak is not None:  # an option, not a parameter
             shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{engine.extra}_l")}
-        self._draw(lambda name, shape: initializer.draw(self._rng, name, shape, self.hidden_size, self.dtype), shapes)
+        learned = functional.state_shapes(engine) if self.init_state else {}
+
+        def draw(name: str, shape: tuple[int, ...]) -> Array:
+            if name in learned:
+                return np.zeros(shape, self.dtype)
+            return initializer.draw(self._rng, name, shape, self.hidden_size, self.dtype)
+
+        self._draw(draw, shapes | learned)
         if stored:  # before the parameters have been read, nothing of their size is allocated
             self._prepare(engine)
         self._built = True
@@ -117,7 +125,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             super().__setattr__(name, value)
 
     def _fixed(self) -> Collection[str]:
-        return {*super()._fixed(), "proj_size", "peepholes", "coupled"}
+        return {*super()._fixed(), "proj_size", "peepholes", "coupled", "init_state"}
 
     @property
     def leak(self) -> Any:
@@ -160,8 +168,8 @@ class Recurrent(ArrayLayer, Generic[State]):
             The input, with any strides and byte order. It is converted to the dtype of the layer. T must be at least 1;
             if N is 0, the results are empty.
         state : array_like (L*D, N, H_out), unbatched (L*D, H_out); for LSTM a pair with (L*D, N, H), optional
-            The initial state h, or for LSTM (h, c). None means zeros, for the state or for one of the pair. The
-            layout does not depend on batch_first.
+            The initial state h, or for LSTM (h, c). None, for the state or for one of the pair, means zeros, or with
+            init_state the learned one. The layout does not depend on batch_first.
         lengths : array_like of int, (N,), unbatched one integer, optional
             The number of steps of each row, from 0 to T. Rows need not be sorted: cost is proportional to the number of
             valid steps, not to T * N. Padding in x is never read, and y is 0 there. The final state is the state after
@@ -193,7 +201,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         MemoryError
             If the results do not fit into memory.
         """
-        if lengths is None and mask is None and reset is None and zero_masked is False:
+        if lengths is None and mask is None and reset is None and zero_masked is False and not self.init_state:
             run = self.execution
             prepared = (run.frozen or run.live).prepared
             if prepared is not None:
@@ -310,24 +318,48 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _pack(self) -> Weights:
         return self.execution.pack(self._parameters)
 
+    def _initial(self) -> tuple[Array, Array | None]:
+        """Return copies of the h (L*D, H_out) and c (L*D, H) with which rows start: zeros, unless they are learned."""
+        shapes, states = functional.state_shapes(self.engine), self.engine.num_layers * self.engine.directions
+        own = self._parameters if self.init_state else {}
+        values = [own[name] if own else np.zeros(shape, self.dtype) for name, shape in shapes.items()]
+        return np.stack(values[:states]), np.stack(values[states:]) if self.engine.info.has_c else None
+
+    def _started(self, call: Call) -> tuple[Call, tuple[bool, bool]]:
+        """Fill in the learned states where the caller passed none; return also whether h and c are learned ones."""
+        inputs, plan, _ = call
+        if not self.init_state:
+            return call, (False, False)
+
+        def start(state: Array | None, initial: Array | None) -> Array | None:
+            if state is not None or initial is None or len(plan.h) == 2:
+                return initial if state is None else state
+            return np.repeat(initial[:, np.newaxis], plan.N, axis=1)
+
+        h, c = self._initial()
+        inputs = functional.Inputs(inputs.x, start(inputs.h0, h), start(inputs.c0, c))
+        return call._replace(inputs=inputs), (call.inputs.h0 is None, call.inputs.c0 is None)
+
     def _infer(self, call: Call) -> tuple[Array, State]:
+        call, _ = self._started(call)
         run, frozen = self.execution, self.execution.frozen
         packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
         outputs, _ = run.run(call, packed)
         if frozen is None:
             run.packs.release(packed)
-        if call.plan.N and call.ragged is None:
+        if call.plan.N and call.ragged is None and not self.init_state:
             run.prepare(call.plan, frozen or run.live, self._parameters)
         return outputs.y, cast("State", outputs.state)
 
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
-        inputs, plan, rows = call
+        (inputs, plan, rows), learned = self._started(call)
         h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
         masks = self._masks(plan) if self.dropout and self.engine.num_layers > 1 else None
         call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)
         outputs, kept, leases = self.execution.train(call, self._parameters, checkpoint)
+        kept = kept._replace(learned=learned)
         y = outputs.y
         y.flags.writeable = False
         if y.base is not None:
@@ -350,9 +382,21 @@ class Recurrent(ArrayLayer, Generic[State]):
         last = run.state("dstate" + member, dstate, kept.call.plan)
         parameters = self._zeros()
         found = run.differentiate(kept, functional.OutputGradients(dy, *last), parameters, per_step)
+        if any(kept.learned):
+            self._add_learned(parameters, kept, found)
         gradients = Gradients(found.dx, found.dh0 if found.dc0 is None else (found.dh0, found.dc0), parameters)
         gradients.h = found.dh
         return gradients
+
+    def _add_learned(self, parameters: dict[str, Array], kept: Kept, found: functional.InputGradients) -> None:
+        """Add the gradients of the learned initial states, which are sums over the rows of the batch."""
+        names = iter(functional.state_shapes(self.engine))
+        for states, is_learned in zip((found.dh0, found.dc0), kept.learned, strict=True):
+            for state in () if states is None else states:
+                name = next(names)
+                if is_learned:
+                    with np.errstate(all="ignore"):
+                        parameters[name] += state if state.ndim == 1 else state.sum(axis=0)
 
     def _cells(self, tape: Tape) -> Array:
         if not self.engine.info.has_c:

@@ -66,6 +66,8 @@ class RNN(Recurrent[Array]):
         The leak alpha, above 0 and at most 1: a number, an array (H,) with one per unit, or any array that broadcasts
         to (L*D, H). It is an option, not a parameter: it is saved with the layer, but not trained and not part of
         ``state_dict``. Mutually exclusive with `activations` and `clip`.
+    init_state : bool, default False
+        Whether the initial state is learned: it is then a parameter, in place of zeros, wherever no state is passed.
     dtype : {numpy.float32, numpy.float64}, default numpy.float32
     rng : None, int or numpy.random.Generator
         Draws the initial parameters, and later the dropout masks.
@@ -83,7 +85,8 @@ class RNN(Recurrent[Array]):
     ----------
     parameters : mapping of str to ndarray
         ``weight_ih_l{k}`` (H, I or D*H), ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (H,) for
-        each layer k. The names for the reverse direction of a bidirectional layer end in ``_reverse``.
+        each layer k; with `init_state` also ``h0_l{k}`` (H,), initially 0. The names for the reverse direction of a
+        bidirectional layer end in ``_reverse``.
 
     Raises
     ------
@@ -122,6 +125,7 @@ class RNN(Recurrent[Array]):
         activations: Sequence[Any] | None = None,
         clip: float | None = None,
         leak: ArrayLike | None = None,
+        init_state: bool = False,
         dtype: DTypeLike = np.float32,
         rng: Seed = None,
         init: Init = "torch",

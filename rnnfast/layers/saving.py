@@ -19,7 +19,7 @@ CLASSES: dict[str, type[Any]] = {}  # the public classes by name, from which `lo
 
 FREE = ("batch_first", "dropout", "dtype")  # options that may differ between a file and the layer that loads it
 # Options that files of earlier versions lack, with the values to assume for them.
-LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None}
+LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None, "init_state": False}
 SIDES = {"forward_layer": "forward.", "backward_layer": "backward."}  # options that are layers: names of parameters
 
 
