@@ -223,3 +223,21 @@ def test_parameters_can_be_exchanged():
 def test_repr(layer, text):
     assert repr(layer) == text
     assert repr(eval(text, vars(rnnfast).copy())) == text
+
+
+def test_gru_whose_update_gate_weights_the_candidate(rng):
+    """With the rows of z negated, as docs/layers.md says."""
+    shapes = {"weight_ih_l0": (3 * H, I), "weight_hh_l0": (3 * H, H), "bias_ih_l0": (3 * H,), "bias_hh_l0": (3 * H,)}
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    x, h, expected = rng.standard_normal((5, 1, I)), np.zeros((1, H)), []
+    for x_t in x:
+        a = x_t @ arrays["weight_ih_l0"].T + arrays["bias_ih_l0"]
+        b = h @ arrays["weight_hh_l0"].T + arrays["bias_hh_l0"]
+        r, z = (1 / (1 + np.exp(-a[:, part] - b[:, part])) for part in (slice(H), slice(H, 2 * H)))
+        h = (1 - z) * h + z * np.tanh(a[:, 2 * H :] + r * b[:, 2 * H :])
+        expected.append(h)
+    for array in arrays.values():
+        array[H : 2 * H] *= -1
+    layer = rnnfast.GRU(I, H, dtype=np.float64)
+    layer.load_state_dict(arrays)
+    np.testing.assert_allclose(layer(x)[0], expected, rtol=1e-12, atol=1e-14)
