@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 try:
     from . import training
     from .functional import get_num_threads, isas, set_num_threads
-    from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, load
+    from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, from_state_dict, load
     from .streams import Stream, StreamPool
+    from .weights import load_arrays, save_arrays
 except (ImportError, ValueError) as error:  # not built, or RNNFAST_ISA names no instruction set that runs here
     from ._startup import import_error
 
@@ -47,10 +48,13 @@ __all__ = [
     "StreamPool",
     "Tape",
     "__version__",
+    "from_state_dict",
     "get_include",
     "get_num_threads",
     "isas",
     "load",
+    "load_arrays",
+    "save_arrays",
     "set_num_threads",
     "training",
 ]

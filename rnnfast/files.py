@@ -22,7 +22,7 @@ import numpy as np
 
 from ._types import Array, Path
 
-__all__ = ["Archive", "opening", "replacing", "write"]
+__all__ = ["Archive", "json_object", "opening", "reading", "replacing", "write"]
 
 # --------------------------------------------------------------------------------------------------------------- write
 
@@ -172,6 +172,8 @@ _NPY = re.compile(
 # What code raises that uses the content of a file.
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _LONGEST = 2000  # characters of the content of a file in an error
+SAFETENSORS, TORCH = "safetensors file", "file of torch.save"  # formats of other programs
+REMEDY = "pass {} to rnnfast.from_state_dict, or to from_state_dict of a layer's class"
 
 
 class _Member(NamedTuple):
@@ -195,15 +197,15 @@ class _Entry(NamedTuple):
 
 
 @contextlib.contextmanager
-def opening(path: Path) -> Iterator[Archive]:
-    """Open a file that `write` wrote, and check its structure. No array is read yet.
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading.
 
     Errors in the context that come from the content of the file are raised as a ValueError with the path.
 
     Raises
     ------
     ValueError
-        If the file was not saved by rnnfast, or is damaged.
+        If the content of the file is invalid.
     OSError
         If the file cannot be read, is not a regular file, or does not fit into memory.
     """
@@ -213,7 +215,7 @@ def opening(path: Path) -> Iterator[Archive]:
         with open(name, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(errno.EINVAL, "it is not a regular file", name)
-            yield Archive(file)
+            yield file
     except OSError as error:
         if error.filename is not None:
             raise
@@ -225,6 +227,38 @@ def opening(path: Path) -> Iterator[Archive]:
         raise ValueError(f"rnnfast cannot load {name!r}: {reason}") from error
     except (MemoryError, RuntimeError) as error:  # RuntimeError: a lock cannot be allocated
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name) from error
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[Archive]:
+    """Open a file that `write` wrote, and check its structure. No array is read yet.
+
+    Raises
+    ------
+    ValueError, OSError
+        As for `reading`.
+    """
+    with reading(path) as file:
+        found = format_of(file)
+        if found is not None:
+            raise ValueError(
+                f"it is a {found}, not a file that rnnfast saved: {REMEDY.format('rnnfast.load_arrays(path)')}"
+            )
+        yield Archive(file)
+
+
+def format_of(file: BinaryIO) -> str | None:
+    """Return the name of a format for arrays that `load_arrays` reads, if the file begins like one."""
+    begin = file.read(200)
+    file.seek(0)
+    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= os.fstat(file.fileno()).st_size:
+        return SAFETENSORS
+    # The first member of torch's archives is <name>/data.pkl; older files begin with a pickled number.
+    if begin.startswith(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.") or (
+        begin.startswith(b"PK\x03\x04") and b"/data.pkl" in begin
+    ):
+        return TORCH
+    return None
 
 
 class Archive:
@@ -286,20 +320,14 @@ class Archive:
             raise ValueError(f"its array {name!r} is damaged: its checksum is wrong")
 
     def _description(self) -> dict[str, Any]:
-        import json
-
-        about = json.loads(self._text(), object_pairs_hook=_unique, parse_constant=_no_constant)
-        if not isinstance(about, dict):
-            raise ValueError("its description is not a JSON object")
-        return about
-
-    def _text(self) -> str:
         entry = self._entries.get("rnnfast")
-        if entry is None or entry.kind[0] != "U" or entry.shape:
+        if entry is None:
+            raise ValueError(f"it has no description by rnnfast, only arrays: {REMEDY.format('numpy.load(path)')}")
+        if entry.kind[0] != "U" or entry.shape:
             raise ValueError("it has no description by rnnfast")
         content = np.empty(entry.nbytes, np.uint8)
         self._read("rnnfast", content.data)
-        return str(content.data, "utf-32-le" if entry.order == "<" else "utf-32-be")
+        return json_object(str(content.data, "utf-32-le" if entry.order == "<" else "utf-32-be"))
 
     def _bytes(self, begin: int, count: int) -> bytes:
         self._file.seek(begin)
@@ -323,7 +351,10 @@ class Archive:
                     raise ValueError(f"its member {name!r} has fields that numpy.savez does not write")
                 size, packed = (sizes[i] if value == 2**32 - 1 else value for i, value in enumerate((size, packed)))
             if flags or method or size != packed:
-                raise ValueError(f"its member {name!r} is compressed or encrypted: rnnfast stores arrays as they are")
+                raise ValueError(
+                    f"its member {name!r} is compressed or encrypted, but rnnfast stores arrays as they are: if "
+                    f"numpy.load reads the file, {REMEDY.format('numpy.load(path)')}"
+                )
             members.append(_Member(header, name, offset, begin + extra, size))
             offset = begin + extra + size
         self._check_directory(members, offset)
@@ -361,7 +392,10 @@ class Archive:
         header = self._bytes(member.begin, 10 + length)
         match = _NPY.fullmatch(header)
         if match is None:
-            raise ValueError(f"its member {name!r} is not an array of float32 or float64 in C order, or a string")
+            raise ValueError(
+                f"its member {name!r} is not an array of float32 or float64 in C order, or a string: if numpy.load reads "
+                f"the file, {REMEDY.format('numpy.load(path)')}"
+            )
         order, kind, dimensions = (part.decode() for part in match.groups())
         shape = tuple(int(size) for size in dimensions.split(",") if size)
         nbytes = math.prod(shape) * (4 * int(kind[1:]) if kind[0] == "U" else int(kind[1:]))
@@ -372,6 +406,16 @@ class Archive:
             )
         crc = _LOCAL.unpack(member.header)[6]
         return _Entry(order, kind, shape, member.begin + len(header), nbytes, zlib.crc32(header), crc)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that describes a file. Names in an object must differ."""
+    import json
+
+    about = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    if not isinstance(about, dict):
+        raise ValueError("its description is not a JSON object")
+    return about
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .linear import Embedding, Linear
 from .lstm import LSTM
 from .recurrent import Recurrent
 from .rnn import RNN
-from .saving import CLASSES, load
+from .saving import CLASSES, from_state_dict, load
 
 __all__ = [
     "GRU",
@@ -33,6 +33,7 @@ __all__ = [
     "Linear",
     "Recurrent",
     "Tape",
+    "from_state_dict",
     "load",
 ]
 

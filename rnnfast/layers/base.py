@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self, cast
 
 import numpy as np
 
@@ -143,23 +143,10 @@ class Layer(Fixed):
             raise ValueError(f"this {type(self).__name__} is frozen: call unfreeze() before loading parameters")
         if not hasattr(arrays, "keys"):
             raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
-        strict = arguments.flag("strict", strict)
-        values = {}
-        faults = []
-        for name in arrays:
-            if name in own:
-                value = arguments.real(f"arrays[{name!r}]", arrays[name], own[name].dtype)
-                if value.shape == own[name].shape:
-                    # Copied now, because it may be a view of a parameter that the loop below overwrites.
-                    values[name] = value.copy()
-                else:
-                    faults.append(f"{name} must have shape {own[name].shape} (torch's layout), got {value.shape}")
-            elif strict:
-                faults.append(f"{name} is not a parameter of this layer")
-        if strict:
-            faults.extend(f"{name} is missing" for name in own if name not in arrays)
-        if faults:
-            raise ValueError(f"arrays do not fit {saving.describe(self)}: {'; '.join(faults)}")
+        shapes = {name: array.shape for name, array in own.items()}
+        values = saving.fit(arrays, shapes, self, arguments.flag("strict", strict))
+        # Copied first, because they may be views of parameters that are overwritten.
+        values = {name: value.copy() for name, value in values.items()}
         _core.assign([own[name] for name in values], list(values.values()))
 
     def release(self) -> None:
@@ -234,8 +221,9 @@ class ArrayLayer(Layer):
 
     _transient: tuple[str, ...] = ("_built",)  # attributes that are not pickled
     _frozen: Any  # while the layer is frozen, what _pack returned, else None
-    # If a constructor finds it, the function that returns the initial values for a name and a shape: see saving.
-    _source: Callable[[str, tuple[int, ...]], Array] | None = None
+    # If a constructor finds it, the function that returns the parameters: see saving.create.
+    _source: Callable[[ArrayLayer, dict[str, tuple[int, ...]]], dict[str, Array]] | None = None
+    _first: str  # the name of a parameter that all layers of the class have
 
     def __init__(self, dtype: Any, rng: Any) -> None:
         self.dtype = arguments.dtype(dtype)
@@ -246,13 +234,61 @@ class ArrayLayer(Layer):
     def parameters(self) -> Mapping[str, Array]:
         return types.MappingProxyType(self._parameters)
 
+    @classmethod
+    def _implied(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Return the options that the shapes of the parameters determine."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_state_dict(cls, arrays: Mapping[str, ArrayLike], prefix: str = "", **options: Any) -> Self:
+        """Create a layer of this class from its parameters, whose names and shapes determine its sizes.
+
+        Parameters
+        ----------
+        arrays, prefix, **options
+            As for :func:`rnnfast.from_state_dict`, which also determines the class.
+
+        Returns
+        -------
+        layer of this class
+            With copies of the arrays. Nothing is drawn.
+
+        Raises
+        ------
+        ValueError
+            If the names and shapes are not those of a layer of this class, or contradict an option (the message lists
+            all differences).
+        TypeError
+            If `arrays` is not a mapping, if its values are not real numbers, or if the class lacks an option.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnfast
+        >>> arrays = {"head.weight": np.ones((3, 8)), "head.bias": np.zeros(3)}
+        >>> rnnfast.Linear.from_state_dict(arrays, "head.", dtype=np.float32)
+        Linear(8, 3)  # 27 parameters
+        """
+        values = saving.selected(arrays, prefix, cls._first)
+        implied = cls._implied({name: value.shape for name, value in values.items()})
+        dtype = np.float64 if values[cls._first].dtype.newbyteorder("=") == np.float64 else np.float32
+
+        def source(layer: ArrayLayer, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+            fitting = saving.fit(values, shapes, layer)
+            return {name: fitting[name].copy() for name in shapes}
+
+        return cast("Self", saving.create(cls, source, **{"dtype": dtype, **saving.agreed(implied, options)}))
+
     def _draw(self, draw: Callable[[str, tuple[int, ...]], Array], shapes: dict[str, tuple[int, ...]]) -> None:
         """Create the parameters; `draw` returns a new array for a name and a shape."""
-        create = self._source or draw
-        if self._source is not None:
-            del self._source
         for name, shape in shapes.items():
-            self._parameters[name] = lasting(create(name, arguments.countable(name, shape)))
+            arguments.countable(name, shape)
+        source = self._source
+        if source is None:
+            arrays = {name: draw(name, shape) for name, shape in shapes.items()}
+        else:
+            del self._source
+            arrays = source(self, shapes)
+        self._parameters = {name: lasting(array) for name, array in arrays.items()}
 
     def _prepare(self) -> None:
         """Create the attributes that are not pickled from the others."""

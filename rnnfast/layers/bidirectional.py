@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, NoReturn, cast
+from typing import Any, Literal, NamedTuple, NoReturn, Self, cast
 
 import numpy as np
 
@@ -65,6 +65,10 @@ class Bidirectional(Layer):
     ----------
     parameters : mapping of str to ndarray
         The arrays of the two layers, named ``forward.<name>`` and ``backward.<name>``.
+    input_size, batch_first, dtype
+        Those of both layers.
+    hidden_size : int or tuple of int
+        That of both layers, or a pair if they differ.
 
     Raises
     ------
@@ -116,8 +120,52 @@ class Bidirectional(Layer):
         self.merge = merge
         self._built = True
 
+    @classmethod
+    def from_state_dict(
+        cls,
+        arrays: Mapping[str, ArrayLike],
+        prefix: str = "",
+        merge: Literal["concat", "sum", "mul", "mean"] | None = "concat",
+        **options: Any,
+    ) -> Self:
+        """Create a layer from the parameters of its two layers, ``forward.<name>`` and ``backward.<name>``.
+
+        Parameters
+        ----------
+        arrays, prefix
+            As for :func:`rnnfast.from_state_dict`.
+        merge
+            As for the constructor.
+        **options
+            Options of both layers.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :func:`rnnfast.from_state_dict`.
+        """
+        forward = saving.from_state_dict(arrays, f"{prefix}forward.", **options)
+        return cls(forward, saving.from_state_dict(arrays, f"{prefix}backward.", **{"reverse": True, **options}), merge)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _built=True)  # pickles of 0.2.0 lack it
+
+    @property
+    def input_size(self) -> int:
+        return self.forward_layer.input_size
+
+    @property
+    def hidden_size(self) -> int | tuple[int, int]:
+        sizes = self.forward_layer.hidden_size, self.backward_layer.hidden_size
+        return sizes if sizes[0] != sizes[1] else sizes[0]
+
+    @property
+    def batch_first(self) -> bool:
+        return self.forward_layer.batch_first
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.forward_layer.dtype
 
     @property
     def parameters(self) -> Mapping[str, Array]:

@@ -71,6 +71,8 @@ class GRU(Recurrent[Array]):
     ((2, 5, 16), (2, 2, 8))
     """
 
+    _cell = "gru"
+
     def __init__(
         self,
         input_size: int,

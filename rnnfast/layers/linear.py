@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ __all__ = ["Embedding", "Linear"]
 
 class Pointwise(ArrayLayer):
     """Base class of Linear and Embedding, which map each position of x to a vector, independently of the others."""
+
+    _first = "weight"
 
     def __call__(self, x: ArrayLike) -> Array:
         """Apply the layer.
@@ -116,6 +119,14 @@ def _rows(array: Array) -> Array:
     return array.reshape(-1, array.shape[-1])
 
 
+def _matrix(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Return the shape of the weight."""
+    if len(shapes["weight"]) != 2:
+        raise ValueError(f"weight must be a matrix, got shape {shapes['weight']}")
+    rows, columns = shapes["weight"]
+    return rows, columns
+
+
 class Linear(Pointwise):
     """Affine map of the last axis, ``y = x W^T + b``, such as the readout of a recurrent layer.
 
@@ -175,6 +186,11 @@ class Linear(Pointwise):
             shapes,
         )
         self._built = True
+
+    @classmethod
+    def _implied(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        out_features, in_features = _matrix(shapes)
+        return {"in_features": in_features, "out_features": out_features, "bias": "bias" in shapes}
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -259,6 +275,11 @@ class Embedding(Pointwise):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.num_embeddings, self.embedding_dim)}
         self._draw(lambda _, shape: initializers.drawn(shape, self.dtype, self._rng.standard_normal), shapes)
         self._built = True
+
+    @classmethod
+    def _implied(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        num_embeddings, embedding_dim = _matrix(shapes)
+        return {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim}
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are read from the table itself

@@ -81,6 +81,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
     ((5, 2, 4), (32, 8))
     """
 
+    _cell = "lstm"
+
     def __init__(
         self,
         input_size: int,

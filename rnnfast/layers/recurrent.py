@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ from rnnfast._types import Array, ArrayLike, Init
 from rnnfast.buffers import LARGE
 from rnnfast.streams import Stream
 
+from . import saving
 from .base import ArrayLayer, Gradients, Tape
 from .execution import Call, Execution, Kept, Plan, Weights
 
@@ -40,7 +41,8 @@ class Recurrent(ArrayLayer, Generic[State]):
     _leak: Any = None
     dropout: float  # can be assigned, and takes effect in the next forward
     execution: Execution
-    _cell: str
+    _cell: str  # of the class, one of its cells
+    _first = saving.FIRST
     _init: Init = "torch"
     _transient = ("_built", "execution")
 
@@ -95,6 +97,21 @@ class Recurrent(ArrayLayer, Generic[State]):
         if stored:  # before the parameters have been read, nothing of their size is allocated
             self._prepare(engine)
         self._built = True
+
+    @classmethod
+    def _implied(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        implied, gates = saving.recurrent_options(shapes)
+        own = len(functional.CELLS[cls._cell].gates)
+        if gates != own:
+            raise ValueError(
+                f"the shapes of weight_ih_l0 {shapes['weight_ih_l0']} and weight_hh_l0 {shapes['weight_hh_l0']} imply "
+                f"{gates:g} gates, but {cls.__name__} has {own}: call rnnfast.from_state_dict, which finds the class"
+            )
+        known = saving.signature(cls)
+        lacking = [name for name, value in implied.items() if value and name not in known]
+        if lacking:
+            raise ValueError(f"the names of the parameters imply {lacking[0]}, which {cls.__name__} does not have")
+        return {name: value for name, value in implied.items() if name in known}
 
     def _new_engine(self) -> functional.Engine:
         return functional.Engine(

@@ -110,6 +110,8 @@ class RNN(Recurrent[Array]):
     RNN(4, 8, nonlinearity='relu', leak=0.2)  # 112 parameters
     """
 
+    _cell = "rnn_tanh"
+
     def __init__(
         self,
         input_size: int,

@@ -1,4 +1,4 @@
-"""The options of a layer as text and JSON, and the files that rebuild a layer.
+"""The options of a layer as text and JSON, and the files and arrays that rebuild a layer.
 
 A file of :mod:`rnnfast.files` holds the parameters and a header ``{"format": 1, "layer": {"class": ..., options}}``.
 """
@@ -6,14 +6,31 @@ A file of :mod:`rnnfast.files` holds the parameters and a header ``{"format": 1,
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import numpy as np
 
-from rnnfast import files
-from rnnfast._types import Path
+from rnnfast import arguments, files, functional
+from rnnfast._types import Array, ArrayLike, Path
 
-__all__ = ["CLASSES", "construct", "describe", "kind", "load", "options", "read", "signature", "to_json"]
+__all__ = [
+    "CLASSES",
+    "agreed",
+    "construct",
+    "create",
+    "describe",
+    "fit",
+    "from_state_dict",
+    "kind",
+    "load",
+    "options",
+    "read",
+    "recurrent_options",
+    "selected",
+    "signature",
+    "to_json",
+]
 
 CLASSES: dict[str, type[Any]] = {}  # the public classes by name, from which `load` builds layers
 
@@ -21,6 +38,7 @@ FREE = ("batch_first", "dropout", "dtype")  # options that may differ between a 
 # Options that files of earlier versions lack, with the values to assume for them.
 LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None, "init_state": False}
 SIDES = {"forward_layer": "forward.", "backward_layer": "backward."}  # options that are layers: names of parameters
+FIRST = "weight_ih_l0"  # the parameter that every recurrent layer has
 
 
 def kind(layer: Any) -> type[Any]:
@@ -79,6 +97,14 @@ def _essence(description: Any) -> Any:
     return {name: value for name, value in essence.items() if _matters(name, value)}
 
 
+def create(of: type[Any], source: Callable[[Any, dict[str, tuple[int, ...]]], dict[str, Array]], **given: Any) -> Any:
+    """Create a layer whose parameters are what `source` returns for the layer and their shapes. Nothing is drawn."""
+    layer: Any = object.__new__(of)
+    layer._source = source
+    layer.__init__(**given)
+    return layer
+
+
 def construct(of: type[Any], archive: files.Archive, prefix: str = "", **given: Any) -> Any:
     """Create a layer whose parameters are read from an archive, where their names start with `prefix`.
 
@@ -87,10 +113,11 @@ def construct(of: type[Any], archive: files.Archive, prefix: str = "", **given: 
     layers, arrays = given.get("num_layers"), len(archive.shapes)
     if isinstance(layers, int) and layers > arrays:
         raise ValueError(f"num_layers is {layers}, but it has only {arrays} arrays")
-    layer: Any = object.__new__(of)
-    layer._source = lambda name, shape: archive.take(prefix + name, shape, layer.dtype)
-    layer.__init__(**given)
-    return layer
+    return create(
+        of,
+        lambda layer, shapes: {name: archive.take(prefix + name, shape, layer.dtype) for name, shape in shapes.items()},
+        **given,
+    )
 
 
 def _from_json(description: Any, archive: files.Archive, prefix: str = "") -> Any:
@@ -162,3 +189,170 @@ def load(path: Path) -> Any:
     GRU(4, 8)  # 336 parameters
     """
     return read(path)
+
+
+# ------------------------------------------------------------------------------------------------ arrays by their names
+
+
+def from_state_dict(arrays: Mapping[str, ArrayLike], prefix: str = "", **options: Any) -> Any:
+    """Create a layer from its parameters. Their names and shapes determine its class and sizes.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array_like
+        Real values under torch's names, such as a ``state_dict`` of rnnfast or torch, the result of
+        :func:`load_arrays`, or an open ``.npz`` file. The values are copied.
+    prefix : str, default ""
+        The start of the names that belong to the layer, such as "encoder." in the ``state_dict`` of a whole model.
+        Other names are ignored. The names of torch's cells, such as ``weight_ih``, mean those of a single layer.
+    **options
+        Options of the class that the arrays do not determine, such as batch_first, dropout, and dtype, which is by
+        default float64 for arrays of float64, and float32 for others. For an RNN, nonlinearity="relu" must be passed,
+        and for a GRU of another convention than torch's reset_after=False. Options that the arrays determine, such as
+        hidden_size, can be passed, and must agree.
+
+    Returns
+    -------
+    RNN, LSTM, GRU, Bidirectional or Linear
+        A recurrent layer has 1, 3 or 4 gates, which tell RNN, GRU and LSTM apart. ``forward.<name>`` and
+        ``backward.<name>`` are those of a Bidirectional, and a matrix ``weight`` with a ``bias`` is a Linear.
+
+    Raises
+    ------
+    ValueError
+        If the names and shapes are not those of one of these classes, or contradict an option (the message lists all
+        differences). A matrix ``weight`` without a bias can be an Embedding or a Linear: call ``from_state_dict`` of
+        the class.
+    TypeError
+        If `arrays` is not a mapping, if its values are not real numbers, or if the class lacks an option.
+
+    Examples
+    --------
+    >>> import rnnfast
+    >>> arrays = {f"encoder.{k}": v for k, v in rnnfast.LSTM(4, 8, 2, bidirectional=True).parameters.items()}
+    >>> rnnfast.from_state_dict(arrays, "encoder.", batch_first=True)
+    LSTM(4, 8, num_layers=2, batch_first=True, bidirectional=True)  # 2560 parameters
+    """
+    shapes = {name: value.shape for name, value in _belonging(arrays, prefix).items()}
+    return _class_of(shapes, arrays, prefix).from_state_dict(arrays, prefix, **options)
+
+
+def selected(arrays: Any, prefix: Any, first: str) -> dict[str, Array]:
+    """Return the arrays whose names start with `prefix`, without it. One of them must be `first`."""
+    found = _belonging(arrays, prefix)
+    if first not in found:
+        raise ValueError(_absent(f"no {prefix + first!r}", arrays, prefix, first))
+    return found
+
+
+def _belonging(arrays: Any, prefix: Any) -> dict[str, Array]:
+    if not hasattr(arrays, "keys"):
+        raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a string, got {prefix!r}")
+    names = [name for name in arrays if isinstance(name, str) and name.startswith(prefix)]
+    found = {name.removeprefix(prefix): arguments.array(f"arrays[{name!r}]", arrays[name]) for name in names}
+    if "weight_ih" in found:  # the names of torch's cells
+        found = {f"{name}_l0": array for name, array in found.items()}
+    return found
+
+
+def _absent(fault: str, arrays: Mapping[Any, Any], prefix: str, first: str) -> str:
+    """Return a message that lists the prefixes under which `first` is found."""
+    names = [name for name in arrays if isinstance(name, str)]
+    found = sorted({name.removesuffix(first) for name in names if name.endswith(first)})
+    if found:
+        return f"arrays have {fault}: set prefix to one of {_some(found)}"
+    under = f" under prefix={prefix!r}" if prefix else ""
+    return f"arrays have {fault}{under} (torch's names), only {_some(names) or 'an empty mapping'}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:9])) + (f" and {len(names) - 9} more" if len(names) > 9 else "")
+
+
+def _class_of(shapes: dict[str, tuple[int, ...]], arrays: Mapping[str, Any], prefix: str) -> type[Any]:
+    """Return the class that the parameters of a layer belong to."""
+    if FIRST in shapes:
+        gates = recurrent_options(shapes)[1]
+        kinds: dict[float, Any] = {
+            len(functional.CELLS[one._cell].gates): one for one in CLASSES.values() if hasattr(one, "_cell")
+        }
+        if gates not in kinds:
+            counts = ", ".join(f"{count} ({kind.__name__})" for count, kind in kinds.items())
+            raise ValueError(
+                f"the shapes of {FIRST} {shapes[FIRST]} and weight_hh_l0 {shapes['weight_hh_l0']} imply {gates:g} "
+                f"gates, but layers have {counts}"
+            )
+        return cast("type[Any]", kinds[gates])
+    if all(side + FIRST in shapes for side in SIDES.values()):
+        return CLASSES["Bidirectional"]
+    if len(shapes.get("weight", ())) == 2:
+        if "bias" in shapes:
+            return CLASSES["Linear"]
+        raise ValueError(
+            f"arrays have only a matrix {prefix + 'weight'!r}, of an Embedding or of a Linear without bias: call "
+            "rnnfast.Embedding.from_state_dict or rnnfast.Linear.from_state_dict"
+        )
+    raise ValueError(_absent(f"no parameters of a layer under prefix={prefix!r}", arrays, prefix, FIRST))
+
+
+def recurrent_options(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], float]:
+    """Return the options of a recurrent layer that its parameters determine, and the number of its gates."""
+    projection = ["weight_hr_l0"] if "weight_hr_l0" in shapes else []
+    for name in (FIRST, "weight_hh_l0", *projection):
+        if len(shapes.get(name, ())) != 2:
+            got = f"shape {shapes[name]}" if name in shapes else f"only {_some(list(shapes)) or 'an empty mapping'}"
+            raise ValueError(f"the parameters must contain a matrix {name} (torch's names), got {got}")
+    hidden_size = shapes[projection[0] if projection else "weight_hh_l0"][1]
+    num_layers = 1
+    while f"weight_ih_l{num_layers}" in shapes:
+        num_layers += 1
+    options = {
+        "input_size": shapes[FIRST][1],
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "proj_size": shapes[projection[0]][0] if projection else 0,
+        "bias": "bias_ih_l0" in shapes,
+        "bidirectional": f"{FIRST}_reverse" in shapes,
+        "peepholes": "peephole_l0" in shapes,
+    }
+    return options, shapes[FIRST][0] / hidden_size if hidden_size else 0
+
+
+def agreed(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a layer: those that its parameters determine, and those passed, which must agree."""
+    for name, value in given.items():
+        if name in read and value != read[name]:
+            raise ValueError(
+                f"{name}={value!r} contradicts the parameters, whose names and shapes imply {name}={read[name]!r}: "
+                "leave it out"
+            )
+    return {**read, **given}
+
+
+def fit(
+    arrays: Mapping[str, ArrayLike], own: Mapping[str, tuple[int, ...]], layer: Any, strict: bool = True
+) -> dict[str, Array]:
+    """Return the arrays for the parameters of a layer in its dtype, without copies if possible.
+
+    Parameters
+    ----------
+    own : mapping of str to tuple of int
+        The shapes of the layer's parameters.
+    """
+    values, faults = {}, []
+    for name in arrays:
+        if name in own:
+            value = arguments.real(f"arrays[{name!r}]", arrays[name], layer.dtype)
+            if value.shape == own[name]:
+                values[name] = value
+            else:
+                faults.append(f"{name} must have shape {own[name]} (torch's layout), got {value.shape}")
+        elif strict:
+            faults.append(f"{name} is not a parameter of this layer")
+    if strict:
+        faults.extend(f"{name} is missing" for name in own if name not in arrays)
+    if faults:
+        raise ValueError(f"arrays do not fit {describe(layer)}: {'; '.join(faults)}")
+    return values

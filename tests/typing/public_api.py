@@ -62,6 +62,13 @@ def parameters_and_files(folder: Path) -> None:
     layer.load(folder / "layer.npz")
     again: LSTM = rnnfast.load(str(folder / "layer.npz"))
     again(x)
+    rnnfast.save_arrays(folder / "layer.safetensors", layer.state_dict())
+    arrays = rnnfast.load_arrays(folder / "layer.safetensors")
+    assert_type(arrays, dict[str, Array])
+    assert_type(LSTM.from_state_dict(arrays, prefix="", batch_first=True), LSTM)
+    assert_type(Linear.from_state_dict(arrays, "head."), Linear)
+    found: GRU = rnnfast.from_state_dict(arrays)
+    found(x)
 
 
 def other_layers() -> None:
