@@ -18,4 +18,4 @@ if TYPE_CHECKING:
 else:
     Array = Arrays = ArrayLike = DTypeLike = NDArray = Path = Seed = Any
 
-Init = str | tuple[str, float]
+Init = str | tuple[str, float] | None

@@ -393,8 +393,8 @@ class Archive:
         match = _NPY.fullmatch(header)
         if match is None:
             raise ValueError(
-                f"its member {name!r} is not an array of float32 or float64 in C order, or a string: if numpy.load reads "
-                f"the file, {REMEDY.format('numpy.load(path)')}"
+                f"its member {name!r} is not an array of float32 or float64 in C order, or a string: if numpy.load "
+                f"reads the file, {REMEDY.format('numpy.load(path)')}"
             )
         order, kind, dimensions = (part.decode() for part in match.groups())
         shape = tuple(int(size) for size in dimensions.split(",") if size)

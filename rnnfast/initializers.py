@@ -146,7 +146,7 @@ def _chrono(place: _Place) -> Array:
 class _Scheme(NamedTuple):
     """The meaning of a name."""
 
-    draws: Mapping[str, Callable[[_Place], Array]]  # by kind of parameter; the others are as for "torch"
+    draws: Mapping[str, Callable[[_Place], Array]]  # by kind of parameter
     layer: str = ""  # the layers that support it, for messages; "" for all
     gates: str = ""  # the cell must have one of these gates; "" for any cell
     relu: bool = False  # whether the layer must be an RNN with relu
@@ -154,9 +154,10 @@ class _Scheme(NamedTuple):
     takes: str = ""  # the number that is passed with the name, for messages; "" for none
     least: float = -math.inf  # the least value of that number
     needs_value: bool = False  # whether that number is required
+    others: Callable[[_Place], Array] = _uniform  # for the other kinds of parameters
 
 
-SCHEMES = {
+SCHEMES: dict[str | None, _Scheme] = {
     "torch": _Scheme({}),
     "keras": _Scheme(
         {
@@ -198,6 +199,7 @@ SCHEMES = {
         layer="an RNN with relu",
         relu=True,
     ),
+    None: _Scheme({}, others=_zeros),
 }
 
 
@@ -212,7 +214,7 @@ class Initializer(NamedTuple):
         self, rng: np.random.Generator, name: str, shape: tuple[int, ...], hidden_size: int, dtype: Any = np.float64
     ) -> Array:
         """Return the initial values of a parameter."""
-        draw = self.scheme.draws.get(name.partition("_l")[0], _uniform)
+        draw = self.scheme.draws.get(name.partition("_l")[0], self.scheme.others)
         return draw(_Place(rng, shape, self.gates, hidden_size, self.value, dtype))
 
 
@@ -221,7 +223,7 @@ def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initia
 
     Parameters
     ----------
-    init : str or tuple of str and number
+    init : str, tuple of str and number, or None
     gates : str
         The letters of the cell's gates, in the order of the parameters.
     relu : bool
@@ -243,7 +245,7 @@ def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initia
     array([ 0.27,  2.  , -0.92, -0.97])
     """
     name, *numbers_given = init if isinstance(init, (tuple, list)) and init else [init]
-    if not isinstance(name, str) or name not in SCHEMES:
+    if not (name is None or isinstance(name, str)) or name not in SCHEMES:
         raise ValueError(f"init must be one of {', '.join(map(repr, SCHEMES))}, got {init!r}")
     scheme = SCHEMES[name]
     if (scheme.gates and not set(scheme.gates) & set(gates)) or (scheme.relu and not relu):
@@ -255,7 +257,7 @@ def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initia
     return Initializer(scheme, _number(init, name, scheme, numbers_given), gates)
 
 
-def _number(init: Any, name: str, scheme: _Scheme, given: list[Any]) -> float | None:
+def _number(init: Any, name: str | None, scheme: _Scheme, given: list[Any]) -> float | None:
     """Check the number that was passed with the name of a scheme."""
     if len(given) > bool(scheme.takes):
         takes = f"one number, {scheme.takes}" if scheme.takes else "no number"

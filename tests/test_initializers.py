@@ -10,6 +10,7 @@ from support.cells import LAYERS, gates_of, is_trained, make_layer, parameter_sh
 from support.compare import assert_same_bits
 
 import rnnfast
+from rnnfast import initializers
 from rnnfast.functional import CELLS
 from rnnfast.layers import saving
 
@@ -223,6 +224,35 @@ def test_identity():
     assert rnnfast.RNN(2, 3, activations=["relu"], init="identity", rng=0).parameters["weight_hh_l0"][0, 0] == 1
 
 
+@pytest.mark.parametrize("cell", LAYERS)
+def test_without_initial_values(cell):
+    rng = np.random.default_rng(7)
+    layer = make(cell, 3, 5, init=None, rng=rng, **STACK)
+    assert list(layer.parameters) == list(make(cell, 3, 5, **STACK).parameters)
+    for array in layer.parameters.values():
+        assert not array.any()
+    assert rng.random() == np.random.default_rng(7).random()  # nothing has been drawn
+    both = rnnfast.Bidirectional(make(cell, 3, 5, init=None))
+    assert not any(array.any() for array in both.parameters.values())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        rnnfast.LSTM(3, 4, rng=0),
+        rnnfast.Bidirectional(rnnfast.GRU(3, 4)),
+        rnnfast.Linear(3, 4),
+        rnnfast.Embedding(3, 4),
+    ],
+    ids=repr,
+)
+def test_values_that_are_given_are_not_drawn(layer, tmp_path, monkeypatch):
+    layer.save(tmp_path / "layer")
+    monkeypatch.setattr(initializers, "drawn", None)
+    for same in (rnnfast.load(tmp_path / "layer"), type(layer).from_state_dict(layer.parameters)):
+        assert_same_bits(same.state_dict(), layer.state_dict())
+
+
 def test_bidirectional_makes_its_second_layer_alike():
     layer = rnnfast.Bidirectional(rnnfast.LSTM(3, 5, init=("forget", 3), rng=0))
     for side in (layer.forward_layer, layer.backward_layer):
@@ -233,7 +263,8 @@ def test_bidirectional_makes_its_second_layer_alike():
     ("kind", "options", "init", "error", "message"),
     [
         (rnnfast.RNN, {}, "xavier", ValueError, "init must be one of 'torch', 'keras', .*, got 'xavier'"),
-        (rnnfast.RNN, {}, None, ValueError, "init must be one of .* got None"),
+        (rnnfast.RNN, {}, (None, 1), ValueError, "init=None takes no number"),
+        (rnnfast.RNN, {}, 0, ValueError, "init must be one of .* None, got 0"),
         (rnnfast.RNN, {}, (), ValueError, r"init must be one of .* got \(\)"),
         (rnnfast.RNN, {}, ("chrono", 100), ValueError, "is for an LSTM or a GRU only: choose another"),
         (rnnfast.RNN, {}, "forget", ValueError, "init='forget' is for an LSTM"),

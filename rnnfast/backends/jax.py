@@ -74,7 +74,7 @@ class _Stack(NamedTuple):
 
 @functools.lru_cache
 def _stack(kind: Any, options: tuple[tuple[str, Any], ...]) -> _Stack:
-    layer = kind(**dict(options), rng=0)
+    layer = kind(**dict(options), init=None)
     shapes = functional.parameter_shapes(layer.engine)
     return _Stack(layer.execution, shapes, layer.batch_first, saving.describe(layer))
 

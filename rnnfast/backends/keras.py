@@ -415,7 +415,7 @@ def _variables(cell: Any) -> list[Any]:
 def _single(kind: _Kind, chosen: dict[str, Any], weights: Sequence[Array]) -> layers.Recurrent[Any]:
     """A layer of rnnfast with these options and with Keras's weights."""
     I, H = weights[0].shape[0], weights[1].shape[0]
-    layer: layers.Recurrent[Any] = kind.ours(I, H, dtype=weights[0].dtype, **chosen)
+    layer: layers.Recurrent[Any] = kind.ours(I, H, dtype=weights[0].dtype, init=None, **chosen)
     layer.load_state_dict(_to_parameters(kind, weights, "{}_l0"))
     return layer
 

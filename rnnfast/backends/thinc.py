@@ -240,7 +240,7 @@ def from_flat(flat: Any, nI: int, nO: int, depth: int = 1, bi: bool = False) -> 
         If the size of `flat` does not match the other arguments, or its dtype is not float32 or float64.
     """
     flat = np.asarray(flat)
-    layer = layers.LSTM(nI, nO, depth, bidirectional=bi, dtype=flat.dtype)
+    layer = layers.LSTM(nI, nO, depth, bidirectional=bi, dtype=flat.dtype, init=None)
     layer.load_state_dict(_from_flat(_engine(layer.dtype, nI, nO, depth, 1 + bi), flat))
     return layer
 

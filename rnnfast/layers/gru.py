@@ -40,8 +40,8 @@ class GRU(Recurrent[Array]):
         sigmoid, tanh.
     bias, batch_first, dropout, bidirectional, reverse, clip, init_state, dtype, rng
         As for :class:`RNN`.
-    init : str or tuple, default "torch"
-        How the parameters are initialised: "torch", "keras" and "orthogonal" as for :class:`RNN`, or
+    init : str, tuple or None, default "torch"
+        How the parameters are initialised: "torch", "keras", "orthogonal" and None as for :class:`RNN`, or
         ("chrono", T_max). The latter sets ``b_z = log(u)``, where u is uniform in (1, T_max - 1) for each unit, so the
         untrained layer remembers over 2 to T_max steps. This bias is stored in ``bias_ih``, and the corresponding rows
         of ``bias_hh`` are 0. The rest is as for "torch".

@@ -44,8 +44,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         Whether the forget gate is 1 - i. The rows of f in the parameters are then unused.
     bias, batch_first, dropout, bidirectional, reverse, clip, init_state, dtype, rng
         As for :class:`RNN`.
-    init : str or tuple, default "torch"
-        How the parameters are initialised: "torch", "keras" and "orthogonal" as for :class:`RNN`, or one of those
+    init : str, tuple or None, default "torch"
+        How the parameters are initialised: "torch", "keras", "orthogonal" and None as for :class:`RNN`, or one of those
         below. With "keras", the bias of the forget gate is 1, ``weight_hr`` is initialised like ``weight_ih``, and
         ``peephole`` is 0. As the two biases of a gate are added, a bias set by a scheme is stored in ``bias_ih``, and
         the corresponding rows of ``bias_hh`` are 0.

@@ -71,7 +71,7 @@ class RNN(Recurrent[Array]):
     dtype : {numpy.float32, numpy.float64}, default numpy.float32
     rng : None, int or numpy.random.Generator
         Draws the initial parameters, and later the dropout masks.
-    init : str, default "torch"
+    init : str or None, default "torch"
         How the parameters are initialised. This option is used by the constructor only, and is not saved.
 
         - "torch": all parameters are uniform in (-1/sqrt(H), 1/sqrt(H)), as in torch.
@@ -80,6 +80,8 @@ class RNN(Recurrent[Array]):
         - "orthogonal": each gate's block of ``weight_hh`` is an orthogonal matrix. The rest is as for "torch".
         - "identity", for relu only: ``weight_hh`` is the identity, biases are 0, and ``weight_ih`` is normal with a
           standard deviation of 0.001, as in Le et al., 2015.
+        - None: all parameters are 0, for a layer whose values are loaded next. Nothing is drawn, which takes almost no
+          time. :func:`rnnfast.load` and ``from_state_dict`` do not draw values either.
 
     Attributes
     ----------
