@@ -168,7 +168,8 @@ def test_files(tmp_path, rng):
     assert repr(layer).startswith("GRU(4, 5, num_layers=2, init_state=True)")
     x = rng.standard_normal((T, N, I)).astype(np.float32)
     layer.save(tmp_path / "model")
-    for other in (rnnfast.load(tmp_path / "model"), pickle.loads(pickle.dumps(layer))):
+    stored = rnnfast.load(tmp_path / "model"), rnnfast.from_state_dict(layer.state_dict())
+    for other in (*stored, pickle.loads(pickle.dumps(layer))):
         assert other.init_state
         assert_same_bits(outputs(*other(x)), outputs(*layer(x)))
     with pytest.raises(ValueError, match=r"rnnfast\.load"):

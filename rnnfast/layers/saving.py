@@ -316,6 +316,7 @@ def recurrent_options(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, 
         "bias": "bias_ih_l0" in shapes,
         "bidirectional": f"{FIRST}_reverse" in shapes,
         "peepholes": "peephole_l0" in shapes,
+        "init_state": "h0_l0" in shapes,
     }
     return options, shapes[FIRST][0] / hidden_size if hidden_size else 0
 
