@@ -17,6 +17,10 @@ from rnnfast import buffers, functional
 torch = pytest.importorskip("torch", reason="torch is not installed: its back end is not tested")
 fast = pytest.importorskip("rnnfast.backends.torch")
 
+from support.torch_layers import assert_close, initial, members, operators, outcome, pair  # noqa: E402
+
+from rnnfast.backends.torch import _layers, _operators  # noqa: E402
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning"),  # torch's own calls of it
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
@@ -44,62 +48,6 @@ OPTIONS = {
 OF_ONE = {"relu": "RNN", "projected": "LSTM", "all": "LSTM"}  # options of one cell alone
 CASES = [(cell, name) for cell in CELLS for name in OPTIONS if OF_ONE.get(name, cell) == cell]
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
-
-
-def pair(cell="LSTM", *sizes, dtype=torch.float32, **options):
-    """torch's layer and ours with the same parameters."""
-    torch.manual_seed(0)
-    theirs = getattr(torch.nn, cell)(*(sizes or (4, 8)), **options).to(dtype)
-    ours = getattr(fast, cell)(*(sizes or (4, 8)), **options).to(dtype)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
-def initial(layer, *batch):
-    """A random initial state for the layer."""
-    states, dtype = layer.num_layers * (1 + layer.bidirectional), layer.weight_hh_l0.dtype
-    h = torch.randn(states, *batch, layer.proj_size or layer.hidden_size, dtype=dtype)
-    return (h, torch.randn(states, *batch, layer.hidden_size, dtype=dtype)) if layer.mode == "LSTM" else h
-
-
-def members(state):
-    return [] if state is None else list(state) if isinstance(state, tuple) else [state]
-
-
-def outcome(layer, x, state=None, pack=None):
-    """The results, and the gradients of a scalar function of them with respect to all inputs."""
-    layer.zero_grad()
-    x = x.clone().requires_grad_()
-    starts = [one.clone().requires_grad_() for one in members(state)]
-    given = None if state is None else tuple(starts) if layer.mode == "LSTM" else starts[0]
-    torch.manual_seed(1)
-    y, last = layer(pack(x) if pack else x, given)
-    results = [y.data if pack else y, *members(last)]
-    sum((one.sin() * torch.arange(1, 1 + one.shape[-1])).sum() for one in results).backward()
-    return [*results, x.grad, *(one.grad for one in starts), *(one.grad for one in layer.parameters())]
-
-
-def assert_close(actual, expected, tolerance):
-    assert len(actual) == len(expected)
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-def operators(function):
-    """The names of the rnnfast operators that a call runs."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "rnnfast":
-                names.append(func._opname)
-            return func(*args, **(kwargs or {}))
-
-    names = []
-    with Names():
-        function()
-    return names
 
 
 @pytest.fixture
@@ -372,8 +320,8 @@ def test_opcheck(monkeypatch, packed, training):
     h, c = (one.requires_grad_(training) for one in initial(layer, 3))
     x = torch.randn(*((6, 3) if packed else (2, 3, 3)), requires_grad=training)
     batch_sizes = torch.tensor([3, 2, 1]) if packed else None
-    options = "lstm", 2, True, False
-    given = x, h, c, None, batch_sizes, parameters, *options
+    options = "lstm", 2, True, "packed" if packed else "TN", False
+    given = x, h, c, None, batch_sizes, None, None, None, parameters, *options
     torch.library.opcheck(torch.ops.rnnfast.forward.default, given)
     with torch.no_grad():
         y, _, _, tape = torch.ops.rnnfast.forward(*given)
@@ -417,13 +365,44 @@ def test_gradients_of_the_state_alone():
     assert_close(results[1], results[0], 1e-4)
 
 
-def test_gradients_of_gradients_are_refused():
+@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_gradients_are_torchs(cell, dropout, packed):
+    """The gradients of the norm of a gradient, and those of their own norm."""
+    results = []
+    for layer in pair(cell, num_layers=2, dropout=dropout, bidirectional=True, dtype=torch.float64):
+        torch.manual_seed(3)
+        x = torch.randn(6 if packed else 3, *([] if packed else [2]), 4, dtype=torch.float64, requires_grad=True)
+        batch_sizes = torch.tensor([3, 2, 1])
+        given = torch.nn.utils.rnn.PackedSequence(x, batch_sizes) if packed else x
+        hs = [one.requires_grad_() for one in members(initial(layer, 3 if packed else 2))]
+        y, last = layer(given, tuple(hs) if cell == "LSTM" else hs[0])
+        inputs = [x, *hs, *layer.parameters()]
+        found = [y.data if packed else y, *members(last)]
+        for _ in range(3):
+            found = torch.autograd.grad(sum(one.sin().square().sum() for one in found), inputs, create_graph=True)
+        results.append([one.detach() for one in found])
+    assert_close(results[1], results[0], 1e-9)
+
+
+def test_a_gradient_with_a_graph_has_the_same_bits():
     _, ours = pair("GRU")
     x = torch.randn(5, 3, 4, requires_grad=True)
-    (dx,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
-    assert dx.any()
-    with pytest.raises(RuntimeError, match=r"do not support double backward .*: use torch.nn's own"):
-        dx.square().sum().backward()
+    first, second = (torch.autograd.grad(ours(x)[0].sum(), x, create_graph=again)[0] for again in (False, True))
+    assert torch.equal(first, second)
+    assert second.requires_grad
+
+
+def test_inputs_that_depend_on_one_another():
+    results = []
+    for layer in pair("GRU", dtype=torch.float64):
+        torch.manual_seed(2)
+        h = torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True)
+        x = h[..., :4].repeat(5, 1, 1).tanh()
+        (dh,) = torch.autograd.grad(layer(x, h)[0].square().sum(), h, create_graph=True)
+        results.append(torch.autograd.grad(dh.square().sum(), [h, *layer.parameters()]))
+    assert_close(*results, 1e-10)
 
 
 def test_changing_y_in_place_is_an_error():
@@ -471,7 +450,7 @@ def test_transforms_go_to_torchs_own():
 
 
 def test_other_number_types_go_to_torchs_own_with_one_warning():
-    fast._warn_once.cache_clear()
+    _layers._warn_once.cache_clear()
     theirs, ours = pair("GRU", dtype=torch.bfloat16)
     x = torch.randn(5, 3, 4, dtype=torch.bfloat16)
     with pytest.warns(RuntimeWarning, match=r"torch.bfloat16 tensors on cpu fall back to torch's own forward"):
@@ -525,7 +504,7 @@ def test_a_tape_goes_with_its_graph():
     x = torch.randn(2000, 32, 4)
     with torch.no_grad():
         ours(x)
-    tapes = fast._CACHES[id(ours.weight_ih_l0)].tapes  # the memory of large ones
+    tapes = _operators._CACHES[id(ours.weight_ih_l0)].tapes  # the memory of large ones
     assert len(tapes) == 0  # inference makes none
     y = ours(x)[0]
     assert len(tapes) == 0
@@ -540,19 +519,19 @@ def test_the_number_of_prepared_calls_is_bounded():
     with torch.no_grad():
         first = [ours(x[:steps])[0] for steps in range(1, 140)]
         again = [ours(x[:steps])[0] for steps in range(1, 140)]
-    assert len(fast._CACHES[id(ours.weight_ih_l0)]._prepared) <= 64
+    assert len(_operators._CACHES[id(ours.weight_ih_l0)]._plans) <= 64
     assert all(map(torch.equal, first, again))
 
 
 def test_caches_are_freed_with_the_layer():
     _, ours = pair("GRU")
     gc.collect()
-    before = len(fast._CACHES)
+    before = len(_operators._CACHES)
     ours(torch.randn(5, 3, 4))
-    assert len(fast._CACHES) == before + 1
+    assert len(_operators._CACHES) == before + 1
     del ours
     gc.collect()
-    assert len(fast._CACHES) == before
+    assert len(_operators._CACHES) == before
 
 
 def test_weights_are_packed_when_they_change(packs):

@@ -1,0 +1,81 @@
+"""The record of a call of a layer or cell, which the operators and the loop of torch's own operators both run."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnfast import arguments, ragged
+
+__all__ = ["PARAMETERS", "Call", "as_tensor", "flat_tensors", "from_flat", "is_step", "pattern_of", "sizes_of"]
+
+
+class Call(NamedTuple):
+    """The arguments of rnnfast::infer and rnnfast::forward: the operators' schemas are built from this record.
+
+    `axes` names the axes of x before its features: "TN", "NT", "T" for an unbatched sequence, "N" and "" for one step
+    of a cell, or "packed" for the data of a PackedSequence. States have the axes (L*D, N, size), without N if x has
+    none, and without L*D for a cell.
+    """
+
+    x: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    dropout: Tensor | None  # factors for the outputs of all layers but the last, (L - 1, T, N, features)
+    batch_sizes: Tensor | None  # of a PackedSequence
+    lengths: Tensor | None
+    mask: Tensor | None
+    reset: Tensor | None
+    parameters: list[Tensor]
+    cell: str
+    num_layers: int
+    bidirectional: bool
+    axes: str
+    zero_masked: bool
+
+
+PARAMETERS = Call._fields.index("parameters")  # single tensors come before, options after
+
+
+def flat_tensors(call: Call) -> tuple[Any, ...]:
+    """All tensors of a call, one by one: autograd does not see tensors in a list."""
+    return *call[:PARAMETERS], *call.parameters
+
+
+def from_flat(options: tuple[Any, ...], tensors: tuple[Any, ...]) -> Call:
+    """Undo `flat_tensors`."""
+    return Call._make((*tensors[:PARAMETERS], list(tensors[PARAMETERS:]), *options))
+
+
+def is_step(axes: str) -> bool:
+    """Whether x is one step, so that states have no axis of layers and directions."""
+    return "T" not in axes and axes != "packed"
+
+
+def sizes_of(call: Call) -> tuple[Any, Any]:
+    """T and N of a call that is not packed."""
+    shape, axes = call.x.shape, call.axes
+    if axes == "TN":
+        return shape[0], shape[1]
+    if axes == "NT":
+        return shape[1], shape[0]
+    return (shape[0], 1) if axes == "T" else (1, shape[0] if axes else 1)
+
+
+def pattern_of(call: Call) -> ragged.Pattern | None:
+    """Check lengths, mask and reset; return None if every step is valid and nothing is reset."""
+    if call.lengths is None and call.mask is None and call.reset is None:
+        return None
+    T, N = sizes_of(call)
+    with torch._C._DisableFuncTorch():  # a transform of x would hide the memory of these tensors
+        steps = [None if one is None else one.numpy(force=True) for one in (call.lengths, call.mask, call.reset)]
+    return ragged.read(T, None if call.axes == "T" else N, call.axes == "NT", *steps)
+
+
+def as_tensor(name: str, value: Any) -> Tensor | None:
+    """lengths, mask or reset as a tensor that the caller cannot change unnoticed."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(arguments.array(name, value).copy())

@@ -1,0 +1,221 @@
+"""torch's recurrent layers and cells as subclasses that replace `forward`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnfast import arguments, functional
+
+from . import _loop, _operators
+from ._call import Call, as_tensor
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+_CELLS = {cell.upper(): cell for cell in functional.CELLS}  # by the names that torch has for a layer's mode
+
+
+@functools.cache
+def _warn_once(what: str) -> None:
+    warnings.warn(
+        f"{what} fall back to torch's own forward: rnnfast runs float32 and float64 tensors on the CPU",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _runs(x: Tensor, others: Sequence[Any]) -> bool:
+    """Whether rnnfast runs a call with these tensors."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    dtype = x.dtype
+    if dtype not in _operators.DTYPES or not x.is_cpu:
+        _warn_once(f"{dtype} tensors on {x.device.type}")
+        return False
+    return all(isinstance(one, Tensor) and one.dtype is dtype and one.is_cpu for one in others)
+
+
+def _permuted(state: Tensor, indices: Tensor | None) -> Tensor:
+    return state if indices is None else state.index_select(1, indices)
+
+
+class _Recurrent(torch.nn.RNNBase):
+    """The forward method of all three layers. It precedes torch's class in the order of inheritance."""
+
+    def forward(
+        self,
+        input: Any,  # noqa: A002
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        reset: Any = None,
+        zero_masked: bool = False,
+    ) -> Any:
+        """Run the layer, with torch's arguments and results, and those of rnnfast's layers for ragged batches.
+
+        Parameters
+        ----------
+        input : Tensor (T, N, I), with batch_first (N, T, I), or unbatched (T, I); or PackedSequence
+        hx : Tensor (L*D, N, H_out), unbatched (L*D, H_out); for LSTM a pair with (L*D, N, H), optional
+            The initial state; zeros by default.
+        lengths : Tensor or array_like of int, (N,), unbatched one integer, optional
+            The number of steps of each row, from 0 to T, in any order. Padding is never read, and output is 0 there.
+            The final state is the state after the last valid step. A row of length 0 returns its initial state.
+        mask : Tensor or array_like of bool, (T, N), with batch_first (N, T), unbatched (T,), optional
+            True at valid steps. At masked-out steps the state is kept, and output repeats that of the previous step of
+            the same direction, or is 0 if there is none. Mutually exclusive with `lengths`.
+        reset : Tensor or array_like of bool, of the shape of `mask`, optional
+            True at each step where a new sequence starts within the row. That step starts from `hx`, not from zeros
+            unless `hx` is None, and no state, output or gradient crosses the boundary.
+        zero_masked : bool, default False
+            Whether output is 0 at masked-out steps, instead of repeating.
+
+        Returns
+        -------
+        output : Tensor (T, N, D*H_out), in the layout of `input`; or PackedSequence
+        hx : Tensor, or for LSTM the pair of h and c
+            The final state, in the layout of the initial state.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            Where torch's own forward raises them. ValueError also if lengths, mask or reset have a wrong shape or
+            value, or come with a PackedSequence.
+        TypeError
+            If lengths are not integers, or mask or reset are not booleans.
+        """
+        own = self._parameters  # a look-up here is faster than getattr, the fallback for replaced parameters
+        parameters: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
+        pair = self.mode == "LSTM"
+        states: Sequence[Any] = () if hx is None else tuple(hx) if pair else (hx,)
+        ragged = lengths is not None or mask is not None or reset is not None or zero_masked is not False
+        if isinstance(input, PackedSequence):
+            if ragged:
+                raise ValueError(
+                    "lengths, mask and reset describe the steps of a padded tensor, but input is a PackedSequence, "
+                    "which holds its own lengths: pass a padded tensor"
+                )
+            x, batch_sizes, sorted_indices, unsorted_indices = input
+            axes = "packed"
+        else:
+            x, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
+            axes = ("NT" if self.batch_first else "TN") if x.dim() == 3 else "T"
+        if not self._fits(x, batch_sizes, states, parameters):
+            return super().forward(input, hx)
+        run = _operators.run
+        if not _runs(x, (*states, *parameters)) or x.numel() == 0:
+            if not ragged or x.numel() == 0:
+                return super().forward(input, hx)
+            run = _loop.run
+        if sorted_indices is not None:
+            states = [_permuted(state, sorted_indices) for state in states]
+        if ragged:
+            arguments.flag("zero_masked", zero_masked)
+            lengths, mask, reset = as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset)
+        h0, c0 = (*states, None, None)[:2]
+        y, h_n, c_n, *_ = run(
+            Call(
+                x,
+                h0,
+                c0,
+                self._dropout_factors(x, axes),
+                batch_sizes,
+                lengths,
+                mask,
+                reset,
+                parameters,
+                _CELLS[self.mode],
+                self.num_layers,
+                self.bidirectional,
+                axes,
+                zero_masked,
+            )
+        )
+        last = (h_n, c_n) if pair else (h_n,)
+        if batch_sizes is not None:
+            y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+            last = tuple(_permuted(state, unsorted_indices) for state in last)
+        return y, last if pair else last[0]
+
+    def _fits(self, x: Any, batch_sizes: Any, states: Any, parameters: list[Any]) -> bool:
+        """Whether the shapes fit the layer. If not, torch's forward raises the error."""
+        if x.dim() not in ((2, 3) if batch_sizes is None else (2,)) or x.shape[-1] != parameters[0].shape[-1]:
+            return False
+        if not states:
+            return True
+        batch = (
+            [x.shape[not self.batch_first]] if x.dim() == 3 else [] if batch_sizes is None else [int(batch_sizes[0])]
+        )
+        L = self.num_layers * (1 + self.bidirectional)
+        widths = (self.proj_size or self.hidden_size, self.hidden_size)[: 1 + (self.mode == "LSTM")]
+        return [getattr(state, "shape", None) for state in states] == [(L, *batch, width) for width in widths]
+
+    def _dropout_factors(self, x: Tensor, axes: str) -> Tensor | None:
+        """Dropout factors for the outputs of all layers but the last, drawn layer by layer as torch draws them."""
+        if not (self.training and self.dropout and self.num_layers > 1):
+            return None
+        rows = x.shape[1::-1] if axes == "NT" else x.shape[:-1]
+        width = (1 + self.bidirectional) * (self.proj_size or self.hidden_size)
+        kept = 1 - self.dropout
+        factors = [x.new_empty((*rows, width)).bernoulli_(kept) for _ in range(self.num_layers - 1)]
+        return torch.stack(factors).div_(kept or 1)
+
+
+with contextlib.suppress(ImportError):  # torch.compiler.disable would do the same, but imports the whole compiler
+    from torch._C._dynamo import eval_frame
+
+    # Where torch.compile breaks the graph at a layer, it must not compile these functions or their callees.
+    _SKIP = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+    for _function in (_Recurrent.forward, *_operators.COMPILED):
+        eval_frame.set_code_exec_strategy(_function.__code__, _SKIP)
+
+
+class RNN(_Recurrent, torch.nn.RNN):
+    """torch.nn.RNN run by rnnfast, with the same constructor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnnfast.backends.torch import RNN
+    >>> output, h_n = RNN(4, 8, nonlinearity="relu")(torch.ones(5, 2, 4))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 2, 8]), torch.Size([1, 2, 8]))
+    """
+
+
+class LSTM(_Recurrent, torch.nn.LSTM):
+    """torch.nn.LSTM run by rnnfast, with the same constructor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnnfast.backends.torch import LSTM
+    >>> layer = LSTM(4, 8, num_layers=2, batch_first=True, bidirectional=True, proj_size=3)
+    >>> output, (h_n, c_n) = layer(torch.ones(2, 5, 4))
+    >>> output.shape, h_n.shape, c_n.shape
+    (torch.Size([2, 5, 6]), torch.Size([4, 2, 3]), torch.Size([4, 2, 8]))
+    """
+
+
+class GRU(_Recurrent, torch.nn.GRU):
+    """torch.nn.GRU run by rnnfast, with the same constructor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnnfast.backends.torch import GRU
+    >>> layer = GRU(4, 8)
+    >>> output, h_n = layer(torch.ones(5, 2, 4))
+    >>> output.sum().backward()
+    >>> layer.weight_hh_l0.grad.shape
+    torch.Size([24, 8])
+    """
