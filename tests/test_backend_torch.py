@@ -217,39 +217,6 @@ def test_copies_and_files(cell):
     assert torch.equal(ours(x)[0], expected)
 
 
-def test_convert():
-    class Own(torch.nn.LSTM):
-        pass
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = torch.nn.LSTM(4, 8)
-            self.rest = torch.nn.ModuleList([torch.nn.GRU(8, 8), torch.nn.RNN(8, 8, nonlinearity="relu"), Own(8, 8)])
-            self.again = self.first
-            self.rest.append(torch.nn.Linear(8, 2))
-
-    model = Model().eval()
-    calls = []
-    model.rest[0].register_forward_hook(lambda *_: calls.append(1))
-    parameters = dict(model.named_parameters())
-    x = torch.randn(5, 3, 4)
-    expected = model.rest[1](model.rest[0](model.first(x)[0])[0])[0]
-    assert fast.convert(model) is model
-    kinds = [type(one) for one in (model.first, *model.rest)]
-    assert kinds == [fast.LSTM, fast.GRU, fast.RNN, Own, torch.nn.Linear]
-    assert model.again is model.first
-    assert not model.rest[0].training
-    assert all(one is parameters[name] for name, one in model.named_parameters())
-    actual = model.rest[1](model.rest[0](model.first(x)[0])[0])[0]
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    assert len(calls) == 2
-    assert operators(lambda: model.first(x)) == ["forward"]
-    assert type(fast.convert(torch.nn.GRU(4, 8))) is fast.GRU
-    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got dict"):
-        fast.convert({})
-
-
 def test_dropout_is_reproducible_and_ends_with_training():
     _, ours = pair(num_layers=2, dropout=0.5)
     x = torch.randn(5, 3, 4)

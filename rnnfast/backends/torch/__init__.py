@@ -1,14 +1,17 @@
-"""PyTorch's recurrent layers, run by rnnfast.
+"""PyTorch's recurrent layers and cells, run by rnnfast.
 
-`LSTM`, `GRU` and `RNN` subclass the layers of torch.nn and replace only `forward`: the constructor, parameters, initial
-values, state_dict, hooks, pickling and error messages are torch's. `convert` switches the layers of an existing model.
+`LSTM`, `GRU`, `RNN`, `LSTMCell`, `GRUCell` and `RNNCell` subclass the classes of torch.nn and replace only `forward`:
+the constructor, parameters, initial values, state_dict, hooks, pickling and error messages are torch's. The layers also
+take `lengths`, `mask` and `reset`, as rnnfast's layers for NumPy do. `convert` switches the layers of an existing
+model, `revert` switches them back, `report` lists what runs on rnnfast, and under `enable` torch's constructors build
+these layers.
 
 rnnfast runs float32 and float64 tensors on the CPU, as padded batches or as a PackedSequence. Dropout draws the same
-random numbers as torch's own layers. Everything else falls back to torch's own forward: other devices and dtypes (with
-one warning for each), empty tensors, torch.func transforms and forward-mode differentiation. Gradients of gradients
-(``create_graph=True``) are recomputed with torch's operators, at their speed. As with torch's LSTM, changing y in place before the backward
-pass raises an error. torch.jit.trace works where no gradient is required; torch.jit.script does not support these
-layers. To export a model to a format that only knows torch's layers, load its state_dict into those.
+random numbers as torch's own layers. Everything else falls back to torch's own operators: other devices and dtypes
+(with one warning for each), empty tensors, torch.func transforms and forward-mode differentiation. Gradients of
+gradients (``create_graph=True``) are recomputed with torch's operators, at their speed. As with torch's LSTM, changing
+y in place before the backward pass raises an error. torch.jit.trace works where no gradient is required. For
+torch.jit.script, other devices, and exports to a format that only knows torch's layers, call `revert`.
 
 Calls run on torch's threads, all of them, if torch uses OpenMP on Linux and has between 2 and
 `rnnfast.get_num_threads()` threads, as it does by default. Otherwise, they run on rnnfast's own threads, whose number
@@ -21,8 +24,9 @@ but can miss a change of a few elements of a large parameter. Make such changes 
 counts them, and use a small layer with torch.autograd.gradcheck, which changes single elements.
 
 The operators rnnfast::infer, rnnfast::forward and rnnfast::backward are opaque to torch.compile. By default,
-torch.compile breaks the graph at recurrent layers; with torch._dynamo.config.allow_rnn the operators become part of the
-graph. Eager calls bypass the operators unless something traces them, so a profile shows only Python function names.
+torch.compile breaks the graph at recurrent layers, but not at cells; with torch._dynamo.config.allow_rnn the operators
+of layers become part of the graph too. Eager calls bypass the operators unless something traces them, so a profile
+shows only Python function names.
 
 Requires torch 2.4 or newer; tested with 2.13.0.
 """
@@ -34,10 +38,23 @@ try:
 except ImportError as error:
     raise ImportError("rnnfast.backends.torch needs PyTorch 2.4 or newer: pip install 'rnnfast[torch]'") from error
 
-from ._convert import convert
-from ._layers import GRU, LSTM, RNN
+from ._convert import Report, convert, disable, enable, report, revert
+from ._layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-__all__ = ["GRU", "LSTM", "RNN", "convert"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "Report",
+    "convert",
+    "disable",
+    "enable",
+    "report",
+    "revert",
+]
 
-for _class in (GRU, LSTM, RNN):
+for _class in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Report):
     _class.__module__ = __name__  # the name that pickles hold

@@ -18,8 +18,9 @@ from rnnfast import arguments, functional
 from . import _loop, _operators
 from ._call import Call, as_tensor
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # the parameters of a cell
 _CELLS = {cell.upper(): cell for cell in functional.CELLS}  # by the names that torch has for a layer's mode
 
 
@@ -47,7 +48,19 @@ def _permuted(state: Tensor, indices: Tensor | None) -> Tensor:
     return state if indices is None else state.index_select(1, indices)
 
 
-class _Recurrent(torch.nn.RNNBase):
+class Fast(torch.nn.Module):
+    """Base class of all layers and cells that rnnfast runs.
+
+    Attributes
+    ----------
+    torch_class : type
+        The class that `revert` restores. Each class sets its own.
+    """
+
+    torch_class: type[torch.nn.Module]
+
+
+class _Recurrent(Fast, torch.nn.RNNBase):
     """The forward method of all three layers. It precedes torch's class in the order of inheritance."""
 
     def forward(
@@ -170,13 +183,51 @@ class _Recurrent(torch.nn.RNNBase):
         return torch.stack(factors).div_(kept or 1)
 
 
-with contextlib.suppress(ImportError):  # torch.compiler.disable would do the same, but imports the whole compiler
-    from torch._C._dynamo import eval_frame
+class _Cell(Fast, torch.nn.RNNCellBase):
+    """The forward method of all three cells. It precedes torch's class in the order of inheritance."""
 
-    # Where torch.compile breaks the graph at a layer, it must not compile these functions or their callees.
-    _SKIP = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
-    for _function in (_Recurrent.forward, *_operators.COMPILED):
-        eval_frame.set_code_exec_strategy(_function.__code__, _SKIP)
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002
+        """Run one step, with torch's arguments and results.
+
+        Parameters
+        ----------
+        input : Tensor (N, I), or unbatched (I,)
+        hx : Tensor (N, H), unbatched (H,); for LSTMCell a pair of these, optional
+            The state before the step; zeros by default.
+
+        Returns
+        -------
+        Tensor, or for LSTMCell the pair of h and c
+            The state after the step.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            Where torch's own forward raises them.
+        """
+        own, names = self._parameters, _NAMES if self.bias else _NAMES[:2]
+        parameters: list[Any] = [own[name] if name in own else getattr(self, name) for name in names]
+        cell = self._cell_name()
+        pair = cell == "lstm"
+        states: Sequence[Any] = () if hx is None else tuple(hx) if pair else (hx,)
+        shape = (*input.shape[:-1], self.hidden_size)
+        if (
+            input.dim() not in (1, 2)
+            or input.shape[-1] != self.input_size
+            or cell not in functional.CELLS
+            or [one.shape for one in states] != [shape] * (len(states) and 1 + pair)
+            or not _runs(input, (*states, *parameters))
+            or input.numel() == 0
+        ):
+            return super().forward(input, hx)
+        h0, c0 = (*states, None, None)[:2]
+        axes = "N" if input.dim() == 2 else ""
+        call = Call(input, h0, c0, None, None, None, None, None, parameters, cell, 1, False, axes, False)
+        _, h, c, *_ = _operators.run(call)  # y has the values of h, but backward needs it unchanged
+        return (h, c) if pair else h
+
+    def _cell_name(self) -> str:
+        raise NotImplementedError
 
 
 class RNN(_Recurrent, torch.nn.RNN):
@@ -190,6 +241,8 @@ class RNN(_Recurrent, torch.nn.RNN):
     >>> output.shape, h_n.shape
     (torch.Size([5, 2, 8]), torch.Size([1, 2, 8]))
     """
+
+    torch_class = torch.nn.RNN
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):
@@ -205,6 +258,8 @@ class LSTM(_Recurrent, torch.nn.LSTM):
     (torch.Size([2, 5, 6]), torch.Size([4, 2, 3]), torch.Size([4, 2, 8]))
     """
 
+    torch_class = torch.nn.LSTM
+
 
 class GRU(_Recurrent, torch.nn.GRU):
     """torch.nn.GRU run by rnnfast, with the same constructor.
@@ -219,3 +274,68 @@ class GRU(_Recurrent, torch.nn.GRU):
     >>> layer.weight_hh_l0.grad.shape
     torch.Size([24, 8])
     """
+
+    torch_class = torch.nn.GRU
+
+
+class RNNCell(_Cell, torch.nn.RNNCell):
+    """torch.nn.RNNCell run by rnnfast, with the same constructor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnnfast.backends.torch import RNNCell
+    >>> RNNCell(4, 8, nonlinearity="relu")(torch.ones(2, 4)).shape
+    torch.Size([2, 8])
+    """
+
+    torch_class = torch.nn.RNNCell
+
+    def _cell_name(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+
+class LSTMCell(_Cell, torch.nn.LSTMCell):
+    """torch.nn.LSTMCell run by rnnfast, with the same constructor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnnfast.backends.torch import LSTMCell
+    >>> cell, state = LSTMCell(4, 8), None
+    >>> for step in torch.ones(5, 2, 4):
+    ...     state = cell(step, state)
+    >>> state[0].shape, state[1].shape
+    (torch.Size([2, 8]), torch.Size([2, 8]))
+    """
+
+    torch_class = torch.nn.LSTMCell
+
+    def _cell_name(self) -> str:
+        return "lstm"
+
+
+class GRUCell(_Cell, torch.nn.GRUCell):
+    """torch.nn.GRUCell run by rnnfast, with the same constructor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rnnfast.backends.torch import GRUCell
+    >>> GRUCell(4, 8)(torch.ones(4)).shape
+    torch.Size([8])
+    """
+
+    torch_class = torch.nn.GRUCell
+
+    def _cell_name(self) -> str:
+        return "gru"
+
+
+with contextlib.suppress(ImportError):  # torch.compiler.disable would do the same, but imports the whole compiler
+    from torch._C._dynamo import eval_frame
+
+    # Where torch.compile breaks the graph at a layer, it must not compile these functions or their callees.
+    _SKIP = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+    for _function in (_Recurrent.forward, _Cell.forward, *_operators.COMPILED):
+        eval_frame.set_code_exec_strategy(_function.__code__, _SKIP)
