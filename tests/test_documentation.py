@@ -22,7 +22,7 @@ def test_all_that_is_public_stands_in_the_reference():
     pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
     documented = set(re.findall(r"^\.\. auto(?:class|function|module):: ([\w.]+)", pages, flags=re.MULTILINE))
     package = Path(rnnfast.__file__).parent
-    adapters = {f"rnnfast.backends.{path.stem}" for path in package.glob("backends/[!_]*.py")}
+    adapters = {f"rnnfast.backends.{path.stem}" for path in package.glob("backends/[!_]*")}
     adapters |= {f"rnnfast.{name}" for name in ("sklearn", "diagnostics", "dask", "threads")}
     public = {name: getattr(rnnfast, name) for name in rnnfast.__all__ if name != "__version__"}
     names = {value.__name__ if isinstance(value, types.ModuleType) else name for name, value in public.items()}
