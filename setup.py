@@ -68,7 +68,7 @@ class BuildKernels(build_ext):
 
         units = {
             f"csrc/{name}.c": flags
-            for name in ("dispatch", "threads", "order", "optimizers_f32", "optimizers_f64", "xla_ffi")
+            for name in ("dispatch", "threads", "order", "optimizers_f32", "optimizers_f64", "xla_ffi", "ort_ops")
         }
         for isa, own in isa_flags.items():
             units |= {f"csrc/f{bits}_{isa}.c": flags + own for bits in (32, 64)}

@@ -4,14 +4,12 @@
 #include "xla_ffi.h"
 
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct {
     const xla_frame *frame;
     xla_error *error;
-    rnnfast_xla_call call;
+    rnnfast_host_call call;
     const rnnfast_table *table;
     rnnfast_sizes sizes;
     rnnfast_problem p;
@@ -91,13 +89,8 @@ static void read_call(run *r)
         fail(r, XLA_INVALID_ARGUMENT, "rnnfast: the attribute of a call must be an array of %d bytes", (int)sizeof r->call);
         return;
     }
-    memcpy(&r->call, bytes->data, sizeof r->call);
-    r->call.isa[sizeof r->call.isa - 1] = 0;
-    if (r->call.abi != RNNFAST_ABI)
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: the program was compiled with version %d of rnnfast's interface, this is %d", r->call.abi,
-             RNNFAST_ABI);
-    else if (!(r->table = rnnfast_get_table(r->call.isa, (size_t)r->call.item)))
-        fail(r, XLA_INVALID_ARGUMENT, "rnnfast: the program was compiled for %s, which does not run here", r->call.isa);
+    char message[200];
+    if (!(r->table = rnnfast_read_call(bytes->data, &r->call, message, sizeof message))) fail(r, XLA_INVALID_ARGUMENT, "%s", message);
 }
 
 /* Reads T and N from x. */

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#include "rnnfast.h"
+#include "host_call.h"
 
 enum { XLA_MAJOR = 0, XLA_METADATA = 1, XLA_BUFFER = 1, XLA_ARRAY = 1, XLA_U8 = 6, XLA_F32 = 11, XLA_F64 = 12 };
 enum { XLA_INVALID_ARGUMENT = 3, XLA_RESOURCE_EXHAUSTED = 8 }; /* codes of errors */
@@ -97,17 +97,7 @@ typedef struct {
     xla_metadata *metadata;
 } xla_metadata_extension;
 
-/* The part of a call that is not an array, stored in a compiled program: the bytes of its only attribute, "call". */
-typedef struct {
-    int abi; /* RNNFAST_ABI */
-    char isa[16];
-    int item;
-    int kinds; /* the parameters that exist: a bit for each of RNNFAST_KINDS */
-    int time_first, has_h0, has_c0;
-    rnnfast_stack stack;
-} rnnfast_xla_call;
-
-/* Arrays are contiguous. x is (T, N, I), or (N, T, I) if time is not first, or (T, I); y likewise. h0 and c0 are left out if has_h0 or
+/* The only attribute, "call", holds the bytes of a rnnfast_host_call. Arrays are contiguous. x is (T, N, I), or (N, T, I) if time is not first, or (T, I); y likewise. h0 and c0 are left out if has_h0 or
  * has_c0 is 0, and every c is left out for a cell without c.
  *
  * forward:   x, parameters, h0, c0                             to  y, h_n, c_n, and optionally a tape of sizes.tape bytes

@@ -61,18 +61,25 @@ cdef extern from "optimizers.h":
     const rnnfast_optimizers rnnfast_optimizers_f32, rnnfast_optimizers_f64
 
 
+cdef extern from "host_call.h":
+    ctypedef struct rnnfast_host_call:
+        int abi
+        char isa[16]
+        int item, kinds, time_first, has_h0, has_c0
+        rnnfast_stack stack
+
+
 cdef extern from "xla_ffi.h":
     ctypedef struct xla_frame:
         pass
     ctypedef struct xla_error:
         pass
-    ctypedef struct rnnfast_xla_call:
-        int abi
-        char isa[16]
-        int item, kinds, time_first, has_h0, has_c0
-        rnnfast_stack stack
     xla_error *rnnfast_xla_forward(const xla_frame *, int threads) noexcept nogil
     xla_error *rnnfast_xla_backward(const xla_frame *, int threads) noexcept nogil
+
+
+cdef extern from "ort_ops.h":
+    int (*rnnfast_ort_threads)() noexcept nogil
 
 
 FUNCTIONS = ("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu", "softsign",
@@ -92,12 +99,6 @@ cdef extern from *:
     #include "threads.h"
     #if !defined(_WIN32)
     #include <dlfcn.h>
-    #endif
-
-    #if defined(_WIN32)
-    #define RNNFAST_VISIBLE __declspec(dllexport)
-    #else
-    #define RNNFAST_VISIBLE __attribute__((visibility("default")))
     #endif
 
     #if defined(__clang__)
@@ -967,9 +968,9 @@ cdef class Engine:
             raise ValueError(f"x has {T} steps and {N} rows: its states would take more bytes than an address can count")
         return Sizes(sizes.tape, sizes.forward_workspace, sizes.backward_workspace)
 
-    def xla_call(self, bint time_first, bint has_h0, bint has_c0):
-        """Return the bytes of rnnfast_xla_call, the attribute of the handlers in `xla`; csrc/xla_ffi.h documents them."""
-        cdef rnnfast_xla_call call
+    def host_call(self, bint time_first, bint has_h0, bint has_c0):
+        """Return the bytes of a rnnfast_host_call, which the handlers in `xla` and the operators for ONNX Runtime take as an attribute."""
+        cdef rnnfast_host_call call
         memset(&call, 0, sizeof(call))
         call.abi, call.item, call.stack = RNNFAST_ABI, self.table.item, self.stack
         strncpy(call.isa, self.table.isa, sizeof(call.isa) - 1)
@@ -2023,3 +2024,12 @@ cdef xla_error *xla_backward(const xla_frame *frame) noexcept nogil:
 
 
 xla = {"forward": PyCapsule_New(<void *>xla_forward, NULL, NULL), "backward": PyCapsule_New(<void *>xla_backward, NULL, NULL)}
+
+
+# ---- operators for ONNX Runtime, which loads this module as a library of operators (csrc/ort_ops.h) ----
+
+cdef int ort_threads() noexcept nogil:
+    return limit_of(0)
+
+
+rnnfast_ort_threads = ort_threads

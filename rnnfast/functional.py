@@ -35,7 +35,7 @@ cells(engine, T, N, tape, out, order=None)
     Write the cell state c of all steps, (num_layers * directions, T, N, hidden_size).
 xla["forward"], xla["backward"]
     Capsules with the handlers of both passes for XLA's foreign-function interface. They take one attribute, the result
-    of ``engine.xla_call(...)``.
+    of ``engine.host_call(...)``.
 
 Examples
 --------

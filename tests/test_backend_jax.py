@@ -307,7 +307,7 @@ def what_fits(name):
     engine = FINE_LAYER.engine
     x, y, h, tape = ((T, N, I), FLOAT), ((T, N, H), FLOAT), ((1, N, H), FLOAT), ((engine.sizes(T, N).tape,), BYTE)
     parameters = [(array.shape, FLOAT) for array in FINE.values()]
-    call = np.frombuffer(engine.xla_call(True, False, False), np.uint8).copy()
+    call = np.frombuffer(engine.host_call(True, False, False), np.uint8).copy()
     if name == "forward":
         return [x, *parameters], [y, h, h, tape], call
     return [x, *parameters, y, tape, y, h, h], [x, *parameters, h, h], call

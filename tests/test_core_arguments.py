@@ -101,7 +101,7 @@ CALLS = {
         f(2, 3), f(4, 3), f(2, 4), f(2, 3), f(4, 3), f(4), b(_core.linear_sizes(2, 3, 4, 4)[1])]),
     "activation": lambda: (_core.activation, ["tanh", f(9), f(9)]),
     "Engine.sizes": lambda: (engine.sizes, [T, N, order]),
-    "Engine.xla_call": lambda: (engine.xla_call, [True, False, False]),
+    "Engine.host_call": lambda: (engine.host_call, [True, False, False]),
     "Order.fill": lambda: (order.fill, [-1, f(T, N, H)]),
     "PreparedCall.run": lambda: (prepared().run, [f(T, N, I), (f(1, N, H), None)]),
     "PreparedCall.step": lambda: (step().step, [f(N, I), f(N, H)]),

@@ -170,7 +170,7 @@ def _kernels(name: str, call: _Call, results: Sequence[Any], *arrays: Any) -> An
     if not call.direct:
         return jax.pure_callback(_on_host(name, call), results, *arrays, vmap_method="sequential")
     has_states = (state in call.names for state in STATES)
-    description = call.stack.engine.xla_call(not call.stack.batch_first, *has_states)
+    description = call.stack.engine.host_call(not call.stack.batch_first, *has_states)
     run = jax.ffi.ffi_call(f"rnnfast_{name}", results, vmap_method="sequential")
     return run(*arrays, call=np.frombuffer(description, np.uint8))
 

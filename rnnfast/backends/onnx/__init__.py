@@ -1,0 +1,52 @@
+"""ONNX: run the recurrent nodes of models on rnnfast, and convert nodes to layers and layers to models.
+
+ops
+    Classes for ``onnx.reference.ReferenceEvaluator(model, new_ops=ops)``: rnnfast runs the RNN, LSTM and GRU nodes of a
+    model, including those in the bodies of loops and branches.
+Backend
+    An ``onnx.backend.base.Backend`` for whole models. The reference evaluator runs the other nodes.
+layer_from_onnx(model, node)
+    Convert a node to a layer with its weights and options, to train or call it.
+to_onnx(layer)
+    Convert a layer to a model.
+
+The operators are supported as the standard defines them, in float32 and float64: all directions, sequence_lens, initial
+states, peepholes, clip, input_forget, activations with alpha and beta, linear_before_reset, both layouts, and all
+optional inputs and outputs. Weights that cannot change (those of initializers) are packed once.
+
+Supported: onnx 1.16 and later; versions 7, 14 and 22 of the operators, which cover opset 7 and all later opsets so far.
+Other element types, such as float16 and bfloat16, and opsets before 7 raise NotImplementedError. For a row with
+sequence_lens 0, the final state is zero, as in ONNX Runtime; an rnnfast layer returns the row's initial state. X must
+have at least one time step.
+
+Examples
+--------
+>>> import numpy as np, rnnfast
+>>> from onnx.reference import ReferenceEvaluator
+>>> layer = rnnfast.LSTM(4, 8, bidirectional=True, rng=0)
+>>> model = to_onnx(layer)
+>>> x = np.ones((5, 2, 4), np.float32)
+>>> y, h, c = ReferenceEvaluator(model, new_ops=ops).run(None, {"x": x})
+>>> y.shape, bool((y == layer(x)[0]).all())
+((5, 2, 16), True)
+>>> layer_from_onnx(model)
+LSTM(4, 8, bidirectional=True)  # 896 parameters
+"""
+
+from __future__ import annotations
+
+try:
+    import onnx
+except ImportError as error:
+    raise ImportError("rnnfast.backends.onnx needs onnx 1.16 or newer: pip install 'rnnfast[onnx]'") from error
+
+if tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 16):
+    raise ImportError(
+        f"rnnfast.backends.onnx needs onnx 1.16 or newer, found {onnx.__version__}: pip install 'onnx>=1.16'"
+    )
+
+from .conversion import layer_from_onnx, to_onnx
+from .evaluation import Backend, ops
+from .sessions import session
+
+__all__ = ["Backend", "layer_from_onnx", "ops", "session", "to_onnx"]

@@ -1,0 +1,173 @@
+"""Sessions of ONNX Runtime whose recurrent nodes run on rnnfast.
+
+The extension module is also a library of operators for ONNX Runtime (csrc/ort_ops.h). A session replaces the recurrent
+nodes of a model by these operators, with packed weights, so that ONNX Runtime calls the kernels directly.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from rnnfast import _core
+
+from . import models, nodes
+
+__all__ = ["session"]
+
+DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
+_registering = threading.Lock()
+
+
+def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Any:
+    """Create a session of ONNX Runtime that runs the recurrent nodes of a model on rnnfast.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto, bytes, str or os.PathLike
+        A model, its bytes, or the path of its file.
+    sess_options : onnxruntime.SessionOptions, optional
+        The operators of rnnfast are added to it. Its number of threads applies to all other nodes; the number for
+        recurrent nodes is that of rnnfast.set_num_threads.
+    **kwargs
+        Passed to onnxruntime.InferenceSession. The default of `providers` is the CPU.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+        With all its methods, and two more attributes: `nodes`, the names of the nodes that run on rnnfast, and `left`,
+        a dictionary that maps the names of all other recurrent nodes to the reason why they run in ONNX Runtime.
+
+    Raises
+    ------
+    TypeError
+        If `model` is neither a ModelProto nor bytes nor a path.
+    ValueError
+        If a constant of the model cannot be read, or the model uses the domain "rnnfast".
+    ImportError
+        If onnxruntime is missing or older than 1.16.
+
+    Warns
+    -----
+    RuntimeWarning
+        If a recurrent node runs in ONNX Runtime, or the model has no recurrent node.
+
+    Notes
+    -----
+    Supported are RNN, LSTM and GRU of float32 and float64, and com.microsoft.DynamicQuantizeLSTM, whose weights are
+    dequantized. Nodes may lie in bodies of If, Loop and Scan, and in functions. Their weights must be initializers, or
+    computed from constants only; an initializer that is also an input of the graph can change in every run, so it does
+    not count. The weights are packed when the session is created, and equal weights only once.
+
+    Unlike ONNX Runtime, rnnfast supports layout 1, and clips the input of h(C) as the standard says.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> layer = rnnfast.LSTM(4, 8, bidirectional=True, rng=0)
+    >>> own = session(to_onnx(layer))  # doctest: +SKIP
+    >>> own.nodes  # doctest: +SKIP
+    ['LSTM_l0']
+    >>> y, h, c = own.run(None, {"x": np.ones((5, 2, 4), np.float32)})  # doctest: +SKIP
+    """
+    changed, run, left = replace(models.load(model))
+    for name, reason in left.items():
+        warnings.warn(f"the recurrent node {name!r} runs in ONNX Runtime: {reason}", RuntimeWarning, stacklevel=2)
+    if not (run or left):
+        warnings.warn("the model has no recurrent node: all of it runs in ONNX Runtime", RuntimeWarning, stacklevel=2)
+    created = _session_class()(changed.SerializeToString(), sess_options, **kwargs)
+    created.nodes, created.left = run, left
+    return created
+
+
+def replace(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str], dict[str, str]]:
+    """Replace recurrent nodes by operators of rnnfast. Return a new model, and the `nodes` and `left` of a session."""
+    if any(entry.domain == DOMAIN for entry in model.opset_import):
+        raise ValueError(f"the model uses the domain {DOMAIN!r}, which is reserved for the operators of a session")
+    changed = onnx.ModelProto()
+    changed.CopyFrom(models.inline(model))
+    opset = models.opset(changed)
+    packs: dict[bytes, str] = {}
+    run, left = [], {}
+    for one in models.find(changed):
+        try:
+            part = models.part(one, opset)
+        except (ValueError, NotImplementedError) as error:
+            left[one.name] = str(error)
+            continue
+        _replace(one, part, packs)
+        run.append(one.name)
+    for function in changed.functions:  # those that could not be inlined
+        for node in filter(models.kind, function.node):
+            left[node.name] = f"it lies in the function {function.name!r}, whose opset differs from the model's"
+    for packed, name in packs.items():
+        tensor = helper.make_tensor(name, onnx.TensorProto.UINT8, [len(packed)], packed, raw=True)
+        changed.graph.initializer.append(tensor)
+    models.prune(changed.graph)
+    changed.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return changed, run, left
+
+
+def _replace(one: models.Recurrent, part: nodes.Part, packs: dict[bytes, str]) -> None:
+    """Replace a node by the operator of rnnfast, and add its packed weights to `packs`."""
+    layer = nodes.build([part])
+    packed = layer.execution.snapshot(layer.parameters).tobytes()
+    weights = packs.setdefault(packed, f"<rnnfast {len(packs)}>")
+    call = layer.engine.host_call(not layer.batch_first, False, False)
+    names = {name: one.given.get(name, "") for name in ("X", "sequence_lens", "initial_h", "initial_c")}
+    outputs = [*one.node.output, "", "", ""][:3]
+    scratch = f"<scratch of {one.name}>"
+    node = helper.make_node(
+        f"Recurrent{8 * layer.dtype.itemsize}",
+        [names["X"], weights, names["sequence_lens"], names["initial_h"], names["initial_c"]],
+        [*outputs, scratch],
+        one.node.name,
+        domain=DOMAIN,
+        call=call,
+    )
+    one.node.CopyFrom(node)
+    _declare(one.graph, outputs, layer)
+
+
+def _declare(graph: onnx.GraphProto, outputs: list[str], layer: Any) -> None:
+    """Declare the types and shapes of a node's results, which ONNX Runtime cannot infer."""
+    D, H = layer.engine.directions, layer.hidden_size
+    y, state = (None, D, None, H), (D, None, H)
+    if layer.batch_first:
+        y, state = (None, None, D, H), (None, D, H)
+    declared = {value.name for value in (*graph.value_info, *graph.output)}
+    kind = helper.np_dtype_to_tensor_dtype(layer.dtype)
+    for name, shape in zip(outputs, (y, state, state), strict=True):
+        if name and name not in declared:
+            graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+@functools.cache
+def _session_class() -> Any:
+    """The class of sessions, which exists once onnxruntime has been imported."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("session needs onnxruntime 1.16 or newer: pip install 'rnnfast[onnx]'") from error
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 16):
+        raise ImportError(
+            f"session needs onnxruntime 1.16 or newer, found {onnxruntime.__version__}: pip install 'onnxruntime>=1.16'"
+        )
+
+    class Session(onnxruntime.InferenceSession):
+        nodes: list[str]
+        left: dict[str, str]
+
+        def __init__(self, model: bytes, sess_options: Any = None, **kwargs: Any) -> None:
+            options = sess_options or onnxruntime.SessionOptions()
+            with _registering:
+                options.register_custom_ops_library(_core.__file__)
+            kwargs.setdefault("providers", ["CPUExecutionProvider"])
+            super().__init__(model, options, **kwargs)
+
+    return Session
