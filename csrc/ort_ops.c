@@ -198,10 +198,8 @@ static void copy_state(const run *r, char *own, char *given, size_t width, int t
             const ptrdiff_t sequence = r->sequences ? r->sequences[r->rows[n]] : n;
             char *inner = own + (size_t)(d * N + sequence) * bytes;
             char *outer = given + (size_t)(r->k->call.time_first ? d * N + n : n * D + d) * bytes;
-            if (to_own)
-                memcpy(inner, outer, bytes);
-            else
-                memcpy(outer, inner, bytes);
+            if (to_own) memcpy(inner, outer, bytes);
+            else memcpy(outer, inner, bytes);
         }
 }
 
@@ -285,7 +283,8 @@ static ort_status *ORT_CALL create(const ort_op *op, const ort_api *api, const o
     char bytes[sizeof(rnnfast_host_call) + 1], message[200] = "rnnfast: the attribute \"call\" does not hold a call of this operator";
     size_t size = sizeof bytes;
     kernel *k = calloc(1, sizeof *k);
-    ort_status *error = k ? api->get_string(info, "call", bytes, &size) : api->create_status(ORT_INVALID_ARGUMENT, "rnnfast: out of memory");
+    ort_status *error =
+        k ? api->get_string(info, "call", bytes, &size) : api->create_status(ORT_INVALID_ARGUMENT, "rnnfast: out of memory");
     if (!error) {
         k->api = api;
         if (size == sizeof bytes) k->table = rnnfast_read_call(bytes, &k->call, message, sizeof message);
@@ -361,10 +360,19 @@ static int ORT_CALL get_memory(const ort_op *op, size_t index)
 
 #define OPERATOR(name)                                                                                                                     \
     {                                                                                                                                      \
-        .version = ORT_VERSION, .get_name = name, .get_provider = get_provider, .get_input_type = get_input_type,                          \
-        .get_input_count = get_input_count, .get_output_type = get_output_type, .get_output_count = get_output_count,                      \
-        .destroy_kernel = destroy, .get_input_kind = get_input_kind, .get_output_kind = get_output_kind, .get_input_memory = get_memory,   \
-        .create_kernel_v2 = create, .compute_v2 = compute,                                                                                 \
+        .version = ORT_VERSION,                                                                                                            \
+        .get_name = name,                                                                                                                  \
+        .get_provider = get_provider,                                                                                                      \
+        .get_input_type = get_input_type,                                                                                                  \
+        .get_input_count = get_input_count,                                                                                                \
+        .get_output_type = get_output_type,                                                                                                \
+        .get_output_count = get_output_count,                                                                                              \
+        .destroy_kernel = destroy,                                                                                                         \
+        .get_input_kind = get_input_kind,                                                                                                  \
+        .get_output_kind = get_output_kind,                                                                                                \
+        .get_input_memory = get_memory,                                                                                                    \
+        .create_kernel_v2 = create,                                                                                                        \
+        .compute_v2 = compute,                                                                                                             \
     }
 
 static const ort_op operators[] = {OPERATOR(get_name32), OPERATOR(get_name64)};

@@ -97,8 +97,8 @@ typedef struct {
     xla_metadata *metadata;
 } xla_metadata_extension;
 
-/* The only attribute, "call", holds the bytes of a rnnfast_host_call. Arrays are contiguous. x is (T, N, I), or (N, T, I) if time is not first, or (T, I); y likewise. h0 and c0 are left out if has_h0 or
- * has_c0 is 0, and every c is left out for a cell without c.
+/* The only attribute, "call", holds the bytes of a rnnfast_host_call. Arrays are contiguous. x is (T, N, I), or (N, T, I) if time is not
+ * first, or (T, I); y likewise. h0 and c0 are left out if has_h0 or has_c0 is 0, and every c is left out for a cell without c.
  *
  * forward:   x, parameters, h0, c0                             to  y, h_n, c_n, and optionally a tape of sizes.tape bytes
  * backward:  x, parameters, h0, c0, y, tape, dy, dh_n, dc_n    to  dx, dparameters, dh0, dc0

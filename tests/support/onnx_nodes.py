@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from rnnfast.backends.onnx import ops
@@ -190,6 +190,95 @@ def lstm(**attributes):
 
 
 WEIGHTS = ("W", "R", "B", "P")
+
+
+def computed(problem):
+    """The model of a problem whose weights other nodes compute from constants, as exporters write them."""
+    model = model_of(problem, constants=WEIGHTS)
+    graph, D = model.graph, len(problem.feeds["W"])
+    W, R, B, P = (problem.feeds[name] for name in WEIGHTS)
+    tensors = {f"W_{d}": W[d : d + 1].astype(np.float64) for d in range(D)}
+    tensors |= {"R_transposed": R.transpose(2, 0, 1), "B_long": np.concatenate([B] * 3), "P_stacked": P[np.newaxis]}
+    tensors |= {"zero": np.array([0]), "start": np.array([D]), "end": np.array([2 * D])}
+    nodes = [
+        helper.make_node("Concat", [f"W_{d}" for d in range(D)], ["W_double"], axis=0),
+        helper.make_node("Cast", ["W_double"], ["W"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["R_transposed"], ["R"], perm=[1, 2, 0]),
+        helper.make_node("Slice", ["B_long", "start", "end", "zero"], ["B"]),
+        helper.make_node("Squeeze", ["P_stacked", "zero"], ["P"]),
+    ]
+    del graph.initializer[:]
+    graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in tensors.items())
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
+    return model
+
+
+PLACES_OF_NODES = ("If", "Loop", "Scan", "function", "If in function")
+
+
+def nested(where, problem):
+    """A model of inputs X and condition whose LSTM lies in a body or a function, and its feeds."""
+    info, FLOAT = helper.make_tensor_value_info, TensorProto.FLOAT
+    given = ["condition", "X", *WEIGHTS]
+    node = helper.make_node("LSTM", ["X", "W", "R", "B", "", "", "", "P"], ["Y"], "node", **problem.attributes)
+    branch = helper.make_graph([node], "then", [], [info("Y", FLOAT, [None] * 4)])
+    other = helper.make_graph([helper.make_node("Neg", ["X"], ["-X"])], "else", [], [info("-X", FLOAT, None)])
+    call = helper.make_node("If", ["condition"], ["result"], then_branch=branch, else_branch=other)
+    X, tensors, functions = problem.feeds["X"], {name: problem.feeds[name] for name in WEIGHTS}, []
+    opsets = [helper.make_opsetid("", 14), helper.make_opsetid("own", 1)]
+    if where == "Loop":
+        i, go, end = (
+            info("i", TensorProto.INT64, ()),
+            info("go", TensorProto.BOOL, ()),
+            info("end", TensorProto.BOOL, ()),
+        )
+        nodes = [helper.make_node("Identity", ["go"], ["end"]), node]
+        body = helper.make_graph(nodes, "body", [i, go], [end, *branch.output])
+        call, tensors["once"] = helper.make_node("Loop", ["once", "condition"], ["result"], body=body), np.array(1)
+    elif where == "Scan":
+        node.input[0] = "x"
+        body = helper.make_graph([node], "body", [info("x", FLOAT, X.shape)], branch.output)
+        call, X = helper.make_node("Scan", ["X"], ["result"], body=body, num_scan_inputs=1), X[np.newaxis]
+    elif where != "If":
+        inner = call if where == "If in function" else node
+        functions = [helper.make_function("own", "Own", given, inner.output, [inner], opsets)]
+        call = helper.make_node("Own", given, ["result"], domain="own")
+    start = [info("X", FLOAT, X.shape), info("condition", TensorProto.BOOL, ())]
+    tensors = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph([call], "graph", start, [info("result", FLOAT, None)], tensors)
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
+    return model, {"X": X, "condition": np.array(True)}
+
+
+def quantized(problem, per_channel, kind):
+    """A model of one DynamicQuantizeLSTM, and the LSTM of its dequantized weights."""
+    plain, tensors, info = dict(problem.feeds), {}, np.iinfo(kind)
+    for name in "WR":
+        array = problem.feeds[name].transpose(0, 2, 1)
+        if per_channel:  # ONNX Runtime then requires a zero point in the middle
+            scale = np.abs(array).max(1, keepdims=True) / np.float32(127)
+            zero = np.full(scale.shape, (info.max + info.min + 1) // 2, kind)
+        else:
+            low, high = array.min((1, 2), keepdims=True), array.max((1, 2), keepdims=True)
+            scale = (high - low) / np.float32(info.max - info.min)
+            zero = np.round(info.min - low / scale).astype(kind)
+        integers = np.clip(np.round(array / scale) + zero, info.min, info.max).astype(kind)
+        plain[name] = np.ascontiguousarray(((integers - zero.astype(np.float32)) * scale).transpose(0, 2, 1))
+        shape = array.shape[::2] if per_channel else array.shape[:1]
+        tensors |= {name: integers, f"{name}_scale": scale.reshape(shape), f"{name}_zero_point": zero.reshape(shape)}
+    plain = SimpleNamespace(op_type="LSTM", feeds=plain, attributes=problem.attributes)
+    model = model_of(plain, constants=WEIGHTS)
+    inputs = [name if name in problem.feeds else "" for name in INPUTS]
+    inputs += [f"{name}_{what}" for name in "WR" for what in ("scale", "zero_point")]
+    [node] = model.graph.node
+    node.op_type, node.domain = "DynamicQuantizeLSTM", "com.microsoft"
+    node.input[:] = inputs
+    for place in reversed([i for i, tensor in enumerate(model.graph.initializer) if tensor.name in tensors]):
+        del model.graph.initializer[place]
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model, plain
 
 
 def run(model, feeds):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+import weakref
 from typing import Any
 
 import onnx
 from onnx import helper
 
-from rnnfast import _core
+from rnnfast import _core, functional
 
 from . import models, nodes
 
@@ -22,6 +23,7 @@ __all__ = ["session"]
 
 DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
 _registering = threading.Lock()
+_registered: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operators, which can be added only once
 
 
 def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Any:
@@ -116,8 +118,10 @@ def replace(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str], dict[st
 def _replace(one: models.Recurrent, part: nodes.Part, packs: dict[bytes, str]) -> None:
     """Replace a node by the operator of rnnfast, and add its packed weights to `packs`."""
     layer = nodes.build([part])
-    packed = layer.execution.snapshot(layer.parameters).tobytes()
-    weights = packs.setdefault(packed, f"<rnnfast {len(packs)}>")
+    packed = functional.empty(layer.engine.packed_size)
+    packed[:] = 0  # padding too, so that equal weights have equal bytes
+    functional.pack(layer.engine, list(layer.parameters.values()), packed, None)
+    weights = packs.setdefault(packed.tobytes(), f"<rnnfast {len(packs)}>")
     call = layer.engine.host_call(not layer.batch_first, False, False)
     names = {name: one.given.get(name, "") for name in ("X", "sequence_lens", "initial_h", "initial_c")}
     outputs = [*one.node.output, "", "", ""][:3]
@@ -166,7 +170,9 @@ def _session_class() -> Any:
         def __init__(self, model: bytes, sess_options: Any = None, **kwargs: Any) -> None:
             options = sess_options or onnxruntime.SessionOptions()
             with _registering:
-                options.register_custom_ops_library(_core.__file__)
+                if options not in _registered:
+                    options.register_custom_ops_library(_core.__file__)
+                    _registered.add(options)
             kwargs.setdefault("providers", ["CPUExecutionProvider"])
             super().__init__(model, options, **kwargs)
 
