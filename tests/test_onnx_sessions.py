@@ -376,5 +376,14 @@ def test_operators_of_the_other_dtype():
     ],
 )
 def test_a_missing_or_old_onnxruntime(change, text):
-    code = f"import sys, rnnfast; from rnnfast.backends.onnx import *; {change}; session(to_onnx(rnnfast.RNN(2, 3)))"
-    assert python(code=code).stderr.splitlines()[-1].endswith(text)
+    code = f"import sys; {change}; from rnnfast.backends.onnx import to_onnx; from rnnfast.backends.onnx import session"
+    last = python(code=code).stderr.splitlines()[-1]
+    assert "ImportError" in last
+    assert last.endswith(text)
+
+
+def test_the_adapter_does_not_import_onnxruntime():
+    run = python(code="import sys, rnnfast.backends.onnx; print('onnxruntime' in sys.modules)")
+    assert run.stdout.split() == ["False"], run.stderr
+    run = python(code="import rnnfast.backends.onnx as adapter; adapter.nothing")
+    assert "AttributeError: module 'rnnfast.backends.onnx' has no attribute 'nothing'" in run.stderr

@@ -146,6 +146,7 @@ class Backend(onnx.backend.base.Backend):
     Examples
     --------
     >>> import numpy as np, rnnfast
+    >>> from rnnfast.backends.onnx import Backend, to_onnx
     >>> prepared = Backend.prepare(to_onnx(rnnfast.GRU(4, 8, rng=0)))
     >>> y, h = prepared.run([np.ones((5, 2, 4), np.float32)])
     >>> y.shape, h.shape

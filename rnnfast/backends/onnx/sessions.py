@@ -6,7 +6,6 @@ nodes of a model by these operators, with packed weights, so that ONNX Runtime c
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
 import weakref
@@ -19,6 +18,16 @@ from rnnfast import _core, functional
 
 from . import models, nodes
 
+try:
+    import onnxruntime
+except ImportError as error:
+    raise ImportError("session needs onnxruntime 1.16 or newer: pip install 'rnnfast[onnx]'") from error
+
+if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 16):
+    raise ImportError(
+        f"session needs onnxruntime 1.16 or newer, found {onnxruntime.__version__}: pip install 'onnxruntime>=1.16'"
+    )
+
 __all__ = ["session"]
 
 DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
@@ -26,7 +35,22 @@ _registering = threading.Lock()
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operators, which can be added only once
 
 
-def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Any:
+class Session(onnxruntime.InferenceSession):
+    """A session of ONNX Runtime with the operators of rnnfast; `session` documents it."""
+
+    nodes: list[str]
+    left: dict[str, str]
+
+    def __init__(self, model: bytes, sess_options: Any = None, **kwargs: Any) -> None:
+        options = onnxruntime.SessionOptions() if sess_options is None else sess_options
+        with _registering:
+            if options not in _registered:
+                options.register_custom_ops_library(_core.__file__)
+                _registered.add(options)
+        super().__init__(model, options, **{"providers": ["CPUExecutionProvider"], **kwargs})
+
+
+def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Session:
     """Create a session of ONNX Runtime that runs the recurrent nodes of a model on rnnfast.
 
     Parameters
@@ -42,8 +66,8 @@ def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Any:
     Returns
     -------
     onnxruntime.InferenceSession
-        With all its methods, and two more attributes: `nodes`, the names of the nodes that run on rnnfast, and `left`,
-        a dictionary that maps the names of all other recurrent nodes to the reason why they run in ONNX Runtime.
+        With two more attributes: `nodes`, the names of the nodes that run on rnnfast, and `left`, a dictionary from the
+        names of all other recurrent nodes to the reason why they run in ONNX Runtime.
 
     Raises
     ------
@@ -71,18 +95,22 @@ def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Any:
     Examples
     --------
     >>> import numpy as np, rnnfast
+    >>> from rnnfast.backends.onnx import session, to_onnx
     >>> layer = rnnfast.LSTM(4, 8, bidirectional=True, rng=0)
-    >>> own = session(to_onnx(layer))  # doctest: +SKIP
-    >>> own.nodes  # doctest: +SKIP
+    >>> own = session(to_onnx(layer))
+    >>> own.nodes
     ['LSTM_l0']
-    >>> y, h, c = own.run(None, {"x": np.ones((5, 2, 4), np.float32)})  # doctest: +SKIP
+    >>> x = np.ones((5, 2, 4), np.float32)
+    >>> y, h, c = own.run(None, {"x": x})
+    >>> bool((y == layer(x)[0]).all())
+    True
     """
     changed, run, left = replace(models.load(model))
     for name, reason in left.items():
         warnings.warn(f"the recurrent node {name!r} runs in ONNX Runtime: {reason}", RuntimeWarning, stacklevel=2)
     if not (run or left):
         warnings.warn("the model has no recurrent node: all of it runs in ONNX Runtime", RuntimeWarning, stacklevel=2)
-    created = _session_class()(changed.SerializeToString(), sess_options, **kwargs)
+    created = Session(changed.SerializeToString(), sess_options, **kwargs)
     created.nodes, created.left = run, left
     return created
 
@@ -149,31 +177,3 @@ def _declare(graph: onnx.GraphProto, outputs: list[str], layer: Any) -> None:
     for name, shape in zip(outputs, (y, state, state), strict=True):
         if name and name not in declared:
             graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
-
-
-@functools.cache
-def _session_class() -> Any:
-    """The class of sessions, which exists once onnxruntime has been imported."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("session needs onnxruntime 1.16 or newer: pip install 'rnnfast[onnx]'") from error
-    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 16):
-        raise ImportError(
-            f"session needs onnxruntime 1.16 or newer, found {onnxruntime.__version__}: pip install 'onnxruntime>=1.16'"
-        )
-
-    class Session(onnxruntime.InferenceSession):
-        nodes: list[str]
-        left: dict[str, str]
-
-        def __init__(self, model: bytes, sess_options: Any = None, **kwargs: Any) -> None:
-            options = sess_options or onnxruntime.SessionOptions()
-            with _registering:
-                if options not in _registered:
-                    options.register_custom_ops_library(_core.__file__)
-                    _registered.add(options)
-            kwargs.setdefault("providers", ["CPUExecutionProvider"])
-            super().__init__(model, options, **kwargs)
-
-    return Session
