@@ -4,6 +4,7 @@
  * the arrays of a ragged batch are allocated for the length of a call. */
 #include "ort_ops.h"
 
+#include <stdarg.h>
 #include <stdlib.h>
 
 #include "threads.h"
@@ -40,11 +41,18 @@ typedef struct {
 } run;
 
 /* Records an error; the first one is reported. */
-static void fail(run *r, const char *format, long long a, long long b)
+#if defined(__GNUC__)
+__attribute__((format(printf, 2, 3)))
+#endif
+static void fail(run *r, const char *format, ...)
 {
     char message[200];
-    snprintf(message, sizeof message, format, a, b);
-    if (!r->error) r->error = r->k->api->create_status(ORT_INVALID_ARGUMENT, message);
+    va_list values;
+    if (r->error) return;
+    va_start(values, format);
+    vsnprintf(message, sizeof message, format, values);
+    va_end(values);
+    r->error = r->k->api->create_status(ORT_INVALID_ARGUMENT, message);
 }
 
 /* The data of an input with its dims, or NULL if it is missing. */
@@ -55,10 +63,11 @@ static void *input(run *r, size_t index, size_t rank, int64_t *dims)
     ort_shape *shape = NULL;
     size_t found = 0;
     void *data = NULL;
-    if (r->error || (r->error = api->get_input(r->context, index, &value)) || !value) return NULL;
-    if ((r->error = api->get_shape(value, &shape))) return NULL;
+    if (!r->error) r->error = api->get_input(r->context, index, &value);
+    if (!r->error && value) r->error = api->get_shape(value, &shape);
+    if (r->error || !value) return NULL;
     r->error = api->get_rank(shape, &found);
-    if (!r->error && found != rank) fail(r, "rnnfast: input %lld must have %lld axes", (long long)index, (long long)rank);
+    if (!r->error && found != rank) fail(r, "rnnfast: input %d must have %d axes", (int)index, (int)rank);
     if (!r->error) r->error = api->get_dims(shape, dims, rank);
     api->release_shape(shape);
     if (!r->error) r->error = api->get_data((ort_value *)value, &data);
@@ -82,7 +91,7 @@ static const char *state(run *r, size_t index, ptrdiff_t width)
     const char *data = input(r, index, 3, dims);
     const int rows = r->k->call.time_first;
     if (data && (dims[rows] != r->p.N || dims[1 - rows] != r->states || dims[2] != width))
-        fail(r, "rnnfast: the initial state must have %lld rows of %lld units for each direction", r->p.N, width);
+        fail(r, "rnnfast: the initial state must have %lld rows of %lld units for each direction", (long long)r->p.N, (long long)width);
     return data;
 }
 
@@ -95,8 +104,8 @@ static void read_inputs(run *r)
     p->x = input(r, X, 3, dims);
     if (r->error) return;
     p->T = dims[time], p->N = dims[1 - time];
-    if (p->T < 1) fail(r, "rnnfast: X has %lld time steps, but must have at least %lld", p->T, 1);
-    if (dims[2] != s->I) fail(r, "rnnfast: X has %lld features, but the node has weights for %lld", dims[2], s->I);
+    if (p->T < 1) fail(r, "rnnfast: X has no time steps, but must have at least one");
+    if (dims[2] != s->I) fail(r, "rnnfast: X has %lld features, but the node has weights for %lld", (long long)dims[2], (long long)s->I);
     p->x_step = (time ? 1 : p->N) * s->I;
     p->x_row = (time ? p->T : 1) * s->I;
     r->h0 = state(r, H0, s->P);
@@ -105,10 +114,10 @@ static void read_inputs(run *r)
     r->packed_bytes = (size_t)dims[0];
     r->lengths = input(r, LENGTHS, 1, dims);
     if (!r->lengths || r->error) return;
-    if (dims[0] != p->N) fail(r, "rnnfast: sequence_lens has %lld elements for %lld rows", dims[0], p->N);
+    if (dims[0] != p->N) fail(r, "rnnfast: sequence_lens has %lld elements for %lld rows", (long long)dims[0], (long long)p->N);
     for (ptrdiff_t n = 0; n < p->N && !r->error; n++)
         if (r->lengths[n] < 0 || r->lengths[n] > p->T)
-            fail(r, "rnnfast: sequence_lens must be from 0 to %lld, got %lld", p->T, r->lengths[n]);
+            fail(r, "rnnfast: sequence_lens must be from 0 to %lld, got %d", (long long)p->T, (int)r->lengths[n]);
 }
 
 static void take_outputs(run *r)
@@ -139,7 +148,7 @@ static void arrange(run *r)
     const size_t words = (size_t)(N + 2 * (T + 1) + N + N + 1 + 2 * T + 2 + N);
     ptrdiff_t *at = r->own_order = malloc(words * sizeof *at + (size_t)(T * N) * sizeof(rnnfast_masked_step));
     if (!at) {
-        fail(r, "rnnfast: cannot allocate the order of %lld steps of %lld rows", T, N);
+        fail(r, "rnnfast: cannot allocate the order of %lld steps of %lld rows", (long long)T, (long long)N);
         return;
     }
     for (ptrdiff_t n = 0; n < N; n++) at[n] = r->lengths[n];
@@ -262,7 +271,7 @@ static ort_status *ORT_CALL compute(void *of, ort_context *context)
     if (!r.error && r.p.N) arrange(&r);
     if (!r.error && r.p.N) {
         if (k->table->sizes(&r.p.stack, r.p.T, r.p.N, r.p.order, &r.sizes))
-            fail(&r, "rnnfast: X has %lld steps and %lld rows, whose states would take too many bytes", r.p.T, r.p.N);
+            fail(&r, "rnnfast: X has %lld steps and %lld rows, whose states would take too many bytes", (long long)r.p.T, (long long)r.p.N);
         if (r.packed_bytes < r.sizes.packed)
             fail(&r, "rnnfast: the packed weights have %lld bytes, but must have %lld", (long long)r.packed_bytes,
                  (long long)r.sizes.packed);
@@ -278,18 +287,32 @@ static ort_status *ORT_CALL compute(void *of, ort_context *context)
     return r.error;
 }
 
+static const char *ORT_CALL get_name32(const ort_op *op)
+{
+    return (void)op, "Recurrent32";
+}
+
+static const char *ORT_CALL get_name64(const ort_op *op)
+{
+    return (void)op, "Recurrent64";
+}
+
+static int get_element(const ort_op *op)
+{
+    return op->get_name == get_name64 ? ORT_DOUBLE : ORT_FLOAT;
+}
+
 static ort_status *ORT_CALL create(const ort_op *op, const ort_api *api, const ort_info *info, void **out)
 {
-    char bytes[sizeof(rnnfast_host_call) + 1], message[200] = "rnnfast: the attribute \"call\" does not hold a call of this operator";
+    char bytes[sizeof(rnnfast_host_call) + 1] = {0}, message[200] = "rnnfast: the attribute \"call\" holds no call of this operator";
     size_t size = sizeof bytes;
     kernel *k = calloc(1, sizeof *k);
-    ort_status *error =
-        k ? api->get_string(info, "call", bytes, &size) : api->create_status(ORT_INVALID_ARGUMENT, "rnnfast: out of memory");
+    if (!k) return api->create_status(ORT_FAIL, "rnnfast: cannot allocate a kernel");
+    k->api = api;
+    ort_status *error = api->get_string(info, "call", bytes, &size);
     if (!error) {
-        k->api = api;
         if (size == sizeof bytes) k->table = rnnfast_read_call(bytes, &k->call, message, sizeof message);
-        if (!k->table || (k->call.item == 8) != (op->get_input_type(op, X) == ORT_DOUBLE))
-            error = api->create_status(ORT_INVALID_ARGUMENT, message);
+        if (!k->table || (k->call.item == 8) != (get_element(op) == ORT_DOUBLE)) error = api->create_status(ORT_INVALID_ARGUMENT, message);
     }
     *out = k;
     if (error) free(k);
@@ -303,24 +326,9 @@ static void ORT_CALL destroy(void *k)
 
 /* ---- the operators */
 
-static const char *ORT_CALL get_name32(const ort_op *op)
-{
-    return (void)op, "Recurrent32";
-}
-
-static const char *ORT_CALL get_name64(const ort_op *op)
-{
-    return (void)op, "Recurrent64";
-}
-
 static const char *ORT_CALL get_provider(const ort_op *op)
 {
     return (void)op, NULL; /* the CPU */
-}
-
-static int get_element(const ort_op *op)
-{
-    return op->get_name == get_name64 ? ORT_DOUBLE : ORT_FLOAT;
 }
 
 static int ORT_CALL get_input_type(const ort_op *op, size_t index)

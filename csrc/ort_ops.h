@@ -14,7 +14,7 @@
 
 #include "host_call.h"
 
-enum { ORT_VERSION = 16, ORT_INVALID_ARGUMENT = 2 };
+enum { ORT_VERSION = 16, ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum { ORT_REQUIRED, ORT_OPTIONAL };                                   /* inputs and outputs of an operator */
 enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6, ORT_DOUBLE = 11 }; /* types of elements */
 

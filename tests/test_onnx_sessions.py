@@ -283,7 +283,7 @@ def changeable(model):
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("X", np.zeros((0, 3, 4)), "X has 0 time steps, but must have at least 1"),
+        ("X", np.zeros((0, 3, 4)), "X has no time steps, but must have at least one"),
         ("X", np.zeros((5, 3, 5)), "X has 5 features, but the node has weights for 4"),
         ("X", np.zeros((5, 3, 4, 1)), "input 0 must have 3 axes"),
         ("initial_h", np.zeros((1, 3, 6)), "initial state must have 3 rows of 6 units for each direction"),
@@ -343,7 +343,7 @@ def test_packed_weights_of_any_address():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda call: call[:-1], "does not hold a call of this operator"),
+        (lambda call: call[:-1], "holds no call of this operator"),
         (lambda call: b"\xff" + call[1:], "version .* of rnnfast's interface"),
         (lambda call: call[:4] + b"none" + call[8:], "compiled for none"),
     ],
@@ -364,7 +364,7 @@ def test_operators_of_the_other_dtype():
     model.graph.node[0].op_type = "Recurrent64"
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    with pytest.raises(Exception, match="does not hold a call of this operator"):
+    with pytest.raises(Exception, match="holds no call of this operator"):
         with_operators(model)
 
 
