@@ -28,10 +28,10 @@ class FastG2p(program.G2p):
             self.layers[id(getattr(self, f"{side}_w_ih"))] = layer = rnnfast.GRU.from_state_dict(own, batch_first=True)
             layer.freeze()
 
-    def gru(self, x, steps, w_ih, w_hh, b_ih, b_hh, h0=None):
+    def gru(self, x, _steps, w_ih, *_, h0):
         return self.layers[id(w_ih)](x, h0[np.newaxis])[0]
 
-    def grucell(self, x, h, w_ih, w_hh, b_ih, b_hh):
+    def grucell(self, x, h, w_ih, *_):
         return self.layers[id(w_ih)](x[np.newaxis], h[np.newaxis])[1][0]
 
 
