@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import jax as jax
     from . import keras as keras
+    from . import keras_files as keras_files
     from . import onnx as onnx
     from . import thinc as thinc
     from . import torch as torch
 
-_LAZY = ("jax", "keras", "onnx", "thinc", "torch")
+_LAZY = ("jax", "keras", "keras_files", "onnx", "thinc", "torch")
 
 
 def __getattr__(name: str) -> Any:

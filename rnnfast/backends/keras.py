@@ -35,11 +35,7 @@ and in-place writes to an array therefore take effect in the next call, at the c
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import weakref
-import zipfile
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +43,6 @@ import numpy as np
 from rnnfast._types import Array
 
 try:
-    import h5py
     import keras
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -56,8 +51,19 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rnnfast import arguments, layers, options
-from rnnfast.backends._common import positions, reject, reorder
-from rnnfast.layers import saving
+from rnnfast.backends._common import reorder
+from rnnfast.backends.keras_files import (
+    ACTIVATIONS,
+    KINDS,
+    MERGES,
+    Kind,
+    Side,
+    directions_of,
+    load_layers,
+    load_weights,
+    single,
+    with_activations,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -66,6 +72,7 @@ __all__ = [
     "enable",
     "layer_from_keras",
     "layer_to_keras",
+    "load_layers",
     "load_weights",
     "reset_calls",
 ]
@@ -75,44 +82,10 @@ if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10):
         f"rnnfast.backends.keras needs Keras 3.10 or newer, found {keras.__version__}: pip install 'keras>=3.10'"
     )
 
-# Keras's activation functions as values for the `activations` option of rnnfast's layers.
-ACTIVATIONS: dict[str, Any] = {
-    "linear": ("affine", 1.0, 0.0),
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-    "relu": "relu",
-    "leaky_relu": ("leaky_relu", 0.2),
-    "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5),
-    "elu": ("elu", 1.0),
-    "softsign": "softsign",
-    "softplus": "softplus",
-}
 _FUNCTIONS = {id(getattr(keras.activations, name)): ours for name, ours in ACTIVATIONS.items()}
 
 
-class _Kind(NamedTuple):
-    """A layer type in both libraries."""
-
-    name: str  # of Keras's layer
-    ours: Any  # the class of rnnfast
-    cell: str  # rnnfast's
-    order: str  # of Keras's gates, in rnnfast's letters
-    functions: tuple[str, ...]  # the Keras option that corresponds to each of rnnfast's `activations`
-    shared: tuple[str, ...] = ()  # further options with the same name in both
-
-    @property
-    def gates(self) -> list[int]:
-        return positions(self.cell, self.order)  # each of these permutations is its own inverse
-
-
-_KINDS = (
-    _Kind("SimpleRNN", layers.RNN, "rnn_tanh", "h", ("activation",)),
-    _Kind("LSTM", layers.LSTM, "lstm", "ifgo", ("recurrent_activation", "activation", "activation")),
-    _Kind("GRU", layers.GRU, "gru", "zrn", ("recurrent_activation", "activation"), ("reset_after",)),
-)
-_CELLS = {getattr(keras.layers, f"{kind.name}Cell"): kind for kind in _KINDS}
-
-_MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean", None: None}
+_CELLS = {getattr(keras.layers, f"{kind.name}Cell"): kind for kind in KINDS}
 
 # ------------------------------------------------------------------------------------------- replacing Keras's loop
 
@@ -217,7 +190,7 @@ def _layer_for(cell: Any, sequences: Any, states: list[Any], mask: Any, training
     packed = _packed.get(cell)
     if packed is None or packed.options != chosen or not all(map(_same, packed.weights, weights)):
         copies = [weight.copy("K") for weight in weights]
-        packed = _packed[cell] = _Packed(chosen, copies, _single(kind, dict(chosen), copies))
+        packed = _packed[cell] = _Packed(chosen, copies, single(kind, dict(chosen), copies))
         packed.layer.freeze()
     return packed.layer
 
@@ -272,7 +245,7 @@ def layer_from_keras(layer: Any) -> Any:
         if layer.forward_layer.go_backwards:
             raise _Unsupported("layer is a Bidirectional whose forward_layer goes backwards: swap its two layers")
         sides = layer_from_keras(layer.forward_layer), layer_from_keras(layer.backward_layer)
-        return layers.Bidirectional(*sides, merge=_MERGES[layer.merge_mode])  # type: ignore[arg-type]
+        return layers.Bidirectional(*sides, merge=MERGES[layer.merge_mode])  # type: ignore[arg-type]
     if not isinstance(layer, keras.layers.RNN):
         raise TypeError(f"layer must be a keras.layers.LSTM, GRU, SimpleRNN, RNN or Bidirectional, got {layer!r}")
     kind, chosen = _options(layer.cell)
@@ -281,7 +254,7 @@ def layer_from_keras(layer: Any) -> Any:
             f"layer {layer.name!r} has no weights yet: call it or layer.build((None, None, features)) first"
         )
     weights = [keras.ops.convert_to_numpy(variable.value) for variable in _variables(layer.cell)]
-    return _single(kind, {**dict(chosen), "reverse": bool(layer.go_backwards)}, weights)
+    return single(kind, {**dict(chosen), "reverse": bool(layer.go_backwards)}, weights)
 
 
 def layer_to_keras(layer: Any, **keywords: Any) -> Any:
@@ -316,12 +289,12 @@ def layer_to_keras(layer: Any, **keywords: Any) -> Any:
     'concat'
     """
     keywords = {"return_sequences": True, **keywords}
-    sides = _sides(layer)
+    sides = directions_of(layer)
     made = [_empty_keras_layer(side, keywords) for side in sides]
     whole = made[0]
     if len(sides) == 2:
         merge = layer.merge if isinstance(layer, layers.Bidirectional) else "concat"
-        names = {ours: theirs for theirs, ours in _MERGES.items()}
+        names = {ours: theirs for theirs, ours in MERGES.items()}
         whole = keras.layers.Bidirectional(made[0], merge_mode=names[merge], backward_layer=made[1])
         whole.build((None, None, sides[0].layer.input_size))
         made = [whole.forward_layer, whole.backward_layer]
@@ -333,78 +306,19 @@ def layer_to_keras(layer: Any, **keywords: Any) -> Any:
     return whole
 
 
-def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = None) -> None:
-    """Copy the weights of one recurrent layer from a Keras model file into a layer of rnnfast.
-
-    The model is neither built nor run.
-
-    Parameters
-    ----------
-    layer : rnnfast.LSTM, GRU, RNN or Bidirectional
-        With num_layers=1. The weights of a keras.layers.Bidirectional need a layer with two directions.
-    path : str or os.PathLike
-        A file written by ``model.save_weights("....weights.h5")`` or ``model.save("....keras")``.
-    name : str, optional
-        The name of the Keras layer in the model, or its path in the file, such as "layers/lstm_1". Optional if the file
-        contains only one such layer.
-
-    Raises
-    ------
-    ValueError
-        If the file is not one of these, if it does not contain exactly one matching layer (the error lists the layers
-        found), or if the arrays do not fit `layer`.
-    TypeError
-        If `layer` is not one of these.
-    OSError
-        If the file cannot be read.
-
-    Examples
-    --------
-    >>> import os, tempfile, keras, rnnfast
-    >>> model = keras.Sequential([keras.Input((None, 4)), keras.layers.LSTM(8), keras.layers.Dense(3)])
-    >>> layer = rnnfast.LSTM(4, 8, batch_first=True)
-    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +SKIP
-    ...     path = os.path.join(folder, "model.weights.h5")
-    ...     model.save_weights(path)
-    ...     load_weights(layer, path)
-    """
-    sides = _sides(layer)
-    groups = ["forward_layer/", "backward_layer/"] if len(sides) == 2 else [""]
-    with _opened(path) as file:
-        places = [place for place in _places(file) if all(f"{place}/{group}cell/vars/1" in file for group in groups)]
-        names = {place: file[place].get("vars", file).attrs.get("name") for place in places}
-        found = [place for place in places if name in (None, place, names[place])]
-        if len(found) != 1:
-            listed = ", ".join(f"{names[place]!r} at {place!r}" for place in places) or "none"
-            raise ValueError(
-                f"{path!r} contains {len(found)} recurrent layers {'' if name is None else f'named {name!r} '}for "
-                f"{saving.describe(layer)}, but exactly one is needed: set name to the name or path of one of these: "
-                f"{listed}"
-            )
-        values: dict[str, Array] = {}
-        for side, group in zip(sides, groups, strict=True):
-            variables = file[f"{found[0]}/{group}cell/vars"]
-            arrays = [variables[str(k)][()] for k in range(len(variables))]
-            _check(side, arrays, f"{path!r} at {found[0]!r}")
-            values.update(_to_parameters(side.kind, arrays, side.names))
-    layer.load_state_dict(values)
-
-
-def _options(cell: Any) -> tuple[_Kind, tuple[Any, ...]]:
+def _options(cell: Any) -> tuple[Kind, tuple[Any, ...]]:
     """The kind of a Keras cell, and the options of the corresponding rnnfast layer as pairs."""
     kind = _CELLS.get(type(cell))
     if kind is None:
-        classes = ", ".join(f"{kind.name}Cell" for kind in _KINDS)
+        classes = ", ".join(f"{kind.name}Cell" for kind in KINDS)
         raise _Unsupported(f"the cell of layer must be one of {classes}, got {type(cell).__name__}")
     functions = [getattr(cell, name) for name in kind.functions]
     names = tuple(_FUNCTIONS.get(id(function)) for function in functions)
     if None in names:
         raise _Unsupported(f"the activations of layer must be among Keras's {', '.join(ACTIVATIONS)}, got {functions}")
-    chosen: dict[str, Any] = {} if names == options.DEFAULTS[kind.cell] else {"activations": names}
-    if kind.ours is layers.RNN and names == ("relu",):
-        chosen = {"nonlinearity": "relu"}
+    chosen = with_activations(kind, names)
     shared = {name: getattr(cell, name) for name in kind.shared}
-    return kind, (*chosen.items(), *shared.items(), ("bias", cell.use_bias), ("batch_first", True))
+    return kind, (*chosen.items(), *shared.items(), ("bias", cell.use_bias))
 
 
 def _variables(cell: Any) -> list[Any]:
@@ -412,45 +326,7 @@ def _variables(cell: Any) -> list[Any]:
     return [cell.kernel, cell.recurrent_kernel, *([] if cell.bias is None else [cell.bias])]
 
 
-def _single(kind: _Kind, chosen: dict[str, Any], weights: Sequence[Array]) -> layers.Recurrent[Any]:
-    """A layer of rnnfast with these options and with Keras's weights."""
-    I, H = weights[0].shape[0], weights[1].shape[0]
-    layer: layers.Recurrent[Any] = kind.ours(I, H, dtype=weights[0].dtype, init=None, **chosen)
-    layer.load_state_dict(_to_parameters(kind, weights, "{}_l0"))
-    return layer
-
-
-class _Side(NamedTuple):
-    """One direction of a layer."""
-
-    layer: layers.Recurrent[Any]
-    kind: _Kind
-    names: str  # format string for the names of its parameters; {} stands for "weight_ih" and so on
-    functions: Sequence[Any]
-    backwards: bool
-
-
-def _sides(layer: Any) -> list[_Side]:
-    """The directions of a layer of rnnfast. Raises an error if Keras has no equivalent."""
-    if isinstance(layer, layers.Bidirectional):
-        forward, backward = _sides(layer.forward_layer), _sides(layer.backward_layer)
-        return [
-            forward[0]._replace(names="forward." + forward[0].names),
-            backward[0]._replace(names="backward." + backward[0].names, backwards=True),
-        ]
-    kind = next((kind for kind in _KINDS if isinstance(layer, kind.ours)), None)
-    if kind is None:
-        raise TypeError(f"layer must be an rnnfast LSTM, GRU, RNN or Bidirectional, got {type(layer).__name__}")
-    hint = "use a layer without, and convert a stack as one layer for each of its layers"
-    reject(layer, "Keras", "reverse", "activations", "nonlinearity", "reset_after", hint=hint)
-    functions, count = layer.activations or options.DEFAULTS[layer.engine.cell], len(kind.functions)
-    forward_side = _Side(layer, kind, "{}_l0", functions[:count], layer.reverse)
-    if not layer.bidirectional:
-        return [forward_side]
-    return [forward_side, _Side(layer, kind, "{}_l0_reverse", functions[-count:], True)]
-
-
-def _empty_keras_layer(side: _Side, keywords: dict[str, Any]) -> Any:
+def _empty_keras_layer(side: Side, keywords: dict[str, Any]) -> Any:
     """A Keras layer with the options of one direction."""
     theirs = {_full(ours): name for name, ours in ACTIVATIONS.items()}
     chosen: dict[str, str] = {}
@@ -472,16 +348,7 @@ def _full(function: Any) -> tuple[Any, ...]:
     return (name, *given, *options.FUNCTIONS[name][len(given) :])
 
 
-def _to_parameters(kind: _Kind, weights: Sequence[Array], names: str) -> dict[str, Array]:
-    """The parameters of one direction from Keras's kernel, recurrent_kernel and optional bias."""
-    kernel, recurrent_kernel, *biases = weights
-    arrays = {"weight_ih": kernel.T, "weight_hh": recurrent_kernel.T}
-    for bias in biases:
-        arrays["bias_ih"], arrays["bias_hh"] = bias if bias.ndim == 2 else (bias, np.full_like(bias, -0.0))
-    return {names.format(name): reorder(array, kind.gates) for name, array in arrays.items()}
-
-
-def _to_weights(side: _Side, parameters: Any) -> list[Array]:
+def _to_weights(side: Side, parameters: Any) -> list[Array]:
     """Keras's kernel, recurrent_kernel and optional bias from the parameters of one direction."""
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if side.layer.bias else [])]
     arrays = [reorder(parameters[side.names.format(name)], side.kind.gates) for name in names]
@@ -489,38 +356,3 @@ def _to_weights(side: _Side, parameters: Any) -> list[Array]:
     if biases:
         biases = [np.stack(biases) if getattr(side.layer, "reset_after", False) else biases[0] + biases[1]]
     return [kernel.T, recurrent_kernel.T, *biases]
-
-
-def _check(side: _Side, arrays: list[Array], where: str) -> None:
-    """Raise an error if arrays from a file do not fit a layer."""
-    I, H, G = side.layer.input_size, side.layer.hidden_size, len(side.kind.gates)
-    bias = (2, G * H) if getattr(side.layer, "reset_after", False) else (G * H,)
-    shapes = [(I, G * H), (H, G * H), *([bias] if side.layer.bias else [])]
-    if [array.shape for array in arrays] != shapes:
-        raise ValueError(
-            f"{where} has arrays of shapes {[array.shape for array in arrays]}, but {saving.describe(side.layer)} "
-            f"needs {shapes}: use a layer of matching sizes and options (a GRU's bias of shape (2, ...) needs "
-            "reset_after=True)"
-        )
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Open the HDF5 file at a path, or the one inside a .keras archive."""
-    with contextlib.ExitStack() as stack:
-        source: Any = stack.enter_context(open(path, "rb"))
-        try:
-            if zipfile.is_zipfile(source):
-                with zipfile.ZipFile(source) as archive:
-                    source = io.BytesIO(archive.read("model.weights.h5"))
-            file = stack.enter_context(h5py.File(source, "r"))
-        except (KeyError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path!r} is neither a .keras nor a .weights.h5 file of Keras 3: {error}") from error
-        yield file
-
-
-def _places(file: Any) -> list[str]:
-    """The paths of all groups in a file."""
-    places: list[str] = []
-    file.visititems(lambda place, item: places.append(place) if isinstance(item, h5py.Group) else None)
-    return places
