@@ -1,10 +1,12 @@
 """Keras's recurrent layers on rnnfast against Keras's own loop and tests, and conversion in both directions."""
 
+import gc
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -224,13 +226,20 @@ def test_new_weights_act_at_once():
     assert backend.calls() == 2 + 2 * 4
 
 
-def test_packed_weights_go_with_their_layer():
-    with backend.enable():
-        keras.layers.LSTM(5)(np.ones((2, 6, 3), "float32"))
-        layer = keras.layers.GRU(5)
-        layer(np.ones((2, 6, 3), "float32"))
-        assert layer.cell in backend._packed
-    assert not backend._packed
+def test_packed_weights_stay_as_long_as_their_layer():
+    layer, x = keras.layers.GRU(5), np.ones((2, 6, 3), "float32")
+    packed = []
+    for _ in range(2):
+        with backend.enable():
+            layer(x)
+        layer(x)
+        packed.append(backend._packed[layer.cell].layer)
+    assert packed[0] is packed[1]
+    cell = weakref.ref(layer.cell)
+    del layer
+    gc.collect()
+    assert cell() is None
+    assert not any(one.layer is packed[0] for one in backend._packed.values())
 
 
 def test_enabled_until_disabled():

@@ -119,3 +119,12 @@ def test_one_layer_in_both_directions_is_refused():
     layer = make("lstm")
     with pytest.raises(ValueError, match="backward_layer must be a different layer from forward_layer"):
         rnnfast.Bidirectional(layer, layer)
+
+
+def test_options_of_both_layers():
+    layer = rnnfast.Bidirectional(rnnfast.LSTM(3, 4, batch_first=True, dtype=np.float64))
+    assert (layer.input_size, layer.hidden_size, layer.batch_first, layer.dtype) == (3, 4, True, np.float64)
+    layer = rnnfast.Bidirectional(rnnfast.LSTM(3, 4), rnnfast.GRU(3, 5))
+    assert (layer.hidden_size, layer.batch_first) == ((4, 5), False)
+    with pytest.raises(AttributeError):
+        layer.batch_first = True

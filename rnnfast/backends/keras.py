@@ -28,8 +28,9 @@ to Keras's own loop and are not counted by `calls`:
 Results agree with Keras's up to rounding. Those of float64 layers are accurate to float64, whereas Keras 3.12 and newer
 round intermediate results to float32.
 
-Weights are packed once. Every call compares them bitwise with a copy made at that time. ``assign``, ``set_weights``
-and in-place writes to an array therefore take effect in the next call, at the cost of reading the weights twice.
+Weights are packed once, and stay packed while rnnfast is disabled, as long as their layer exists. Every call compares
+them bitwise with a copy made when they were packed. ``assign``, ``set_weights`` and in-place writes to an array
+therefore take effect in the next call, at the cost of reading the weights twice.
 """
 
 from __future__ import annotations
@@ -83,8 +84,6 @@ if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10):
     )
 
 _FUNCTIONS = {id(getattr(keras.activations, name)): ours for name, ours in ACTIVATIONS.items()}
-
-
 _CELLS = {getattr(keras.layers, f"{kind.name}Cell"): kind for kind in KINDS}
 
 # ------------------------------------------------------------------------------------------- replacing Keras's loop
@@ -129,9 +128,8 @@ def enable() -> contextlib.ExitStack:
 
 
 def disable() -> None:
-    """Restore Keras's own loop."""
+    """Restore Keras's own loop. Packed weights are kept for the next `enable`, as long as their layers exist."""
     keras.layers.RNN.inner_loop = _KERAS_LOOP
-    _packed.clear()
 
 
 def calls() -> int:
