@@ -21,6 +21,7 @@ from jax.test_util import check_grads
 import rnnfast
 from rnnfast import _core
 from rnnfast.backends import jax as backend
+from rnnfast.layers import saving
 
 T, N, I, H = 6, 4, 3, 5
 FUNCTIONS = {rnnfast.LSTM: backend.lstm, rnnfast.GRU: backend.gru, rnnfast.RNN: backend.rnn}
@@ -38,7 +39,7 @@ LAYERS = {
     "rnn relu": (rnnfast.RNN, {"nonlinearity": "relu"}),
     "rnn leaky": (rnnfast.RNN, {"num_layers": 2, "bidirectional": True, "leak": [0.1, 0.2, 0.5, 0.7, 1.0]}),
 }
-READ = ("proj_size", "peepholes", "bias")
+READ = ("proj_size", "peepholes", "bias", "num_layers", "bidirectional")
 FINE_LAYER = rnnfast.LSTM(I, H, rng=0)
 FINE = dict(FINE_LAYER.parameters)
 
@@ -120,6 +121,14 @@ def test_values(case):
     assert same(function(x[0], parameters), layer(x[0]))
     for given in uneven(layer.batch_first):
         assert same(function(x, parameters, state, **given), layer(x, state, **given))
+
+
+def test_options_that_the_parameters_determine(case):
+    """They can be passed, and change nothing."""
+    layer, function, x, state = case
+    known = ("input_size", "hidden_size", "num_layers", "proj_size", "bias", "bidirectional", "peepholes", "dtype")
+    given = {name: getattr(layer, name) for name in known if name in saving.signature(type(layer))}
+    assert same(function(x, dict(layer.parameters), state, **given), layer(x, state))
 
 
 def test_gradients(case):
@@ -506,13 +515,16 @@ X = np.zeros((T, N, I), np.float32)
         (
             {"parameters": {}},
             ValueError,
-            "must contain a matrix weight_ih_l0 .torch.s names., got only an empty dict",
+            "must contain a matrix weight_ih_l0 .torch.s names., got only an empty mapping",
         ),
         ({"parameters": {**FINE, "weight_hh_l0": X}}, ValueError, r"a matrix weight_hh_l0 .* got shape \(6, 4, 3\)"),
+        ({"num_layers": 2}, ValueError, "num_layers=2 contradicts the parameters, .* imply num_layers=1: leave it out"),
+        ({"bidirectional": True}, ValueError, "bidirectional=True contradicts"),
+        ({"hidden_size": 4}, ValueError, "hidden_size=4 contradicts .* hidden_size=5"),
         (
-            {"num_layers": 2},
+            {"parameters": {**FINE, "weight_ih_l1": X[0]}},
             ValueError,
-            r"do not fit LSTM\(3, 5, num_layers=2\): weight_ih_l1 is missing; .*bias_hh_l1",
+            r"do not fit LSTM\(3, 5, num_layers=2\): weight_ih_l1 must have shape \(20, 5\), .*weight_hh_l1 is missing",
         ),
         (
             {"parameters": {**FINE, "kernel": X}},
@@ -525,10 +537,9 @@ X = np.zeros((T, N, I), np.float32)
             ValueError,
             "must have dtype float32 or float64, got float16",
         ),
-        ({"dropout": 0.5}, TypeError, "dropout is not an option of lstm: the options are num_layers, .*coupled"),
-        ({"hidden_size": 5}, TypeError, "hidden_size is not an option of lstm: the parameters determine it"),
+        ({"dropout": 0.5}, TypeError, "dropout is not an option of lstm: the options are input_size, .*coupled"),
         ({"parameters": {**FINE, "leak_l0": X}}, ValueError, "leak_l0 is not one of its parameters"),
-        ({"bidirectional": True, "reverse": True}, ValueError, "mutually exclusive"),
+        ({"reverse": 1}, TypeError, "reverse must be True or False"),
     ],
 )
 def test_errors(change, error, message):

@@ -10,9 +10,10 @@
 >>> gradients["weight_hh_l0"].shape
 (32, 8)
 
-Parameters are a dict with torch's names. The sizes, the presence of biases, a projection or peepholes, and the dtype
-(float32, or float64 with ``jax_enable_x64``) follow from the parameters and are not arguments. Results are bitwise
-identical to those of rnnfast's layers.
+Parameters are a dict with torch's names. Their names and shapes determine the sizes, the number of layers and
+directions, the presence of biases, a projection or peepholes, and the dtype (float32, or float64 with
+``jax_enable_x64``). These options need not be passed; if they are, they must agree. Results are bitwise identical to
+those of rnnfast's layers.
 
 vmap over x, states, lengths, masks and resets becomes one call with a larger batch, and so does ``grad`` of ``vmap``.
 vmap over parameters, and ``vmap`` of ``grad``, run one call per member.
@@ -314,7 +315,8 @@ def lstm(
     zero_masked : bool, default False
         As for a call of the layer. Static under jit, like the options.
     **options
-        num_layers, bidirectional, reverse, batch_first, activations, clip and coupled, as in the constructor.
+        reverse, batch_first, activations, clip and coupled, as in the constructor. Options that the parameters
+        determine, such as num_layers, can be passed, and must agree.
 
     Returns
     -------
@@ -332,7 +334,7 @@ def lstm(
     >>> import jax, numpy as np, rnnfast
     >>> layer = rnnfast.LSTM(4, 8, 2, rng=0)
     >>> x = np.ones((5, 2, 4), np.float32)
-    >>> y, (h, c) = lstm(x, layer.parameters, num_layers=2, lengths=[5, 3])
+    >>> y, (h, c) = lstm(x, layer.parameters, lengths=[5, 3])
     >>> bool((y == layer(x, lengths=[5, 3])[0]).all())
     True
     """
@@ -358,7 +360,7 @@ def gru(
         As for :func:`lstm`.
     state : array_like (L*D, N, H), unbatched without N, optional
     **options
-        reset_after, num_layers, bidirectional, reverse, batch_first, activations and clip, as in the constructor.
+        reset_after, reverse, batch_first, activations and clip, as in the constructor, and those of the parameters.
 
     Returns
     -------
@@ -397,8 +399,8 @@ def rnn(
     x, parameters, state, lengths, mask, reset, zero_masked
         As for :func:`gru`.
     **options
-        nonlinearity, num_layers, bidirectional, reverse, batch_first, activations, clip and leak, as in the
-        constructor.
+        nonlinearity, reverse, batch_first, activations, clip and leak, as in the constructor, and those of the
+        parameters.
 
     Returns
     -------
@@ -454,30 +456,17 @@ def _apply(
 
 
 def _options(kind: type[Any], arrays: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The options of the layer: those determined by the parameters, and those passed by the caller."""
-    projection = "weight_hr_l0" if "weight_hr_l0" in arrays else None
-    for name in ("weight_ih_l0", "weight_hh_l0", *([projection] if projection else [])):
-        if name not in arrays or arrays[name].ndim != 2:
-            got = f"shape {arrays[name].shape}" if name in arrays else f"only {', '.join(arrays) or 'an empty dict'}"
-            raise ValueError(f"parameters must contain a matrix {name} (torch's names), got {got}")
-    weight = arrays["weight_hh_l0"]
-    if weight.dtype not in arguments.DTYPES:
-        raise ValueError(f"parameters must have dtype float32 or float64, got {weight.dtype}")
-    read = {
-        "input_size": arrays["weight_ih_l0"].shape[1],
-        "hidden_size": arrays[projection or "weight_hh_l0"].shape[1],
-        "proj_size": arrays[projection].shape[0] if projection else 0,
-        "bias": "bias_ih_l0" in arrays,
-        "peepholes": "peephole_l0" in arrays,
-        "dtype": weight.dtype,
-    }
-    known = saving.signature(kind)
-    allowed = [name for name in known if name not in (*read, "dropout")]
+    """The options of the layer: those that the parameters determine, and those passed, which must agree."""
+    read, _ = saving.recurrent_options({name: array.shape for name, array in arrays.items()})
+    dtype = arrays["weight_hh_l0"].dtype
+    if dtype not in arguments.DTYPES:
+        raise ValueError(f"parameters must have dtype float32 or float64, got {dtype}")
+    allowed = [name for name in saving.signature(kind) if name != "dropout"]
     for name in options:
         if name not in allowed:
-            why = "the parameters determine it" if name in read else f"the options are {', '.join(allowed)}"
-            raise TypeError(f"{name} is not an option of {kind.__name__.lower()}: {why}")
-    return tuple((name, _hashable(value)) for name, value in {**read, **options}.items() if name in known)
+            raise TypeError(f"{name} is not an option of {kind.__name__.lower()}: the options are {', '.join(allowed)}")
+    agreed = saving.agreed({**read, "dtype": dtype}, options)
+    return tuple((name, _hashable(value)) for name, value in agreed.items() if name in allowed)
 
 
 def _hashable(option: Any) -> Any:
