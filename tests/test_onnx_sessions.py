@@ -92,7 +92,7 @@ def test_whole_models():
         model = to_onnx(layer, state=True, lengths=True)
         own = session(model)
         assert len(own.nodes) == layer.num_layers
-        x, lengths = np.random.default_rng(0).standard_normal((5, 5, 4)).astype(np.float32), np.array([5, 0, 2, 5, 1])
+        x, lengths = np.random.default_rng(0).standard_normal((5, 5, 4)).astype(np.float32), np.array([5, 3, 2, 5, 1])
         state = layer(x)[1]
         states = dict(zip(["h_0", "c_0"], state if isinstance(state, tuple) else [state], strict=False))
         feeds = {"x": x, "lengths": lengths.astype(np.int32), **states}
@@ -125,9 +125,12 @@ def test_computed_and_quantized_weights():
     assert own.left == {}
     assert_same(own.run(None, feeds), run(model_of(problem, constants=WEIGHTS), feeds))
     model, plain = quantized(problem, True, np.int8)
-    own = session(model)
+    own = session(model, dequantize=True)
     assert own.left == {}
     assert_same(own.run(None, feeds), run(model_of(plain, constants=WEIGHTS), feeds))
+    own = session(model)
+    assert own.left == {"node": "it is quantized, and dequantize=True was not passed"}
+    assert_same(own.run(None, feeds), theirs(model).run(None, feeds))
 
 
 def test_replaced_weights_leave_the_model():

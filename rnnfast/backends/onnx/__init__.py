@@ -15,8 +15,8 @@ to_onnx(layer)
 The operators RNN, LSTM and GRU are supported as the standard defines them, in float32 and float64: all directions,
 sequence_lens, initial states, peepholes, clip, input_forget, activations with alpha and beta, linear_before_reset, both
 layouts, and all optional inputs and outputs. ``com.microsoft.DynamicQuantizeLSTM`` runs in float32, with dequantized
-weights. Weights that cannot change, those of initializers or computed from constants, are packed once. Nodes may lie in
-bodies of If, Loop and Scan, and in functions.
+weights; in a session only on request. Weights that cannot change, those of initializers or computed from constants, are
+packed once. Nodes may lie in bodies of If, Loop and Scan, and in functions.
 
 Supported: onnx 1.16 and later; versions 7, 14 and 22 of the operators, which cover opset 7 and all later opsets so far;
 for sessions, onnxruntime 1.16 and later. Other element types, such as float16 and bfloat16, and opsets before 7 raise

@@ -32,6 +32,10 @@ class Recurrent(NamedTuple):
     constants: dict[str, Array]  # by input, those whose value the model fixes
 
     @property
+    def is_quantized(self) -> bool:
+        return bool(self.node.domain == QUANTIZED[0])
+
+    @property
     def name(self) -> str:
         """The name of the node, or of its first output."""
         return self.node.name or next(filter(None, self.node.output), "")
@@ -160,8 +164,7 @@ def _computed(node: onnx.NodeProto, constants: Mapping[str, Array], opsets: dict
 
 def part(one: Recurrent, opset: int) -> Part:
     """Translate a recurrent node to a layer's options and parameters; raise an error if rnnfast cannot run it."""
-    quantized = (one.node.domain, one.node.op_type) == QUANTIZED
-    if not quantized:
+    if not one.is_quantized:
         check_opset(one.op_type, opset)
         _check(one.node, opset)
     for name in WEIGHTS:
@@ -171,7 +174,7 @@ def part(one: Recurrent, opset: int) -> Part:
                 "must be an initializer, or computed from constants only"
             )
     weights = {name: one.constants[name] for name in WEIGHTS if name in one.given}
-    if quantized:
+    if one.is_quantized:
         weights = dequantize(weights)
     return read(one.op_type, attributes(one.node), weights, weights["W"].dtype if "W" in weights else None)
 

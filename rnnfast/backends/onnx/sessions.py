@@ -30,6 +30,7 @@ if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 16):
 
 __all__ = ["session"]
 
+_QUANTIZED = "it is quantized, and dequantize=True was not passed"
 DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
 _registering = threading.Lock()
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operators, which can be added only once
@@ -50,7 +51,7 @@ class Session(onnxruntime.InferenceSession):
         super().__init__(model, options, **{"providers": ["CPUExecutionProvider"], **kwargs})
 
 
-def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Session:
+def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, **kwargs: Any) -> Session:
     """Create a session of ONNX Runtime that runs the recurrent nodes of a model on rnnfast.
 
     Parameters
@@ -60,6 +61,9 @@ def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Session:
     sess_options : onnxruntime.SessionOptions, optional
         The operators of rnnfast are added to it. Its number of threads applies to all other nodes; the number for
         recurrent nodes is that of rnnfast.set_num_threads.
+    dequantize : bool, default False
+        Whether nodes of com.microsoft.DynamicQuantizeLSTM run on rnnfast too, with dequantized weights. They compute in
+        float32, so they are more accurate. ONNX Runtime computes with integers, which usually takes less time.
     **kwargs
         Passed to onnxruntime.InferenceSession. The default of `providers` is the CPU.
 
@@ -81,14 +85,14 @@ def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Session:
     Warns
     -----
     RuntimeWarning
-        If a recurrent node runs in ONNX Runtime, or the model has no recurrent node.
+        If a recurrent node that is not quantized runs in ONNX Runtime, or the model has no recurrent node.
 
     Notes
     -----
-    Supported are RNN, LSTM and GRU of float32 and float64, and com.microsoft.DynamicQuantizeLSTM, whose weights are
-    dequantized. Nodes may lie in bodies of If, Loop and Scan, and in functions. Their weights must be initializers, or
-    computed from constants only; an initializer that is also an input of the graph can change in every run, so it does
-    not count. The weights are packed when the session is created, and equal weights only once.
+    Supported are RNN, LSTM and GRU of float32 and float64. Nodes may lie in bodies of If, Loop and Scan, and in
+    functions. Their weights must be initializers, or computed from constants only; an initializer that is also an input
+    of the graph can change in every run, so it does not count. The weights are packed when the session is created, and
+    equal weights only once.
 
     Unlike ONNX Runtime, rnnfast supports layout 1, and clips the input of h(C) as the standard says.
 
@@ -105,9 +109,10 @@ def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Session:
     >>> bool((y == layer(x)[0]).all())
     True
     """
-    changed, run, left = replace(models.load(model))
+    changed, run, left = replace(models.load(model), dequantize)
     for name, reason in left.items():
-        warnings.warn(f"the recurrent node {name!r} runs in ONNX Runtime: {reason}", RuntimeWarning, stacklevel=2)
+        if reason != _QUANTIZED:
+            warnings.warn(f"the recurrent node {name!r} runs in ONNX Runtime: {reason}", RuntimeWarning, stacklevel=2)
     if not (run or left):
         warnings.warn("the model has no recurrent node: all of it runs in ONNX Runtime", RuntimeWarning, stacklevel=2)
     created = Session(changed.SerializeToString(), sess_options, **kwargs)
@@ -115,7 +120,7 @@ def session(model: Any, sess_options: Any = None, **kwargs: Any) -> Session:
     return created
 
 
-def replace(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str], dict[str, str]]:
+def replace(model: onnx.ModelProto, dequantize: bool = False) -> tuple[onnx.ModelProto, list[str], dict[str, str]]:
     """Replace recurrent nodes by operators of rnnfast. Return a new model, and the `nodes` and `left` of a session."""
     if any(entry.domain == DOMAIN for entry in model.opset_import):
         raise ValueError(f"the model uses the domain {DOMAIN!r}, which is reserved for the operators of a session")
@@ -125,6 +130,9 @@ def replace(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str], dict[st
     packs: dict[bytes, str] = {}
     run, left = [], {}
     for one in models.find(changed):
+        if one.is_quantized and not dequantize:
+            left[one.name] = _QUANTIZED
+            continue
         try:
             part = models.part(one, opset)
         except (ValueError, NotImplementedError) as error:
@@ -150,30 +158,19 @@ def _replace(one: models.Recurrent, part: nodes.Part, packs: dict[bytes, str]) -
     packed[:] = 0  # padding too, so that equal weights have equal bytes
     functional.pack(layer.engine, list(layer.parameters.values()), packed, None)
     weights = packs.setdefault(packed.tobytes(), f"<rnnfast {len(packs)}>")
-    call = layer.engine.host_call(not layer.batch_first, False, False)
-    names = {name: one.given.get(name, "") for name in ("X", "sequence_lens", "initial_h", "initial_c")}
-    outputs = [*one.node.output, "", "", ""][:3]
+    x, *others = (one.given.get(name, "") for name in ("X", "sequence_lens", "initial_h", "initial_c"))
+    outputs = [*one.node.output, "", ""][:3]
     scratch = f"<scratch of {one.name}>"
-    node = helper.make_node(
-        f"Recurrent{8 * layer.dtype.itemsize}",
-        [names["X"], weights, names["sequence_lens"], names["initial_h"], names["initial_c"]],
-        [*outputs, scratch],
-        one.node.name,
-        domain=DOMAIN,
-        call=call,
+    operator = f"Recurrent{8 * layer.dtype.itemsize}"
+    call = layer.engine.host_call(not layer.batch_first, False, False)
+    one.node.CopyFrom(
+        helper.make_node(operator, [x, weights, *others], [*outputs, scratch], one.node.name, domain=DOMAIN, call=call)
     )
-    one.node.CopyFrom(node)
-    _declare(one.graph, outputs, layer)
-
-
-def _declare(graph: onnx.GraphProto, outputs: list[str], layer: Any) -> None:
-    """Declare the types and shapes of a node's results, which ONNX Runtime cannot infer."""
-    D, H = layer.engine.directions, layer.hidden_size
-    y, state = (None, D, None, H), (D, None, H)
-    if layer.batch_first:
-        y, state = (None, None, D, H), (None, D, H)
-    declared = {value.name for value in (*graph.value_info, *graph.output)}
-    kind = helper.np_dtype_to_tensor_dtype(layer.dtype)
+    D, H, kind = layer.engine.directions, layer.hidden_size, helper.np_dtype_to_tensor_dtype(layer.dtype)
+    y, state = ((None, None, D, H), (None, D, H)) if layer.batch_first else ((None, D, None, H), (D, None, H))
+    # ONNX Runtime cannot infer these. It knows the types and shapes of the results of a graph.
+    known = {"", *(value.name for value in (*one.graph.value_info, *one.graph.output))}
     for name, shape in zip(outputs, (y, state, state), strict=True):
-        if name and name not in declared:
-            graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
+        if name not in known:
+            one.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
+    one.graph.value_info.append(helper.make_tensor_value_info(scratch, onnx.TensorProto.UINT8, (None,)))
