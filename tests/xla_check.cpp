@@ -143,7 +143,7 @@ struct Arrays {
 struct Call {
     Arrays in, out;
     XLA_FFI_Api api{};
-    rnnfast_xla_call description{};
+    rnnfast_host_call description{};
 
     XLA_FFI_Error *run(xla_error *(*handler)(const xla_frame *, int), int major = 0, size_t embedded = XLA_FFI_Args_STRUCT_SIZE)
     {
