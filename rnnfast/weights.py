@@ -200,6 +200,8 @@ def _of_torch(file: BinaryIO, name: str) -> dict[str, Array]:
         raise ImportError(f"{name!r} is a {files.TORCH}, which PyTorch reads: pip install 'rnnfast[torch]'") from error
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # of any class, as PyTorch does not document them
         raise ValueError(f"torch.load(weights_only=True) raises {type(error).__name__}: {error}") from error
     tensors: dict[str, Any] = {}

@@ -103,10 +103,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         implied, gates = saving.recurrent_options(shapes)
         own = len(functional.CELLS[cls._cell].gates)
         if gates != own:
-            raise ValueError(
-                f"the shapes of weight_ih_l0 {shapes['weight_ih_l0']} and weight_hh_l0 {shapes['weight_hh_l0']} imply "
-                f"{gates:g} gates, but {cls.__name__} has {own}: call rnnfast.from_state_dict, which finds the class"
-            )
+            has = f"{cls.__name__} has {own}: call rnnfast.from_state_dict, which finds the class"
+            raise ValueError(f"{saving.said(shapes)}, but {has}")
         known = saving.signature(cls)
         lacking = [name for name, value in implied.items() if value and name not in known]
         if lacking:

@@ -27,6 +27,7 @@ __all__ = [
     "options",
     "read",
     "recurrent_options",
+    "said",
     "selected",
     "signature",
     "to_json",
@@ -233,45 +234,33 @@ def from_state_dict(arrays: Mapping[str, ArrayLike], prefix: str = "", **options
     >>> rnnfast.from_state_dict(arrays, "encoder.", batch_first=True)
     LSTM(4, 8, num_layers=2, batch_first=True, bidirectional=True)  # 2560 parameters
     """
-    shapes = {name: value.shape for name, value in _belonging(arrays, prefix).items()}
-    return _class_of(shapes, arrays, prefix).from_state_dict(arrays, prefix, **options)
+    found = selected(arrays, prefix, FIRST, "weight", *(side + FIRST for side in SIDES.values()))
+    return _class_of({name: value.shape for name, value in found.items()}).from_state_dict(found, **options)
 
 
-def selected(arrays: Any, prefix: Any, first: str) -> dict[str, Array]:
-    """Return the arrays whose names start with `prefix`, without it. One of them must be `first`."""
-    found = _belonging(arrays, prefix)
-    if first not in found:
-        raise ValueError(_absent(f"no {prefix + first!r}", arrays, prefix, first))
-    return found
-
-
-def _belonging(arrays: Any, prefix: Any) -> dict[str, Array]:
+def selected(arrays: Any, prefix: Any, *firsts: str) -> dict[str, Array]:
+    """Return the arrays whose names start with `prefix`, without it. One of `firsts` must be among them."""
     if not hasattr(arrays, "keys"):
         raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be a string, got {prefix!r}")
-    names = [name for name in arrays if isinstance(name, str) and name.startswith(prefix)]
-    found = {name.removeprefix(prefix): arguments.array(f"arrays[{name!r}]", arrays[name]) for name in names}
-    if "weight_ih" in found:  # the names of torch's cells
-        found = {f"{name}_l0": array for name, array in found.items()}
-    return found
-
-
-def _absent(fault: str, arrays: Mapping[Any, Any], prefix: str, first: str) -> str:
-    """Return a message that lists the prefixes under which `first` is found."""
-    names = [name for name in arrays if isinstance(name, str)]
-    found = sorted({name.removesuffix(first) for name in names if name.endswith(first)})
-    if found:
-        return f"arrays have {fault}: set prefix to one of {_some(found)}"
-    under = f" under prefix={prefix!r}" if prefix else ""
-    return f"arrays have {fault}{under} (torch's names), only {_some(names) or 'an empty mapping'}"
+    every = [name for name in arrays if isinstance(name, str)]
+    names = {name.removeprefix(prefix): name for name in every if name.startswith(prefix)}
+    if "weight_ih" in names:  # of torch's cells
+        names = {f"{short}_l0": name for short, name in names.items()}
+    if not names.keys() & set(firsts):
+        ends = tuple(sorted(firsts, key=len, reverse=True))
+        others = sorted({name.removesuffix(end) for name in every for end in ends if name.endswith(end)})
+        remedy = f"set prefix to one of {_some(others)}" if others else f"they have {_some(every) or 'no names'}"
+        raise ValueError(f"arrays have no {prefix + firsts[0]!r}, which a layer needs (torch's names): {remedy}")
+    return {short: arguments.array(f"arrays[{name!r}]", arrays[name]) for short, name in names.items()}
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:9])) + (f" and {len(names) - 9} more" if len(names) > 9 else "")
 
 
-def _class_of(shapes: dict[str, tuple[int, ...]], arrays: Mapping[str, Any], prefix: str) -> type[Any]:
+def _class_of(shapes: dict[str, tuple[int, ...]]) -> type[Any]:
     """Return the class that the parameters of a layer belong to."""
     if FIRST in shapes:
         gates = recurrent_options(shapes)[1]
@@ -280,21 +269,18 @@ def _class_of(shapes: dict[str, tuple[int, ...]], arrays: Mapping[str, Any], pre
         }
         if gates not in kinds:
             counts = ", ".join(f"{count} ({kind.__name__})" for count, kind in kinds.items())
-            raise ValueError(
-                f"the shapes of {FIRST} {shapes[FIRST]} and weight_hh_l0 {shapes['weight_hh_l0']} imply {gates:g} "
-                f"gates, but layers have {counts}"
-            )
+            raise ValueError(f"{said(shapes)}, but layers have {counts}")
         return cast("type[Any]", kinds[gates])
     if all(side + FIRST in shapes for side in SIDES.values()):
         return CLASSES["Bidirectional"]
-    if len(shapes.get("weight", ())) == 2:
-        if "bias" in shapes:
-            return CLASSES["Linear"]
-        raise ValueError(
-            f"arrays have only a matrix {prefix + 'weight'!r}, of an Embedding or of a Linear without bias: call "
-            "rnnfast.Embedding.from_state_dict or rnnfast.Linear.from_state_dict"
-        )
-    raise ValueError(_absent(f"no parameters of a layer under prefix={prefix!r}", arrays, prefix, FIRST))
+    if "weight" in shapes and "bias" in shapes:
+        return CLASSES["Linear"]
+    raise ValueError(
+        "arrays can be those of an Embedding, or of a Linear without bias: call rnnfast.Embedding.from_state_dict or "
+        "rnnfast.Linear.from_state_dict"
+        if "weight" in shapes
+        else f"arrays must have both {' and '.join(side + FIRST for side in SIDES.values())}, as a Bidirectional has"
+    )
 
 
 def recurrent_options(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], float]:
@@ -319,6 +305,12 @@ def recurrent_options(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, 
         "init_state": "h0_l0" in shapes,
     }
     return options, shapes[FIRST][0] / hidden_size if hidden_size else 0
+
+
+def said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the number of gates as the beginning of a message."""
+    _, gates = recurrent_options(shapes)
+    return f"the shapes of {FIRST} {shapes[FIRST]} and weight_hh_l0 {shapes['weight_hh_l0']} imply {gates:g} gates"
 
 
 def agreed(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
