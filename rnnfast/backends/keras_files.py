@@ -243,9 +243,9 @@ def with_activations(kind: Kind, functions: tuple[Any, ...]) -> dict[str, Any]:
 
 def single(kind: Kind, chosen: Mapping[str, Any], weights: Sequence[Array]) -> layers.Recurrent[Any]:
     """A layer of rnnfast with these options and with Keras's weights."""
-    I, H = weights[0].shape[0], weights[1].shape[0]
-    layer: layers.Recurrent[Any] = kind.ours(I, H, dtype=weights[0].dtype, batch_first=True, init=None, **chosen)
-    layer.load_state_dict(to_parameters(kind, weights, "{}_l0"))
+    layer: layers.Recurrent[Any] = kind.ours.from_state_dict(
+        to_parameters(kind, weights, "{}_l0"), dtype=weights[0].dtype, batch_first=True, **chosen
+    )
     return layer
 
 

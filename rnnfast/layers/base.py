@@ -274,7 +274,11 @@ class ArrayLayer(Layer):
 
         def source(layer: ArrayLayer, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
             fitting = saving.fit(values, shapes, layer)
-            return {name: fitting[name].copy() for name in shapes}
+            # Converted values are copies already.
+            return {
+                name: fitting[name].copy() if np.may_share_memory(fitting[name], values[name]) else fitting[name]
+                for name in shapes
+            }
 
         return cast("Self", saving.create(cls, source, **{"dtype": dtype, **saving.agreed(implied, options)}))
 
