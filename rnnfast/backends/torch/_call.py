@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnnfast import arguments, ragged
 
-__all__ = ["PARAMETERS", "Call", "as_tensor", "flat_tensors", "from_flat", "is_step", "pattern_of", "sizes_of"]
+__all__ = ["PARAMETERS", "Call", "as_tensor", "from_flat", "is_step", "pattern_of", "sizes_of"]
 
 
 class Call(NamedTuple):
@@ -39,13 +39,8 @@ class Call(NamedTuple):
 PARAMETERS = Call._fields.index("parameters")  # single tensors come before, options after
 
 
-def flat_tensors(call: Call) -> tuple[Any, ...]:
-    """All tensors of a call, one by one: autograd does not see tensors in a list."""
-    return *call[:PARAMETERS], *call.parameters
-
-
 def from_flat(options: tuple[Any, ...], tensors: tuple[Any, ...]) -> Call:
-    """Undo `flat_tensors`."""
+    """The call with all tensors in one sequence, the parameters last, and the other fields."""
     return Call._make((*tensors[:PARAMETERS], list(tensors[PARAMETERS:]), *options))
 
 

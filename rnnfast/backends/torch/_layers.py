@@ -33,15 +33,18 @@ def _warn_once(what: str) -> None:
     )
 
 
-def _runs(x: Tensor, others: Sequence[Any]) -> bool:
-    """Whether rnnfast runs a call with these tensors."""
+def _runs(x: Tensor, *others: Any) -> bool:
+    """Whether rnnfast runs a call with these tensors. Of the parameters, one is enough: they must agree."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     dtype = x.dtype
     if dtype not in _operators.DTYPES or not x.is_cpu:
         _warn_once(f"{dtype} tensors on {x.device.type}")
         return False
-    return all(isinstance(one, Tensor) and one.dtype is dtype and one.is_cpu for one in others)
+    for one in others:  # noqa: SIM110 - a generator takes longer
+        if not isinstance(one, Tensor) or one.dtype is not dtype or not one.is_cpu:
+            return False
+    return True
 
 
 def _permuted(state: Tensor, indices: Tensor | None) -> Tensor:
@@ -125,7 +128,7 @@ class _Recurrent(Fast, torch.nn.RNNBase):
         if not self._fits(x, batch_sizes, states, parameters):
             return super().forward(input, hx)
         run = _operators.run
-        if not _runs(x, (*states, *parameters)) or x.numel() == 0:
+        if not _runs(x, parameters[0], *states) or x.numel() == 0:
             if not ragged or x.numel() == 0:
                 return super().forward(input, hx)
             run = _loop.run
@@ -135,7 +138,7 @@ class _Recurrent(Fast, torch.nn.RNNBase):
             arguments.flag("zero_masked", zero_masked)
             lengths, mask, reset = as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset)
         h0, c0 = (*states, None, None)[:2]
-        y, h_n, c_n, *_ = run(
+        y, *last = run(
             Call(
                 x,
                 h0,
@@ -153,11 +156,10 @@ class _Recurrent(Fast, torch.nn.RNNBase):
                 zero_masked,
             )
         )
-        last = (h_n, c_n) if pair else (h_n,)
         if batch_sizes is not None:
             y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
-            last = tuple(_permuted(state, unsorted_indices) for state in last)
-        return y, last if pair else last[0]
+            last = [_permuted(state, unsorted_indices) for state in last[: 1 + pair]]
+        return y, (last[0], last[1]) if pair else last[0]
 
     def _fits(self, x: Any, batch_sizes: Any, states: Any, parameters: list[Any]) -> bool:
         """Whether the shapes fit the layer. If not, torch's forward raises the error."""
@@ -216,15 +218,15 @@ class _Cell(Fast, torch.nn.RNNCellBase):
             or input.shape[-1] != self.input_size
             or cell not in functional.CELLS
             or [one.shape for one in states] != [shape] * (len(states) and 1 + pair)
-            or not _runs(input, (*states, *parameters))
+            or not _runs(input, parameters[0], *states)
             or input.numel() == 0
         ):
             return super().forward(input, hx)
         h0, c0 = (*states, None, None)[:2]
         axes = "N" if input.dim() == 2 else ""
         call = Call(input, h0, c0, None, None, None, None, None, parameters, cell, 1, False, axes, False)
-        _, h, c, *_ = _operators.run(call)  # y has the values of h, but backward needs it unchanged
-        return (h, c) if pair else h
+        _, h, *others = _operators.run(call)  # y has the values of h, but backward needs it unchanged
+        return (h, others[0]) if pair else h
 
     def _cell_name(self) -> str:
         raise NotImplementedError

@@ -6,7 +6,6 @@ import functools
 import math
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -19,7 +18,7 @@ from rnnfast._types import Array
 from rnnfast.ragged import Ragged
 
 from . import _loop
-from ._call import PARAMETERS, Call, flat_tensors, from_flat, is_step, pattern_of, sizes_of
+from ._call import PARAMETERS, Call, from_flat, is_step, pattern_of, sizes_of
 
 __all__ = ["COMPILED", "DTYPES", "run"]
 
@@ -69,49 +68,66 @@ def _engine(call: Call) -> functional.Engine:
 
 
 class _Plan:
-    """What depends on the shape of x alone: the sizes of buffers, the shapes of y, h_n and c_n, and a prepared call."""
+    """What a pass needs besides the arrays: the order of steps, the sizes of buffers, and the shapes of the results.
 
-    __slots__ = ("prepared", "shapes", "sizes")
+    `order` is that of a PackedSequence. For a ragged batch, `ragged` holds the order.
+    """
 
-    def __init__(self, sizes: functional.Sizes, shapes: list[tuple[Any, ...]]) -> None:
-        self.sizes, self.shapes = sizes, shapes
+    __slots__ = ("empty", "order", "prepared", "ragged", "shapes", "sizes")
+
+    def __init__(
+        self, cache: _Cache, call: Call, N: Any, sizes: functional.Sizes, order: Any = None, ragged: Any = None
+    ) -> None:
+        self.sizes, self.order, self.ragged = sizes, order, ragged
+        self.shapes = _shapes(cache.engine, call, N)
+        largest = max(map(math.prod, (*self.shapes, call.x.shape))) * cache.engine.dtype.itemsize
+        self.empty: Any = np.empty if largest < buffers.LARGE else cache.results.empty
         self.prepared: functional.PreparedCall | None = None
 
 
 class _Cache:
     """Packed weights and reusable buffers, kept between calls with the same parameters.
 
-    `owner` is a weak reference to the first parameter; `key` is what determines the engine.
+    `owner` is a weak reference to the first parameter. It, the number of parameters and `options` determine the engine.
     """
 
-    def __init__(self, engine: functional.Engine, key: Any, owner: weakref.ref[Tensor]) -> None:
-        self.engine = engine
-        self.key, self.owner = key, owner
+    def __init__(self, call: Call, owner: weakref.ref[Tensor]) -> None:
+        self.engine = engine = _engine(call)
+        self.owner, self.options = owner, call[PARAMETERS + 1 : -2]
+        self.has_c = engine.info.has_c
         self.shapes = functional.parameter_shapes(engine)
         self.workspaces, self.tapes = buffers.BufferPool(4), buffers.ResultPool(4)
         self.results = buffers.ResultPool(4 + min(len(self.shapes), 100))
         largest = max(map(math.prod, self.shapes.values())) * engine.dtype.itemsize
         self.zeros = np.zeros if largest < buffers.LARGE else self.results.zeros  # the pool only keeps large buffers
-        self._packed: list[Any] = [None, None]  # for forward and for backward
-        self._fingerprints: list[Any] = [None, None]  # of the parameters when they were packed
-        self._samples: list[memoryview] = []
+        self.packs: list[Any] = [None, None]  # the packed weights for forward and for backward
+        self.places: list[Any] = [None, None]  # of the parameters when they were packed
+        self.samples: list[memoryview] = []
+        self.sampled = b""
         self._lock = threading.Lock()
         self._plans: dict[Any, _Plan] = {}
 
     def plan(self, call: Call) -> _Plan:
-        """The sizes, shapes and prepared call for inputs of this shape, if x is not packed."""
+        """The plan of a call. It is kept if it depends on the shape of x alone."""
+        if call.batch_sizes is not None:
+            order = functional.packed_order(call.batch_sizes.numpy())
+            return _Plan(self, call, order.sequences, self.engine.sizes(call.x.shape[0], 1, order), order)
+        pattern = pattern_of(call)
+        if pattern is not None:
+            ragged = Ragged(self.engine, pattern, repeats=not call.zero_masked)
+            return _Plan(self, call, pattern.N, ragged.sizes, ragged=ragged)
         key = call.x.shape, call.axes
         found = self._plans.get(key)
         if found is None:
             T, N = sizes_of(call)
-            found = _Plan(self.engine.sizes(T, N), _shapes(self.engine, call, N))
+            found = _Plan(self, call, N, self.engine.sizes(T, N))
             if len(self._plans) >= 64:  # the number of different lengths is unbounded
                 self._plans.clear()
             self._plans[key] = found
         return found
 
     def prepare(self, call: Call, plan: _Plan, packed: Any) -> functional.PreparedCall:
-        """The prepared call for inference on inputs of this shape."""
+        """The prepared call for inference with a plan."""
         if plan.prepared is None:
             y, h, c = plan.shapes
             x = (1, *call.x.shape) if is_step(call.axes) else tuple(call.x.shape)
@@ -121,37 +137,41 @@ class _Cache:
                 (x, y, h, c if self.engine.info.has_c else None),
                 time_first=call.axes != "NT",
                 pool=self.workspaces,
-                empty=self.results.empty,
+                empty=plan.empty,
             )
         return plan.prepared
 
-    def packed(self, parameters: list[Tensor], back: bool = False) -> Any:
-        """The packed weights that forward or backward reads, up to date."""
-        if self._fingerprints[back] is None or self._fingerprint(parameters) != self._fingerprints[back]:
-            with self._lock:
-                self._pack(parameters, back)
-        return self._packed[back]
+    def pack(self, parameters: list[Tensor], back: bool) -> Any:
+        """Pack the present weights for forward or backward."""
+        with self._lock:
+            arrays = [np.ascontiguousarray(_array(one)) for one in parameters]
+            found = [(array.shape, array.dtype) for array in arrays]
+            if found != [(shape, self.engine.dtype) for shape in self.shapes.values()]:
+                raise RuntimeError(
+                    f"the parameters have the shapes {[array.shape for array in arrays]} and dtypes "
+                    f"{[str(array.dtype) for array in arrays]}, but this layer needs {self.shapes} of one dtype: "
+                    "assign parameters of these shapes"
+                )
+            if self.packs[back] is None:
+                self.packs[back] = buffers.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
+            if not back:
+                self.places[1] = None
+                # What torch does not count can only be seen in the memory of the parameters themselves.
+                own = all(one.is_contiguous() for one in parameters)
+                self.samples = [sample for array in arrays for sample in _samples(array)] if own else []
+                self.sampled = b"".join(self.samples)
+            places = _places(parameters)
+            functional.pack(self.engine, arrays, *((None, self.packs[1]) if back else (self.packs[0], None)))
+            self.places[back] = places if back or self.samples else None
+        return self.packs[back]
 
-    def _pack(self, parameters: list[Tensor], back: bool) -> None:
-        arrays = [np.ascontiguousarray(_array(one)) for one in parameters]
-        if [array.shape for array in arrays] != list(self.shapes.values()):
-            raise RuntimeError(
-                f"the parameters have the shapes {[array.shape for array in arrays]}, but this layer needs "
-                f"{self.shapes}: assign parameters of these shapes"
-            )
-        self._samples = [sample for array in arrays for sample in _samples(array)]
-        fingerprint = self._fingerprint(parameters)
-        if self._packed[back] is None:
-            self._packed[back] = buffers.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
-        functional.pack(self.engine, arrays, *((None, self._packed[1]) if back else (self._packed[0], None)))
-        self._fingerprints[back] = fingerprint
 
-    def _fingerprint(self, parameters: list[Tensor]) -> Any:
-        """A value that changes when the parameters do; None if torch does not count writes to them."""
-        try:
-            return [(one._version, one.data_ptr()) for one in parameters], b"".join(self._samples)
-        except RuntimeError:  # the parameters were made in inference mode
-            return None
+def _places(parameters: list[Tensor]) -> Any:
+    """The addresses of the parameters and torch's count of the writes to them; None if it does not count."""
+    try:
+        return [(one.data_ptr(), one._version) for one in parameters]
+    except RuntimeError:  # the parameters were made in inference mode
+        return None
 
 
 def _samples(array: Array) -> list[memoryview]:
@@ -171,15 +191,25 @@ def _forget(place: int, owner: weakref.ref[Tensor]) -> None:
         del _CACHES[place]
 
 
-def _cache(call: Call) -> _Cache:
+def _ready(call: Call, back: bool = False) -> tuple[_Cache, Any]:
+    """The cache of a call, and the packed weights that forward or backward reads, up to date."""
     parameters = call.parameters
     first = parameters[0]
-    key = call[PARAMETERS + 1 : -2], len(parameters), first.dtype, first.shape, parameters[1].shape
     found = _CACHES.get(id(first))
-    if found is None or found.owner() is not first or found.key != key:
+    if found is not None and (found.owner() is not first or found.options != call[PARAMETERS + 1 : -2]):
+        found = None
+    # Forward looks for changes that torch does not count, and backward belongs to the values that its forward read.
+    if (
+        found is not None
+        and found.places[back] is not None
+        and found.places[back] == _places(parameters)
+        and (back or found.sampled == b"".join(found.samples))
+    ):
+        return found, found.packs[back]
+    if found is None or found.engine is not _engine(call):
         owner = weakref.ref(first, functools.partial(_forget, id(first)))
-        found = _CACHES[id(first)] = _Cache(_engine(call), key, owner)
-    return found
+        found = _CACHES[id(first)] = _Cache(call, owner)
+    return found, found.pack(parameters, back)
 
 
 def _array(tensor: Tensor | None) -> Any:
@@ -234,98 +264,87 @@ def _shapes(engine: functional.Engine, call: Call, N: Any) -> list[tuple[Any, ..
 
 
 def _infer(call: Call) -> tuple[Tensor, ...]:
-    """y, h_n and c_n."""
-    if call[3:PARAMETERS] == _PLAIN:
-        cache = _cache(call)
-        plan, packed = cache.plan(call), cache.packed(call.parameters)
-        x, state = _array(call.x), _array(call.h0)
-        if cache.engine.info.has_c and state is not None:
-            state = state, _array(call.c0)
-        results = cache.prepare(call, plan, packed).run(x[np.newaxis] if is_step(call.axes) else x, state)
-        if results is not None:
-            y, last = results
-            h_n, c_n = last if cache.engine.info.has_c else (last, np.empty(0, last.dtype))
-            return torch.from_numpy(y), torch.from_numpy(h_n), torch.from_numpy(c_n)
-    return _run(call)
+    """y, h_n, and c_n for cells with c."""
+    if call[3:PARAMETERS] != _PLAIN:
+        return _run(call)
+    cache, packed = _ready(call)
+    plan = cache.plan(call)
+    x, state = _array(call.x), _array(call.h0)
+    if state is not None and cache.has_c:
+        state = state, _array(call.c0)
+    results = cache.prepare(call, plan, packed).run(x[np.newaxis] if is_step(call.axes) else x, state)
+    if results is None:
+        return _run(call)
+    y, last = results
+    if cache.has_c:
+        return torch.from_numpy(y), torch.from_numpy(last[0]), torch.from_numpy(last[1])
+    return torch.from_numpy(y), torch.from_numpy(last)
 
 
-class _Batch:
-    """The inputs of a call as the engine takes them, and the sizes of its buffers.
-
-    `order` is that of a PackedSequence or of the sequences of a ragged batch, or None.
-    """
-
-    def __init__(self, cache: _Cache, call: Call) -> None:
-        engine, order, self.ragged = cache.engine, None, None
-        if call.batch_sizes is not None:
-            order = functional.packed_order(call.batch_sizes.numpy())
-            self.sizes = engine.sizes(call.x.shape[0], 1, order)
-            self.shapes = _shapes(engine, call, order.sequences)
-        else:
-            plan, pattern = cache.plan(call), pattern_of(call)
-            self.sizes, self.shapes = plan.sizes, plan.shapes
-            if pattern is not None:
-                self.ragged = Ragged(engine, pattern, repeats=not call.zero_masked)
-                self.sizes = self.ragged.sizes
-        h0, c0, dropout = map(_contiguous, (call.h0, call.c0, call.dropout))
-        self.inputs = functional.Inputs(_sequence(call.x, call.axes), self.states(h0), self.states(c0), dropout, order)
-        if self.ragged is not None:
-            self.inputs = self.ragged.inputs(self.inputs)
-
-    def states(self, array: Any) -> Any:
-        """States with all axes, which a ragged batch indexes."""
-        if array is None or self.ragged is None or array.ndim == 3:
-            return array
-        return array[:, np.newaxis]
+def _inputs(call: Call, plan: _Plan) -> functional.Inputs:
+    """The inputs of a call as the engine takes them."""
+    x, h0, c0 = _sequence(call.x, call.axes), _contiguous(call.h0), _contiguous(call.c0)
+    if plan.ragged is None:
+        return functional.Inputs(x, h0, c0, _contiguous(call.dropout), plan.order)
+    h0, c0 = _batched(h0), _batched(c0)
+    inputs: functional.Inputs = plan.ragged.inputs(functional.Inputs(x, h0, c0, _contiguous(call.dropout)))
+    return inputs
 
 
-def _run(call: Call, keep_tape: bool = False) -> tuple[Tensor, ...]:
-    """y, h_n, c_n, and the tape if it is kept."""
-    cache = _cache(call)
-    engine, batch = cache.engine, _Batch(cache, call)
-    y, h_n, c_n = results = [cache.results.empty(shape, engine.dtype) for shape in batch.shapes]
-    last = batch.states(h_n), batch.states(c_n) if engine.info.has_c else None
-    own = outputs = functional.Outputs(_time_first(y, call.axes), *last)
-    if batch.ragged is not None:
-        own = batch.ragged.outputs(outputs)
-    tape = cache.tapes.bytes(batch.sizes.tape) if keep_tape else None
-    workspace = cache.workspaces.acquire(batch.sizes.forward_workspace)
-    functional.forward(engine, cache.packed(call.parameters), batch.inputs, own, workspace, tape)
+def _batched(states: Any) -> Any:
+    """States with all axes, which a ragged batch indexes; the engine needs their memory alone."""
+    return states[:, np.newaxis] if states is not None and states.ndim == 2 else states
+
+
+def _run(call: Call, keep_tape: bool = False) -> tuple[Any, ...]:
+    """y, h_n, c_n for cells with c, and the tape if it is kept."""
+    cache, packed = _ready(call)
+    engine, plan = cache.engine, cache.plan(call)
+    y, h_n, c_n = (plan.empty(shape, engine.dtype) for shape in plan.shapes)
+    inputs = _inputs(call, plan)
+    outputs = functional.Outputs(_time_first(y, call.axes), _batched(h_n), _batched(c_n) if cache.has_c else None)
+    own = outputs if plan.ragged is None else plan.ragged.outputs(outputs)
+    tape = cache.tapes.bytes(plan.sizes.tape) if keep_tape else None
+    workspace = cache.workspaces.acquire(plan.sizes.forward_workspace)
+    functional.forward(engine, packed, inputs, own, workspace, tape)
     cache.workspaces.release(workspace)
-    if batch.ragged is not None:
-        batch.ragged.finish_outputs(own, outputs)
-    return tuple(map(torch.from_numpy, [*results, tape] if keep_tape else results))
+    if plan.ragged is not None:
+        plan.ragged.finish_outputs(own, outputs)
+    results = [torch.from_numpy(y), torch.from_numpy(h_n)]
+    if cache.has_c:
+        results.append(torch.from_numpy(c_n))
+    if tape is not None:
+        results.append(torch.from_numpy(tape))
+    return tuple(results)
 
 
 def _differentiate(call: Call, kept: _Kept) -> tuple[Any, ...]:
-    """The gradients of x, h0, c0, and a list of those of the parameters."""
-    cache = _cache(call)
-    engine, batch = cache.engine, _Batch(cache, call)
-    ragged = batch.ragged
-    shapes = call.x.shape, *batch.shapes[1:]
-    dx, dh0, dc0 = (cache.results.empty(shape, engine.dtype) for shape in shapes)
-    dparameters = [cache.zeros(shape, engine.dtype) for shape in cache.shapes.values()]
-    dh_n, dc_n = (batch.states(_contiguous(one)) for one in (kept.dh_n, kept.dc_n if engine.info.has_c else None))
-    given = functional.OutputGradients(_sequence(kept.dy, call.axes), dh_n, dc_n)
-    initial = batch.states(dh0), batch.states(dc0) if engine.info.has_c else None
-    own = found = functional.InputGradients(_time_first(dx, call.axes), *initial, dparameters)
-    if ragged is not None:
-        given, own = ragged.output_gradients(given), ragged.input_gradients(found)
-    packed, y, tape = (
-        cache.packed(call.parameters, back=True),
-        _sequence(kept.y, call.axes),
-        _array(_aligned(kept.tape)),
+    """The gradients of x, of h0 and c0 if they were given, and a list of those of the parameters."""
+    cache, packed = _ready(call, back=True)
+    engine, plan, dtype = cache.engine, cache.plan(call), cache.engine.dtype
+    dx, dh0, dc0 = (plan.empty(shape, dtype) for shape in (call.x.shape, *plan.shapes[1:]))
+    dparameters = [cache.zeros(shape, dtype) for shape in cache.shapes.values()]
+    inputs = _inputs(call, plan)
+    dh_n, dc_n = _contiguous(kept.dh_n), _contiguous(kept.dc_n) if cache.has_c else None
+    given = functional.OutputGradients(_sequence(kept.dy, call.axes), _batched(dh_n), _batched(dc_n))
+    found = functional.InputGradients(
+        _time_first(dx, call.axes), _batched(dh0), _batched(dc0) if cache.has_c else None, dparameters
     )
-    workspace = cache.workspaces.acquire(batch.sizes.backward_workspace)
-    functional.backward(engine, packed, batch.inputs, y, tape, given, own, workspace)
+    own = found
+    if plan.ragged is not None:
+        given, own = plan.ragged.output_gradients(given), plan.ragged.input_gradients(found)
+    y, tape = _sequence(kept.y, call.axes), _array(_aligned(kept.tape))
+    workspace = cache.workspaces.acquire(plan.sizes.backward_workspace)
+    functional.backward(engine, packed, inputs, y, tape, given, own, workspace)
     cache.workspaces.release(workspace)
-    if ragged is not None:
-        ragged.finish_gradients(own, found)
-    return *map(torch.from_numpy, (dx, dh0, dc0)), list(map(torch.from_numpy, dparameters))
+    if plan.ragged is not None:
+        plan.ragged.finish_gradients(own, found)
+    initial = (None if state is None else torch.from_numpy(array) for state, array in ((call.h0, dh0), (call.c0, dc0)))
+    return torch.from_numpy(dx), *initial, list(map(torch.from_numpy, dparameters))
 
 
 def _fake(call: Call, keep_tape: bool = False) -> Any:
-    """Results of `_run` without data. Sizes that depend on the data, or on symbolic sizes, are left open."""
+    """Results of rnnfast::infer or rnnfast::forward without data. Sizes that depend on data are left open."""
     engine = _engine(call)
     context = torch.library.get_ctx()
     if call.batch_sizes is None:
@@ -342,36 +361,36 @@ def _fake(call: Call, keep_tape: bool = False) -> Any:
 
 
 def _fake_gradients(call: Call, kept: _Kept) -> Any:  # noqa: ARG001
-    _, dh0, dc0 = _fake(call)
-    return call.x.new_empty(call.x.shape), dh0, dc0, [one.new_empty(one.shape) for one in call.parameters]
+    initial = (call.x.new_empty(0 if one is None else one.shape) for one in (call.h0, call.c0))
+    return call.x.new_empty(call.x.shape), *initial, [one.new_empty(one.shape) for one in call.parameters]
 
 
 # ---------------------------------------------------------------------------------------- the operators and autograd
 
 
 class _Forward(torch.autograd.Function):
-    """The derivative of rnnfast::forward. `kernels` are the functions that run forward and backward."""
+    """The derivative of rnnfast::forward. `run` and `differentiate` are the functions that run forward and backward.
+
+    The arguments after `call` are those of its tensors that have gradients.
+    """
 
     @staticmethod
-    def forward(ctx: Any, kernels: Any, call: Call, *tensors: Any) -> Any:
-        run, ctx.differentiate = kernels
-        y, h_n, c_n, tape = run(call)
-        ctx.options = call[PARAMETERS + 1 :]
+    def forward(ctx: Any, run: Any, differentiate: Any, call: Call, *_: Any) -> Any:
+        results = run(call)
+        ctx.differentiate, ctx.options = differentiate, call[PARAMETERS + 1 :]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(y, tape, *tensors)
-        return y, h_n, c_n, tape
+        ctx.save_for_backward(results[0], results[-1], *call[:PARAMETERS], *call.parameters)
+        return results
 
     @staticmethod
-    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any) -> Any:
+    def backward(ctx: Any, dy: Any, dh_n: Any, *others: Any) -> Any:
         y, tape, *tensors = ctx.saved_tensors
+        dc_n = others[0] if len(others) == 2 else None
         run = _Gradient.apply if torch.is_grad_enabled() else _gradients
-        dx, dh0, dc0, *dparameters = run(ctx.differentiate, ctx.options, y, tape, dy, dh_n, dc_n, *tensors)
-        _, h0, c0, *_ = tensors
-        others = (None,) * (PARAMETERS - 3)
-        return None, None, dx, None if h0 is None else dh0, None if c0 is None else dc0, *others, *dparameters
+        return None, None, None, *run(ctx.differentiate, ctx.options, y, tape, dy, dh_n, dc_n, *tensors)
 
 
-def _gradients(differentiate: Any, options: Any, *tensors: Any) -> tuple[Tensor, ...]:
+def _gradients(differentiate: Any, options: Any, *tensors: Any) -> tuple[Any, ...]:
     dx, dh0, dc0, dparameters = differentiate(from_flat(options, tensors[5:]), _Kept(*tensors[:5]))
     return dx, dh0, dc0, *dparameters
 
@@ -416,14 +435,28 @@ def _grad(outputs: Any, inputs: Any, doutputs: Any, create_graph: bool) -> list[
     return found
 
 
-def _record(kernels: Any, call: Call) -> Any:
-    """Run rnnfast::forward as a node of autograd's graph."""
-    return _Forward.apply(kernels, call, *flat_tensors(call))
+# torch's own apply also looks for transforms, under which no call comes here. This takes 3 us less.
+_apply = super(torch.autograd.Function, _Forward).apply
+
+
+def _record(call: Call) -> Any:
+    """Run a call as a node of autograd's graph."""
+    return _apply(_keep, _differentiate, call, *call[:3], *call.parameters)
+
+
+def _record_operators(call: Call) -> Any:
+    """Run rnnfast::forward as a node of autograd's graph, whose passes are operators."""
+    return _Forward.apply(_below_autograd, _differentiate_operator, call, *call[:3], *call.parameters)
 
 
 def _below_autograd(call: Call) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return _forward_operator(*call)
+
+
+def _differentiate_operator(call: Call, kept: _Kept) -> Any:
+    dx, dh0, dc0, dparameters = _backward_operator(*call, *kept)
+    return dx, None if call.h0 is None else dh0, None if call.c0 is None else dc0, dparameters
 
 
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", str: "str", int: "int", bool: "bool"}
@@ -437,13 +470,25 @@ def _schema(*records: type[Any]) -> str:
 
 def _on_call(kernel: Any, **options: Any) -> Any:
     """A kernel of a call as a function of the arguments of rnnfast::infer or rnnfast::forward."""
-    return lambda *arguments: kernel(Call(*arguments), **options)
+
+    def run(*arguments: Any) -> Any:
+        y, h_n, *others = kernel(Call(*arguments), **options)
+        has_c = functional.CELLS[arguments[PARAMETERS + 1]].has_c
+        return (y, h_n, *others) if has_c or len(others) == 2 else (y, h_n, y.new_empty(0), *others)
+
+    return run
 
 
 def _on_gradients(kernel: Any) -> Any:
     """A kernel as a function of the arguments of rnnfast::backward."""
     count = len(Call._fields)
-    return lambda *arguments: kernel(Call(*arguments[:count]), _Kept(*arguments[count:]))
+
+    def run(*arguments: Any) -> Any:
+        call = Call(*arguments[:count])
+        dx, dh0, dc0, dparameters = kernel(call, _Kept(*arguments[count:]))
+        return dx, *(call.x.new_empty(0) if one is None else one for one in (dh0, dc0)), dparameters
+
+    return run
 
 
 _LIBRARY = torch.library.Library("rnnfast", "FRAGMENT")
@@ -455,35 +500,32 @@ _forward_operator = torch.ops.rnnfast.forward.default
 _backward_operator = torch.ops.rnnfast.backward.default
 
 _keep = functools.partial(_run, keep_tape=True)
-_operators = _below_autograd, lambda call, kept: _backward_operator(*call, *kept)
 _LIBRARY.impl("infer", _on_call(_infer), "CPU")
 _LIBRARY.impl("forward", _on_call(_keep), "CPU")
 _LIBRARY.impl("backward", _on_gradients(_differentiate), "CPU")
-_LIBRARY.impl("forward", _on_call(functools.partial(_record, _operators)), "Autograd")
+_LIBRARY.impl("forward", _on_call(_record_operators), "Autograd")
 register_fake("rnnfast::infer", _on_call(_fake), lib=_LIBRARY)
 register_fake("rnnfast::forward", _on_call(_fake, keep_tape=True), lib=_LIBRARY)
 register_fake("rnnfast::backward", _on_gradients(_fake_gradients), lib=_LIBRARY)
 
-# The functions that run a call, by whether a gradient is needed and whether anything traces operators. Bypassing the
-# operators saves a third of the overhead of a short inference call, and a fifth of that of a training step.
-_RUNS: dict[tuple[bool, bool], Callable[[Call], Any]] = {
-    (False, False): lambda call: _infer_operator(*call),
-    (False, True): _infer,
-    (True, False): lambda call: _forward_operator(*call),
-    (True, True): functools.partial(_record, (_keep, _differentiate)),
-}
-
 
 def run(call: Call) -> Any:
-    """y, h_n, c_n, and if a gradient is needed the tape."""
-    tensors = *call[:3], *call.parameters
-    needed = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
-    return _RUNS[needed, _is_plain(call.x)](call)
+    """y, h_n, for cells with c c_n, and further tensors if operators run or a gradient is needed."""
+    needed = False
+    if torch.is_grad_enabled():
+        for one in (call.x, *call.parameters, call.h0, call.c0):
+            if one is not None and one.requires_grad:
+                needed = True
+                break
+    # Bypassing the operators saves a third of the overhead of a short inference call, and a fifth of a training step's.
+    if _is_plain(call.x):
+        return _record(call) if needed else _infer(call)
+    return _forward_operator(*call) if needed else _infer_operator(*call)
 
 
 def _is_plain(x: Tensor) -> bool:
     """Whether operators can be bypassed: no compiler, tracer, dispatch mode or subclass of Tensor is active."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack()
     return type(x) is Tensor and not traced
 
 
