@@ -76,7 +76,13 @@ class _Plan:
     __slots__ = ("empty", "order", "prepared", "ragged", "shapes", "sizes")
 
     def __init__(
-        self, cache: _Cache, call: Call, N: Any, sizes: functional.Sizes, order: Any = None, ragged: Any = None
+        self,
+        cache: _Cache,
+        call: Call,
+        N: Any,
+        sizes: functional.Sizes,
+        order: functional.Order | None = None,
+        ragged: Ragged | None = None,
     ) -> None:
         self.sizes, self.order, self.ragged = sizes, order, ragged
         self.shapes = _shapes(cache.engine, call, N)
@@ -283,12 +289,10 @@ def _infer(call: Call) -> tuple[Tensor, ...]:
 
 def _inputs(call: Call, plan: _Plan) -> functional.Inputs:
     """The inputs of a call as the engine takes them."""
-    x, h0, c0 = _sequence(call.x, call.axes), _contiguous(call.h0), _contiguous(call.c0)
-    if plan.ragged is None:
-        return functional.Inputs(x, h0, c0, _contiguous(call.dropout), plan.order)
-    h0, c0 = _batched(h0), _batched(c0)
-    inputs: functional.Inputs = plan.ragged.inputs(functional.Inputs(x, h0, c0, _contiguous(call.dropout)))
-    return inputs
+    x, h0, c0, dropout, *_ = call
+    h0, c0, dropout = (None if one is None else _array(one.contiguous()) for one in (h0, c0, dropout))
+    inputs = functional.Inputs(_sequence(x, call.axes), _batched(h0), _batched(c0), dropout, plan.order)
+    return inputs if plan.ragged is None else plan.ragged.inputs(inputs)
 
 
 def _batched(states: Any) -> Any:
@@ -380,12 +384,12 @@ class _Forward(torch.autograd.Function):
         ctx.differentiate, ctx.options = differentiate, call[PARAMETERS + 1 :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(results[0], results[-1], *call[:PARAMETERS], *call.parameters)
-        return results
+        return results if run is _below_autograd else results[:-1]  # only the operator returns the tape
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dh_n: Any, *others: Any) -> Any:
         y, tape, *tensors = ctx.saved_tensors
-        dc_n = others[0] if len(others) == 2 else None
+        dc_n = others[0] if others else None
         run = _Gradient.apply if torch.is_grad_enabled() else _gradients
         return None, None, None, *run(ctx.differentiate, ctx.options, y, tape, dy, dh_n, dc_n, *tensors)
 
