@@ -545,6 +545,24 @@ def test_changed_weights_in_reused_memory_are_noticed():
         assert not torch.equal(y, ours(x)[0])
 
 
+def test_changes_of_weights_that_are_not_contiguous_are_noticed():
+    _, ours = pair("GRU")
+    x = torch.randn(5, 3, 4)
+    ours.weight_hh_l0.data = ours.weight_hh_l0.data.t().contiguous().t()
+    before = ours(x)[0]
+    ours.weight_hh_l0.data[0] += 1
+    assert not torch.equal(ours(x)[0], before)
+
+
+def test_weights_of_several_dtypes_are_refused():
+    _, ours = pair("GRU")
+    ours.bias_hh_l0.data = ours.bias_hh_l0.data.double()
+    with pytest.raises(
+        RuntimeError, match=r"the parameters have .* dtypes \['float32', .*'float64'\], .* of one dtype"
+    ):
+        ours(torch.zeros(5, 3, 4))
+
+
 def test_weights_made_in_inference_mode():
     with torch.inference_mode():
         layer, x = fast.GRU(4, 8), torch.randn(5, 3, 4)

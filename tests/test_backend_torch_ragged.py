@@ -159,6 +159,7 @@ def test_dropout_acts_on_ragged_batches():
         ({"lengths": [6, 7, 1]}, ValueError, r"lengths must be from 0 to T = 6, the steps of x, got 7 for row 1"),
         ({"lengths": [6, 6]}, ValueError, r"lengths must have shape \(N,\) = \(3,\), got shape \(2,\)"),
         ({"lengths": torch.ones(3)}, TypeError, "lengths must hold integers"),
+        ({"lengths": [1, None, 2]}, TypeError, "lengths must hold integers or booleans, but its dtype is object"),
         ({"mask": torch.ones(6, 3)}, TypeError, "mask must hold booleans, but its dtype is float32"),
         ({"reset": torch.ones(3, 6, dtype=torch.bool)}, ValueError, r"reset must have shape \(T, N\) = \(6, 3\)"),
         ({"lengths": [1, 1, 1], "mask": torch.ones(6, 3, dtype=torch.bool)}, ValueError, "mutually exclusive"),
@@ -253,3 +254,20 @@ def test_the_operators_take_lengths(batch_first):
     layer.requires_grad_(False)
     torch.library.opcheck(torch.ops.rnnfast.infer.default, given)
     assert operators(lambda: layer(x, lengths=lengths)) == ["infer"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled_with_lengths():
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    _, ours = pair("GRU", bidirectional=True)
+    x, lengths = torch.randn(T, 3, 4, requires_grad=True), torch.tensor([2, 6, 0])
+
+    def run(x, lengths):
+        return ours(x, lengths=lengths)[0].sin().sum()
+
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+        results = [torch.autograd.grad(call(x, lengths), [x, *ours.parameters()]) for call in (run, compiled)]
+    assert_close(results[1], results[0], 1e-6)

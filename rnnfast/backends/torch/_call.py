@@ -73,4 +73,7 @@ def as_tensor(name: str, value: Any) -> Tensor | None:
     """lengths, mask or reset as a tensor that the caller cannot change unnoticed."""
     if value is None or isinstance(value, Tensor):
         return value
-    return torch.from_numpy(arguments.array(name, value).copy())
+    array = arguments.array(name, value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold integers or booleans, but its dtype is {array.dtype}")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

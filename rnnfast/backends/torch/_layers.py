@@ -135,7 +135,7 @@ class _Recurrent(Fast, torch.nn.RNNBase):
         if sorted_indices is not None:
             states = [_permuted(state, sorted_indices) for state in states]
         if ragged:
-            arguments.flag("zero_masked", zero_masked)
+            zero_masked = arguments.flag("zero_masked", zero_masked)
             lengths, mask, reset = as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset)
         h0, c0 = (*states, None, None)[:2]
         y, *last = run(
