@@ -370,6 +370,7 @@ def test_inputs_that_depend_on_one_another():
         (dh,) = torch.autograd.grad(layer(x, h)[0].square().sum(), h, create_graph=True)
         results.append(torch.autograd.grad(dh.square().sum(), [h, *layer.parameters()]))
     assert_close(*results, 1e-10)
+    assert not any(one.requires_grad for one in results[1])
 
 
 def test_changing_y_in_place_is_an_error():

@@ -246,17 +246,18 @@ def test_enable_nests_and_survives_errors():
 
 def test_threads_enable_independently():
     """A thread that ends its own call does not end that of another."""
-    both, ended = threading.Barrier(2), threading.Event()
+    begun, ended = threading.Event(), threading.Event()
     found = []
 
     def short():
+        begun.wait()
         with fast.enable():
-            both.wait()
+            pass
         ended.set()
 
     def long():
         with fast.enable():
-            both.wait()
+            begun.set()
             ended.wait()
             found.append(type(torch.nn.GRU(4, 8)))
 
@@ -269,18 +270,29 @@ def test_threads_enable_independently():
     assert type(torch.nn.GRU(4, 8)) is torch.nn.GRU
 
 
-def test_another_patch_of_the_constructor_stays():
-    with fast.enable():
-        ours = torch.nn.RNNBase.__init__
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "meanwhile"])
+def test_another_patch_of_the_constructor_stays(monkeypatch, meanwhile):
+    calls = []
+
+    def patch():
+        init = torch.nn.RNNBase.__init__
 
         def theirs(self, *args, **options):
-            ours(self, *args, **options)
+            calls.append(1)
+            init(self, *args, **options)
 
-        torch.nn.RNNBase.__init__ = theirs
-    try:
-        assert torch.nn.RNNBase.__init__ is theirs
-        assert type(torch.nn.GRU(4, 8)) is torch.nn.GRU
+        monkeypatch.setattr(torch.nn.RNNBase, "__init__", theirs)
+        return theirs
+
+    if meanwhile:
+        monkeypatch.setattr(torch.nn.RNNBase, "__init__", torch.nn.RNNBase.__init__)  # to be restored in the end
         with fast.enable():
-            assert type(torch.nn.GRU(4, 8)) is fast.GRU
-    finally:
-        torch.nn.RNNBase.__init__ = ours.__wrapped__
+            theirs = patch()
+    else:
+        theirs = patch()
+    assert torch.nn.RNNBase.__init__ is theirs
+    assert type(torch.nn.GRU(4, 8)) is torch.nn.GRU
+    with fast.enable():
+        assert type(torch.nn.GRU(4, 8)) is fast.GRU
+    assert torch.nn.RNNBase.__init__ is theirs
+    assert len(calls) == 2

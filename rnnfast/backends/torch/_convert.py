@@ -296,8 +296,9 @@ def revert(model: Module) -> Module:
 # ----------------------------------------------------------------------------------- layers that are yet to be built
 
 _LOCK = threading.Lock()
+_BASES: tuple[Any, ...] = (torch.nn.RNNBase, torch.nn.RNNCellBase)
 _enabled: set[object] = set()  # one member for each call of enable that has not ended
-_INITS = {base: base.__init__ for base in (torch.nn.RNNBase, torch.nn.RNNCellBase)}
+_installed: list[tuple[Any, Any]] = []  # classes of torch and the constructors that they have meanwhile
 
 
 def _wrapped(init: Any) -> Any:
@@ -310,9 +311,6 @@ def _wrapped(init: Any) -> Any:
         init(self, *args, **options)
 
     return __init__
-
-
-_FAST_INITS = {base: _wrapped(init) for base, init in _INITS.items()}
 
 
 def enable() -> contextlib.ExitStack:
@@ -338,10 +336,10 @@ def enable() -> contextlib.ExitStack:
     """
     token = object()
     with _LOCK:
+        for base in () if _enabled else _BASES:
+            base.__init__ = _wrapped(base.__init__)
+            _installed.append((base, base.__init__))
         _enabled.add(token)
-        for base, init in _FAST_INITS.items():
-            if base.__init__ is _INITS[base]:
-                base.__init__ = init
     undo = contextlib.ExitStack()
     undo.callback(_end, {token})
     return undo
@@ -355,6 +353,7 @@ def disable() -> None:
 def _end(tokens: set[object]) -> None:
     with _LOCK:
         _enabled.difference_update(tokens)
-        for base, init in _INITS.items():
-            if not _enabled and base.__init__ is _FAST_INITS[base]:
-                base.__init__ = init
+        while _installed and not _enabled:
+            base, init = _installed.pop()
+            if base.__init__ is init:  # nobody has wrapped it meanwhile
+                base.__init__ = init.__wrapped__
