@@ -80,7 +80,7 @@ def layer_from_onnx(model: Any, node: str | Sequence[str] | None = None) -> laye
     return build(parts)
 
 
-def _find(nodes: list[models.Recurrent], node: str | Sequence[str] | None) -> list[models.Recurrent]:
+def _find(nodes: list[models.RecurrentNode], node: str | Sequence[str] | None) -> list[models.RecurrentNode]:
     """The recurrent nodes of these names."""
     listed = ", ".join(f"{one.name!r} ({one.op_type})" for one in nodes) or "none"
     if node is None:

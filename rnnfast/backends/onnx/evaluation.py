@@ -21,7 +21,7 @@ __all__ = ["Backend", "ops"]
 
 
 def _constant(array: Any) -> bool:
-    """Whether an array cannot be written to, or is missing."""
+    """Whether an array cannot be written to."""
     while isinstance(array, np.ndarray):
         if array.flags.writeable:
             return False
@@ -29,17 +29,15 @@ def _constant(array: Any) -> bool:
     return array is None or isinstance(array, bytes)
 
 
-def _same(kept: Array | None, given: Array | None) -> bool:
+def _same(kept: Array, given: Array) -> bool:
     """Whether a weight has the bits of one that was kept."""
-    if kept is None or given is None or kept is given:
-        return kept is given
+    if kept is given:  # only a constant is kept itself
+        return True
     return (kept.dtype, kept.shape) == (given.dtype, given.shape) and kept.tobytes() == given.tobytes()
 
 
 class _Recurrent(OpRun):
-    """A recurrent node, called by the reference evaluator."""
-
-    op_domain = ""
+    """A recurrent node, called by the reference evaluator. If `op_domain` is not the standard's, it is quantized."""
 
     def __init__(self, onnx_node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
         super().__init__(onnx_node, run_params)
@@ -55,7 +53,7 @@ class _Recurrent(OpRun):
 
     def _layer(self, attributes: dict[str, Any], weights: dict[str, Array], dtype: Any) -> Any:
         """The layer of these weights. The last one is kept, with its packed weights, until other weights come."""
-        key = attributes, dtype, weights.keys()
+        key = attributes, dtype, set(weights)
         if self._kept is not None:
             kept_key, kept, layer = self._kept
             if kept_key == key and all(_same(kept[name], weights[name]) for name in weights):
@@ -87,17 +85,12 @@ class _Recurrent(OpRun):
         return y.transpose(0, 2, 1, 3), *ends
 
 
-ops: list[type[OpRun]] = [
-    type(name, (_Recurrent,), {"__module__": __name__, "__doc__": f"The operator {name} of the ONNX standard."})
-    for name in OPERATORS
-]
-ops.append(
-    type(
-        QUANTIZED[1],
-        (_Recurrent,),
-        {"__module__": __name__, "__doc__": "ONNX Runtime's LSTM of quantized weights.", "op_domain": QUANTIZED[0]},
-    )
-)
+def _operator(domain: str, name: str) -> type[OpRun]:
+    text = f"The operator {name} of {domain or 'the ONNX standard'}."
+    return type(name, (_Recurrent,), {"__module__": __name__, "__doc__": text, "op_domain": domain})
+
+
+ops = [*(_operator("", name) for name in OPERATORS), _operator(*QUANTIZED)]
 
 
 class _Evaluator(onnx.reference.ReferenceEvaluator):

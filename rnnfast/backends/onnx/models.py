@@ -22,7 +22,7 @@ STANDARD = ("", "ai.onnx")
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
-class Recurrent(NamedTuple):
+class RecurrentNode(NamedTuple):
     """A recurrent node of a model."""
 
     graph: onnx.GraphProto
@@ -91,7 +91,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def find(model: onnx.ModelProto, defaults: bool = False) -> list[Recurrent]:
+def find(model: onnx.ModelProto, defaults: bool = False) -> list[RecurrentNode]:
     """Find the recurrent nodes of a model, those in the bodies of other nodes too.
 
     An initializer that is also an input can be replaced in a run. It is a constant only with `defaults`, and before
@@ -99,7 +99,7 @@ def find(model: onnx.ModelProto, defaults: bool = False) -> list[Recurrent]:
     """
     variable = set() if defaults or model.ir_version < 4 else {value.name for value in model.graph.input}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    found: list[Recurrent] = []
+    found: list[RecurrentNode] = []
     _walk(model.graph, {}, _needed(model.graph), variable, opsets, found)
     return found
 
@@ -123,7 +123,7 @@ def _walk(
     needed: set[str],
     variable: set[str],
     opsets: dict[str, int],
-    found: list[Recurrent],
+    found: list[RecurrentNode],
 ) -> None:
     """Compute the constants among the needed values of a graph, and list its recurrent nodes."""
     constants = dict(outer)
@@ -134,7 +134,7 @@ def _walk(
         if op_type := kind(node):
             given = {name: value for name, value in zip(INPUTS, node.input, strict=False) if value}
             known = {name: constants[value] for name, value in given.items() if value in constants}
-            found.append(Recurrent(graph, node, op_type, given, known))
+            found.append(RecurrentNode(graph, node, op_type, given, known))
         elif needed.intersection(node.output) and all(name in constants for name in node.input if name):
             constants.update(_computed(node, constants, opsets))
         for body in bodies(node):
@@ -162,7 +162,7 @@ def _computed(node: onnx.NodeProto, constants: Mapping[str, Array], opsets: dict
     return {name: array for name, array in zip(outputs, results, strict=True) if isinstance(array, np.ndarray)}
 
 
-def part(one: Recurrent, opset: int) -> Part:
+def part(one: RecurrentNode, opset: int) -> Part:
     """Translate a recurrent node to a layer's options and parameters; raise an error if rnnfast cannot run it."""
     if not one.is_quantized:
         check_opset(one.op_type, opset)

@@ -138,7 +138,7 @@ def replace(model: onnx.ModelProto, dequantize: bool = False) -> tuple[onnx.Mode
         except (ValueError, NotImplementedError) as error:
             left[one.name] = str(error)
             continue
-        _replace(one, part, packs)
+        _replace(one, part, packs, f"<rnnfast scratch {len(run)}>")
         run.append(one.name)
     for function in changed.functions:  # those that could not be inlined
         for node in filter(models.kind, function.node):
@@ -151,16 +151,15 @@ def replace(model: onnx.ModelProto, dequantize: bool = False) -> tuple[onnx.Mode
     return changed, run, left
 
 
-def _replace(one: models.Recurrent, part: nodes.Part, packs: dict[bytes, str]) -> None:
+def _replace(one: models.RecurrentNode, part: nodes.Part, packs: dict[bytes, str], scratch: str) -> None:
     """Replace a node by the operator of rnnfast, and add its packed weights to `packs`."""
     layer = nodes.build([part])
     packed = functional.empty(layer.engine.packed_size)
     packed[:] = 0  # padding too, so that equal weights have equal bytes
     functional.pack(layer.engine, list(layer.parameters.values()), packed, None)
-    weights = packs.setdefault(packed.tobytes(), f"<rnnfast {len(packs)}>")
+    weights = packs.setdefault(packed.tobytes(), f"<rnnfast weights {len(packs)}>")
     x, *others = (one.given.get(name, "") for name in ("X", "sequence_lens", "initial_h", "initial_c"))
     outputs = [*one.node.output, "", ""][:3]
-    scratch = f"<scratch of {one.name}>"
     operator = f"Recurrent{8 * layer.dtype.itemsize}"
     call = layer.engine.host_call(not layer.batch_first, False, False)
     one.node.CopyFrom(
