@@ -103,6 +103,18 @@ def test_whole_models():
         assert [value.shape for value in own.get_outputs()] == [value.shape for value in theirs(model).get_outputs()]
 
 
+@pytest.mark.parametrize("name", ["", "same"])
+def test_nodes_of_the_same_name(name):
+    layer = rnnfast.LSTM(4, 6, num_layers=2, rng=0)
+    model = to_onnx(layer)
+    for node in model.graph.node:
+        node.name = name
+    own = session(model)
+    assert len(own.nodes) == 2
+    x = np.ones((5, 3, 4), np.float32)
+    assert_same(own.run(["y"], {"x": x}), [layer(x)[0]])
+
+
 @pytest.mark.parametrize("where", PLACES_OF_NODES)
 def test_nodes_in_bodies(where):
     problem = lstm()

@@ -128,7 +128,8 @@ def replace(model: onnx.ModelProto, dequantize: bool = False) -> tuple[onnx.Mode
     changed.CopyFrom(models.inline(model))
     opset = models.opset(changed)
     packs: dict[bytes, str] = {}
-    run, left = [], {}
+    run: list[str] = []
+    left: dict[str, str] = {}
     for one in models.find(changed):
         if one.is_quantized and not dequantize:
             left[one.name] = _QUANTIZED
