@@ -244,6 +244,8 @@ def test_options_of_sessions(tmp_path):
     with open(first.end_profiling()) as file:
         assert "Recurrent32" in file.read()
     second.end_profiling()
+    entry = session(model).get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
+    assert entry == "0"
 
 
 def test_bound_inputs_and_outputs():

@@ -32,6 +32,8 @@ __all__ = ["session"]
 
 _QUANTIZED = "it is quantized, and dequantize=True was not passed"
 DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
+# Threads of ONNX Runtime that spin after a node would keep the workers of rnnfast off the processors.
+_NO_SPINNING = "session.intra_op.allow_spinning", "0"
 _registering = threading.Lock()
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operators, which can be added only once
 
@@ -44,6 +46,8 @@ class Session(onnxruntime.InferenceSession):
 
     def __init__(self, model: bytes, sess_options: Any = None, **kwargs: Any) -> None:
         options = onnxruntime.SessionOptions() if sess_options is None else sess_options
+        if sess_options is None:
+            options.add_session_config_entry(*_NO_SPINNING)
         with _registering:
             if options not in _registered:
                 options.register_custom_ops_library(_core.__file__)
@@ -60,7 +64,9 @@ def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, *
         A model, its bytes, or the path of its file.
     sess_options : onnxruntime.SessionOptions, optional
         The operators of rnnfast are added to it. Its number of threads applies to all other nodes; the number for
-        recurrent nodes is that of rnnfast.set_num_threads.
+        recurrent nodes is that of rnnfast.set_num_threads. If both are above 1, set the entry
+        "session.intra_op.allow_spinning" to "0", as the default options have it: threads of ONNX Runtime that spin
+        after a node would keep those of rnnfast off the processors.
     dequantize : bool, default False
         Whether nodes of com.microsoft.DynamicQuantizeLSTM run on rnnfast too, with dequantized weights. They compute in
         float32, so they are more accurate. ONNX Runtime computes with integers, which usually takes less time.
