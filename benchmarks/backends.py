@@ -17,7 +17,7 @@ import subprocess
 import sys
 from statistics import median
 
-HOSTS = ("torch", "onnx", "keras", "thinc", "jax")
+HOSTS = ("torch", "onnx", "onnxruntime", "keras", "thinc", "jax")
 
 
 def milliseconds(calls, rounds=15):
@@ -121,6 +121,29 @@ def time_onnx(_):
         x = {"x": np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)}
         t = milliseconds({"own": lambda: own.run(None, x), "ours": lambda: ours.run(None, x)})  # noqa: B023
         show(f"reference evaluator, LSTM T={T} N={N} I={I} H={H}", t["own"], t["ours"])
+
+
+def time_onnxruntime(threads):
+    import numpy as np
+    import onnxruntime
+
+    import rnnfast
+    from rnnfast.backends.onnx import session, to_onnx
+
+    options = onnxruntime.SessionOptions(), onnxruntime.SessionOptions()
+    for one in options:
+        one.intra_op_num_threads = threads
+        one.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for kind in (rnnfast.LSTM, rnnfast.GRU):
+        for T, N, I, H in ((1, 1, 128, 128), (100, 1, 128, 128), (100, 1, 512, 512), (100, 32, 128, 128)):
+            model = to_onnx(kind(I, H, rng=0))
+            own = onnxruntime.InferenceSession(
+                model.SerializeToString(), options[0], providers=["CPUExecutionProvider"]
+            )
+            ours = session(model, options[1])
+            x = {"x": np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)}
+            t = milliseconds({"own": lambda: own.run(None, x), "ours": lambda: ours.run(None, x)})  # noqa: B023
+            show(f"ONNX Runtime, {kind.__name__} T={T} N={N} I={I} H={H}", t["own"], t["ours"])
 
 
 def time_keras(_):
@@ -231,7 +254,7 @@ def main():
     print(f"{'milliseconds, threads: ' + threads:52} {'own':>9} {'rnnfast':>9}   own / rnnfast")
     for host in arguments.host or HOSTS:
         if importlib.util.find_spec(host) is None:
-            print(f"{host} is not installed: pip install 'rnnfast[{host}]'")
+            print(f"{host} is not installed: pip install 'rnnfast[{host.removesuffix('runtime')}]'")
             continue
         subprocess.run([sys.executable, __file__, host, "--here", "--threads", threads], env=environment, check=True)
 
