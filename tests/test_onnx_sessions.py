@@ -1,5 +1,8 @@
 """Sessions of ONNX Runtime whose recurrent nodes run on rnnfast."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from support.concurrency import in_threads
@@ -152,9 +155,10 @@ def test_replaced_weights_leave_the_model():
     branches["else_branch"].CopyFrom(branches["then_branch"])
     branches["else_branch"].node[0].name = "second"
     text = model.SerializeToString()
-    changed, nodes, _ = replace(model)
-    assert sorted(nodes) == ["node", "second"]
-    assert len(changed.graph.initializer) == 1
+    replaced = replace(model)
+    assert sorted(replaced.nodes) == ["node", "second"]
+    assert [tensor.name for tensor in replaced.model.graph.initializer] == list(replaced.weights)
+    assert len(replaced.weights) == 1
     assert model.SerializeToString() == text
     first = session(model).run(None, feeds)
     assert_same(session(model).run(None, {**feeds, "condition": np.array(False)}), first)
@@ -246,6 +250,26 @@ def test_options_of_sessions(tmp_path):
     second.end_profiling()
     entry = session(model).get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
     assert entry == "0"
+
+
+def test_weights_live_as_long_as_their_session():
+    """ONNX Runtime reads the packed weights where rnnfast packed them."""
+    layer, x = rnnfast.LSTM(64, 300, rng=0), np.ones((3, 1, 64), np.float32)
+    options = ort.SessionOptions()
+    first = session(to_onnx(layer), options)
+    session(to_onnx(rnnfast.LSTM(64, 300, rng=1)), options)
+    del options
+    gc.collect()
+    want = layer(x)[0]
+    others = [np.full(1 << 21, 7, np.uint8) for _ in range(8)]  # would take the place of weights that were freed
+    assert_same(first.run(["y"], {"x": x}), [want])
+    [(_, weights), _] = first._weights
+    weights[:] = 0
+    assert_same(first.run(["y"], {"x": x}), [np.zeros_like(want)])
+    reference = weakref.ref(weights)
+    del first, weights, others
+    gc.collect()
+    assert reference() is None
 
 
 def test_bound_inputs_and_outputs():
@@ -340,7 +364,7 @@ def with_operators(model):
 def test_packed_weights_of_any_address():
     """Packed weights that do not begin at a cache line are copied; too few are an error."""
     problem = lstm()
-    model, _, _ = replace(model_of(problem, constants=WEIGHTS))
+    model = replace(model_of(problem, constants=WEIGHTS)).model
     packed = numpy_helper.to_array(model.graph.initializer[0])
     name = model.graph.initializer[0].name
     del model.graph.initializer[0]
@@ -365,7 +389,7 @@ def test_packed_weights_of_any_address():
     ],
 )
 def test_invalid_calls(call, text):
-    model, _, _ = replace(model_of(lstm(), constants=WEIGHTS))
+    model = replace(model_of(lstm(), constants=WEIGHTS)).model
     [attribute] = model.graph.node[0].attribute
     attribute.s = call(attribute.s)
     with pytest.raises(Exception, match=f"rnnfast: .*{text}"):
@@ -376,7 +400,7 @@ def test_invalid_calls(call, text):
 
 
 def test_operators_of_the_other_dtype():
-    model, _, _ = replace(model_of(lstm(), constants=WEIGHTS))
+    model = replace(model_of(lstm(), constants=WEIGHTS)).model
     model.graph.node[0].op_type = "Recurrent64"
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.DOUBLE

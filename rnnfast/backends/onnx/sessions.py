@@ -6,15 +6,17 @@ nodes of a model by these operators, with packed weights, so that ONNX Runtime c
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import helper
 
 from rnnfast import _core, functional
+from rnnfast._types import Array
 
 from . import models, nodes
 
@@ -35,24 +37,41 @@ DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
 # Threads of ONNX Runtime that spin after a node would keep the workers of rnnfast off the processors.
 _NO_SPINNING = "session.intra_op.allow_spinning", "0"
 _registering = threading.Lock()
-_registered: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operators, which can be added only once
+_numbers = itertools.count()  # of packed weights
+# Options that have the operators, which can be added only once, and the weights that they and their sessions refer to.
+_shared: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+
+
+class Replaced(NamedTuple):
+    """A model whose recurrent nodes are operators of rnnfast."""
+
+    model: onnx.ModelProto
+    weights: dict[str, Array]  # packed, by the name of their initializer
+    nodes: list[str]
+    left: dict[str, str]
 
 
 class Session(onnxruntime.InferenceSession):
     """A session of ONNX Runtime with the operators of rnnfast; `session` documents it."""
 
-    nodes: list[str]
-    left: dict[str, str]
-
-    def __init__(self, model: bytes, sess_options: Any = None, **kwargs: Any) -> None:
+    def __init__(self, replaced: Replaced, sess_options: Any = None, **kwargs: Any) -> None:
+        self.nodes, self.left = replaced.nodes, replaced.left
         options = onnxruntime.SessionOptions() if sess_options is None else sess_options
         if sess_options is None:
             options.add_session_config_entry(*_NO_SPINNING)
         with _registering:
-            if options not in _registered:
+            if options not in _shared:
                 options.register_custom_ops_library(_core.__file__)
-                _registered.add(options)
-        super().__init__(model, options, **{"providers": ["CPUExecutionProvider"], **kwargs})
+                _shared[options] = []
+            self._weights = _shared[options]
+        # ONNX Runtime would copy the weights to small pages, which take up to 15% more time to read than large ones.
+        for name, weights in replaced.weights.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(weights)
+            self._weights.append((value, weights))
+            options.add_initializer(name, value)
+        super().__init__(
+            replaced.model.SerializeToString(), options, **{"providers": ["CPUExecutionProvider"], **kwargs}
+        )
 
 
 def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, **kwargs: Any) -> Session:
@@ -115,56 +134,56 @@ def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, *
     >>> bool((y == layer(x)[0]).all())
     True
     """
-    changed, run, left = replace(models.load(model), dequantize)
-    for name, reason in left.items():
+    replaced = replace(models.load(model), dequantize)
+    for name, reason in replaced.left.items():
         if reason != _QUANTIZED:
             warnings.warn(f"the recurrent node {name!r} runs in ONNX Runtime: {reason}", RuntimeWarning, stacklevel=2)
-    if not (run or left):
+    if not (replaced.nodes or replaced.left):
         warnings.warn("the model has no recurrent node: all of it runs in ONNX Runtime", RuntimeWarning, stacklevel=2)
-    created = Session(changed.SerializeToString(), sess_options, **kwargs)
-    created.nodes, created.left = run, left
-    return created
+    return Session(replaced, sess_options, **kwargs)
 
 
-def replace(model: onnx.ModelProto, dequantize: bool = False) -> tuple[onnx.ModelProto, list[str], dict[str, str]]:
-    """Replace recurrent nodes by operators of rnnfast. Return a new model, and the `nodes` and `left` of a session."""
+def replace(model: onnx.ModelProto, dequantize: bool = False) -> Replaced:
+    """Replace recurrent nodes by operators of rnnfast, in a new model."""
     if any(entry.domain == DOMAIN for entry in model.opset_import):
         raise ValueError(f"the model uses the domain {DOMAIN!r}, which is reserved for the operators of a session")
     changed = onnx.ModelProto()
     changed.CopyFrom(models.inline(model))
     opset = models.opset(changed)
-    packs: dict[bytes, str] = {}
-    run: list[str] = []
-    left: dict[str, str] = {}
+    replaced = Replaced(changed, {}, [], {})
+    names: dict[bytes, str] = {}
     for one in models.find(changed):
         if one.is_quantized and not dequantize:
-            left[one.name] = _QUANTIZED
+            replaced.left[one.name] = _QUANTIZED
             continue
         try:
             part = models.part(one, opset)
         except (ValueError, NotImplementedError) as error:
-            left[one.name] = str(error)
+            replaced.left[one.name] = str(error)
             continue
-        _replace(one, part, packs, f"<rnnfast scratch {len(run)}>")
-        run.append(one.name)
+        layer = nodes.build([part])
+        packed = functional.empty(layer.engine.packed_size)
+        packed[:] = 0  # padding too, so that equal weights have equal bytes
+        functional.pack(layer.engine, list(layer.parameters.values()), packed, None)
+        name = names.setdefault(packed.tobytes(), f"<rnnfast weights {next(_numbers)}>")
+        replaced.weights.setdefault(name, packed)
+        replaced.nodes.append(one.name)
+        _replace(one, layer, name, f"<rnnfast scratch {len(replaced.nodes)}>")
     for function in changed.functions:  # those that could not be inlined
         for node in filter(models.kind, function.node):
-            left[node.name] = f"it lies in the function {function.name!r}, whose opset differs from the model's"
-    for packed, name in packs.items():
-        tensor = helper.make_tensor(name, onnx.TensorProto.UINT8, [len(packed)], packed, raw=True)
+            replaced.left[node.name] = (
+                f"it lies in the function {function.name!r}, whose opset differs from the model's"
+            )
+    for content, name in names.items():
+        tensor = helper.make_tensor(name, onnx.TensorProto.UINT8, [len(content)], content, raw=True)
         changed.graph.initializer.append(tensor)
     models.prune(changed.graph)
     changed.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return changed, run, left
+    return replaced
 
 
-def _replace(one: models.RecurrentNode, part: nodes.Part, packs: dict[bytes, str], scratch: str) -> None:
-    """Replace a node by the operator of rnnfast, and add its packed weights to `packs`."""
-    layer = nodes.build([part])
-    packed = functional.empty(layer.engine.packed_size)
-    packed[:] = 0  # padding too, so that equal weights have equal bytes
-    functional.pack(layer.engine, list(layer.parameters.values()), packed, None)
-    weights = packs.setdefault(packed.tobytes(), f"<rnnfast weights {len(packs)}>")
+def _replace(one: models.RecurrentNode, layer: Any, weights: str, scratch: str) -> None:
+    """Replace a node by the operator of rnnfast."""
     x, *others = (one.given.get(name, "") for name in ("X", "sequence_lens", "initial_h", "initial_c"))
     outputs = [*one.node.output, "", ""][:3]
     operator = f"Recurrent{8 * layer.dtype.itemsize}"
