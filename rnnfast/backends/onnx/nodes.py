@@ -183,7 +183,7 @@ def _parameters(operator: Operator, W: Array, R: Array, B: Array | None, P: Arra
 def build(parts: Sequence[Part]) -> layers.Recurrent[Any]:
     """A layer from one node, or from several stacked nodes."""
     first = parts[0]
-    layer = first.operator.layer(*first.sizes, num_layers=len(parts), **first.options)
+    layer = first.operator.layer(*first.sizes, num_layers=len(parts), init=None, **first.options)
     parameters = {}
     for k, part in enumerate(parts):
         parameters.update({name.replace("_l0", f"_l{k}"): array for name, array in part.parameters.items()})
