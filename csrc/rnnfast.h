@@ -168,8 +168,8 @@ typedef struct {
 } rnnfast_poll;
 
 /* Where a call takes `threads`, the number may carry this flag: then its threads are those of the OpenMP runtime given to
- * rnnfast_use_openmp, if that has a team of 2 to `threads` threads. Such threads often spin for a while after the host's own work, and
- * would keep other threads off their processors. */
+ * rnnfast_use_openmp, if that has a team of at most `threads` threads: a single one if its host wants no more. Such threads often spin for
+ * a while after the host's own work, and would keep other threads off their processors. */
 enum { RNNFAST_OPENMP = 1 << 20 };
 
 typedef struct { /* functions of libgomp, which other OpenMP runtimes offer as well */

@@ -236,24 +236,24 @@ void rnnfast_use_openmp(const rnnfast_openmp *openmp)
     atomic_store(&group.held, 0);
 }
 
-/* The size of the OpenMP runtime's team; 0 if it cannot be used now. A part of a team is never used: the runtime would end its other
+/* The size of the OpenMP runtime's team, which is 1 if the host wants no more; 0 if the team cannot be used now. A part of a team is never used: the runtime would end its other
  * threads and create new ones for the host's next region. */
 static int openmp_team(int limit)
 {
     if (!group.openmp.parallel || group.openmp.in_parallel()) return 0;
     int team = group.openmp.max_threads();
-    return 2 <= team && team <= limit && team <= MOST ? team : 0;
+    return team <= limit && team <= MOST ? team : 0;
 }
 
 int rnnfast_threads_acquire(int limit, int threads, int spins)
 {
     int free = 0, on_openmp = limit & RNNFAST_OPENMP;
     if (threads <= 1 || !atomic_compare_exchange_strong(&group.held, &free, 1)) return 0;
-    if (!rnnfast_threads_watch_forks()) {
+    int n = on_openmp ? openmp_team(limit - RNNFAST_OPENMP) : 0;
+    if (n == 1 || !rnnfast_threads_watch_forks()) {
         atomic_store(&group.held, 0);
         return 0;
     }
-    int n = on_openmp ? openmp_team(limit - RNNFAST_OPENMP) : 0;
     group.on_openmp = n;
     if (n) return n;
     n = make_workers(threads);

@@ -37,11 +37,11 @@ _RUNTIMES = re.compile(r"/[^/]*lib(?:gomp|iomp5|omp)[-.][^/]*$", re.MULTILINE)
 def use(threads: str) -> None:
     """Choose the threads that run all calls of rnnfast in this process.
 
-    With OpenMP, a call runs on OpenMP's whole team if that has no more threads than ``rnnfast.get_num_threads()``.
-    Otherwise, in forked processes, and inside of OpenMP's parallel regions, it runs on rnnfast's own threads. A call on
-    OpenMP's threads waits for each of them, even if other programs keep their processors busy; a call on rnnfast's own
-    threads does not. If a signal handler forks during such a call and returns in the child, the child ends, with
-    status 1.
+    With OpenMP, a call runs on OpenMP's whole team if that has no more threads than ``rnnfast.get_num_threads()``. If
+    the team has a single thread, the call has too. Otherwise, in forked processes, and inside of OpenMP's parallel
+    regions, it runs on rnnfast's own threads. A call on OpenMP's threads waits for each of them, even if other programs
+    keep their processors busy; a call on rnnfast's own threads does not. If a signal handler forks during such a call
+    and returns in the child, the child ends, with status 1.
 
     Parameters
     ----------

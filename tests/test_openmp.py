@@ -69,14 +69,25 @@ def test_calls_run_on_the_team_of_the_runtime():
     """)
 
 
-def test_own_threads_where_the_team_is_too_large_or_single():
+def test_own_threads_where_the_team_is_too_large():
     run("""
     rnnfast.threads.use("openmp")
     expected = results()
-    for team in 1, 4:
-        gomp.omp_set_num_threads(team)
-        assert results() == expected
-        assert tasks() == 4, tasks()  # rnnfast's, and OpenMP's that came before
+    gomp.omp_set_num_threads(4)
+    assert results() == expected
+    assert tasks() == 4, tasks()  # rnnfast's, and OpenMP's that came before
+    """)
+
+
+def test_one_thread_where_the_team_has_one():
+    run("""
+    gomp.omp_set_num_threads(1)
+    rnnfast.threads.use("openmp")
+    expected = results()
+    assert tasks() == 1, tasks()
+    gomp.omp_set_num_threads(2)
+    assert results() == expected
+    assert tasks() == 2, tasks()
     """)
 
 

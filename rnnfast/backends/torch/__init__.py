@@ -13,9 +13,10 @@ gradients (``create_graph=True``) are recomputed with torch's operators, at thei
 y in place before the backward pass raises an error. torch.jit.trace works where no gradient is required. For
 torch.jit.script, other devices, and exports to a format that only knows torch's layers, call `revert`.
 
-Calls run on torch's threads, all of them, if torch uses OpenMP on Linux and has between 2 and
-`rnnfast.get_num_threads()` threads, as it does by default. Otherwise, they run on rnnfast's own threads, whose number
-is set by `rnnfast.set_num_threads`, or by RNNFAST_NUM_THREADS or OMP_NUM_THREADS before Python starts.
+Calls run on torch's threads, all of them, if torch uses OpenMP on Linux and has at most `rnnfast.get_num_threads()`
+threads, as it does by default. After ``torch.set_num_threads(1)``, they run on one. Otherwise, they run on rnnfast's
+own threads, whose number is set by `rnnfast.set_num_threads`, or by RNNFAST_NUM_THREADS or OMP_NUM_THREADS before
+Python starts.
 
 Packed weights are cached until the parameters change. torch counts in-place writes to a tensor, but not those that go
 through ``.data`` or a NumPy view. To detect these too, each call compares the parameters with the packed values: all
