@@ -1,4 +1,4 @@
-/* The part of a call that is not an array, as hosts store it in a compiled program or a model: the bytes of an attribute. */
+/* What hosts that call the kernels without Python need: symbols that they can look up, and the options of a call as an attribute. */
 #pragma once
 
 #include <stdio.h>
@@ -6,6 +6,13 @@
 
 #include "rnnfast.h"
 
+#if defined(_WIN32)
+#define RNNFAST_VISIBLE __declspec(dllexport)
+#else
+#define RNNFAST_VISIBLE __attribute__((visibility("default")))
+#endif
+
+/* The part of a call that is not an array. Hosts store its bytes in a compiled program or a model. */
 typedef struct {
     int abi; /* RNNFAST_ABI */
     char isa[16];

@@ -7,8 +7,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 
-#include "threads.h"
-
 enum { X, PACKED, LENGTHS, H0, C0, INPUTS };
 enum { Y, H_N, C_N, SCRATCH, OUTPUTS };
 

@@ -38,12 +38,6 @@ typedef int rnnfast_flag;
 typedef atomic_int rnnfast_flag;
 #endif
 
-#if defined(_WIN32)
-#define RNNFAST_VISIBLE __declspec(dllexport)
-#else
-#define RNNFAST_VISIBLE __attribute__((visibility("default")))
-#endif
-
 int rnnfast_threads_watch_forks(void); /* counts forks from now on; 0 if the system refuses. Not from two threads at once */
 int rnnfast_threads_forks(void);       /* of this process's ancestors, since they were first counted */
 int rnnfast_threads_acquire(int limit, int threads, int spins); /* at most `limit` threads; `threads` are worth their cost */

@@ -96,6 +96,7 @@ cdef enum:
 cdef extern from *:
     """
     #include <string.h>
+    #include "host_call.h"
     #include "threads.h"
     #if !defined(_WIN32)
     #include <dlfcn.h>

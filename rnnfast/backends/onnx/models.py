@@ -91,6 +91,14 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
+def graphs(graph: Any) -> Iterator[Any]:
+    """Yield a graph or function, and the graphs in the attributes of its nodes."""
+    yield graph
+    for node in graph.node:
+        for body in bodies(node):
+            yield from graphs(body)
+
+
 def find(model: onnx.ModelProto, defaults: bool = False) -> list[RecurrentNode]:
     """Find the recurrent nodes of a model, those in the bodies of other nodes too.
 
@@ -193,7 +201,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in which computed weights of recurrent nodes are initializers."""
     folded = onnx.ModelProto()
     folded.CopyFrom(inline(model))
-    stored = {tensor.name for graph in _graphs(folded.graph) for tensor in graph.initializer}
+    stored = {tensor.name for graph in graphs(folded.graph) for tensor in graph.initializer}
     for number, one in enumerate(find(folded)):
         for name in WEIGHTS:
             if name in one.constants and one.given[name] not in stored:
@@ -203,14 +211,6 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
                 one.node.input[INPUTS.index(name)] = tensor.name
     prune(folded.graph)
     return folded
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph, and those in the attributes of its nodes."""
-    yield graph
-    for node in graph.node:
-        for body in bodies(node):
-            yield from _graphs(body)
 
 
 def prune(graph: onnx.GraphProto) -> set[str]:

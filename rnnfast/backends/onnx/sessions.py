@@ -145,10 +145,11 @@ def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, *
 
 def replace(model: onnx.ModelProto, dequantize: bool = False) -> Replaced:
     """Replace recurrent nodes by operators of rnnfast, in a new model."""
-    if any(entry.domain == DOMAIN for entry in model.opset_import):
-        raise ValueError(f"the model uses the domain {DOMAIN!r}, which is reserved for the operators of a session")
     changed = onnx.ModelProto()
     changed.CopyFrom(models.inline(model))
+    for whole in (changed.graph, *changed.functions):
+        if any(node.domain == DOMAIN for graph in models.graphs(whole) for node in graph.node):
+            raise ValueError(f"the model uses the domain {DOMAIN!r}, which is reserved for the operators of a session")
     opset = models.opset(changed)
     replaced = Replaced(changed, {}, [], {})
     names: dict[bytes, str] = {}
@@ -178,7 +179,8 @@ def replace(model: onnx.ModelProto, dequantize: bool = False) -> Replaced:
         tensor = helper.make_tensor(name, onnx.TensorProto.UINT8, [len(content)], content, raw=True)
         changed.graph.initializer.append(tensor)
     models.prune(changed.graph)
-    changed.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    if all(entry.domain != DOMAIN for entry in changed.opset_import):
+        changed.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return replaced
 
 
