@@ -133,7 +133,7 @@ def time_onnxruntime(threads):
     options = onnxruntime.SessionOptions(), onnxruntime.SessionOptions()
     for one in options:
         one.intra_op_num_threads = threads
-        one.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        one.add_session_config_entry("session.intra_op.spin_duration_us", "100")
     for kind in (rnnfast.LSTM, rnnfast.GRU):
         for T, N, I, H in ((1, 1, 128, 128), (100, 1, 128, 128), (100, 1, 512, 512), (100, 32, 128, 128)):
             model = to_onnx(kind(I, H, rng=0))

@@ -248,8 +248,8 @@ def test_options_of_sessions(tmp_path):
     with open(first.end_profiling()) as file:
         assert "Recurrent32" in file.read()
     second.end_profiling()
-    entry = session(model).get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
-    assert entry == "0"
+    entry = session(model).get_session_options().get_session_config_entry("session.intra_op.spin_duration_us")
+    assert entry == "100"
 
 
 def test_weights_live_as_long_as_their_session():
