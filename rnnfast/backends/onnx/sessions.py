@@ -34,8 +34,8 @@ __all__ = ["session"]
 
 _QUANTIZED = "it is quantized, and dequantize=True was not passed"
 DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
-# Threads of ONNX Runtime that spin after a node keep those of rnnfast off the processors. This time is enough for the gap
-# between two nodes. With two threads, nsnet2 takes a third less time than with the default. A model of many small
+# Threads of ONNX Runtime that spin after a node keep those of rnnfast off the processors. This time is enough for the
+# gap between two nodes. With two threads, nsnet2 takes a third less time than with the default. A model of many small
 # convolutions takes no more, but 40% more without any spinning. Older versions ignore the entry.
 _SPIN_BRIEFLY = "session.intra_op.spin_duration_us", "100"
 _registering = threading.Lock()
