@@ -84,10 +84,10 @@ def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, *
     model : onnx.ModelProto, bytes, str or os.PathLike
         A model, its bytes, or the path of its file.
     sess_options : onnxruntime.SessionOptions, optional
-        The operators of rnnfast are added to it. Its number of threads applies to all other nodes; the number for
-        recurrent nodes is that of rnnfast.set_num_threads. If both are above 1, set the entry
-        "session.intra_op.spin_duration_us" to "100", as the default options have it: threads of ONNX Runtime that spin
-        for long after a node keep those of rnnfast off the processors.
+        The operators of rnnfast are added to it, and it keeps the packed weights of its sessions alive. Its number of
+        threads applies to all other nodes; the number for recurrent nodes is that of rnnfast.set_num_threads. If both
+        are above 1, set the entry "session.intra_op.spin_duration_us" to "100", as the default options have it: threads
+        of ONNX Runtime that spin for long after a node keep those of rnnfast off the processors.
     dequantize : bool, default False
         Whether nodes of com.microsoft.DynamicQuantizeLSTM run on rnnfast too, with dequantized weights. They compute in
         float32, so they are more accurate. ONNX Runtime computes with integers, which usually takes less time.
