@@ -287,9 +287,8 @@ def _infer(call: Call) -> tuple[Tensor, ...]:
 
 def _inputs(call: Call, plan: _Plan) -> functional.Inputs:
     """The inputs of a call as the engine takes them."""
-    x, h0, c0, dropout, *_ = call
-    h0, c0, dropout = (None if one is None else _array(one.contiguous()) for one in (h0, c0, dropout))
-    inputs = functional.Inputs(_sequence(x, call.axes), _batched(h0), _batched(c0), dropout, plan.order)
+    h0, c0, dropout = _contiguous(call.h0), _contiguous(call.c0), _contiguous(call.dropout)
+    inputs = functional.Inputs(_sequence(call.x, call.axes), _batched(h0), _batched(c0), dropout, plan.order)
     return inputs if plan.ragged is None else plan.ragged.inputs(inputs)
 
 
@@ -301,7 +300,18 @@ def _batched(states: Any) -> Any:
 def _run(call: Call, keep_tape: bool = False) -> tuple[Any, ...]:
     """y, h_n, c_n for cells with c, and the tape if it is kept."""
     cache, packed = _ready(call)
-    engine, plan = cache.engine, cache.plan(call)
+    return _forward(call, cache, packed, cache.plan(call), keep_tape)
+
+
+def _keep(call: Call) -> tuple[Any, Any]:
+    """The results of `_run` with the tape, and the function that differentiates them."""
+    cache, packed = _ready(call)
+    plan = cache.plan(call)
+    return _forward(call, cache, packed, plan, True), functools.partial(_differentiate, plan=plan)
+
+
+def _forward(call: Call, cache: _Cache, packed: Any, plan: _Plan, keep_tape: bool) -> tuple[Any, ...]:
+    engine = cache.engine
     y, h_n, c_n = (plan.empty(shape, engine.dtype) for shape in plan.shapes)
     inputs = _inputs(call, plan)
     outputs = functional.Outputs(_time_first(y, call.axes), _batched(h_n), _batched(c_n) if cache.has_c else None)
@@ -320,10 +330,11 @@ def _run(call: Call, keep_tape: bool = False) -> tuple[Any, ...]:
     return tuple(results)
 
 
-def _differentiate(call: Call, kept: _Kept) -> tuple[Any, ...]:
+def _differentiate(call: Call, kept: _Kept, plan: _Plan | None = None) -> tuple[Any, ...]:
     """The gradients of x, of h0 and c0 if they were given, and a list of those of the parameters."""
     cache, packed = _ready(call, back=True)
-    engine, plan, dtype = cache.engine, cache.plan(call), cache.engine.dtype
+    plan = plan or cache.plan(call)
+    engine, dtype = cache.engine, cache.engine.dtype
     dx, dh0, dc0 = (plan.empty(shape, dtype) for shape in (call.x.shape, *plan.shapes[1:]))
     dparameters = [cache.zeros(shape, dtype) for shape in cache.shapes.values()]
     inputs = _inputs(call, plan)
@@ -371,15 +382,16 @@ def _fake_gradients(call: Call, kept: _Kept) -> Any:  # noqa: ARG001
 
 
 class _Forward(torch.autograd.Function):
-    """The derivative of rnnfast::forward. `run` and `differentiate` are the functions that run forward and backward.
+    """The derivative of rnnfast::forward.
 
-    The arguments after `call` are those of its tensors that have gradients.
+    `run` returns the results of a call and the function that differentiates them. The arguments after `call` are those
+    of its tensors that have gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Any, differentiate: Any, call: Call, *_: Any) -> Any:
-        results = run(call)
-        ctx.differentiate, ctx.options = differentiate, call[PARAMETERS + 1 :]
+    def forward(ctx: Any, run: Any, call: Call, *_: Any) -> Any:
+        results, ctx.differentiate = run(call)
+        ctx.options = call[PARAMETERS + 1 :]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(results[0], results[-1], *call[:PARAMETERS], *call.parameters)
         return results if run is _below_autograd else results[:-1]  # only the operator returns the tape
@@ -389,7 +401,7 @@ class _Forward(torch.autograd.Function):
         y, tape, *tensors = ctx.saved_tensors
         dc_n = others[0] if others else None
         run = _Gradient.apply if torch.is_grad_enabled() else _gradients
-        return None, None, None, *run(ctx.differentiate, ctx.options, y, tape, dy, dh_n, dc_n, *tensors)
+        return None, None, *run(ctx.differentiate, ctx.options, y, tape, dy, dh_n, dc_n, *tensors)
 
 
 def _gradients(differentiate: Any, options: Any, *tensors: Any) -> tuple[Any, ...]:
@@ -443,17 +455,17 @@ _apply = super(torch.autograd.Function, _Forward).apply
 
 def _record(call: Call) -> Any:
     """Run a call as a node of autograd's graph."""
-    return _apply(_keep, _differentiate, call, *call[:3], *call.parameters)
+    return _apply(_keep, call, *call[:3], *call.parameters)
 
 
 def _record_operators(call: Call) -> Any:
     """Run rnnfast::forward as a node of autograd's graph, whose passes are operators."""
-    return _Forward.apply(_below_autograd, _differentiate_operator, call, *call[:3], *call.parameters)
+    return _Forward.apply(_below_autograd, call, *call[:3], *call.parameters)
 
 
 def _below_autograd(call: Call) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
-        return _forward_operator(*call)
+        return _forward_operator(*call), _differentiate_operator
 
 
 def _differentiate_operator(call: Call, kept: _Kept) -> Any:
@@ -501,9 +513,8 @@ _infer_operator = torch.ops.rnnfast.infer.default
 _forward_operator = torch.ops.rnnfast.forward.default
 _backward_operator = torch.ops.rnnfast.backward.default
 
-_keep = functools.partial(_run, keep_tape=True)
 _LIBRARY.impl("infer", _on_call(_infer), "CPU")
-_LIBRARY.impl("forward", _on_call(_keep), "CPU")
+_LIBRARY.impl("forward", _on_call(_run, keep_tape=True), "CPU")
 _LIBRARY.impl("backward", _on_gradients(_differentiate), "CPU")
 _LIBRARY.impl("forward", _on_call(_record_operators), "Autograd")
 register_fake("rnnfast::infer", _on_call(_fake), lib=_LIBRARY)
