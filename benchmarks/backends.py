@@ -39,6 +39,8 @@ def time_torch(threads):
     for cell in ("LSTM", "GRU", "RNN"):
         for sizes in ((1, 1, 8, 8), (37, 5, 13, 51), (100, 1, 64, 64), (64, 16, 128, 128), (64, 32, 256, 256)):
             time_torch_case(cell, *sizes)
+        for sizes in ((1, 64), (16, 64), (1, 256)):
+            time_torch_cell(f"{cell}Cell", *sizes)
     for cell in ("LSTM", "GRU"):
         for sizes in ((64, 32, 256), (64, 16, 128), (200, 1, 512), (100, 64, 256)):
             time_torch_model(cell, *sizes)
@@ -72,6 +74,30 @@ def time_torch_model(cell, T, N, H):
     show(f"Linear-{cell}-Linear inference {case}", t["own"], t["ours"])
     t = milliseconds({"own": lambda: train(own), "ours": lambda: train(ours)})
     show(f"Linear-{cell}-Linear training {case}", t["own"], t["ours"])
+
+
+def time_torch_cell(cell, N, H):
+    """One step, as in a loop over steps that is written by hand."""
+    import torch
+
+    from rnnfast.backends.torch import convert
+
+    own = getattr(torch.nn, cell)(H, H)
+    ours = convert(copy.deepcopy(own))
+    x, h = torch.randn(N, H), torch.randn(N, H)
+    state = (h, torch.randn(N, H)) if cell == "LSTMCell" else h
+
+    def train(module):
+        for parameter in module.parameters():
+            parameter.grad = None
+        after = module(x, state)
+        (after[0] if isinstance(after, tuple) else after).sum().backward()
+
+    with torch.inference_mode():
+        t = milliseconds({"own": lambda: own(x, state), "ours": lambda: ours(x, state)}, 300)
+    show(f"{cell} inference N={N} I=H={H}", t["own"], t["ours"])
+    t = milliseconds({"own": lambda: train(own), "ours": lambda: train(ours)}, 300)
+    show(f"{cell} training N={N} I=H={H}", t["own"], t["ours"])
 
 
 def time_torch_case(cell, T, N, I, H):
