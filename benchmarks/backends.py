@@ -37,7 +37,9 @@ def time_torch(threads):
 
     torch.set_num_threads(threads)
     for cell in ("LSTM", "GRU", "RNN"):
-        for sizes in ((1, 1, 8, 8), (37, 5, 13, 51), (100, 1, 64, 64), (64, 16, 128, 128), (64, 32, 256, 256)):
+        for sizes in ((1, 1, 8, 8), (1, 1, 64, 64), (10, 4, 8, 32), (37, 5, 13, 51), (100, 1, 64, 64)):
+            time_torch_case(cell, *sizes)
+        for sizes in ((64, 16, 128, 128), (64, 32, 256, 256)):
             time_torch_case(cell, *sizes)
         for sizes in ((1, 64), (16, 64), (1, 256)):
             time_torch_cell(f"{cell}Cell", *sizes)
