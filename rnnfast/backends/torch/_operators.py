@@ -300,17 +300,18 @@ def _batched(states: Any) -> Any:
 def _run(call: Call, keep_tape: bool = False) -> tuple[Any, ...]:
     """y, h_n, c_n for cells with c, and the tape if it is kept."""
     cache, packed = _ready(call)
-    return _forward(call, cache, packed, cache.plan(call), keep_tape)
+    return _allocate_and_run(call, cache, packed, cache.plan(call), keep_tape)
 
 
 def _keep(call: Call) -> tuple[Any, Any]:
     """The results of `_run` with the tape, and the function that differentiates them."""
     cache, packed = _ready(call)
     plan = cache.plan(call)
-    return _forward(call, cache, packed, plan, True), functools.partial(_differentiate, plan=plan)
+    return _allocate_and_run(call, cache, packed, plan, True), functools.partial(_differentiate, plan=plan)
 
 
-def _forward(call: Call, cache: _Cache, packed: Any, plan: _Plan, keep_tape: bool) -> tuple[Any, ...]:
+def _allocate_and_run(call: Call, cache: _Cache, packed: Any, plan: _Plan, keep_tape: bool) -> tuple[Any, ...]:
+    """Run the kernel, with results in new memory."""
     engine = cache.engine
     y, h_n, c_n = (plan.empty(shape, engine.dtype) for shape in plan.shapes)
     inputs = _inputs(call, plan)
