@@ -144,6 +144,8 @@ def _obstacle(value: Any) -> str | None:
     """Return why a library does not provide access to the memory of its array, and the remedy, if known."""
     if getattr(value, "requires_grad", False) is True:
         return "it requires grad, but rnnfast would not propagate one: pass x.detach(), or use rnnfast.backends.torch"
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+        return "NumPy has no bfloat16: pass x.float()"
     with contextlib.suppress(Exception):  # an error here must not hide the original one
         kind, number = map(int, value.__dlpack_device__())
         if kind != 1:

@@ -110,7 +110,7 @@ class Stream(Fixed):
             return np.zeros(shape, engine.dtype), np.zeros(shape, engine.dtype)
 
         h, c = pair(engine.output_size), pair(engine.hidden_size) if engine.info.has_c else None
-        self._initial = tuple(None if one is None else one[:, np.newaxis] for one in layer._initial())
+        self._initial = tuple(None if one is None else one[:, np.newaxis] for one in layer.initial_state())
         for own, start in zip((h, c), self._initial, strict=True):
             if own is not None:
                 own[0][...] = start
@@ -260,6 +260,8 @@ class Stream(Fixed):
                 which = arguments.array("rows", rows)
                 if which.dtype.kind not in "iub" and which.size:
                     raise IndexError(f"its dtype is {which.dtype}, neither integers nor booleans")
+                if which.ndim > 1:
+                    raise IndexError(f"it has {which.ndim} axes, more than one")
                 which = np.atleast_1d(np.arange(self.batch_size)[which if which.size else which.astype(np.intp)])
             except (IndexError, ValueError) as error:
                 raise IndexError(f"rows does not index a batch of {self.batch_size} rows: {error}") from None
@@ -315,7 +317,7 @@ class StreamPool(Fixed):
         widths = (engine.output_size, engine.hidden_size)[: 1 + engine.info.has_c]
         shapes = [arguments.countable("the states", (engine.num_layers, self.capacity, width)) for width in widths]
         states = [np.zeros(shape, engine.dtype) for shape in shapes]
-        self._initial = layer._initial()
+        self._initial = layer.initial_state()
         self._slots = _core.Slots(engine, self._packed, states, pool=run.workspaces, empty=np.empty)
         self._built = True
 

@@ -209,6 +209,8 @@ def _of_torch(file: BinaryIO, name: str) -> dict[str, Array]:
     while pending:
         prefix, value = pending.pop()
         if isinstance(value, torch.Tensor):
+            if prefix in tensors:
+                raise ValueError(f"it has two tensors with the name {prefix!r}")
             tensors[prefix] = value.detach()
         elif isinstance(value, Mapping) and id(value) not in seen:  # a dict can contain itself
             seen.add(id(value))
@@ -216,6 +218,8 @@ def _of_torch(file: BinaryIO, name: str) -> dict[str, Array]:
     if not tensors:
         raise ValueError(f"it holds no tensors under names, but an object of type {type(content).__name__}")
     return {
-        name: arguments.array(f"the tensor {name!r}", tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+        name: arguments.array(
+            f"the tensor {name!r}", tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        ).copy()
         for name, tensor in tensors.items()
     }

@@ -9,6 +9,7 @@ from support.compare import assert_same_bits, central_differences, members, name
 from support.layers import outputs
 
 import rnnfast
+from rnnfast.diagnostics import gradient_flow
 from rnnfast.training import Adam
 
 T, N, I, H = 6, 3, 4, 5
@@ -74,7 +75,8 @@ def test_stand_in_for_a_state_that_is_not_passed(variant, stack, ragged, dtype, 
         grads = layer.backward(tape, dy, end)
         own_grads = {name: grads.parameters.pop(name) for name in own}
         assert_same_bits(named(y, end, *grads), named(y, end, *of_plain))
-        sums = [row.sum(axis=0) for member in members(of_plain.state) for row in member]
+        exact = (row.sum(axis=0, dtype=np.float64) for member in members(of_plain.state) for row in member)
+        sums = [one.astype(dtype) for one in exact]
         assert_same_bits(own_grads, dict(zip(own, sums, strict=True)))
 
 
@@ -148,6 +150,32 @@ def test_pools_start_from_them(variant, rng):
     fresh = pool.leave(pool.join())
     for one, start in zip(members(fresh), members(state_of(layer, own, None)), strict=True):
         assert one.tobytes() == start.tobytes()
+
+
+def test_the_flow_of_gradients_starts_from_them(variant, rng):
+    layer, _, own = learned(variant, rng, num_layers=2, dtype=np.float64)
+    x = rng.standard_normal((T, N, I))
+    ours, given = gradient_flow(layer, x), gradient_flow(layer, x, state_of(layer, own, N))
+    for name in ("norms", "singular_values", "state_singular_values", "saturation"):
+        np.testing.assert_equal(getattr(ours, name), getattr(given, name))
+
+
+def test_gradients_over_many_rows_are_accurate(rng):
+    layer = rnnfast.RNN(1, 2, init_state=True, rng=0)
+    x = rng.standard_normal((1, 300_000, 1)).astype(np.float32)
+    y, _, tape = layer.forward(x)
+    grads = layer.backward(tape, np.ones_like(y))
+    exact = grads.state.astype(np.float64).sum(axis=(0, 1))
+    np.testing.assert_allclose(grads.parameters["h0_l0"], exact, rtol=1e-6)
+
+
+def test_changes_of_the_layout_are_refused(rng):
+    layer, _, _ = learned("gru", rng)
+    x = rng.standard_normal((T, N, I)).astype(np.float32)
+    layer.parameters["h0_l0"].dtype = np.int32
+    for call in (lambda: layer(x), lambda: layer.forward(x), layer.stream):
+        with pytest.raises(ValueError, match="the dtype or the layout of parameters"):
+            call()
 
 
 def test_bidirectional(rng):

@@ -63,7 +63,8 @@ def test_options():
 
 def test_a_subclass_is_built():
     class Mine(rnnfast.GRU):
-        pass
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
 
     assert type(Mine.from_state_dict(rnnfast.GRU(2, 3).parameters)) is Mine
 
@@ -134,12 +135,16 @@ def change(**arrays):
         ),
         (change(weight_ih_l1=None), {}, ValueError, "weight_hh_l1 is not a parameter of this layer"),
         (change(other=np.ones(3)), {}, ValueError, "other is not a parameter"),
+        (change(bias_ih_l0=None), {}, ValueError, "bias_ih_l0 is missing"),
+        (change(c0_l1=np.ones(4)), {}, ValueError, "h0_l0 is missing.*; c0_l0 is missing"),
         (change(bias_ih_l1=np.ones(3)), {}, ValueError, r"bias_ih_l1 must have shape \(16,\) .* got \(3,\)"),
         (change(weight_ih_l0=np.ones((12, 3))), {}, ValueError, "imply 3 gates, but LSTM has 4"),
         (change(weight_ih_l0=np.ones((10, 3))), {}, ValueError, "imply 2.5 gates"),
         (change(weight_ih_l0=np.ones((0, 10**9))), {}, ValueError, "imply 0 gates"),
         (change(weight_hh_l0=np.ones((10**9, 0))), {}, ValueError, "imply 0 gates"),
         (LSTM, {"hidden_size": 5}, ValueError, "hidden_size=5 contradicts .* imply hidden_size=4: leave it out"),
+        (LSTM, {"hidden_size": np.ones(2)}, ValueError, "contradicts"),
+        (LSTM, {"source": 3}, TypeError, "unexpected keyword argument 'source'"),
         (LSTM, {"bidirectional": True}, ValueError, "bidirectional=True contradicts"),
         (LSTM, {"num_layers": 2.0}, TypeError, "num_layers must be an integer"),
         (LSTM, {"reset_after": True}, TypeError, "reset_after"),
@@ -172,6 +177,11 @@ def test_errors(arrays, options, error, message):
 def test_errors_without_a_class(arrays, message):
     with pytest.raises(ValueError, match=message):
         rnnfast.from_state_dict(arrays)
+
+
+def test_a_bidirectional_has_two_layers():
+    with pytest.raises(ValueError, match=r"no names that start with a\.forward\., .*: call rnnfast.from_state_dict"):
+        rnnfast.Bidirectional.from_state_dict(LSTM, "a.")
 
 
 def test_parameters_that_a_class_lacks():

@@ -192,6 +192,8 @@ def test_bad_states(state, match, batch_first, rng):
         [True, False],
         np.ones(5, bool),
         np.ones((4, 1), bool),
+        [[0, 1]],
+        [[0], [1]],
         1.0,
         "0",
         [0.0],

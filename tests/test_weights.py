@@ -243,6 +243,26 @@ def test_files_of_torch(torch, tmp_path, zipped):
     assert repr(rnnfast.from_state_dict(arrays, "state.encoder.")).startswith("GRU(3, 4)")
 
 
+def test_arrays_of_torch_share_no_memory(torch, tmp_path):
+    weight = torch.ones(2, 3)
+    torch.save({"a": weight, "b": weight, "wide": torch.ones(1).expand(4)}, tmp_path / "model.pt")
+    arrays = rnnfast.load_arrays(tmp_path / "model.pt")
+    arrays["a"][:] = 7
+    arrays["wide"][0] = 7
+    assert arrays["b"].tolist() == [[1] * 3] * 2
+    assert arrays["wide"].tolist() == [7, 1, 1, 1]
+
+
+@pytest.mark.parametrize("names", [{"a.b": 0, "a": {"b": 0}}, {1: 0, "1": 0}])
+def test_names_in_files_of_torch_are_unique(torch, tmp_path, names):
+    def tensors(value):
+        return {name: tensors(one) for name, one in value.items()} if isinstance(value, dict) else torch.ones(2)
+
+    torch.save(tensors(names), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="two tensors with the name"):
+        rnnfast.load_arrays(tmp_path / "model.pt")
+
+
 def test_files_of_torch_that_are_refused(torch, tmp_path):
     path = tmp_path / "a"
     torch.save(torch.nn.GRU(3, 4), path)  # a pickled module

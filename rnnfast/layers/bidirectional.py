@@ -144,6 +144,11 @@ class Bidirectional(Layer):
         ValueError, TypeError
             As for :func:`rnnfast.from_state_dict`.
         """
+        if hasattr(arrays, "keys") and not any(str(name).startswith(f"{prefix}forward.") for name in arrays):
+            raise ValueError(
+                f"arrays have no names that start with {prefix}forward., as the parameters of a Bidirectional do: call "
+                "rnnfast.from_state_dict, which finds the class"
+            )
         forward = saving.from_state_dict(arrays, f"{prefix}forward.", **options)
         return cls(forward, saving.from_state_dict(arrays, f"{prefix}backward.", **{"reverse": True, **options}), merge)
 
@@ -201,7 +206,7 @@ class Bidirectional(Layer):
         x, lengths, mask, reset, zero_masked
             As for a call of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
         state : pair, optional
-            The initial states of the forward and the backward layer. None for either means zeros.
+            The initial states of the forward and the backward layer. None means the layer's own, as in its call.
 
         Returns
         -------

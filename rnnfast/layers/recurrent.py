@@ -105,7 +105,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         if gates != own:
             has = f"{cls.__name__} has {own}: call rnnfast.from_state_dict, which finds the class"
             raise ValueError(f"{saving.said(shapes)}, but {has}")
-        known = saving.signature(cls)
+        known = saving.signature(saving.public(cls))
         lacking = [name for name, value in implied.items() if value and name not in known]
         if lacking:
             raise ValueError(f"the names of the parameters imply {lacking[0]}, which {cls.__name__} does not have")
@@ -333,14 +333,24 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _pack(self) -> Weights:
         return self.execution.pack(self._parameters)
 
-    def _initial(self) -> tuple[Array, Array | None]:
+    def initial_state(self) -> tuple[Array, Array | None]:
         """Return copies of the h (L*D, H_out) and c (L*D, H) with which rows start: zeros, unless they are learned."""
         shapes, states = functional.state_shapes(self.engine), self.engine.num_layers * self.engine.directions
-        own = self._parameters if self.init_state else {}
-        values = [own[name] if own else np.zeros(shape, self.dtype) for name, shape in shapes.items()]
+        values = [self._learned(name, shape) for name, shape in shapes.items()]
         return np.stack(values[:states]), np.stack(values[states:]) if self.engine.info.has_c else None
 
-    def _started(self, call: Call) -> tuple[Call, tuple[bool, bool]]:
+    def _learned(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Return a learned initial state, or zeros."""
+        if not self.init_state:
+            return np.zeros(shape, self.dtype)
+        array = self._parameters[name]
+        if array.dtype != self.dtype or array.shape != shape or not array.flags.c_contiguous:
+            raise ValueError(
+                f"the dtype or the layout of parameters[{name!r}] was changed in place: create a new layer"
+            )
+        return array
+
+    def started(self, call: Call) -> tuple[Call, tuple[bool, bool]]:
         """Fill in the learned states where the caller passed none; return also whether h and c are learned ones."""
         inputs, plan, _ = call
         if not self.init_state:
@@ -351,12 +361,12 @@ class Recurrent(ArrayLayer, Generic[State]):
                 return initial if state is None else state
             return np.repeat(initial[:, np.newaxis], plan.N, axis=1)
 
-        h, c = self._initial()
+        h, c = self.initial_state()
         inputs = functional.Inputs(inputs.x, start(inputs.h0, h), start(inputs.c0, c))
         return call._replace(inputs=inputs), (call.inputs.h0 is None, call.inputs.c0 is None)
 
     def _infer(self, call: Call) -> tuple[Array, State]:
-        call, _ = self._started(call)
+        call, _ = self.started(call)
         run, frozen = self.execution, self.execution.frozen
         packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
         outputs, _ = run.run(call, packed)
@@ -369,7 +379,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
-        (inputs, plan, rows), learned = self._started(call)
+        (inputs, plan, rows), learned = self.started(call)
         h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
         masks = self._masks(plan) if self.dropout and self.engine.num_layers > 1 else None
         call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)
@@ -411,7 +421,7 @@ class Recurrent(ArrayLayer, Generic[State]):
                 name = next(names)
                 if is_learned:
                     with np.errstate(all="ignore"):
-                        parameters[name] += state if state.ndim == 1 else state.sum(axis=0)
+                        parameters[name] += state if state.ndim == 1 else state.sum(axis=0, dtype=np.float64)
 
     def _cells(self, tape: Tape) -> Array:
         if not self.engine.info.has_c:

@@ -25,6 +25,7 @@ __all__ = [
     "kind",
     "load",
     "options",
+    "public",
     "read",
     "recurrent_options",
     "said",
@@ -44,7 +45,12 @@ FIRST = "weight_ih_l0"  # the parameter that every recurrent layer has
 
 def kind(layer: Any) -> type[Any]:
     """Return the public class that a layer is an instance of, directly or through a subclass."""
-    return next(one for one in type(layer).__mro__ if one in CLASSES.values())
+    return public(type(layer))
+
+
+def public(of: type[Any]) -> type[Any]:
+    """Return the public class that a class is, or derives from."""
+    return next(one for one in of.__mro__ if one in CLASSES.values())
 
 
 def signature(of: type[Any]) -> dict[str, inspect.Parameter]:
@@ -98,7 +104,9 @@ def _essence(description: Any) -> Any:
     return {name: value for name, value in essence.items() if _matters(name, value)}
 
 
-def create(of: type[Any], source: Callable[[Any, dict[str, tuple[int, ...]]], dict[str, Array]], **given: Any) -> Any:
+def create(
+    of: type[Any], source: Callable[[Any, dict[str, tuple[int, ...]]], dict[str, Array]], /, **given: Any
+) -> Any:
     """Create a layer whose parameters are what `source` returns for the layer and their shapes. Nothing is drawn."""
     layer: Any = object.__new__(of)
     layer._source = source
@@ -106,7 +114,7 @@ def create(of: type[Any], source: Callable[[Any, dict[str, tuple[int, ...]]], di
     return layer
 
 
-def construct(of: type[Any], archive: files.Archive, prefix: str = "", **given: Any) -> Any:
+def construct(of: type[Any], archive: files.Archive, prefix: str = "", /, **given: Any) -> Any:
     """Create a layer whose parameters are read from an archive, where their names start with `prefix`.
 
     Nothing is drawn, and no array is allocated that does not have the shape and dtype that the options imply.
@@ -147,12 +155,21 @@ def read(path: Path, own: Any = None) -> Any:
                 f"it has format {version!r}, but this version of rnnfast reads format 1: install a newer one"
             )
         if own is not None and _essence(description) != _essence(to_json(own)):
+            theirs, ours = _differences(_essence(description), _essence(to_json(own)))
             raise ValueError(
-                f"it holds {description}, but this is {to_json(own)}; rnnfast.load(path) creates the layer in the file"
+                f"it holds a layer with {theirs}, but this one has {ours}; rnnfast.load(path) creates that layer"
             )
         layer = _from_json(description, archive)
         archive.finish()
     return layer
+
+
+def _differences(*essences: Any) -> list[str]:
+    """Return the parts of two descriptions of layers that differ, as text."""
+    if not all(isinstance(essence, dict) for essence in essences):
+        return [repr(essence) for essence in essences]
+    names = [name for name in {**essences[0], **essences[1]} if essences[0].get(name) != essences[1].get(name)]
+    return [", ".join(f"{name}={one.get(name, LATER.get(name))!r}" for name in names) for one in essences]
 
 
 def load(path: Path) -> Any:
@@ -299,10 +316,10 @@ def recurrent_options(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, 
         "hidden_size": hidden_size,
         "num_layers": num_layers,
         "proj_size": shapes[projection[0]][0] if projection else 0,
-        "bias": "bias_ih_l0" in shapes,
+        "bias": not shapes.keys().isdisjoint(("bias_ih_l0", "bias_hh_l0")),
         "bidirectional": f"{FIRST}_reverse" in shapes,
         "peepholes": "peephole_l0" in shapes,
-        "init_state": "h0_l0" in shapes,
+        "init_state": any(name.startswith(("h0_l", "c0_l")) for name in shapes),
     }
     return options, shapes[FIRST][0] / hidden_size if hidden_size else 0
 
@@ -316,7 +333,7 @@ def said(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def agreed(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a layer: those that its parameters determine, and those passed, which must agree."""
     for name, value in given.items():
-        if name in read and value != read[name]:
+        if name in read and (isinstance(value, np.ndarray) or value != read[name]):
             raise ValueError(
                 f"{name}={value!r} contradicts the parameters, whose names and shapes imply {name}={read[name]!r}: "
                 "leave it out"

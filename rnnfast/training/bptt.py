@@ -55,8 +55,8 @@ def truncated_bptt(layer: Any, x: ArrayLike, window: int, state: Any = None) -> 
     window : int
         Number of time steps in a window, at least 1. The last window is shorter if T is not a multiple of it.
     state : optional
-        The initial state, in the form that the layer accepts. None means zeros; pass the state of an earlier run to
-        continue it.
+        The initial state, in the form that the layer accepts. None means the layer's own; pass the state of an earlier
+        run to continue it.
 
     Returns
     -------
