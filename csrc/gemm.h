@@ -241,8 +241,8 @@ static void find_rows(tile_group *g, const product *p, ptrdiff_t first, ptrdiff_
 /* Whether the panel of index `panel` and its neighbour before or after it are whole, and a product takes both at once. */
 static int is_pair(const product *p, range columns, ptrdiff_t panel, ptrdiff_t neighbour)
 {
-    const ptrdiff_t first = min_of(panel, neighbour) * TILE_COLUMNS;
-    return HAS_PAIRS && 2 <= p->rows && p->rows <= 3 && columns.begin <= first && first + 2 * TILE_COLUMNS <= columns.end;
+    return HAS_PAIRS && 2 <= p->rows && p->rows <= 3 && columns.begin <= min_of(panel, neighbour) * TILE_COLUMNS &&
+           (max_of(panel, neighbour) + 1) * TILE_COLUMNS <= columns.end;
 }
 
 /* Multiplies a group of tiles by some columns of a panel, or by a pair of panels. The first tiles prefetch the next panel (NULL: none), each a vector of all its
