@@ -25,7 +25,7 @@ typedef struct {
     rnnfast_problem p;
     rnnfast_sizes sizes;
     size_t item;
-    ptrdiff_t states; /* layers * directions; ONNX's nodes have one layer */
+    ptrdiff_t states; /* one for each direction */
     const void *packed;
     size_t packed_bytes;
     const char *h0, *c0;
@@ -116,6 +116,15 @@ static void read_inputs(run *r)
     for (ptrdiff_t n = 0; n < p->N && !r->error; n++)
         if (r->lengths[n] < 0 || r->lengths[n] > p->T)
             fail(r, "rnnfast: sequence_lens must be from 0 to %lld, got %d", (long long)p->T, (int)r->lengths[n]);
+}
+
+static void measure(run *r)
+{
+    const rnnfast_problem *p = &r->p;
+    if (r->k->table->sizes(&p->stack, p->T, p->N, p->order, &r->sizes))
+        fail(r, "rnnfast: X has %lld steps and %lld rows, whose states would take too many bytes", (long long)p->T, (long long)p->N);
+    else if (r->packed_bytes < r->sizes.packed)
+        fail(r, "rnnfast: the packed weights have %lld bytes, but must have %lld", (long long)r->packed_bytes, (long long)r->sizes.packed);
 }
 
 static void take_outputs(run *r)
@@ -261,18 +270,14 @@ static void forward(run *r)
 static ort_status *ORT_CALL compute(void *of, ort_context *context)
 {
     const kernel *k = of;
-    run r = {.k = k, .context = context, .item = k->table->item, .states = k->call.stack.layers * k->call.stack.directions};
+    run r = {.k = k, .context = context, .item = k->table->item, .states = k->call.stack.directions};
     r.p.stack = k->call.stack;
     r.p.threads = rnnfast_ort_threads ? rnnfast_ort_threads() : 1;
     read_inputs(&r);
-    take_outputs(&r);
     if (!r.error && r.p.N) arrange(&r);
+    if (!r.error && r.p.N) measure(&r);
+    take_outputs(&r);
     if (!r.error && r.p.N) {
-        if (k->table->sizes(&r.p.stack, r.p.T, r.p.N, r.p.order, &r.sizes))
-            fail(&r, "rnnfast: X has %lld steps and %lld rows, whose states would take too many bytes", (long long)r.p.T, (long long)r.p.N);
-        if (r.packed_bytes < r.sizes.packed)
-            fail(&r, "rnnfast: the packed weights have %lld bytes, but must have %lld", (long long)r.packed_bytes,
-                 (long long)r.sizes.packed);
         char *base = output(&r, SCRATCH, (int64_t[]){(int64_t)divide(&r, NULL) + RNNFAST_ALIGNMENT}, 1);
         if (!r.error) {
             divide(&r, base + (RNNFAST_ALIGNMENT - (uintptr_t)base % RNNFAST_ALIGNMENT));
@@ -310,7 +315,8 @@ static ort_status *ORT_CALL create(const ort_op *op, const ort_api *api, const o
     ort_status *error = api->get_string(info, "call", bytes, &size);
     if (!error) {
         if (size == sizeof bytes) k->table = rnnfast_read_call(bytes, &k->call, message, sizeof message);
-        if (!k->table || (k->call.item == 8) != (get_element(op) == ORT_DOUBLE)) error = api->create_status(ORT_INVALID_ARGUMENT, message);
+        if (!k->table || k->call.stack.layers != 1 || (k->call.item == 8) != (get_element(op) == ORT_DOUBLE))
+            error = api->create_status(ORT_INVALID_ARGUMENT, message);
     }
     *out = k;
     if (error) free(k);

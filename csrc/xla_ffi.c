@@ -119,12 +119,12 @@ static void take_parameters(run *r, int of_results, void **parameters)
     const rnnfast_stack *s = &r->p.stack;
     const rnnfast_cell_info *cell = r->table->cell_info(s->cell);
     const ptrdiff_t rows = (ptrdiff_t)strlen(cell->gates) * s->H;
-    for (ptrdiff_t k = 0; k < RNNFAST_KINDS * s->layers * s->directions; k++) {
+    for (ptrdiff_t k = 0; k < RNNFAST_KINDS * s->layers * s->directions && !r->error; k++) {
         ptrdiff_t features = k < RNNFAST_KINDS * s->directions ? s->I : s->directions * s->P;
         ptrdiff_t sizes[RNNFAST_KINDS] = {rows * features, rows * s->P, rows, rows, s->P * s->H, cell->extra_rows * s->H};
         ptrdiff_t kind = k % RNNFAST_KINDS;
         parameters[k] = r->call.kinds >> kind & 1 ? elements(r, of_results, sizes[kind]) : NULL;
-        if (of_results && parameters[k] && !r->error) memset(parameters[k], 0, (size_t)(sizes[kind] * r->call.item));
+        if (of_results && parameters[k]) memset(parameters[k], 0, (size_t)(sizes[kind] * r->call.item));
     }
 }
 

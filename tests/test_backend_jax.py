@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.checkout import CSRC
+from support.host_calls import changed
 
 pytest.importorskip("jax", reason="jax is not installed: pip install jax")
 
@@ -336,6 +337,15 @@ def test_handlers_reject_invalid_arguments(name, arguments, results, call, messa
 
 
 @direct
+def test_handlers_reject_calls_of_impossible_layers():
+    given, wanted, attribute = what_fits("forward")
+    for field, value in (("directions", 0x3102), ("layers", 2**62), ("kinds", 0), ("clip", np.nan), ("item", 5)):
+        call = np.frombuffer(changed(attribute.tobytes(), field, value), np.uint8)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="rnnfast: the program"):
+            handle("forward", given, wanted, call=call)
+
+
+@direct
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_handlers_report_missing_arguments(name):
     given, wanted, attribute = what_fits(name)
@@ -356,7 +366,7 @@ def test_handlers_report_missing_arguments(name):
 
 @direct
 def test_layouts_agree_with_the_header_of_xla(tmp_path):
-    """Compare with XLA's header; test other versions and unaligned tapes on frames that the test builds."""
+    """Compare with XLA's header; test other versions, unaligned tapes and damaged calls on frames that the test builds."""
     c, cxx = shutil.which("cc"), shutil.which("c++")
     if not (c and cxx):
         pytest.skip("there is no compiler of C and C++: the layouts are not compared")
@@ -372,10 +382,13 @@ def test_layouts_agree_with_the_header_of_xla(tmp_path):
     subprocess.run([cxx, "-pthread", *header, *check, "-lm", "-o", "check"], cwd=tmp_path, check=True)
     printed = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True).stdout.splitlines()
     assert printed[:3] == ["0 buffers beside a line", "gradient same", "answers 0.0 -1 -1"]
+    name, accepted = printed[3].split()
+    assert name == "accepted"
+    assert 100 < int(accepted) < 9900  # of 10000
     assert re.fullmatch(
-        r"error rnnfast was built for version 0 of XLA's interface, but this is 1\.\d or .*", printed[3]
+        r"error rnnfast was built for version 0 of XLA's interface, but this is 1\.\d or .*", printed[4]
     )
-    assert re.fullmatch(r"error rnnfast was built for version 0 .* or has another layout", printed[4])
+    assert re.fullmatch(r"error rnnfast was built for version 0 .* or has another layout", printed[5])
 
 
 # ------------------------------------------------------------------------------------------------------------ vmap

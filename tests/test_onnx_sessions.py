@@ -1,11 +1,13 @@
 """Sessions of ONNX Runtime whose recurrent nodes run on rnnfast."""
 
+import contextlib
 import gc
 import weakref
 
 import numpy as np
 import pytest
 from support.concurrency import in_threads
+from support.host_calls import INVALID, RECORD, changed
 from support.processes import python
 
 import rnnfast
@@ -351,11 +353,15 @@ def test_models_that_a_session_rejects():
         session(1)
     for where in PLACES_OF_NODES:  # the operators trust their weights, so they must not come from a model
         model, _ = nested(where, lstm())
-        changed = replace(model).model
-        with pytest.raises(ValueError, match="the model uses the domain 'rnnfast', which is reserved"):
-            session(changed)
+        own = replace(model).model
+        for _ in range(2):
+            with pytest.raises(ValueError, match="the model uses the domain 'rnnfast', which is reserved"):
+                session(own)
+            del own.opset_import[-1]  # ONNX Runtime runs the operators without it too
     model, _ = nested("function", lstm())
     model.functions[0].node[0].domain = "rnnfast"
+    with pytest.raises(ValueError, match="the model uses the domain 'rnnfast', which is reserved"):
+        session(model)
     for function in (model.functions[0], model):
         function.opset_import.append(helper.make_opsetid("rnnfast", 1))
         with pytest.raises(ValueError, match="the model uses the domain 'rnnfast', which is reserved"):
@@ -404,6 +410,26 @@ def test_invalid_calls(call, text):
     attribute.name = "other"
     with pytest.raises(Exception, match="call"):
         with_operators(model)
+
+
+@pytest.mark.parametrize("layer", [rnnfast.LSTM(4, 6, rng=0), rnnfast.GRU(4, 6, clip=1.0, rng=0)])
+def test_calls_of_impossible_layers(layer):
+    """A record that the kernels cannot run is an error, whatever its bytes."""
+    model = replace(to_onnx(layer)).model
+    [attribute] = model.graph.node[0].attribute
+    call, x = attribute.s, np.ones((5, 3, 4), np.float32)
+    for field, value in [*INVALID, ("layers", 2)]:
+        attribute.s = changed(call, field, value)
+        with pytest.raises(Exception, match=r"rnnfast: the (program|attribute)"):
+            with_operators(model)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(call)
+        for place in rng.integers(RECORD.itemsize, size=rng.integers(1, 4)):
+            damaged[place] = rng.integers(256) if rng.random() < 0.5 else rng.integers(4)
+        attribute.s = bytes(damaged)
+        with contextlib.suppress(Exception):
+            with_operators(model).run(None, {"x": x})
 
 
 def test_operators_of_the_other_dtype():

@@ -8,6 +8,8 @@ extern "C" {
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <random>
+#include <utility>
 #include <vector>
 
 #define SAME(ours, member, theirs, its)                                                                                                    \
@@ -95,7 +97,8 @@ static void backward(const rnnfast_problem *p)
 const rnnfast_table *checking_table(const char *isa, size_t item)
 {
     static rnnfast_table table;
-    real = rnnfast_get_table(isa, item), table = *real, table.forward = forward, table.backward = backward;
+    if (!(real = rnnfast_get_table(isa, item))) return nullptr;
+    table = *real, table.forward = forward, table.backward = backward;
     return &table;
 }
 
@@ -144,6 +147,7 @@ struct Call {
     Arrays in, out;
     XLA_FFI_Api api{};
     rnnfast_host_call description{};
+    std::vector<std::pair<size_t, unsigned char>> changes; // of bytes of the description
 
     XLA_FFI_Error *run(xla_error *(*handler)(const xla_frame *, int), int major = 0, size_t embedded = XLA_FFI_Args_STRUCT_SIZE)
     {
@@ -154,6 +158,7 @@ struct Call {
         strcpy(description.isa, "scalar");
         description.stack.cell = RNNFAST_LSTM, description.stack.directions = 1, description.stack.layers = 1;
         description.stack.I = I, description.stack.H = description.stack.P = H;
+        for (auto [place, byte] : changes) ((unsigned char *)&description)[place] = byte;
         XLA_FFI_Array array = {XLA_FFI_DataType_U8, sizeof description, &description};
         XLA_FFI_AttrType type = XLA_FFI_AttrType_ARRAY;
         void *value = &array;
@@ -218,6 +223,28 @@ static XLA_FFI_Api_Version answer(int major, size_t embedded)
     return metadata.api_version;
 }
 
+// Runs calls whose record has random bytes; returns how many of them are accepted.
+static int fuzz(int cases)
+{
+    const XLA_FFI_DataType f = XLA_FFI_DataType_F32;
+    std::mt19937 random(0);
+    int accepted = 0;
+    for (int k = 0; k < cases; k++) {
+        Call call;
+        add_all(&call);
+        call.out.add(f, {T, N, H}), call.out.add(f, {1, N, H}), call.out.add(f, {1, N, H});
+        for (size_t count = 1 + random() % 3; count; count--) {
+            size_t place = random() % sizeof call.description;
+            if (random() % 2) place = place / 4 * 4; // the low byte of a field
+            call.changes.push_back({place, (unsigned char)(random() % 2 ? random() % 8 : random())});
+        }
+        XLA_FFI_Error *error = call.run(rnnfast_xla_forward);
+        accepted += !error;
+        delete error;
+    }
+    return accepted;
+}
+
 int main()
 {
     rnnfast_stack stack{};
@@ -232,6 +259,7 @@ int main()
     const size_t size = XLA_FFI_Args_STRUCT_SIZE;
     XLA_FFI_Api_Version mine = answer(0, size), other = answer(1, size), longer = answer(0, size + 8);
     printf("answers %d.%d %d %d\n", mine.major_version, mine.minor_version - XLA_FFI_API_MINOR, other.major_version, longer.major_version);
+    printf("accepted %d\n", fuzz(10000));
     Call first, second;
     add_all(&first), add_all(&second);
     printf("error %s\n", first.run(rnnfast_xla_forward, 1)->text);
