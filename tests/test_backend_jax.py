@@ -366,7 +366,7 @@ def test_handlers_report_missing_arguments(name):
 
 @direct
 def test_layouts_agree_with_the_header_of_xla(tmp_path):
-    """Compare with XLA's header; test other versions, unaligned tapes and damaged calls on frames that the test builds."""
+    """Compare with XLA's header; test other versions, unaligned tapes and damaged calls on frames built here."""
     c, cxx = shutil.which("cc"), shutil.which("c++")
     if not (c and cxx):
         pytest.skip("there is no compiler of C and C++: the layouts are not compared")

@@ -206,9 +206,31 @@ def test_layers_of_files(form, tmp_path):
     assert_same_parameters(layer_from_onnx(model), layer)
 
 
-def test_damaged_files():
-    with pytest.raises(Exception, match=r"[Pp]ars"):
-        layer_from_onnx(b"this is no model")
+@pytest.mark.parametrize("read", [layer_from_onnx, Backend.prepare])
+@pytest.mark.parametrize("content", [b"", b"\x08\x07", b"this is no model", bytes(100)], ids=len)
+def test_damaged_files(read, content, tmp_path):
+    """Content that is no model is an error of one type, whatever onnx says; empty content has no graph."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    for model in (content, path):
+        with pytest.raises(ValueError, match="model is not an ONNX model: "):
+            read(model)
+    with pytest.raises(ValueError, match="model is not an ONNX model: it has no graph"):
+        read(onnx.ModelProto())
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "missing.onnx")
+    with pytest.raises(TypeError, match=r"model must be an onnx.ModelProto, bytes or a path, got int"):
+        read(1)
+
+
+def test_weights_in_other_files(tmp_path):
+    layer, path = rnnfast.LSTM(4, 6, rng=0), tmp_path / "model.onnx"
+    onnx.save(to_onnx(layer), path, save_as_external_data=True, location="weights", size_threshold=0)
+    assert_same_parameters(layer_from_onnx(path), layer)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(Exception, match="weights") as error:
+        layer_from_onnx(path)
+    assert "not an ONNX model" not in str(error.value)
 
 
 # ---- quantized weights

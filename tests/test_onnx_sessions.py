@@ -108,6 +108,47 @@ def test_whole_models():
         assert [value.shape for value in own.get_outputs()] == [value.shape for value in theirs(model).get_outputs()]
 
 
+@pytest.mark.parametrize("dims", [(5, 3, 4), ("t", 3, 4), ("t", "n", 4), (None, None, None)])
+@pytest.mark.parametrize("declared", [None, [None] * 4, [None, 2, "rows", "units"], [5, 2, 3, 6]])
+def test_shapes_of_results(dims, declared):
+    """Shapes that a model does not declare are those that ONNX Runtime infers."""
+    model = model_of(lstm(), constants=WEIGHTS)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("X", TensorProto.FLOAT, dims))
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    if declared:
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("Y", TensorProto.FLOAT, declared))
+    got, want = ([value.shape for value in one.get_outputs()] for one in (session(model), theirs(model)))
+    assert [len(shape) for shape in got] == [4, 3, 3]
+    assert got == want
+
+
+def test_shapes_of_stacked_nodes():
+    """They depend on the shapes of other nodes' results."""
+    model = to_onnx(rnnfast.LSTM(4, 6, num_layers=2, bidirectional=True, rng=0))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, (5, 3, 4)))
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    got, want = ([value.shape for value in one.get_outputs()] for one in (session(model), theirs(model)))
+    assert got == want
+    assert got[0] == [5, 3, 12]
+
+
+@pytest.mark.parametrize("declared", [None, [None] * 4])
+def test_loops_without_iterations(declared):
+    """The shape of a scan output is that of the results of a node, even if the node never runs."""
+    problem = lstm()
+    model, _ = nested("Loop", problem)
+    model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.array(0), "once"))
+    body = model.graph.node[0].attribute[0].g
+    if declared is None:
+        body.output[1].type.tensor_type.ClearField("shape")
+    feeds = {"X": problem.feeds["X"], "condition": np.array(True)}
+    (got,), (want,) = (one.run(None, feeds) for one in (session(model), theirs(model)))
+    assert got.shape == want.shape
+    assert got.shape[2::2] == (2, 6)
+
+
 def test_nodes_without_names():
     layer = rnnfast.LSTM(4, 6, num_layers=2, rng=0)
     model = to_onnx(layer)
@@ -265,13 +306,24 @@ def test_weights_live_as_long_as_their_session():
     want = layer(x)[0]
     others = [np.full(1 << 21, 7, np.uint8) for _ in range(8)]  # would take the place of weights that were freed
     assert_same(first.run(["y"], {"x": x}), [want])
-    [(_, weights), _] = first._weights
+    (_, weights), _ = first._weights.values()
     weights[:] = 0
     assert_same(first.run(["y"], {"x": x}), [np.zeros_like(want)])
     reference = weakref.ref(weights)
     del first, weights, others
     gc.collect()
     assert reference() is None
+
+
+def test_sessions_with_the_same_options_share_equal_weights():
+    model, options = to_onnx(rnnfast.LSTM(4, 6, num_layers=2, rng=0)), ort.SessionOptions()
+    first = session(model, options)
+    assert len(first._weights) == 2
+    want = first.run(None, {"x": np.ones((5, 3, 4), np.float32)})
+    del first
+    second = session(model, options)
+    assert len(second._weights) == 2
+    assert_same(second.run(None, {"x": np.ones((5, 3, 4), np.float32)}), want)
 
 
 def test_bound_inputs_and_outputs():
@@ -351,6 +403,15 @@ def test_invalid_inputs(name, value, text):
 def test_models_that_a_session_rejects():
     with pytest.raises(TypeError, match=r"model must be an onnx.ModelProto, bytes or a path, got int"):
         session(1)
+    for junk in (b"", b"\x08\x07", b"this is no model", bytearray(100)):
+        with pytest.raises(ValueError, match="model is not an ONNX model: "):
+            session(junk)
+    with pytest.raises(FileNotFoundError):
+        session("no such file")
+    with pytest.raises(TypeError, match="dequantize must be True or False, got 'yes'"):
+        session(to_onnx(rnnfast.RNN(4, 6, rng=0)), dequantize="yes")
+    with pytest.raises(TypeError, match=r"sess_options must be an onnxruntime.SessionOptions or None, got 1"):
+        session(to_onnx(rnnfast.RNN(4, 6, rng=0)), 1)
     for where in PLACES_OF_NODES:  # the operators trust their weights, so they must not come from a model
         model, _ = nested(where, lstm())
         own = replace(model).model

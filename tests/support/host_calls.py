@@ -19,6 +19,7 @@ RECORD = np.dtype(
     ],
     align=True,
 )
+_FLAGS = "reverse", "peepholes", "coupled", "time_first", "has_h0", "has_c0"
 HUGE = 2**62
 # Each makes the call of a plain LSTM or generic GRU invalid.
 INVALID = [

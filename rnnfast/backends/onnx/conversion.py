@@ -43,8 +43,8 @@ def layer_from_onnx(model: Any, node: str | Sequence[str] | None = None) -> laye
     Raises
     ------
     ValueError
-        If the model has no such node or computes the weights, if the initial state or the lengths are constants of
-        the model, or if stacked nodes differ in more than their weights.
+        If `model` is not an ONNX model, has no such node or computes the weights, if the initial state or the lengths
+        are constants of the model, or if stacked nodes differ in more than their weights.
     NotImplementedError
         If the node has an opset before 7, or element types other than float32 and float64.
     TypeError

@@ -147,19 +147,25 @@ class Backend(onnx.backend.base.Backend):
     """
 
     @classmethod
-    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> _Prepared:
+    def prepare(cls, model: Any, device: str = "CPU", **kwargs: Any) -> _Prepared:
         """Check a model and prepare it for any number of runs.
+
+        Parameters
+        ----------
+        model : onnx.ModelProto, bytes, str or os.PathLike
+            A model, its bytes, or the path of its file.
 
         Raises
         ------
         onnx.checker.ValidationError
             If the model is not valid.
         ValueError
-            If the device is not the CPU.
+            If `model` is not an ONNX model, or the device is not the CPU.
         NotImplementedError
             If a recurrent node has an opset before 7.
         """
         _check_device(device)
+        model = models.load(model)
         super().prepare(_checkable(model), device, **kwargs)
         return _Prepared(_Evaluator(models.fold(model)))
 

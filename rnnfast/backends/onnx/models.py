@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.shape_inference
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -17,6 +19,8 @@ from rnnfast._types import Array
 
 from .nodes import INPUTS, OPERATORS, QUANTIZED, WEIGHTS, Part, check_opset, dequantize, read
 
+Dimension = onnx.TensorShapeProto.Dimension
+_LONGEST_SHAPE = 64  # elements of a constant from which shapes may be computed
 STANDARD = ("", "ai.onnx")
 # Their results differ from call to call, so they are not constants.
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -43,13 +47,65 @@ class RecurrentNode(NamedTuple):
 
 def load(model: Any) -> onnx.ModelProto:
     """Return a model, given as a ModelProto, its bytes, or the path of its file."""
-    if isinstance(model, onnx.ModelProto):
-        return model
-    if isinstance(model, (bytes, bytearray, memoryview)):
-        return onnx.load_model_from_string(bytes(model))
-    if isinstance(model, (str, os.PathLike)):
-        return onnx.load(os.fspath(model))
-    raise TypeError(f"model must be an onnx.ModelProto, bytes or a path, got {type(model).__name__}")
+    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+    try:
+        if path is not None:
+            loaded = onnx.load(path, load_external_data=False)
+        elif isinstance(model, (bytes, bytearray, memoryview)):
+            loaded = onnx.load_model_from_string(bytes(model))
+        else:
+            loaded = model
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # onnx raises errors of many types
+        raise ValueError(f"model is not an ONNX model: {error}") from error
+    if not isinstance(loaded, onnx.ModelProto):
+        raise TypeError(f"model must be an onnx.ModelProto, bytes or a path, got {type(model).__name__}")
+    if not loaded.HasField("graph"):
+        raise ValueError("model is not an ONNX model: it has no graph")
+    if path is not None:
+        onnx.load_external_data_for_model(loaded, os.path.dirname(path))
+    return loaded
+
+
+def declare(graph: onnx.GraphProto, name: str, element_type: int, shape: Sequence[Any]) -> None:
+    """Declare the type and shape of a value, or complete what a graph declares of it."""
+    for value in (*graph.output, *graph.value_info):
+        if value.name == name:
+            break
+    else:
+        value = graph.value_info.add(name=name)
+    tensor = value.type.tensor_type
+    tensor.elem_type = tensor.elem_type or element_type
+    if not tensor.HasField("shape"):
+        tensor.shape.dim.extend([Dimension()] * len(shape))
+    if len(tensor.shape.dim) == len(shape):
+        for known, own in zip(shape, tensor.shape.dim, strict=True):
+            if not own.WhichOneof("value") or (known.HasField("dim_value") and not own.HasField("dim_value")):
+                own.CopyFrom(known)
+
+
+def infer(model: onnx.ModelProto) -> None:
+    """Declare the shapes of the results of recurrent nodes, as far as onnx infers them."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for graph in graphs(light.graph):
+        for tensor in graph.initializer:
+            if math.prod(tensor.dims) > _LONGEST_SHAPE:  # copies of weights would take most of the time
+                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light)
+    except Exception:  # onnx raises errors of many types; ONNX Runtime says what is wrong
+        return
+    for graph, other in zip(graphs(model.graph), graphs(inferred.graph), strict=True):
+        known = {value.name: value.type.tensor_type for value in (*other.value_info, *other.output)}
+        for name in [name for node in graph.node if kind(node) for name in node.output if name in known]:
+            dims = known[name].shape.dim
+            for dim in dims:
+                if dim.dim_param.startswith("unk__"):  # a name that onnx gives to unknown dims
+                    dim.Clear()
+            if known[name].HasField("shape"):
+                declare(graph, name, known[name].elem_type, dims)
 
 
 def inline(model: onnx.ModelProto) -> onnx.ModelProto:

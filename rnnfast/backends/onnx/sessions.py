@@ -6,7 +6,7 @@ nodes of a model by these operators, with packed weights, so that ONNX Runtime c
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import threading
 import warnings
 import weakref
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import onnx
 from onnx import helper
 
-from rnnfast import _core, functional
+from rnnfast import _core, arguments, functional
 from rnnfast._types import Array
 
 from . import models, nodes
@@ -39,9 +39,9 @@ DOMAIN = "rnnfast"  # of the operators in csrc/ort_ops.c
 # convolutions takes no more, but 40% more without any spinning. Older versions ignore the entry.
 _SPIN_BRIEFLY = "session.intra_op.spin_duration_us", "100"
 _registering = threading.Lock()
-_numbers = itertools.count()  # of packed weights
-# Options that have the operators, which can be added only once, and the weights that they and their sessions refer to.
-_shared: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+# Options that have the operators, which can be added only once, and the weights that they and their sessions refer to,
+# by name.
+_shared: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 class Replaced(NamedTuple):
@@ -64,13 +64,14 @@ class Session(onnxruntime.InferenceSession):
         with _registering:
             if options not in _shared:
                 options.register_custom_ops_library(_core.__file__)
-                _shared[options] = []
+                _shared[options] = {}
             self._weights = _shared[options]
-        # ONNX Runtime would copy the weights to small pages, which take up to 15% more time to read than large ones.
-        for name, weights in replaced.weights.items():
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(weights)
-            self._weights.append((value, weights))
-            options.add_initializer(name, value)
+            # ONNX Runtime would copy the weights to small pages, which take up to 15% more time to read than large.
+            for name, weights in replaced.weights.items():
+                if name not in self._weights:
+                    value = onnxruntime.OrtValue.ortvalue_from_numpy(weights)
+                    self._weights[name] = value, weights
+                    options.add_initializer(name, value)
         super().__init__(
             replaced.model.SerializeToString(), options, **{"providers": ["CPUExecutionProvider"], **kwargs}
         )
@@ -84,10 +85,11 @@ def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, *
     model : onnx.ModelProto, bytes, str or os.PathLike
         A model, its bytes, or the path of its file.
     sess_options : onnxruntime.SessionOptions, optional
-        The operators of rnnfast are added to it, and it keeps the packed weights of its sessions alive. Its number of
-        threads applies to all other nodes; the number for recurrent nodes is that of rnnfast.set_num_threads. If both
-        are above 1, set the entry "session.intra_op.spin_duration_us" to "100", as the default options have it: threads
-        of ONNX Runtime that spin for long after a node keep those of rnnfast off the processors.
+        The operators of rnnfast are added to it, and it keeps the packed weights of its sessions alive, equal ones only
+        once. Its number of threads applies to all other nodes; the number for recurrent nodes is that of
+        rnnfast.set_num_threads. If both are above 1, set the entry "session.intra_op.spin_duration_us" to "100", as the
+        default options have it: threads of ONNX Runtime that spin for long after a node keep those of rnnfast off the
+        processors.
     dequantize : bool, default False
         Whether nodes of com.microsoft.DynamicQuantizeLSTM run on rnnfast too, with dequantized weights. They compute in
         float32, so they are more accurate. ONNX Runtime computes with integers, which usually takes less time.
@@ -103,9 +105,10 @@ def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, *
     Raises
     ------
     TypeError
-        If `model` is neither a ModelProto nor bytes nor a path.
+        If `model` is neither a ModelProto nor bytes nor a path, `sess_options` is not a SessionOptions, or `dequantize`
+        is not a bool.
     ValueError
-        If a constant of the model cannot be read, or the model uses the domain "rnnfast".
+        If `model` is not an ONNX model, a constant of the model cannot be read, or the model uses the domain "rnnfast".
     ImportError
         If onnxruntime is missing or older than 1.16.
 
@@ -136,6 +139,9 @@ def session(model: Any, sess_options: Any = None, *, dequantize: bool = False, *
     >>> bool((y == layer(x)[0]).all())
     True
     """
+    dequantize = arguments.flag("dequantize", dequantize)
+    if not isinstance(sess_options, (onnxruntime.SessionOptions, type(None))):
+        raise TypeError(f"sess_options must be an onnxruntime.SessionOptions or None, got {sess_options!r}")
     replaced = replace(models.load(model), dequantize)
     for name, reason in replaced.left.items():
         if reason != _QUANTIZED:
@@ -152,9 +158,9 @@ def replace(model: onnx.ModelProto, dequantize: bool = False) -> Replaced:
     for whole in (changed.graph, *changed.functions):
         if any(node.domain == DOMAIN for graph in models.graphs(whole) for node in graph.node):
             raise ValueError(f"the model uses the domain {DOMAIN!r}, which is reserved for the operators of a session")
+    models.infer(changed)  # ONNX Runtime cannot infer them from the operators
     opset = models.opset(changed)
     replaced = Replaced(changed, {}, [], {})
-    names: dict[bytes, str] = {}
     for one in models.find(changed):
         if one.is_quantized and not dequantize:
             replaced.left[one.name] = _QUANTIZED
@@ -168,7 +174,7 @@ def replace(model: onnx.ModelProto, dequantize: bool = False) -> Replaced:
         packed = functional.empty(layer.engine.packed_size)
         packed[:] = 0  # padding too, so that equal weights have equal bytes
         functional.pack(layer.engine, list(layer.parameters.values()), packed, None)
-        name = names.setdefault(packed.tobytes(), f"<rnnfast weights {next(_numbers)}>")
+        name = f"<rnnfast weights {hashlib.sha256(packed.data).hexdigest()}>"  # so that sessions share equal ones
         replaced.weights.setdefault(name, packed)
         replaced.nodes.append(one.name)
         _replace(one, layer, name, f"<rnnfast scratch {len(replaced.nodes)}>")
@@ -177,8 +183,8 @@ def replace(model: onnx.ModelProto, dequantize: bool = False) -> Replaced:
             replaced.left[node.name] = (
                 f"it lies in the function {function.name!r}, whose opset differs from the model's"
             )
-    for content, name in names.items():
-        tensor = helper.make_tensor(name, onnx.TensorProto.UINT8, [len(content)], content, raw=True)
+    for name, packed in replaced.weights.items():
+        tensor = helper.make_tensor(name, onnx.TensorProto.UINT8, packed.shape, packed.tobytes(), raw=True)
         changed.graph.initializer.append(tensor)
     models.prune(changed.graph)
     if all(entry.domain != DOMAIN for entry in changed.opset_import):
@@ -195,11 +201,11 @@ def _replace(one: models.RecurrentNode, layer: Any, weights: str, scratch: str) 
     one.node.CopyFrom(
         helper.make_node(operator, [x, weights, *others], [*outputs, scratch], one.node.name, domain=DOMAIN, call=call)
     )
-    D, H, kind = layer.engine.directions, layer.hidden_size, helper.np_dtype_to_tensor_dtype(layer.dtype)
-    y, state = ((None, None, D, H), (None, D, H)) if layer.batch_first else ((None, D, None, H), (D, None, H))
-    # ONNX Runtime cannot infer these. It knows the types and shapes of the results of a graph.
-    known = {"", *(value.name for value in (*one.graph.value_info, *one.graph.output))}
+    kind = helper.np_dtype_to_tensor_dtype(layer.dtype)
+    D, H = (models.Dimension(dim_value=size) for size in (layer.engine.directions, layer.hidden_size))
+    free = models.Dimension()
+    y, state = ((free, free, D, H), (free, D, H)) if layer.batch_first else ((free, D, free, H), (D, free, H))
     for name, shape in zip(outputs, (y, state, state), strict=True):
-        if name not in known:
-            one.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
-    one.graph.value_info.append(helper.make_tensor_value_info(scratch, onnx.TensorProto.UINT8, (None,)))
+        if name:
+            models.declare(one.graph, name, kind, shape)
+    models.declare(one.graph, scratch, onnx.TensorProto.UINT8, [free])
