@@ -47,24 +47,24 @@ class RecurrentNode(NamedTuple):
 
 def load(model: Any) -> onnx.ModelProto:
     """Return a model, given as a ModelProto, its bytes, or the path of its file."""
-    path = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+    if isinstance(model, onnx.ModelProto):
+        return model
+    is_path = isinstance(model, (str, os.PathLike))
+    if not is_path and not isinstance(model, (bytes, bytearray, memoryview)):
+        raise TypeError(f"model must be an onnx.ModelProto, bytes or a path, got {type(model).__name__}")
     try:
-        if path is not None:
-            loaded = onnx.load(path, load_external_data=False)
-        elif isinstance(model, (bytes, bytearray, memoryview)):
-            loaded = onnx.load_model_from_string(bytes(model))
+        if is_path:
+            loaded = onnx.load(os.fspath(model), load_external_data=False)
         else:
-            loaded = model
+            loaded = onnx.load_model_from_string(bytes(model))
     except (OSError, MemoryError):
         raise
     except Exception as error:  # onnx raises errors of many types
         raise ValueError(f"model is not an ONNX model: {error}") from error
-    if not isinstance(loaded, onnx.ModelProto):
-        raise TypeError(f"model must be an onnx.ModelProto, bytes or a path, got {type(model).__name__}")
     if not loaded.HasField("graph"):
         raise ValueError("model is not an ONNX model: it has no graph")
-    if path is not None:
-        onnx.load_external_data_for_model(loaded, os.path.dirname(path))
+    if is_path:
+        onnx.load_external_data_for_model(loaded, os.path.dirname(os.fspath(model)))
     return loaded
 
 
