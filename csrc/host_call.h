@@ -29,7 +29,7 @@ static inline int rnnfast_is_valid_call(const rnnfast_table *table, const rnnfas
     const rnnfast_stack *s = &call->stack;
     const rnnfast_cell_info *cell = table->cell_info(s->cell);
     const int flags[] = {call->time_first, call->has_h0, call->has_c0, s->reverse, s->peepholes, s->coupled};
-    const int biases = 1 << 2 | 1 << 3;
+    const int biases = 1 << 2 | 1 << 3; /* parameters are numbered as in rnnfast.h */
     rnnfast_sizes sizes;
     int kinds = 1 << 0 | 1 << 1, valid = 1;
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) valid &= flags[i] == 0 || flags[i] == 1;
@@ -58,7 +58,7 @@ static inline const rnnfast_table *rnnfast_read_call(const void *bytes, rnnfast_
     else if (!(table = rnnfast_get_table(call->isa, (size_t)call->item)))
         snprintf(message, size, "rnnfast: the program was compiled for %s, which does not run here", call->isa);
     else if (!rnnfast_is_valid_call(table, call)) {
-        snprintf(message, size, "rnnfast: the program describes a layer that does not exist: compile it again");
+        snprintf(message, size, "rnnfast: the program describes a layer that cannot exist, so it is damaged: compile it again");
         table = NULL;
     }
     return table;
