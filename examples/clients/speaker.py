@@ -21,7 +21,7 @@ def main():
     ours = convert(copy.deepcopy(theirs), strict=True)
     parts = torch.randn(16, 160, 40)
     for threads in (1, 2):
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # rnnfast uses as many
         print(f"{threads} thread{'s' * (threads > 1)}")
         with torch.no_grad():
             compare(
