@@ -485,9 +485,10 @@ def test_the_number_of_prepared_calls_is_bounded():
     _, ours = pair("GRU")
     x = torch.randn(140, 3, 4)
     with torch.no_grad():
-        first = [ours(x[:steps])[0] for steps in range(1, 140)]
-        again = [ours(x[:steps])[0] for steps in range(1, 140)]
-    assert len(_operators._CACHES[id(ours.weight_ih_l0)]._plans) <= 64
+        first, again = ([ours(x[:steps])[0] for steps in range(1, 140) for _ in range(2)] for _ in range(2))
+    cache = _operators._CACHES[id(ours.weight_ih_l0)]
+    assert len(cache._plans) <= 64
+    assert 0 < len(cache.packed[0].prepared) <= 64
     assert all(map(torch.equal, first, again))
 
 
@@ -591,6 +592,38 @@ def test_many_threads_at_once():
     for one in threads:
         one.join()
     assert all(map(torch.equal, actual, expected))
+
+
+@pytest.mark.parametrize("hidden_size", [8, 256], ids=["small", "pooled"])
+def test_weights_that_a_call_reads_are_not_overwritten(monkeypatch, hidden_size):
+    one, other = (pair("LSTM", 4, hidden_size)[1] for _ in range(2))
+    other.weight_ih_l0 = one.weight_ih_l0
+    torch.nn.init.normal_(other.weight_hh_l0)
+    x = torch.randn(5, 3, 4)
+
+    def results(layer):
+        with torch.no_grad():
+            inferred = [layer(x)[0] for _ in range(2)]
+        y, _ = layer(x)
+        return [*inferred, y, *torch.autograd.grad(y.sin().sum(), list(layer.parameters()))]
+
+    expected = [results(copy.deepcopy(layer)) for layer in (one, other)]
+    meanwhile = []
+    real = _operators._ready
+
+    def ready(*arguments, **options):
+        found = real(*arguments, **options)
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: meanwhile.append(results(other)))
+            thread.start()
+            thread.join()
+        return found
+
+    monkeypatch.setattr(_operators, "_ready", ready)
+    assert_close(results(one), expected[0], 0)
+    assert len(meanwhile) == 4  # inference, forward and backward
+    for found in meanwhile:
+        assert_close(found, expected[1], 0)
 
 
 # ------------------------------------------------------------------------------------------- compiled and distributed

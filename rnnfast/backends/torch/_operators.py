@@ -73,7 +73,7 @@ class _Plan:
     `order` is that of a PackedSequence. For a ragged batch, `ragged` holds the order.
     """
 
-    __slots__ = ("empty", "order", "prepared", "ragged", "shapes", "sizes")
+    __slots__ = ("empty", "order", "ragged", "shapes", "sizes")
 
     def __init__(
         self,
@@ -88,11 +88,36 @@ class _Plan:
         self.shapes = _shapes(cache.engine, call, N)
         largest = max(map(math.prod, (*self.shapes, call.x.shape))) * cache.engine.dtype.itemsize
         self.empty: Any = np.empty if largest < buffers.LARGE else cache.results.empty
-        self.prepared: functional.PreparedCall | None = None
+
+
+class _Packed(NamedTuple):
+    """Packed weights for forward or backward. They never change, as kernels in other threads may be reading them.
+
+    `places` are those of the parameters when they were packed, None if a change of the parameters could go unnoticed.
+    `samples` are views of the parameters for forward, and `sampled` holds the bytes that they had. `prepared` holds
+    the prepared calls for inference by their plans.
+    """
+
+    weights: Array
+    places: Any
+    samples: list[memoryview]
+    sampled: bytes
+    prepared: dict[_Plan, functional.PreparedCall | None]
+
+
+def _remember(kept: dict[Any, Any], key: Any, value: Any) -> Any:
+    """Keep a value, which depends on the shape of a call, in a dictionary of bounded size."""
+    if len(kept) >= 64:  # the number of different lengths is unbounded
+        kept.clear()
+    kept[key] = value
+    return value
 
 
 class _Cache:
     """Packed weights and reusable buffers, kept between calls with the same parameters.
+
+    The latest packed weights for forward and for backward are kept. Threads whose layers share the first parameter, but
+    differ in others, replace them in turn, and each call holds those that it reads.
 
     `owner` is a weak reference to the first parameter. It, the number of parameters and `options` determine the engine.
     """
@@ -102,14 +127,11 @@ class _Cache:
         self.owner, self.options = owner, call[PARAMETERS + 1 : -2]
         self.has_c = engine.info.has_c
         self.shapes = functional.parameter_shapes(engine)
-        self.workspaces, self.tapes = buffers.BufferPool(4), buffers.ResultPool(4)
+        self.workspaces, self.tapes, self.weights = buffers.BufferPool(4), buffers.ResultPool(4), buffers.ResultPool(2)
         self.results = buffers.ResultPool(4 + min(len(self.shapes), 100))
         largest = max(map(math.prod, self.shapes.values())) * engine.dtype.itemsize
         self.zeros = np.zeros if largest < buffers.LARGE else self.results.zeros  # the pool only keeps large buffers
-        self.packs: list[Any] = [None, None]  # the packed weights for forward and for backward
-        self.places: list[Any] = [None, None]  # of the parameters when they were packed
-        self.samples: list[memoryview] = []
-        self.sampled = b""
+        self.packed: list[_Packed | None] = [None, None]  # for forward and for backward
         self._lock = threading.Lock()
         self._plans: dict[Any, _Plan] = {}
 
@@ -126,50 +148,70 @@ class _Cache:
         found = self._plans.get(key)
         if found is None:
             T, N = sizes_of(call)
-            found = _Plan(self, call, N, self.engine.sizes(T, N))
-            if len(self._plans) >= 64:  # the number of different lengths is unbounded
-                self._plans.clear()
-            self._plans[key] = found
+            found = _remember(self._plans, key, _Plan(self, call, N, self.engine.sizes(T, N)))
         return found
 
-    def prepare(self, call: Call, plan: _Plan, packed: Any) -> functional.PreparedCall:
-        """The prepared call for inference with a plan."""
-        if plan.prepared is None:
+    def prepare(self, call: Call, plan: _Plan, packed: _Packed) -> functional.PreparedCall | None:
+        """The prepared call for inference with a plan; None for the first call, as many weights are only read once."""
+        found = packed.prepared.get(plan)
+        if found is None:
+            if plan not in packed.prepared:
+                _remember(packed.prepared, plan, None)
+                return None
             y, h, c = plan.shapes
             x = (1, *call.x.shape) if is_step(call.axes) else tuple(call.x.shape)
-            plan.prepared = functional.PreparedCall(
+            found = functional.PreparedCall(
                 self.engine,
-                packed,
+                packed.weights,
                 (x, y, h, c if self.engine.info.has_c else None),
                 time_first=call.axes != "NT",
                 pool=self.workspaces,
                 empty=plan.empty,
             )
-        return plan.prepared
+            _remember(packed.prepared, plan, found)
+        return found
 
-    def pack(self, parameters: list[Tensor], back: bool) -> Any:
+    def find(self, parameters: list[Tensor], back: bool) -> _Packed | None:
+        """The packed weights for forward or backward if they are up to date."""
+        found = self.packed[back]
+        # Forward looks for changes that torch does not count, and backward belongs to the values that its forward read.
+        if (
+            found is not None
+            and found.places is not None
+            and found.places == _places(parameters)
+            and (back or found.sampled == b"".join(found.samples))
+        ):
+            return found
+        return None
+
+    def pack(self, parameters: list[Tensor], back: bool) -> _Packed:
         """Pack the present weights for forward or backward."""
         with self._lock:
+            found = self.find(parameters, back)
+            if found is not None:  # another thread has packed them meanwhile
+                return found
             arrays = [np.ascontiguousarray(_array(one)) for one in parameters]
-            found = [(array.shape, array.dtype) for array in arrays]
-            if found != [(shape, self.engine.dtype) for shape in self.shapes.values()]:
+            if [(array.shape, array.dtype) for array in arrays] != [
+                (shape, self.engine.dtype) for shape in self.shapes.values()
+            ]:
                 raise RuntimeError(
                     f"the parameters have the shapes {[array.shape for array in arrays]} and dtypes "
                     f"{[str(array.dtype) for array in arrays]}, but this layer needs {self.shapes} of one dtype: "
                     "assign parameters of these shapes"
                 )
-            if self.packs[back] is None:
-                self.packs[back] = buffers.empty((self.engine.packed_size, self.engine.packed_back_size)[back])
+            self.packed[back] = None  # its memory is used again if no other thread is reading it
+            samples: list[memoryview] = []
             if not back:
-                self.places[1] = None
+                self.packed[1] = None
                 # What torch does not count can only be seen in the memory of the parameters themselves.
-                own = all(one.is_contiguous() for one in parameters)
-                self.samples = [sample for array in arrays for sample in _samples(array)] if own else []
-                self.sampled = b"".join(self.samples)
-            places = _places(parameters)
-            functional.pack(self.engine, arrays, *((None, self.packs[1]) if back else (self.packs[0], None)))
-            self.places[back] = places if back or self.samples else None
-        return self.packs[back]
+                if all(one.is_contiguous() for one in parameters):
+                    samples = [sample for array in arrays for sample in _samples(array)]
+            sampled, places = b"".join(samples), _places(parameters)
+            weights = self.weights.bytes((self.engine.packed_size, self.engine.packed_back_size)[back])
+            functional.pack(self.engine, arrays, *((None, weights) if back else (weights, None)))
+            packed = _Packed(weights, places if back or samples else None, samples, sampled, {})
+            self.packed[back] = packed
+        return packed
 
 
 def _places(parameters: list[Tensor]) -> Any:
@@ -197,21 +239,16 @@ def _forget(place: int, owner: weakref.ref[Tensor]) -> None:
         del _CACHES[place]
 
 
-def _ready(call: Call, back: bool = False) -> tuple[_Cache, Any]:
+def _ready(call: Call, back: bool = False) -> tuple[_Cache, _Packed]:
     """The cache of a call, and the packed weights that forward or backward reads, up to date."""
     parameters = call.parameters
     first = parameters[0]
     found = _CACHES.get(id(first))
     if found is not None and (found.owner() is not first or found.options != call[PARAMETERS + 1 : -2]):
         found = None
-    # Forward looks for changes that torch does not count, and backward belongs to the values that its forward read.
-    if (
-        found is not None
-        and found.places[back] is not None
-        and found.places[back] == _places(parameters)
-        and (back or found.sampled == b"".join(found.samples))
-    ):
-        return found, found.packs[back]
+    packed = None if found is None else found.find(parameters, back)
+    if found is not None and packed is not None:
+        return found, packed
     if found is None or found.engine is not _engine(call):
         owner = weakref.ref(first, functools.partial(_forget, id(first)))
         found = _CACHES[id(first)] = _Cache(call, owner)
@@ -273,12 +310,15 @@ def _infer(call: Call) -> tuple[Tensor, ...]:
         return _run(call)
     cache, packed = _ready(call)
     plan = cache.plan(call)
+    prepared = cache.prepare(call, plan, packed)
+    if prepared is None:
+        return _allocate_and_run(call, cache, packed, plan, False)
     x, state = _array(call.x), _array(call.h0)
     if state is not None and cache.has_c:
         state = state, _array(call.c0)
-    results = cache.prepare(call, plan, packed).run(x[np.newaxis] if is_step(call.axes) else x, state)
+    results = prepared.run(x[np.newaxis] if is_step(call.axes) else x, state)
     if results is None:
-        return _run(call)
+        return _allocate_and_run(call, cache, packed, plan, False)
     y, last = results
     if cache.has_c:
         return torch.from_numpy(y), torch.from_numpy(last[0]), torch.from_numpy(last[1])
@@ -310,7 +350,7 @@ def _keep(call: Call) -> tuple[Any, Any]:
     return _allocate_and_run(call, cache, packed, plan, True), functools.partial(_differentiate, plan=plan)
 
 
-def _allocate_and_run(call: Call, cache: _Cache, packed: Any, plan: _Plan, keep_tape: bool) -> tuple[Any, ...]:
+def _allocate_and_run(call: Call, cache: _Cache, packed: _Packed, plan: _Plan, keep_tape: bool) -> tuple[Any, ...]:
     """Run the kernel, with results in new memory."""
     engine = cache.engine
     y, h_n, c_n = (plan.empty(shape, engine.dtype) for shape in plan.shapes)
@@ -319,7 +359,7 @@ def _allocate_and_run(call: Call, cache: _Cache, packed: Any, plan: _Plan, keep_
     own = outputs if plan.ragged is None else plan.ragged.outputs(outputs)
     tape = cache.tapes.bytes(plan.sizes.tape) if keep_tape else None
     workspace = cache.workspaces.acquire(plan.sizes.forward_workspace)
-    functional.forward(engine, packed, inputs, own, workspace, tape)
+    functional.forward(engine, packed.weights, inputs, own, workspace, tape)
     cache.workspaces.release(workspace)
     if plan.ragged is not None:
         plan.ragged.finish_outputs(own, outputs)
@@ -349,7 +389,7 @@ def _differentiate(call: Call, kept: _Kept, plan: _Plan | None = None) -> tuple[
         given, own = plan.ragged.output_gradients(given), plan.ragged.input_gradients(found)
     y, tape = _sequence(kept.y, call.axes), _array(_aligned(kept.tape))
     workspace = cache.workspaces.acquire(plan.sizes.backward_workspace)
-    functional.backward(engine, packed, inputs, y, tape, given, own, workspace)
+    functional.backward(engine, packed.weights, inputs, y, tape, given, own, workspace)
     cache.workspaces.release(workspace)
     if plan.ragged is not None:
         plan.ragged.finish_gradients(own, found)
