@@ -184,11 +184,68 @@ def test_an_empty_batch_is_torchs():
     assert [one.shape for one in ours(torch.zeros(5, 0, 4))] == [one.shape for one in theirs(torch.zeros(5, 0, 4))]
 
 
-def test_wrong_parameters_are_refused():
+@pytest.mark.parametrize("shape", [None, (2,), (4,), (24, 9), (2, 4)])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+def test_wrong_parameters_are_torchs_errors(name, shape):
+    errors = []
+    for layer in pair("GRU"):
+        setattr(layer, name, None if shape is None else torch.nn.Parameter(torch.zeros(shape)))
+        with pytest.raises((RuntimeError, TypeError, AttributeError)) as raised:
+            layer(torch.zeros(5, 3, 4))
+        errors.append((raised.type, str(raised.value)))
+    assert errors[0] == errors[1]
+    if shape is not None:
+        with pytest.raises(
+            RuntimeError, match=r"the parameters have the shapes .*, but this layer needs|must be matri"
+        ):
+            layer(torch.zeros(5, 3, 4), lengths=[5, 2, 1])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[3, 1, 1], [1, 1], [1, 2, 3], [3, 3, 0], [0, 3, 3], [3.0, 2.0, 1.0], [2**62] * 4 + [6], [], 6, [[3, 2, 1]]],
+    ids=str,
+)
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "state"])
+def test_inconsistent_packed_sequences_are_torchs(sizes, given):
+    results = []
+    for layer in pair("GRU"):
+        torch.manual_seed(0)
+        state = torch.randn(1, 3, 8) if given else None
+        try:
+            y, h = layer(torch.nn.utils.rnn.PackedSequence(torch.randn(6, 4), torch.tensor(sizes)), state)
+            results.append([y.data, h])
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            results.append((type(error), str(error)))
+    if isinstance(results[0], list):
+        assert_close(*results, 1e-5)
+    else:
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("left", [0, 4])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("which", ["x", "gaps", "view", "h", "weight_hh_l0", "bias_ih_l0", "lengths"])
+def test_freed_storage_is_an_error(which, training, left):
     _, ours = pair("GRU")
-    ours.weight_hh_l0 = torch.nn.Parameter(torch.zeros(24, 9))
-    with pytest.raises(RuntimeError, match=r"the parameters have the shapes .*, but this layer needs"):
-        ours(torch.zeros(5, 3, 4))
+    x, h, lengths = torch.randn(5, 3, 4), torch.randn(1, 3, 8), torch.tensor([5, 2, 1])
+    given = {"x": x, "gaps": torch.randn(5, 3, 8)[..., ::2], "view": torch.randn(6, 3, 4)[1:], "h": h}
+    freed = given[which] if which in given else lengths if which == "lengths" else getattr(ours, which).data
+    # The views keep as many bytes as they have elements, but not those that they read.
+    freed.untyped_storage().resize_(freed.nbytes if left and which in ("gaps", "view") else left)
+    with torch.set_grad_enabled(training), pytest.raises(RuntimeError, match="storage, which do not hold its elements"):
+        ours(freed if which in ("gaps", "view") else x, h, **({"lengths": lengths} if which == "lengths" else {}))
+
+
+def test_autocast_is_torchs():
+    for cell in CELLS:
+        theirs, ours = pair(cell)
+        x = torch.randn(5, 3, 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+            y, expected = ours(x)[0], theirs(x)[0]
+            assert y.dtype == expected.dtype
+            assert torch.equal(y, expected)
+            assert ours(x, lengths=[5, 2, 1])[0].dtype == torch.float32
 
 
 # --------------------------------------------------------------------------------------------------------- as a module
@@ -560,9 +617,9 @@ def test_weights_of_several_dtypes_are_refused():
     _, ours = pair("GRU")
     ours.bias_hh_l0.data = ours.bias_hh_l0.data.double()
     with pytest.raises(
-        RuntimeError, match=r"the parameters have .* dtypes \['float32', .*'float64'\], .* of one dtype"
+        RuntimeError, match=r"the parameters have .* dtypes \['torch.float32', 'torch.float64'\], .* of one dtype"
     ):
-        ours(torch.zeros(5, 3, 4))
+        ours(torch.zeros(5, 3, 4), lengths=[5, 2, 1])
 
 
 def test_weights_made_in_inference_mode():

@@ -183,6 +183,15 @@ def test_wrong_arguments_of_one_sequence_are_named():
         fast.GRU(4, 8)(torch.zeros(6, 4), lengths=[1, 2])
 
 
+def test_lengths_under_transforms():
+    _, ours = pair("GRU")
+    x, lengths = torch.randn(6, 3, 4), torch.tensor([3, 2, 6])
+    dx = torch.func.grad(lambda x, lengths: ours(x, lengths=lengths)[0].sum())(x, lengths)
+    assert dx[3:, 0].abs().sum() == 0 != dx[3:, 2].abs().sum()
+    with pytest.raises(ValueError, match=r"lengths is mapped by torch.func.vmap, .* in_dims=None"):
+        torch.func.vmap(lambda x, lengths: ours(x, lengths=lengths)[0])(torch.stack([x, x]), lengths.expand(2, 3))
+
+
 def test_a_packed_sequence_has_its_own_lengths():
     packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 4)])
     with pytest.raises(ValueError, match="input is a PackedSequence, which holds its own lengths"):

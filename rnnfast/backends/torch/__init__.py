@@ -8,10 +8,14 @@ these layers.
 
 rnnfast runs float32 and float64 tensors on the CPU, as padded batches or as a PackedSequence. Dropout draws the same
 random numbers as torch's own layers. Everything else falls back to torch's own operators: other devices and dtypes
-(with one warning for each), empty tensors, torch.func transforms and forward-mode differentiation. Gradients of
-gradients (``create_graph=True``) are recomputed with torch's operators, at their speed. As with torch's LSTM, changing
-y in place before the backward pass raises an error. torch.jit.trace works where no gradient is required. For
-torch.jit.script, other devices, and exports to a format that only knows torch's layers, call `revert`.
+(with one warning for each), empty tensors, torch.func transforms, forward-mode differentiation, and all calls without
+lengths, mask and reset while torch.autocast is enabled for the CPU. Gradients of gradients (``create_graph=True``) are
+recomputed with torch's operators, at their speed. As with torch's LSTM, changing y in place before the backward pass
+raises an error. torch.jit.trace works where no gradient is required. For torch.jit.script, other devices,
+torch.ao.quantization.quantize_dynamic, which skips the layers of this module without a warning, and exports to a format
+that only knows torch's layers, call `revert`.
+
+As after Tensor.numpy(), the storage of tensors that a call has read cannot be resized.
 
 Calls run on torch's threads, all of them, if torch uses OpenMP on Linux and has at most `rnnfast.get_num_threads()`
 threads, as it does by default. After ``torch.set_num_threads(1)``, they run on one. Otherwise, they run on rnnfast's

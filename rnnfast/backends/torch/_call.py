@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnnfast import arguments, ragged
 
-__all__ = ["PARAMETERS", "Call", "as_tensor", "from_flat", "is_step", "pattern_of", "sizes_of"]
+__all__ = ["PARAMETERS", "Call", "array_of", "as_tensor", "from_flat", "is_step", "pattern_of", "sizes_of"]
 
 
 class Call(NamedTuple):
@@ -64,9 +64,47 @@ def pattern_of(call: Call) -> ragged.Pattern | None:
     if call.lengths is None and call.mask is None and call.reset is None:
         return None
     T, N = sizes_of(call)
+    given = {"lengths": call.lengths, "mask": call.mask, "reset": call.reset}
     with torch._C._DisableFuncTorch():  # a transform of x would hide the memory of these tensors
-        steps = [None if one is None else one.numpy(force=True) for one in (call.lengths, call.mask, call.reset)]
+        steps = [None if one is None else array_of(_unwrapped(name, one)) for name, one in given.items()]
     return ragged.read(T, None if call.axes == "T" else N, call.axes == "NT", *steps)
+
+
+def _unwrapped(name: str, tensor: Tensor) -> Tensor:
+    """lengths, mask or reset without the wrappers of torch.func's transforms."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise ValueError(
+                f"{name} is mapped by torch.func.vmap, but every call of the batch must have the same {name}: pass it "
+                "with in_dims=None, or merge the batch with the rows of x and call the layer without vmap"
+            )
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def array_of(tensor: Tensor) -> Any:
+    """The memory of a tensor as an array.
+
+    Raises
+    ------
+    RuntimeError
+        If its storage was freed or cut off: the array would read memory that is not its own.
+    """
+    array = tensor.numpy(force=True)
+    held = tensor.untyped_storage().nbytes() - tensor.storage_offset() * array.itemsize
+    if held < (array.nbytes if array.flags.c_contiguous else _span(array)):
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} and dtype {tensor.dtype} has {held} bytes of storage, which do "
+            "not hold its elements: restore its storage, which untyped_storage().resize_() has freed or cut off"
+        )
+    return array
+
+
+def _span(array: Any) -> int:
+    """The bytes from the first element of an array to its last, which differ from those of its elements."""
+    steps = zip(array.shape, array.strides, strict=True)
+    return int(array.itemsize + sum((size - 1) * stride for size, stride in steps))
 
 
 def as_tensor(name: str, value: Any) -> Tensor | None:

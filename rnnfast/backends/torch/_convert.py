@@ -254,7 +254,7 @@ def convert(model: Module, *, strict: bool = False) -> Module:
 
 
 def revert(model: Module) -> Module:
-    """Turn the layers of a converted model back into torch's, for example for torch.jit.script or an export.
+    """Turn the layers of a converted model back into torch's, for torch.jit.script, quantize_dynamic or an export.
 
     Parameters
     ----------

@@ -125,7 +125,7 @@ class _Recurrent(Fast, torch.nn.RNNBase):
         else:
             x, batch_sizes, sorted_indices, unsorted_indices = input, None, None, None
             axes = ("NT" if self.batch_first else "TN") if x.dim() == 3 else "T"
-        if not self._fits(x, batch_sizes, states, parameters):
+        if not self._fits(x, batch_sizes, states) or (not ragged and torch.is_autocast_enabled("cpu")):
             return super().forward(input, hx)
         run = _operators.run
         if not _runs(x, parameters[0], *states) or x.numel() == 0:
@@ -138,32 +138,44 @@ class _Recurrent(Fast, torch.nn.RNNBase):
             zero_masked = arguments.flag("zero_masked", zero_masked)
             lengths, mask, reset = as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset)
         h0, c0 = (*states, None, None)[:2]
-        y, *last = run(
-            Call(
-                x,
-                h0,
-                c0,
-                self._dropout_factors(x, axes),
-                batch_sizes,
-                lengths,
-                mask,
-                reset,
-                parameters,
-                _CELLS[self.mode],
-                self.num_layers,
-                self.bidirectional,
-                axes,
-                zero_masked,
-            )
+        call = Call(
+            x,
+            h0,
+            c0,
+            self._dropout_factors(x, axes),
+            batch_sizes,
+            lengths,
+            mask,
+            reset,
+            parameters,
+            _CELLS[self.mode],
+            self.num_layers,
+            self.bidirectional,
+            axes,
+            zero_masked,
         )
+        try:
+            y, *last = run(call)
+        except _operators.Misfit:
+            if ragged:
+                raise
+            return super().forward(input, hx)
         if batch_sizes is not None:
             y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
             last = [_permuted(state, unsorted_indices) for state in last[: 1 + pair]]
         return y, (last[0], last[1]) if pair else last[0]
 
-    def _fits(self, x: Any, batch_sizes: Any, states: Any, parameters: list[Any]) -> bool:
+    def _fits(self, x: Any, batch_sizes: Any, states: Any) -> bool:
         """Whether the shapes fit the layer. If not, torch's forward raises the error."""
-        if x.dim() not in ((2, 3) if batch_sizes is None else (2,)) or x.shape[-1] != parameters[0].shape[-1]:
+        if x.dim() not in ((2, 3) if batch_sizes is None else (2,)) or x.shape[-1] != self.input_size:
+            return False
+        if batch_sizes is not None and not (
+            isinstance(batch_sizes, Tensor)
+            and batch_sizes.dim() == 1
+            and batch_sizes.dtype is torch.int64
+            and batch_sizes.is_cpu
+            and len(batch_sizes)
+        ):
             return False
         if not states:
             return True
@@ -220,12 +232,16 @@ class _Cell(Fast, torch.nn.RNNCellBase):
             or [one.shape for one in states] != [shape] * (len(states) and 1 + pair)
             or not _runs(input, parameters[0], *states)
             or input.numel() == 0
+            or torch.is_autocast_enabled("cpu")
         ):
             return super().forward(input, hx)
         h0, c0 = (*states, None, None)[:2]
         axes = "N" if input.dim() == 2 else ""
         call = Call(input, h0, c0, None, None, None, None, None, parameters, cell, 1, False, axes, False)
-        _, h, *others = _operators.run(call)  # y has the values of h, but backward needs it unchanged
+        try:
+            _, h, *others = _operators.run(call)  # y has the values of h, but backward needs it unchanged
+        except _operators.Misfit:
+            return super().forward(input, hx)
         return (h, others[0]) if pair else h
 
     def _cell_name(self) -> str:

@@ -18,15 +18,19 @@ from rnnfast._types import Array
 from rnnfast.ragged import Ragged
 
 from . import _loop
-from ._call import PARAMETERS, Call, from_flat, is_step, pattern_of, sizes_of
+from ._call import PARAMETERS, Call, array_of, from_flat, is_step, pattern_of, sizes_of
 
-__all__ = ["COMPILED", "DTYPES", "run"]
+__all__ = ["COMPILED", "DTYPES", "Misfit", "run"]
 
 DTYPES: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 # torch's threads spin for a while after each parallel operation, so others would not get their processors.
 _HAS_OPENMP = _core.find_openmp(torch._C.__file__)
 _WHOLE = 1 << 14  # bytes; larger parameters are sampled
 _BIASED, _PROJECTED = (4, 5), (3, 5)  # numbers of parameters of one layer and direction
+
+
+class Misfit(RuntimeError):
+    """Tensors of a call do not fit each other, so that torch's own forward must raise the error."""
 
 
 class _Kept(NamedTuple):
@@ -63,6 +67,16 @@ def _engine_of(
 def _engine(call: Call) -> functional.Engine:
     count = len(call.parameters) // (call.num_layers * (1 + call.bidirectional))
     first, second = call.parameters[:2]
+    gates = len(functional.CELLS[call.cell].gates)
+    if not (
+        all(isinstance(one, Tensor) and one.dim() == 2 and 0 not in one.shape for one in (first, second))
+        and len(first) >= gates
+        and first.shape[1] == call.x.shape[-1]
+    ):
+        raise Misfit(
+            "weight_ih and weight_hh must be matrices with H rows for each gate, and weight_ih must have a column for "
+            f"each of the {call.x.shape[-1]} features of x: assign such parameters"
+        )
     shapes = *map(int, first.shape), int(second.shape[1])
     return _engine_of(call.cell, call.num_layers, call.bidirectional, count, first.dtype, *shapes)
 
@@ -138,7 +152,14 @@ class _Cache:
     def plan(self, call: Call) -> _Plan:
         """The plan of a call. It is kept if it depends on the shape of x alone."""
         if call.batch_sizes is not None:
-            order = functional.packed_order(call.batch_sizes.numpy())
+            sizes = array_of(call.batch_sizes).copy()  # another thread may write to the tensor
+            entries = call.x.shape[0]
+            if sizes[0] > entries or sizes[-1] < 1 or (sizes[1:] > sizes[:-1]).any() or sizes.sum() != entries:
+                raise Misfit(
+                    "batch_sizes of a PackedSequence must be at least 1, never rise, and add up to the length of its "
+                    f"data, {entries}, got {sizes}: build it with pack_padded_sequence"
+                )
+            order = functional.packed_order(sizes)
             return _Plan(self, call, order.sequences, self.engine.sizes(call.x.shape[0], 1, order), order)
         pattern = pattern_of(call)
         if pattern is not None:
@@ -190,15 +211,15 @@ class _Cache:
             found = self.find(parameters, back)
             if found is not None:  # another thread has packed them meanwhile
                 return found
-            arrays = [np.ascontiguousarray(_array(one)) for one in parameters]
-            if [(array.shape, array.dtype) for array in arrays] != [
-                (shape, self.engine.dtype) for shape in self.shapes.values()
-            ]:
-                raise RuntimeError(
-                    f"the parameters have the shapes {[array.shape for array in arrays]} and dtypes "
-                    f"{[str(array.dtype) for array in arrays]}, but this layer needs {self.shapes} of one dtype: "
-                    "assign parameters of these shapes"
+            shapes = [getattr(one, "shape", None) for one in parameters]
+            dtypes = {str(one.dtype) for one in parameters if isinstance(one, Tensor)}
+            on_cpu = all(one is not None and one.is_cpu for one in parameters)
+            if shapes != list(self.shapes.values()) or dtypes != {f"torch.{self.engine.dtype}"} or not on_cpu:
+                raise Misfit(
+                    f"the parameters have the shapes {shapes} and dtypes {sorted(dtypes)}, but this layer needs "
+                    f"{self.shapes} of one dtype on the CPU: assign such parameters"
                 )
+            arrays = [np.ascontiguousarray(array_of(one)) for one in parameters]
             self.packed[back] = None  # its memory is used again if no other thread is reading it
             samples: list[memoryview] = []
             if not back:
@@ -257,19 +278,20 @@ def _ready(call: Call, back: bool = False) -> tuple[_Cache, _Packed]:
 
 def _array(tensor: Tensor | None) -> Any:
     """The memory of a tensor as an array."""
-    return None if tensor is None else tensor.numpy(force=True)
+    return None if tensor is None else array_of(tensor)
 
 
 def _contiguous(tensor: Tensor | None) -> Any:
     """A tensor as a contiguous array, copied only if necessary."""
-    return None if tensor is None else _array(tensor.contiguous())
+    return None if tensor is None else np.ascontiguousarray(array_of(tensor))
 
 
 def _sequence(tensor: Tensor | None, axes: str) -> Any:
     """A sequence as an array (T, N, features) with unit stride on the last axis; (entries, 1, features) if packed."""
     if tensor is None:
         return None
-    return _time_first(_array(tensor if tensor.stride(-1) == 1 else tensor.contiguous()), axes)
+    array = array_of(tensor)
+    return _time_first(array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array), axes)
 
 
 def _time_first(array: Any, axes: str) -> Any:
