@@ -91,12 +91,13 @@ def array_of(tensor: Tensor) -> Any:
     RuntimeError
         If its storage was freed or cut off: the array would read memory that is not its own.
     """
-    array = tensor.numpy(force=True)
-    held = tensor.untyped_storage().nbytes() - tensor.storage_offset() * array.itemsize
-    if held < (array.nbytes if array.flags.c_contiguous else _span(array)):
+    array, held = tensor.numpy(force=True), tensor.untyped_storage().nbytes()
+    start = tensor.storage_offset()
+    if held < (array.nbytes if array.flags.c_contiguous else _span(array)) + (start and start * array.itemsize):
         raise RuntimeError(
-            f"a tensor of shape {tuple(tensor.shape)} and dtype {tensor.dtype} has {held} bytes of storage, which do "
-            "not hold its elements: restore its storage, which untyped_storage().resize_() has freed or cut off"
+            f"a tensor of shape {tuple(tensor.shape)} and dtype {tensor.dtype} starts at element {start} of {held} bytes "
+            "of storage, which do not hold its elements: restore the storage that untyped_storage().resize_() has freed "
+            "or cut off"
         )
     return array
 

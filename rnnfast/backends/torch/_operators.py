@@ -141,6 +141,7 @@ class _Cache:
         self.owner, self.options = owner, call[PARAMETERS + 1 : -2]
         self.has_c = engine.info.has_c
         self.shapes = functional.parameter_shapes(engine)
+        self.expected = [(shape, engine.dtype) for shape in self.shapes.values()]
         self.workspaces, self.tapes, self.weights = buffers.BufferPool(4), buffers.ResultPool(4), buffers.ResultPool(2)
         self.results = buffers.ResultPool(4 + min(len(self.shapes), 100))
         largest = max(map(math.prod, self.shapes.values())) * engine.dtype.itemsize
@@ -211,15 +212,15 @@ class _Cache:
             found = self.find(parameters, back)
             if found is not None:  # another thread has packed them meanwhile
                 return found
-            shapes = [getattr(one, "shape", None) for one in parameters]
-            dtypes = {str(one.dtype) for one in parameters if isinstance(one, Tensor)}
-            on_cpu = all(one is not None and one.is_cpu for one in parameters)
-            if shapes != list(self.shapes.values()) or dtypes != {f"torch.{self.engine.dtype}"} or not on_cpu:
-                raise Misfit(
-                    f"the parameters have the shapes {shapes} and dtypes {sorted(dtypes)}, but this layer needs "
-                    f"{self.shapes} of one dtype on the CPU: assign such parameters"
-                )
+            if not all(isinstance(one, Tensor) and one.is_cpu for one in parameters):
+                raise Misfit("all parameters of this layer must be tensors on the CPU: assign such parameters")
             arrays = [np.ascontiguousarray(array_of(one)) for one in parameters]
+            if [(array.shape, array.dtype) for array in arrays] != self.expected:
+                raise Misfit(
+                    f"the parameters have the shapes {[array.shape for array in arrays]} and dtypes "
+                    f"{[str(array.dtype) for array in arrays]}, but this layer needs {self.shapes} of one dtype: "
+                    "assign parameters of these shapes"
+                )
             self.packed[back] = None  # its memory is used again if no other thread is reading it
             samples: list[memoryview] = []
             if not back:
@@ -335,7 +336,7 @@ def _infer(call: Call) -> tuple[Tensor, ...]:
     prepared = cache.prepare(call, plan, packed)
     if prepared is None:
         return _allocate_and_run(call, cache, packed, plan, False)
-    x, state = _array(call.x), _array(call.h0)
+    x, state = array_of(call.x), _array(call.h0)
     if state is not None and cache.has_c:
         state = state, _array(call.c0)
     results = prepared.run(x[np.newaxis] if is_step(call.axes) else x, state)
