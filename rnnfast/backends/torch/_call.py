@@ -95,9 +95,9 @@ def array_of(tensor: Tensor) -> Any:
     start = tensor.storage_offset()
     if held < (array.nbytes if array.flags.c_contiguous else _span(array)) + (start and start * array.itemsize):
         raise RuntimeError(
-            f"a tensor of shape {tuple(tensor.shape)} and dtype {tensor.dtype} starts at element {start} of {held} bytes "
-            "of storage, which do not hold its elements: restore the storage that untyped_storage().resize_() has freed "
-            "or cut off"
+            f"a tensor of shape {tuple(tensor.shape)} and dtype {tensor.dtype} starts at element {start} of {held} "
+            "bytes of storage, which do not hold its elements: restore the storage that untyped_storage().resize_() "
+            "has freed or cut off"
         )
     return array
 
