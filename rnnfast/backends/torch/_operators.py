@@ -153,14 +153,13 @@ class _Cache:
     def plan(self, call: Call) -> _Plan:
         """The plan of a call. It is kept if it depends on the shape of x alone."""
         if call.batch_sizes is not None:
-            sizes = array_of(call.batch_sizes).copy()  # another thread may write to the tensor
-            entries = call.x.shape[0]
-            if sizes[0] > entries or sizes[-1] < 1 or (sizes[1:] > sizes[:-1]).any() or sizes.sum() != entries:
+            sizes, entries = array_of(call.batch_sizes).tolist(), call.x.shape[0]
+            if sizes[-1] < 1 or sum(sizes) != entries or sizes != sorted(sizes, reverse=True):
                 raise Misfit(
                     "batch_sizes of a PackedSequence must be at least 1, never rise, and add up to the length of its "
                     f"data, {entries}, got {sizes}: build it with pack_padded_sequence"
                 )
-            order = functional.packed_order(sizes)
+            order = functional.packed_order(np.array(sizes))
             return _Plan(self, call, order.sequences, self.engine.sizes(call.x.shape[0], 1, order), order)
         pattern = pattern_of(call)
         if pattern is not None:
