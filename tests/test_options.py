@@ -479,8 +479,12 @@ def test_kept(case, stack, tmp_path):
 
 def test_a_file_is_of_its_options(tmp_path):
     rnnfast.LSTM(I, H, clip=2, peepholes=True).save(tmp_path / "layer")
-    for other in (rnnfast.LSTM(I, H), rnnfast.LSTM(I, H, clip=3, peepholes=True), rnnfast.LSTM(I, H, clip=2)):
-        with pytest.raises(ValueError, match="clip"):
+    for other, differs in (
+        (rnnfast.LSTM(I, H), "clip=2.0, peepholes=True, but this one has clip=None, peepholes=False"),
+        (rnnfast.LSTM(I, H, clip=3, peepholes=True), "clip=2.0, but this one has clip=3.0"),
+        (rnnfast.LSTM(I, H, clip=2), "peepholes=True, but this one has peepholes=False"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a layer with {differs}"):
             other.load(tmp_path / "layer")
 
 
