@@ -4,8 +4,9 @@
  * second-level cache: a panel, the rows that it multiplies, and the gates that the next pass over them reads. Of what is larger, only
  * the order of reading and prefetching can be chosen (gemm.h, schedule.h).
  *
- * The sizes are constants, because each lies on a plateau that reaches from half to double its value or further. Measured on a Zen 4 EPYC
- * (L2 1 MB, L3 32 MB; AVX2 and AVX-512; LSTM and GRU, H = 32 to 1024): time relative to the present value, geometric mean of 12 to 27 cases.
+ * The sizes are constants, because each lies on a plateau that reaches from half to double its value or further. Measured on a Zen 4
+ * EPYC (L2 1 MB, L3 32 MB; AVX2 and AVX-512; LSTM and GRU, H = 32 to 1024): time relative to the present value, geometric mean of 12 to
+ * 27 cases.
  *
  *     BLOCK_BYTES   32 KB 1.00, 64 KB 1.00, 128 KB 1.01, 512 KB 1.00, 1 MB 1.00
  *     FAR_BYTES     0 1.00, 256 KB 1.00, 1 MB 1.00, 4 MB 1.00, no prefetching 1.03 (H = 1024: 1.10)

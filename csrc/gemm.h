@@ -94,11 +94,6 @@ INLINE void tile(const int R, const int V, const operands *o)
 INLINE void strip(const int R, ptrdiff_t V, const operands *o)
 {
     switch (V) {
-#if HAS_PAIRS
-    case 2 * TILE_VECS: /* of two panels */
-        if (R == 2 || R == 3) tile(R, 2 * TILE_VECS, o);
-        break;
-#endif
 #if TILE_VECS == 4
     case 4: tile(R, 4, o); break;
     case 3: tile(R, 3, o); break;
@@ -139,6 +134,17 @@ static void strip_6(ptrdiff_t V, const operands *o)
 }
 
 static void (*const strips[TILE_ROWS])(ptrdiff_t V, const operands *) = {strip_1, strip_2, strip_3, strip_4, strip_5, strip_6};
+
+/* A tile of two or three rows and a pair of panels. */
+static void strip_of_pair(ptrdiff_t R, const operands *o)
+{
+#if HAS_PAIRS
+    if (R == 2) tile(2, 2 * TILE_VECS, o);
+    else tile(3, 2 * TILE_VECS, o);
+#else
+    (void)R, (void)o;
+#endif
+}
 
 typedef struct {
     ptrdiff_t rows, K, columns;
@@ -245,10 +251,10 @@ static int is_pair(const product *p, range columns, ptrdiff_t panel, ptrdiff_t n
            (max_of(panel, neighbour) + 1) * TILE_COLUMNS <= columns.end;
 }
 
-/* Multiplies a group of tiles by some columns of a panel, or by a pair of panels. The first tiles prefetch the next panel (NULL: none), each a vector of all its
- * rows: otherwise the first tile of a panel would wait for all of it. Measured where weights come from the third-level cache (LSTM,
- * H = 1024, batches of 16 and 32): 0.87 of the time. The rows of plus are prefetched before their tile: gradients of weights take 0.87 of
- * the time for H = 512 and 1024. */
+/* Multiplies a group of tiles by some columns of a panel, or by a pair of panels. The first tiles prefetch the next panel (NULL: none),
+ * each a vector of all its rows: otherwise the first tile of a panel would wait for all of it. Measured where weights come from the
+ * third-level cache (LSTM, H = 1024, batches of 16 and 32): 0.87 of the time. The rows of plus are prefetched before their tile: gradients
+ * of weights take 0.87 of the time for H = 512 and 1024. */
 static void multiply_panel(const product *p, const tile_group *g, range columns, const REAL *next, poller *w)
 {
     const ptrdiff_t j = columns.begin, count = columns.end - j, width = round_up(count, LANES), work = (p->K + MOVE_WORK) * width;
@@ -265,6 +271,7 @@ static void multiply_panel(const product *p, const tile_group *g, range columns,
             for (ptrdiff_t v = 0; v < width; v += LANES) prefetch(o.plus[m] + j + v, 1);
         o.fetch = next && t < TILE_VECS ? next + t * p->K * LANES : NULL;
         if (is_edge) multiply_edge_tile(&o, R, count);
+        else if (HAS_PAIRS && width > TILE_COLUMNS) strip_of_pair(R, &o);
         else strips[R - 1](width / LANES, &o);
         o.a += R;
         o.c += R;

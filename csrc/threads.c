@@ -236,8 +236,8 @@ void rnnfast_use_openmp(const rnnfast_openmp *openmp)
     atomic_store(&group.held, 0);
 }
 
-/* The size of the OpenMP runtime's team, which is 1 if the host wants no more; 0 if the team cannot be used now. A part of a team is never used: the runtime would end its other
- * threads and create new ones for the host's next region. */
+/* The size of the OpenMP runtime's team, which is 1 if the host wants no more; 0 if the team cannot be used now. A part of a team is
+ * never used: the runtime would end its other threads and create new ones for the host's next region. */
 static int openmp_team(int limit)
 {
     if (!group.openmp.parallel || group.openmp.in_parallel()) return 0;

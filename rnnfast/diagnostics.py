@@ -218,7 +218,7 @@ def _measure(
     flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
 ) -> None:
     """Add the measurements of a layer, or of one of the two layers of a Bidirectional, to `flow`."""
-    (inputs, plan, _), _ = layer.started(layer.execution.read(x, state))
+    (inputs, plan, _), _ = layer._started(layer.execution.read(x, state))
     if not plan.N:
         raise ValueError(f"x must have at least one row, got shape {inputs.x.shape}")
     viewed = execution.engine_view(plan, inputs.x, inputs.h0, inputs.c0)

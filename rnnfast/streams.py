@@ -110,7 +110,7 @@ class Stream(Fixed):
             return np.zeros(shape, engine.dtype), np.zeros(shape, engine.dtype)
 
         h, c = pair(engine.output_size), pair(engine.hidden_size) if engine.info.has_c else None
-        self._initial = tuple(None if one is None else one[:, np.newaxis] for one in layer.initial_state())
+        self._initial = tuple(None if one is None else one[:, np.newaxis] for one in layer._initial())
         for own, start in zip((h, c), self._initial, strict=True):
             if own is not None:
                 own[0][...] = start
@@ -317,7 +317,7 @@ class StreamPool(Fixed):
         widths = (engine.output_size, engine.hidden_size)[: 1 + engine.info.has_c]
         shapes = [arguments.countable("the states", (engine.num_layers, self.capacity, width)) for width in widths]
         states = [np.zeros(shape, engine.dtype) for shape in shapes]
-        self._initial = layer.initial_state()
+        self._initial = layer._initial()
         self._slots = _core.Slots(engine, self._packed, states, pool=run.workspaces, empty=np.empty)
         self._built = True
 

@@ -11,6 +11,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed: nothing of rnn
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 from support.onnx_nodes import (  # noqa: E402
+    NOT_MODELS,
     PLACES_OF_NODES,
     TOLERANCE,
     WEIGHTS,
@@ -207,9 +208,9 @@ def test_layers_of_files(form, tmp_path):
 
 
 @pytest.mark.parametrize("read", [layer_from_onnx, Backend.prepare])
-@pytest.mark.parametrize("content", [b"", b"\x08\x07", b"this is no model", bytes(100)], ids=len)
-def test_damaged_files(read, content, tmp_path):
-    """Content that is no model is an error of one type, whatever onnx says; empty content has no graph."""
+@pytest.mark.parametrize("content", NOT_MODELS.values(), ids=list(NOT_MODELS))
+def test_files_that_hold_no_model(read, content, tmp_path):
+    """They raise ValueError, whatever error onnx raises for them."""
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     for model in (content, path):

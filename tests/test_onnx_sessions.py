@@ -17,6 +17,7 @@ ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: s
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from support.onnx_nodes import (  # noqa: E402
+    NOT_MODELS,
     PLACES_OF_NODES,
     TOLERANCE,
     WEIGHTS,
@@ -403,9 +404,9 @@ def test_invalid_inputs(name, value, text):
 def test_models_that_a_session_rejects():
     with pytest.raises(TypeError, match=r"model must be an onnx.ModelProto, bytes or a path, got int"):
         session(1)
-    for junk in (b"", b"\x08\x07", b"this is no model", bytearray(100)):
+    for content in (*NOT_MODELS.values(), bytearray(100)):
         with pytest.raises(ValueError, match="model is not an ONNX model: "):
-            session(junk)
+            session(content)
     with pytest.raises(FileNotFoundError):
         session("no such file")
     with pytest.raises(TypeError, match="dequantize must be True or False, got 'yes'"):

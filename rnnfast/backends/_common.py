@@ -1,4 +1,4 @@
-"""Helpers shared by the adapters: reordering gates, and rejecting options that a framework lacks."""
+"""Helpers shared by the adapters: versions of hosts, the order of gates, and options that a framework lacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from rnnfast._types import Array
 from rnnfast.layers import saving
 
 SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", "dropout", "bidirectional", "dtype")  # by all
+
+
+def require_version(user: str, host: str, module: Any, least: tuple[int, int]) -> None:
+    """Raise an ImportError if the module of a host is older than `user` needs."""
+    if tuple(map(int, module.__version__.split(".")[:2])) < least:
+        oldest, found = ".".join(map(str, least)), module.__version__
+        raise ImportError(
+            f"{user} needs {host} {oldest} or newer, found {found}: pip install '{module.__name__}>={oldest}'"
+        )
 
 
 def positions(cell: str, theirs: str) -> list[int]:

@@ -52,7 +52,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rnnfast import arguments, layers, options
-from rnnfast.backends._common import reorder
+from rnnfast.backends._common import reorder, require_version
 from rnnfast.backends.keras_files import (
     ACTIVATIONS,
     KINDS,
@@ -78,10 +78,7 @@ __all__ = [
     "reset_calls",
 ]
 
-if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10):
-    raise ImportError(
-        f"rnnfast.backends.keras needs Keras 3.10 or newer, found {keras.__version__}: pip install 'keras>=3.10'"
-    )
+require_version("rnnfast.backends.keras", "Keras", keras, (3, 10))
 
 _FUNCTIONS = {id(getattr(keras.activations, name)): ours for name, ours in ACTIVATIONS.items()}
 _CELLS = {getattr(keras.layers, f"{kind.name}Cell"): kind for kind in KINDS}

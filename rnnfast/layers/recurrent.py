@@ -333,7 +333,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _pack(self) -> Weights:
         return self.execution.pack(self._parameters)
 
-    def initial_state(self) -> tuple[Array, Array | None]:
+    def _initial(self) -> tuple[Array, Array | None]:
         """Return copies of the h (L*D, H_out) and c (L*D, H) with which rows start: zeros, unless they are learned."""
         shapes, states = functional.state_shapes(self.engine), self.engine.num_layers * self.engine.directions
         values = [self._learned(name, shape) for name, shape in shapes.items()]
@@ -350,7 +350,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             )
         return array
 
-    def started(self, call: Call) -> tuple[Call, tuple[bool, bool]]:
+    def _started(self, call: Call) -> tuple[Call, tuple[bool, bool]]:
         """Fill in the learned states where the caller passed none; return also whether h and c are learned ones."""
         inputs, plan, _ = call
         if not self.init_state:
@@ -361,12 +361,12 @@ class Recurrent(ArrayLayer, Generic[State]):
                 return initial if state is None else state
             return np.repeat(initial[:, np.newaxis], plan.N, axis=1)
 
-        h, c = self.initial_state()
+        h, c = self._initial()
         inputs = functional.Inputs(inputs.x, start(inputs.h0, h), start(inputs.c0, c))
         return call._replace(inputs=inputs), (call.inputs.h0 is None, call.inputs.c0 is None)
 
     def _infer(self, call: Call) -> tuple[Array, State]:
-        call, _ = self.started(call)
+        call, _ = self._started(call)
         run, frozen = self.execution, self.execution.frozen
         packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
         outputs, _ = run.run(call, packed)
@@ -379,7 +379,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
-        (inputs, plan, rows), learned = self.started(call)
+        (inputs, plan, rows), learned = self._started(call)
         h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
         masks = self._masks(plan) if self.dropout and self.engine.num_layers > 1 else None
         call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)

@@ -42,15 +42,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rnnfast.backends._common import require_version
+
 try:
     import onnx
 except ImportError as error:
     raise ImportError("rnnfast.backends.onnx needs onnx 1.16 or newer: pip install 'rnnfast[onnx]'") from error
-
-if tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 16):
-    raise ImportError(
-        f"rnnfast.backends.onnx needs onnx 1.16 or newer, found {onnx.__version__}: pip install 'onnx>=1.16'"
-    )
+else:
+    require_version("rnnfast.backends.onnx", "onnx", onnx, (1, 16))
 
 from .conversion import layer_from_onnx, to_onnx
 from .evaluation import Backend, ops

@@ -17,6 +17,7 @@ from onnx import helper
 
 from rnnfast import _core, arguments, functional
 from rnnfast._types import Array
+from rnnfast.backends._common import require_version
 
 from . import models, nodes
 
@@ -25,10 +26,7 @@ try:
 except ImportError as error:
     raise ImportError("session needs onnxruntime 1.16 or newer: pip install 'rnnfast[onnx]'") from error
 
-if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 16):
-    raise ImportError(
-        f"session needs onnxruntime 1.16 or newer, found {onnxruntime.__version__}: pip install 'onnxruntime>=1.16'"
-    )
+require_version("session", "onnxruntime", onnxruntime, (1, 16))
 
 __all__ = ["session"]
 
