@@ -34,7 +34,8 @@ def check(layer: rnnfast.RNN | rnnfast.LSTM | rnnfast.GRU) -> None:
 
 def main() -> None:
     headers = {path.name for path in Path(rnnfast.get_include()).iterdir()}
-    assert {"rnnfast.h", "rnnfast_python.h"} <= headers, headers
+    assert {"rnnfast.h", "rnnfast_python.h", "portable.h"} <= headers, headers
+    assert "lstm_forward" in rnnfast.export.c_source(rnnfast.LSTM(5, 8)).source
     for cell in (rnnfast.RNN, rnnfast.LSTM, rnnfast.GRU):
         check(cell(5, 8, 2, dtype=np.float64, bidirectional=True, rng=0))
     print(f"rnnfast {rnnfast.__version__} in {Path(rnnfast.__file__).parent} works on {os.environ['RNNFAST_ISA']}")

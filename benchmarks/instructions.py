@@ -83,7 +83,8 @@ def build(compiler, directory):
             "setuptools is missing, which setup.py needs for the flags: pip install 'setuptools>=77'"
         ) from None
     # Python's own flags, which come before those of setup.py, define NDEBUG.
-    common, csrc = [*compiler, "-DNDEBUG", *setup["FLAGS"]], ROOT / "csrc"
+    # The counts depend on the processor only where it multiplies quads of integers.
+    common, csrc = [*compiler, "-DNDEBUG", "-DRNNFAST_NO_QUADS", *setup["FLAGS"]], ROOT / "csrc"
     units = [csrc / "f32_avx2.c", csrc / "f64_avx2.c"]
     rest = [DRIVER, csrc / "threads.c", *(f"{unit.stem}.o" for unit in units)]
     subprocess.run([*common, *setup["ISA_FLAGS"]["avx2"], "-c", *units], cwd=directory, check=True)

@@ -57,6 +57,19 @@ typedef struct {
     void (*add_extra_terms)(const point *rows, ptrdiff_t R, range units, REAL *sums);
 } cell;
 
+#if LANES == 1
+/* Units do not depend on one another, even if c is c_before. Compilers that know it make vectors of a program without an engine. */
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wpass-failed" /* some loops cannot be vectorised */
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define INDEPENDENT
+#endif
+
+#define FOR_UNITS(j, lanes, units) INDEPENDENT for (ptrdiff_t j = (units).begin, lanes = 1; j < (units).end; j += lanes)
+#else
 /* Loops over a range of units, a vector at a time: j is the first unit, lanes how many there are. The outer loop is unrolled, so that
  * whole vectors, for which lanes is the constant LANES, and the remainder are compiled separately. */
 #define FOR_UNITS(j, lanes, units)                                                                                                         \
@@ -71,17 +84,7 @@ INLINE range vectors_of(range units, int rest)
     ptrdiff_t edge = units.begin + (units.end - units.begin) / LANES * LANES;
     return (range){rest ? edge : units.begin, rest ? units.end : edge};
 }
-
-INLINE vec get(const REAL *p, ptrdiff_t lanes)
-{
-    return lanes == LANES ? load(p) : load_part(p, lanes);
-}
-
-INLINE void put(REAL *p, vec v, ptrdiff_t lanes)
-{
-    if (lanes == LANES) store(p, v);
-    else store_part(p, v, lanes);
-}
+#endif
 
 /* As get() and put(), for the gates buffer: unless masks are free, a column has room for whole vectors there (layout.h). */
 INLINE vec get_gate(const REAL *p, ptrdiff_t lanes)

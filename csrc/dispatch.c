@@ -1,8 +1,9 @@
-/* Dispatch: the instruction sets that were compiled and run here, detected once.
+/* Dispatch: the instruction sets that were compiled and run here, and what else the processor can do, detected once.
  *
  * Detection runs on first use, because a table may be asked for before main(). Two threads may detect at the same time; both find and
  * store the same. The lists that rnnfast_isas() returns are constants, so nothing is ever rewritten.
  */
+#include "dispatch.h"
 #include "rnnfast.h"
 
 #include <string.h>
@@ -21,16 +22,36 @@ static unsigned saved_registers(void)
     return low;
 }
 
-/* 2: AVX-512 F, VL, DQ, BW; 1: AVX2 and FMA; 0: neither. */
-static int vector_level(void)
+/* Bits of what the processor can do. */
+enum {
+    KNOWN = 1, /* looked for */
+    HAS_AVX2 = 2,
+    HAS_AVX512 = 4, /* F, VL, DQ, BW */
+    HAS_QUADS_256 = 8,
+    HAS_QUADS_512 = 16
+};
+
+static int detect(void)
 {
     const unsigned AVX2 = 1u << 5, FMA_OSXSAVE_AVX = 1u << 12 | 1u << 27 | 1u << 28, F_DQ_BW_VL = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
-    unsigned basic[4], extended[4];
-    if (__get_cpuid_max(0, NULL) < 7) return 0;
+    const unsigned AVX_VNNI = 1u << 4, AVX512_VNNI = 1u << 11;
+    unsigned basic[4], extended[4], more[4] = {0};
+    if (__get_cpuid_max(0, NULL) < 7) return KNOWN;
     __cpuid(1, basic[0], basic[1], basic[2], basic[3]);
     __cpuid_count(7, 0, extended[0], extended[1], extended[2], extended[3]);
-    if ((basic[2] & FMA_OSXSAVE_AVX) != FMA_OSXSAVE_AVX || !(extended[1] & AVX2) || (saved_registers() & 0x6) != 0x6) return 0;
-    return (extended[1] & F_DQ_BW_VL) == F_DQ_BW_VL && (saved_registers() & 0xe6) == 0xe6 ? 2 : 1;
+    if ((basic[2] & FMA_OSXSAVE_AVX) != FMA_OSXSAVE_AVX || !(extended[1] & AVX2) || (saved_registers() & 0x6) != 0x6) return KNOWN;
+    if (extended[0] >= 1) __cpuid_count(7, 1, more[0], more[1], more[2], more[3]);
+    const int with_avx2 = KNOWN | HAS_AVX2 | (more[0] & AVX_VNNI ? HAS_QUADS_256 : 0);
+    if ((extended[1] & F_DQ_BW_VL) != F_DQ_BW_VL || (saved_registers() & 0xe6) != 0xe6) return with_avx2;
+    return with_avx2 | HAS_AVX512 | (extended[2] & AVX512_VNNI ? HAS_QUADS_512 : 0);
+}
+
+static int detected(void)
+{
+    static atomic_int found;
+    int here = atomic_load_explicit(&found, memory_order_relaxed);
+    if (!here) atomic_store_explicit(&found, here = detect(), memory_order_relaxed);
+    return here;
 }
 
 extern const rnnfast_table rnnfast_f32_avx2, rnnfast_f64_avx2, rnnfast_f32_avx512, rnnfast_f64_avx512;
@@ -67,11 +88,18 @@ static const char *const names[] = {
 static size_t unusable(void)
 {
 #if defined(X86)
-    static atomic_int detected; /* the level plus one; 0: not yet */
-    int level = atomic_load_explicit(&detected, memory_order_relaxed) - 1;
-    if (level < 0) atomic_store_explicit(&detected, (level = vector_level()) + 1, memory_order_relaxed);
-    return 2 - (size_t)level;
+    return detected() & HAS_AVX512 ? 0 : detected() & HAS_AVX2 ? 1 : 2;
 #else
+    return 0;
+#endif
+}
+
+int rnnfast_has_quads(int bits)
+{
+#if defined(X86)
+    return (detected() & (bits == 512 ? HAS_QUADS_512 : HAS_QUADS_256)) != 0;
+#else
+    (void)bits;
     return 0;
 #endif
 }

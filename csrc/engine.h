@@ -2,7 +2,8 @@
  *
  * A stub (f32_avx2.c ...) defines REAL_BITS, LANES, TILE_VECS, ISA and TABLE, and includes this file. Everything but TABLE is static, so
  * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {step -> stack, linear} ->
- * {forward, backward} -> schedule -> {layout, gemm} -> {arena, caches, cells, packing} -> {activations, view} -> simd.
+ * {forward, backward} -> schedule -> {layout, products -> integers -> narrow -> gemm} -> {arena, caches, cells, packing} ->
+ * {activations, view} -> simd.
  */
 #pragma once
 
@@ -15,7 +16,7 @@
 static destination gate_of(const shape *s, REAL *packed, REAL *back, int b, int n)
 {
     ptrdiff_t j0 = b * s->H_gate, columns = n * s->H_gate;
-    return (destination){packed, back, columns, j0, b + 1 < n ? j0 + s->H_gate : round_up(columns, LANES), n * s->H, b * s->H};
+    return (destination){packed, back, columns, j0, b + 1 < n ? j0 + s->H_gate : round_up(columns, LANES), n * s->H, b * s->H, s->weights};
 }
 
 /* A worker's share of a layer and direction. The members of a form that is not requested are NULL. */
@@ -38,7 +39,7 @@ COMPACT void pack_direction(const shape *s, ptrdiff_t K, const void *const *para
             pack_weight(&to, source, H, w_hh + cell->hh[g->first + b] * H * source, k, n, w->poller);
         }
         if (g->count) continue;
-        destination to = matrices_of(packed->w[i], back->w[i], s->P);
+        destination to = matrices_of(packed->w[i], back->w[i], s->P, s->weights);
         pack_weight(&to, source, s->P, w_hr, k, n, w->poller);
     }
     if (k) return;

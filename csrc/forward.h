@@ -23,7 +23,7 @@ static int is_whole(const shape *s, int first, int count)
 /* The input product of a layer with K features, without rows. */
 static product input_product(const shape *s, const weights *w, ptrdiff_t K)
 {
-    product p = {.K = K, .columns = s->gates * s->H_gate, .b = w->w_ih, .from = FROM_ROW, .start = w->bias};
+    product p = {.K = K, .columns = s->gates * s->H_gate, .b = w->w_ih, .weights = s->weights, .from = FROM_ROW, .start = w->bias};
     p.whole = is_whole(s, 0, s->gates);
     return p;
 }
@@ -33,6 +33,7 @@ static product stage_product(const shape *s, const weights *w, int i)
 {
     const stage *g = &s->cell->stage[i];
     product p = {.K = stage_source(s, g), .columns = stage_columns(s, g, 0), .b = w->w[i], .from = g->count ? FROM_C : FROM_ZERO};
+    p.weights = s->weights;
     p.whole = g->count && is_whole(s, g->first, g->count);
     return p;
 }
@@ -79,13 +80,13 @@ static void multiply_stage(const direction *d, const product *p, const stage *g,
 {
     range units = columns_of(d->s.H_gate, own->k, own->n);
     if (own->n == 1 || !has_own_columns(d, g)) {
-        multiply(p, all_tiles(p), columns_of(p->columns, own->k, own->n), w);
+        multiply_weights(p, all_tiles(p), columns_of(p->columns, own->k, own->n), w);
         return;
     }
     for (int i = 0; i < g->count; i++) {
         ptrdiff_t gate = p->from_last ? g->count - 1 - i : i;
         range columns = {gate * d->s.H_gate + units.begin, gate * d->s.H_gate + units.end};
-        multiply(p, all_tiles(p), columns, w);
+        multiply_weights(p, all_tiles(p), columns, w);
     }
 }
 
@@ -114,8 +115,8 @@ static void step_row(const shape *s, products *p, const point *at, const REAL *x
         const REAL *source = g->from_aux ? at->aux : at->h_before;
         REAL *to = g->count ? at->gates + g->first * s->H_gate : projected;
         stage->from_last = reads_from_last;
-        if (i == 0 && x) multiply_row_twice(&p->input, x, at->gates, stage, source, to, w);
-        else multiply_row(stage, source, to, w);
+        if (i == 0 && x) multiply_row_weights_twice(&p->input, x, at->gates, stage, source, to, w);
+        else multiply_row_weights(stage, source, to, w);
         if (g->forward) g->forward(at, units);
     }
 }
@@ -135,7 +136,7 @@ static void forward_row(const direction *d, const worker *w, ptrdiff_t t0, ptrdi
         input.rows = t1 - t0;
         input.a = window(&d->x, t0, (range){n, n + 1});
         input.c = window(&d->gates, slot, (range){n, n + 1});
-        multiply(&input, all_tiles(&input), (range){0, input.columns}, w->poller);
+        multiply_weights(&input, all_tiles(&input), (range){0, input.columns}, w->poller);
     }
     point at = {0};
     point_at(&at, d, t0, slot, n);
@@ -171,7 +172,7 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
     p.input.rows = rows_of_block(d, t0, t1, rows);
     p.input.a = window(&d->x, t0, rows);
     p.input.c = window(&d->gates, t0 - first, rows);
-    multiply(&p.input, all_tiles(&p.input), columns_of(p.input.columns, own.k, own.n), w->poller);
+    multiply_weights(&p.input, all_tiles(&p.input), columns_of(p.input.columns, own.k, own.n), w->poller);
     if (*w->stopped) return;
     for (ptrdiff_t t = t0; t < t1 && d->s.gates < d->s.columns; t++) {
         range taking = rows_taking(d, t, rows);

@@ -151,6 +151,7 @@ typedef struct {
     view a;
     const REAL *tiles; /* A packed in tiles; a is unused then */
     const REAL *b;     /* packed in panels */
+    int weights;       /* the kind of b; here and in backward.h only RNNFAST_FULL, for others see products.h */
     enum { FROM_ZERO, FROM_ROW, FROM_C } from;
     const REAL *start; /* FROM_ROW: the same start for every row, of whole vectors */
     view c, plus;      /* plus is added at the end unless plus.at is NULL; it may be c */
@@ -187,7 +188,11 @@ static void multiply_edge_tile(const operands *o, ptrdiff_t R, ptrdiff_t columns
     }
     strips[R - 1](round_up(columns, LANES) / LANES, &here);
     for (ptrdiff_t m = 0; m < R; m++)
-        for (ptrdiff_t i = o->j; i < o->j + columns; i++) o->c[m][i] = o->plus ? o->plus[m][i] + rows[m][i - o->j] : rows[m][i - o->j];
+        for (ptrdiff_t v = 0, at = o->j; v < columns; v += LANES, at += LANES) {
+            const ptrdiff_t lanes = min_of(columns - v, LANES);
+            const vec sum = load(rows[m] + v);
+            put(o->c[m] + at, o->plus ? get(o->plus[m] + at, lanes) + sum : sum, lanes);
+        }
 }
 
 /* A group of tiles, and the addresses of their rows. */
@@ -219,7 +224,7 @@ SEPARATE void list_rows(REAL **rows, const view *v, ptrdiff_t first, ptrdiff_t c
     }
     REAL *at = first ? nth_row(v, first) : v->at;
     for (ptrdiff_t i = 0, n = first ? first % v->N : 0; i < count; i++) {
-        rows[i] = at;
+        *rows++ = at;
         at += v->row;
         if (++n == v->N) n = 0, at += v->step - v->N * v->row;
     }

@@ -23,6 +23,7 @@ enum {
 /* A stack, with what follows from its cell. */
 typedef struct {
     const cell *cell;
+    int weights;
     int gates, columns, stages;
     int keeps_gates, has_c, keeps_aux, projects;
     ptrdiff_t L, D, I, H, P;
@@ -31,11 +32,18 @@ typedef struct {
     ptrdiff_t extra;                               /* elements of the per-unit extras of a layer and direction */
 } shape;
 
-/* Whether the cell exists, and P is H or, for a cell that supports a projection, 1 .. H - 1. */
+/* Whether there are weights of a kind for this element type. */
+static int has_weights(rnnfast_weights weights)
+{
+    return REAL_BITS == 32 ? weights < RNNFAST_WEIGHTS : weights == RNNFAST_FULL;
+}
+
+/* Whether the cell and the kind of weights exist, and P is H or, for a cell that supports a projection, 1 .. H - 1. */
 static int is_valid(const rnnfast_stack *stack)
 {
     const rnnfast_cell_info *info = cell_info(stack->cell);
-    return info && (stack->P == stack->H || (info->supports_projection && 0 < stack->P && stack->P < stack->H));
+    return info && has_weights(stack->weights) &&
+           (stack->P == stack->H || (info->supports_projection && 0 < stack->P && stack->P < stack->H));
 }
 
 /* From column to column of the gates buffer. Whole vectors, so that pointwise parts and products end in whole ones, and threads may divide
@@ -58,7 +66,13 @@ static shape shape_of(const rnnfast_stack *stack)
 {
     const cell *cell = &cells[stack->cell];
     const rnnfast_cell_info *info = &cell->info;
-    shape s = {.cell = cell, .L = stack->layers, .D = stack->directions, .I = stack->I, .H = stack->H, .P = stack->P};
+    shape s = {.cell = cell,
+               .weights = (int)stack->weights,
+               .L = stack->layers,
+               .D = stack->directions,
+               .I = stack->I,
+               .H = stack->H,
+               .P = stack->P};
     assert(is_valid(stack) && info->extra_is_trained == (cell->add_extra_terms != NULL));
     s.projects = s.P != s.H;
     s.stages = cell->stages + s.projects;
@@ -160,17 +174,18 @@ typedef struct {
 } weights;
 
 /* A weight of a product of K features and `columns` columns, in panels for forward, or for backward. */
-INLINE REAL *reserve_weight(arena *a, ptrdiff_t K, ptrdiff_t columns, int back)
+INLINE REAL *reserve_weight(arena *a, ptrdiff_t K, ptrdiff_t columns, int back, int weights)
 {
-    return reserve(a, back ? times(columns, padded(K, LANES)) : times(K, padded(columns, LANES)));
+    if (back) return reserve(a, times(columns, padded(K, LANES)));
+    return reserve(a, times(depth_of(weights, K) + has_scales(weights), padded(columns, LANES)));
 }
 
 INLINE weights lay_out_weights(arena *a, const shape *s, ptrdiff_t layer, int back)
 {
-    weights w = {.w_ih = reserve_weight(a, input_width(s, layer), times(s->gates, back ? s->H : s->H_gate), back)};
+    weights w = {.w_ih = reserve_weight(a, input_width(s, layer), times(s->gates, back ? s->H : s->H_gate), back, s->weights)};
     for (int i = 0; i < s->stages; i++) {
         const stage *g = &s->cell->stage[i];
-        w.w[i] = reserve_weight(a, stage_source(s, g), stage_columns(s, g, back), back);
+        w.w[i] = reserve_weight(a, stage_source(s, g), stage_columns(s, g, back), back, s->weights);
     }
     if (!back) w.bias = reserve(a, s->gates_row);
     if (s->extra) w.extra = reserve(a, s->extra);

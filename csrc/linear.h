@@ -15,7 +15,7 @@ typedef struct {
 static linear_layout lay_out_linear(arena *a, const rnnfast_linear *p, int back)
 {
     ptrdiff_t R = min_of(p->M, SUM_ROWS);
-    linear_layout m = {.w = reserve_weight(a, p->I, p->O, back)};
+    linear_layout m = {.w = reserve_weight(a, p->I, p->O, back, (int)p->weights)};
     if (!back) m.bias = reserve(a, padded(p->O, LANES));
     if (back) m.tiles = reserve(a, times(R, padded(p->O, LANES)));
     if (back) m.panels = reserve(a, times(R, padded(p->I, LANES)));
@@ -25,6 +25,7 @@ static linear_layout lay_out_linear(arena *a, const rnnfast_linear *p, int back)
 COMPACT int linear_sizes(const rnnfast_linear *p, size_t *packed, size_t *backward_workspace)
 {
     arena forward = {0}, backward = {0};
+    if (!has_weights(p->weights)) return 1;
     lay_out_linear(&forward, p, 0);
     lay_out_linear(&backward, p, 1);
     *packed = (size_t)forward.used * sizeof(REAL);
@@ -37,7 +38,7 @@ static void pack_linear_task(call *c, const worker *w)
     const rnnfast_linear *p = c->linear;
     arena a = {p->packed, 0, MAX_ELEMENTS};
     linear_layout packed = lay_out_linear(&a, p, 0);
-    destination to = matrices_of(packed.w, NULL, p->O);
+    destination to = matrices_of(packed.w, NULL, p->O, (int)p->weights);
     pack_weight(&to, p->I, p->O, p->weight, w->k, w->n, w->poller);
     if (w->k) return;
     memset(packed.bias, 0, (size_t)round_up(p->O, LANES) * sizeof(REAL));
@@ -50,9 +51,10 @@ static void linear_forward_task(call *c, const worker *w)
     arena a = {p->packed, 0, MAX_ELEMENTS};
     linear_layout packed = lay_out_linear(&a, p, 0);
     product y = {.rows = p->M, .K = p->I, .columns = p->O, .b = packed.w, .from = FROM_ROW, .start = packed.bias};
+    y.weights = (int)p->weights;
     y.a = matrix_view(p->x, p->x_row);
     y.c = matrix_view(p->y, p->y_row);
-    multiply(&y, part(tiles_of(p->M), w->k, w->n), (range){0, p->O}, w->poller);
+    multiply_weights(&y, part(tiles_of(p->M), w->k, w->n), (range){0, p->O}, w->poller);
 }
 
 static void linear_backward_task(call *c, const worker *w)
@@ -62,7 +64,7 @@ static void linear_backward_task(call *c, const worker *w)
     linear_layout own = lay_out_linear(&a, p, 1);
     ptrdiff_t I = p->I, O = p->O;
     range tiles = part(tiles_of(O), w->k, w->n), columns = columns_of(O, w->k, w->n);
-    destination to = matrices_of(NULL, own.w, O);
+    destination to = matrices_of(NULL, own.w, O, RNNFAST_FULL);
     pack_weight(&to, I, O, p->weight, w->k, w->n, w->poller);
     barrier(w);
     product dx = {.rows = p->M, .K = O, .columns = I, .b = own.w, .from = FROM_ZERO};

@@ -82,7 +82,7 @@ extern "C" {
 /* The version of this interface. Code compiled against one version does not work with another. It is raised when a struct, a function or a
  * meaning changes. It stays the same when entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
  * ends of their enums: existing code then still works, and rnnfast_api tells whether a library has everything that a header declares. */
-#define RNNFAST_ABI 3
+#define RNNFAST_ABI 4
 
 enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
 
@@ -139,8 +139,19 @@ typedef struct {
     double alpha, beta;
 } rnnfast_activation;
 
+/* How pack() stores weight_ih, weight_hh and weight_hr for forward, and how forward multiplies by them. Everything else stays in the element
+ * type, and so does packed_back. The narrow kinds exist for float. */
+typedef enum {
+    RNNFAST_FULL,          /* in the element type */
+    RNNFAST_BFLOAT16,      /* the upper half of a float, rounded to nearest even */
+    RNNFAST_INT8,          /* multiples from -127 to 127 of a scale for each row of a weight: its largest / 127, rounded up to 16 bits */
+    RNNFAST_INT8_PRODUCTS, /* the same; x and h are rounded in the same way, and products are those of the integers */
+    RNNFAST_WEIGHTS
+} rnnfast_weights;
+
 typedef struct {
     rnnfast_cell cell;
+    rnnfast_weights weights;
     int directions;
     int reverse; /* with one direction: run it from the last step to the first */
     ptrdiff_t layers, I, H;
@@ -193,7 +204,8 @@ typedef struct {
 
 /* A ragged batch: sequences of different lengths, each of some steps of one row in order of time, which are computed side by side. They
  * are numbered from the longest to the shortest, so those that take a step are always the first ones. x, dy, y and dx are read and
- * written at the positions of the entries only. States are those of sequences: [L*D, sequences, P or H].
+ * written at the positions of the entries only. States are those of sequences, [L*D, sequences, P or H]: the caller decides from which state
+ * each one starts.
  * rnnfast_arrange writes the arrays below, through their const pointers; all other functions only read them. */
 typedef struct {
     ptrdiff_t steps, sequences;           /* steps of the longest; a sequence may have none */
@@ -238,6 +250,7 @@ typedef struct {
 
 typedef struct { /* y = x W' + b over M rows */
     ptrdiff_t M, I, O;
+    rnnfast_weights weights; /* of packed */
     int threads;
     rnnfast_poll poll;
     void *packed;       /* W and b: written by linear_pack, read by linear_forward */

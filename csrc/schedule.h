@@ -8,8 +8,8 @@
  */
 #pragma once
 
-#include "gemm.h"
 #include "layout.h"
+#include "products.h"
 
 enum {
     THREAD_WORK = 1 << 22,  /* multiply-adds worth another thread: waking one takes as long as a fraction of them */

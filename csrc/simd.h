@@ -180,6 +180,107 @@ INLINE vec greater(vec a, vec b)
 #endif
 }
 
+#if REAL_BITS == 32
+/* The larger of a and b, integers without a sign. */
+INLINE ivec larger_of(ivec a, ivec b)
+{
+#if LANES == 1
+    return a < b ? b : a;
+#else
+    const ivec mask = (ivec)(a < b);
+    return (mask & b) | (~mask & a);
+#endif
+}
+
+/* The signed integers in each lane. */
+INLINE vec from_integers(ivec b)
+{
+#if LANES == 1
+    return (vec)(int32_t)b;
+#else
+    typedef int32_t integers __attribute__((vector_size(LANES * sizeof(REAL))));
+    return __builtin_convertvector((integers)b, vec);
+#endif
+}
+
+/* The signed integers in byte i of each lane, times 2^24: exact. AVX moves a byte whose number is constant to the top, and zeros to the
+ * others, in one instruction. */
+INLINE vec from_byte(ivec b, int i, const int is_constant)
+{
+    ivec upper = b << (24 - 8 * i) & 0xff000000;
+    if (is_constant && i == 3) upper = b & 0xff000000;
+#if LANES > 1 && defined(__FMA__)
+    const __m128i move = _mm_set_epi32((12 + i) << 24 | 0x808080, (8 + i) << 24 | 0x808080, (4 + i) << 24 | 0x808080, i << 24 | 0x808080);
+#if defined(__AVX512F__) && LANES == 16
+    if (is_constant && i < 3) upper = (ivec)_mm512_shuffle_epi8((__m512i)b, _mm512_broadcast_i32x4(move));
+#else
+    if (is_constant && i < 3) upper = (ivec)_mm256_shuffle_epi8((__m256i)b, _mm256_broadcastsi128_si256(move));
+#endif
+#endif
+    return from_integers(upper);
+}
+#endif
+
+#if REAL_BITS == 32
+/* Bytes 0 and 2 (half 0) or 1 and 3 of each lane, as integers of 16 bits. */
+INLINE ivec pairs_of_bytes(ivec w, const int half)
+{
+#if LANES == 1
+    return w >> 8 * half & 0xff00ff;
+#else
+    typedef uint16_t words __attribute__((vector_size(LANES * sizeof(REAL))));
+    return half ? (ivec)((words)w >> 8) : w & 0xff00ff;
+#endif
+}
+
+/* sum + w[0] * pair[0] + w[1] * pair[1], where each lane of w holds two integers of 16 bits without a sign, and pair two with a sign, the
+ * first in the lowest bits. Exact, modulo 2^32. */
+INLINE ivec add_pairs(ivec sum, ivec w, BITS pair)
+{
+#if defined(__GNUC__) && (LANES == 4 || LANES == 8) && defined(__SSE2__)
+    __asm__("" : "+x"(sum)); /* gcc would add the products of several pairs to each other first, for which there are too few registers */
+#endif
+#if LANES == 16 && defined(__AVX512BW__)
+    return (ivec)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)w, _mm512_set1_epi32((int)pair)));
+#elif LANES == 8 && defined(__AVX2__)
+    return (ivec)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)w, _mm256_set1_epi32((int)pair)));
+#elif LANES == 4 && defined(__SSE2__)
+    return (ivec)_mm_add_epi32((__m128i)sum, _mm_madd_epi16((__m128i)w, _mm_set1_epi32((int)pair)));
+#else
+    return sum + (w & 0xffff) * (((pair & 0xffff) ^ 0x8000) - 0x8000) + (w >> 16) * ((pair >> 16 ^ 0x8000) - 0x8000);
+#endif
+}
+
+/* Whether some processors with this instruction set have an instruction for add_quads(). Compiled with RNNFAST_NO_QUADS, it is not used, so
+ * that the other instructions can be tested. */
+#if defined(RNNFAST_NO_QUADS)
+#define HAS_QUADS 0
+#elif LANES == 16 && defined(__AVX512BW__) || LANES == 8 && defined(__AVX2__) && (__GNUC__ >= 12 || __clang_major__ >= 12)
+#define HAS_QUADS 1
+
+/* As add_pairs(), where w and quad hold four integers of 8 bits. Only on processors where rnnfast_has_quads(). */
+INLINE ivec add_quads(ivec sum, ivec w, const BITS *quad)
+{
+#if LANES == 16
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*quad));
+#else
+    ivec all = *quad - (ivec){0};
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(all));
+#endif
+    return sum;
+}
+#else
+#define HAS_QUADS 0
+#endif
+#endif
+
+/* start + scale * sum, where the terms of the sum have integers of from_byte(). A scale may be too small to be divided by 2^24 in place
+ * of the sum. */
+INLINE vec scaled(vec sum, vec scale, vec start)
+{
+    return muladd(scale, sum * broadcast((REAL)1 / (1 << 24)), start);
+}
+
 INLINE ivec sign_bit(vec v)
 {
     return to_bits(v) & to_bits(broadcast(-(REAL)0));
@@ -247,6 +348,32 @@ INLINE void store_part(REAL *p, vec v, ptrdiff_t n)
 #endif
 }
 
+/* The first lanes (1 <= lanes <= LANES) from or to memory. Where lanes is the constant LANES, no code for a part is compiled. */
+#if LANES == 1
+INLINE vec get(const REAL *p, ptrdiff_t lanes)
+{
+    (void)lanes;
+    return load(p);
+}
+
+INLINE void put(REAL *p, vec v, ptrdiff_t lanes)
+{
+    (void)lanes;
+    store(p, v);
+}
+#else
+INLINE vec get(const REAL *p, ptrdiff_t lanes)
+{
+    return lanes == LANES ? load(p) : load_part(p, lanes);
+}
+
+INLINE void put(REAL *p, vec v, ptrdiff_t lanes)
+{
+    if (lanes == LANES) store(p, v);
+    else store_part(p, v, lanes);
+}
+#endif
+
 /* Transposes LANES vectors: each round interleaves those of the first half with those of the second. */
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector) && LANES > 1
@@ -270,12 +397,15 @@ INLINE void store_part(REAL *p, vec v, ptrdiff_t n)
 #endif
 INLINE void transpose(vec rows[LANES])
 {
+#pragma GCC unroll 4
     for (int round = 1; round < LANES; round *= 2) {
         vec mixed[LANES];
+#pragma GCC unroll 8
         for (int i = 0; i < LANES / 2; i++) {
             mixed[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], LOW);
             mixed[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], HIGH);
         }
+#pragma GCC unroll 16
         for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
     }
 }

@@ -138,18 +138,18 @@ INLINE direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
 
 static void combine_task(call *c, const worker *w)
 {
-    range own = part(c->e.rows, w->thread, w->threads);
+    const range own = part(c->e.rows, w->thread, w->threads), all = {0, c->columns};
     for (ptrdiff_t r = own.begin; r < own.end && !should_stop(w->poller, MOVE_WORK * c->columns); r++) {
         REAL *to = nth_row(&c->to, r);
         const REAL *from = nth_row(&c->from, r);
         if (c->other.at) {
             const REAL *other = nth_row(&c->other, r);
-            for (ptrdiff_t i = 0; i < c->columns; i++) to[i] = from[i] + other[i];
+            FOR_UNITS (i, lanes, all) put(to + i, get(from + i, lanes) + get(other + i, lanes), lanes);
             from = to;
         }
         if (c->mask.at) {
             const REAL *mask = nth_row(&c->mask, r);
-            for (ptrdiff_t i = 0; i < c->columns; i++) to[i] = from[i] * mask[i];
+            FOR_UNITS (i, lanes, all) put(to + i, get(from + i, lanes) * get(mask + i, lanes), lanes);
         }
     }
 }

@@ -19,9 +19,14 @@ version = release = rnnfast.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 # What the examples of these pages need besides rnnfast. If it is missing, they are shown but not run.
-needs = {"from_torch.md": ["torch"], "from_keras.md": ["keras", "jax", "h5py"], "from_onnx.md": ["onnx", "onnxruntime"]}
+needs = {
+    "estimators.md": ["sklearn", "pandas"],
+    "from_torch.md": ["torch"],
+    "from_keras.md": ["keras", "jax", "h5py"],
+    "from_onnx.md": ["onnx", "onnxruntime"],
+}
 os.environ["KERAS_BACKEND"] = "numpy"  # for the examples, and to import the Keras adapter
-hosts = ["torch", "onnx", "onnxruntime", "keras", "thinc", "jax", "sklearn", "dask"]
+hosts = ["torch", "onnx", "onnxruntime", "keras", "thinc", "jax", "sklearn", "sktime", "dask"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

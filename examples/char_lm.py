@@ -13,7 +13,6 @@ sample.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -37,10 +36,16 @@ from rnnfast.commands.program import (
     save_figure,
     save_picture,
     whole,
-    writing_bytes,
 )
 from rnnfast.commands.program import read_text as read_file
-from rnnfast.training import Adam, clip_grad_norm, softmax_cross_entropy, truncated_bptt
+from rnnfast.training import (
+    Adam,
+    clip_grad_norm,
+    load_checkpoint,
+    save_checkpoint,
+    softmax_cross_entropy,
+    truncated_bptt,
+)
 
 CELLS = {"lstm": rnnfast.LSTM, "gru": rnnfast.GRU, "rnn": rnnfast.RNN}
 LEARNING_RATES = {"lstm": 0.006, "gru": 0.003, "rnn": 0.002}
@@ -73,40 +78,15 @@ def encode(text, characters):
 # --------------------------------------------------------------------------------------------------------- the models
 
 
-class LanguageModel:
+class LanguageModel(rnnfast.Sequential):
     """An embedding, recurrent layers, and a linear readout that scores every possible next character."""
 
-    PARTS = ("embedding", "recurrent", "readout")
-
     def __init__(self, size, options, rng):
-        self.embedding = rnnfast.Embedding(size, options["embedding"], rng=rng)
-        self.recurrent = CELLS[options["cell"]](options["embedding"], options["hidden"], options["layers"], rng=rng)
-        self.readout = rnnfast.Linear(options["hidden"], size, rng=rng)
-        self.parameters = self._join(*(getattr(self, part).parameters for part in self.PARTS))
-
-    def _join(self, *arrays):
-        """Join the named arrays of all parts in one dict."""
-        return {f"{part}.{name}": own[name] for part, own in zip(self.PARTS, arrays, strict=True) for name in own}
-
-    def __call__(self, codes, state=None):
-        """Return scores (T, N, size) for the character after each of the codes (T, N), and the final state."""
-        hidden, state = self.recurrent(self.embedding(codes), state)
-        return self.readout(hidden), state
-
-    def forward(self, codes, state=None):
-        """Do the same, and return a tape for `backward`."""
-        vectors, embedding_tape = self.embedding.forward(codes)
-        hidden, state, recurrent_tape = self.recurrent.forward(vectors, state)
-        scores, readout_tape = self.readout.forward(hidden)
-        return scores, state, (embedding_tape, recurrent_tape, readout_tape)
-
-    def backward(self, tape, dscores):
-        """Return the gradients of the parameters, given the gradient of the scores."""
-        embedding_tape, recurrent_tape, readout_tape = tape
-        readout = self.readout.backward(readout_tape, dscores)
-        recurrent = self.recurrent.backward(recurrent_tape, readout.x)
-        embedding = self.embedding.backward(embedding_tape, recurrent.x)
-        return self._join(embedding.parameters, recurrent.parameters, readout.parameters)
+        super().__init__(
+            rnnfast.Embedding(size, options["embedding"], rng=rng),
+            CELLS[options["cell"]](options["embedding"], options["hidden"], options["layers"], rng=rng),
+            rnnfast.Linear(options["hidden"], size, rng=rng),
+        )
 
     def bits_per_character(self, codes, start, lanes=12, window=256):
         """Return the mean of -log2 p(character | text before it) over codes[start:].
@@ -131,16 +111,13 @@ class LanguageModel:
 
     def write(self, codes, length, temperature, rng):
         """Return the codes and `length` more, each sampled from the model's prediction."""
-        codes, state = list(codes), None
+        codes, stream = list(codes), self.stream()
         unread = codes
-        self.recurrent.freeze()
         for _ in range(length):
-            scores, state = self(np.array(unread)[:, None], state)
-            scores = scores[-1, 0].astype(float)
+            scores = stream(np.array(unread)[:, None])[-1, 0].astype(float)
             probabilities = np.exp((scores - scores.max()) / temperature)
             unread = [rng.choice(len(probabilities), p=probabilities / probabilities.sum())]
             codes += unread
-        self.recurrent.unfreeze()
         return codes
 
 
@@ -196,7 +173,7 @@ class Training:
             self.model = LanguageModel(len(self.characters), options, self.rng)
         except ValueError:
             raise MemoryError from None  # sizes beyond any memory
-        self.optimizer = Adam(self.model.parameters)
+        self.optimizer = Adam(self.model)
         self.planned = max(1, round(options["epochs"] * self.steps_per_epoch))
         self.steps = self.planned  # fewer than planned if time runs out
         self.seconds = 0.0
@@ -255,7 +232,7 @@ class Training:
         loss, dscores = softmax_cross_entropy(scores, targets[steps])
         if not math.isfinite(loss):
             raise CannotRun(f"training diverged at step {self.step}: use an --lr below {self.options['lr']}")
-        gradients = self.model.backward(tape, dscores)
+        gradients = self.model.backward(tape, dscores).parameters
         clip_grad_norm(gradients, 1.0)
         self.optimizer.lr = self.learning_rate()
         self.optimizer.step(gradients)
@@ -292,37 +269,25 @@ class Training:
 
     def save(self, path):
         """Write everything to one file, which gets its name only when it is complete."""
-        about = {name: getattr(self, name) for name in self.KEPT} | {"rng": self.rng.bit_generator.state}
-        state = self.state if isinstance(self.state, tuple) else (self.state,)
-        arrays = {f"model.{name}": array for name, array in self.model.parameters.items()}
-        arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
-        arrays |= {f"state.{index}": array for index, array in enumerate(state)}
-        with writing_bytes(path) as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)
+        about = {name: getattr(self, name) for name in self.KEPT} | {"state": np.asarray(self.state).tolist()}
+        try:
+            save_checkpoint(path, self.model, self.optimizer, rng=self.rng, about=about)
+        except OSError as error:
+            raise CannotRun(f"cannot write {path}: {error.strerror or error}") from None
 
     @classmethod
     def resume(cls, path):
         """Load a training that `save` wrote."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            about = json.loads(arrays.pop("about").item())
-            text = read_text(about["options"]["text"])
-            training = cls(about["options"], text)
+            about = load_checkpoint(path)
+            training = cls(about["options"], read_text(about["options"]["text"]))
             if training.checksum != about["checksum"]:
                 raise CannotRun(f"{path} was trained on another text: {training.source} has changed; train a new model")
-            groups = {"model": {}, "optimizer": {}, "state": {}}
-            for name, array in arrays.items():
-                group, _, rest = name.partition(".")
-                groups[group][rest] = array
-            for name, parameter in training.model.parameters.items():
-                parameter[...] = groups["model"][name]
-            training.optimizer.load_state_dict(groups["optimizer"])
-            state = tuple(groups["state"].values())
-            training.state = state if len(state) > 1 else state[0]
-            training.rng.bit_generator.state = about["rng"]
+            load_checkpoint(path, training.model, training.optimizer, rng=training.rng)
             for name in cls.KEPT:
                 setattr(training, name, about[name])
+            state = np.array(about["state"], np.float32)
+            training.state = tuple(state) if state.ndim > 3 else state
         except (CannotRun, MemoryError):
             raise
         except OSError as error:

@@ -111,14 +111,11 @@ def listener(utterances, speakers, epochs, seed):
 
 def listen(tagger, utterance):
     """Step through an utterance and return the probabilities of the speakers after each frame, (frames, speakers)."""
-    stream = tagger.layer_.stream()
-    probabilities = []
-    for frame in utterance:  # as it would arrive from a microphone
-        h = stream.step(((frame - tagger.mean_) / tagger.scale_).astype(np.float32))
-        scores = tagger.readout_(h)
-        weights = np.exp(scores - scores.max())
-        probabilities.append(weights / weights.sum())
-    return np.array(probabilities)
+    stream = rnnfast.Sequential(tagger.layer_, tagger.readout_).stream()
+    frames = ((utterance - tagger.mean_) / tagger.scale_)[:, np.newaxis]
+    scores = np.concatenate([stream.step(frame) for frame in frames])  # as they would arrive from a microphone
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def accuracy_by_frames(heard, speakers):

@@ -39,13 +39,11 @@ def in_real_time(rate, what):
     return f"{rate:,.0f} {what} per second: one core serves {rate / FRAMES_PER_SECOND:,.0f} streams in real time"
 
 
-def show_equal(layer, readout, frames):
+def show_equal(model, frames):
     """Compare results frame by frame, in chunks, and in one call; return whether they are equal."""
-    at_once = readout(layer(frames)[0])
-    stream, y = layer.stream(), np.empty(layer.hidden_size, np.float32)
-    single = np.stack([readout(stream.step(frame, out=y)) for frame in frames])
-    stream.reset()
-    chunks = np.concatenate([readout(stream(frames[at : at + 7])) for at in range(0, len(frames), 7)])
+    frames, stream = frames[:, np.newaxis], model.stream()
+    at_once, single = model(frames)[0], np.stack([*map(model.stream().step, frames)])
+    chunks = np.concatenate([stream(frames[at : at + 7]) for at in range(0, len(frames), 7)])
     equal = same_bits(single, at_once) and same_bits(chunks, at_once)
     verdict = "the same bits" if equal else "THEY DIFFER"
     print(f"{len(frames):,} frames one by one, in chunks of 7, and in one call: {verdict}.")
@@ -164,13 +162,13 @@ def report(run):
     rnnfast.set_num_threads(1)
     rng = np.random.default_rng(run.seed)
     frames = make_frames(10, rng)
-    layer, readout = rnnfast.LSTM(FEATURES, run.hidden, rng=rng), rnnfast.Linear(run.hidden, 2, rng=rng)
-    for part in (layer, readout):
-        part.freeze()  # constant weights are packed once
+    layer = rnnfast.LSTM(FEATURES, run.hidden, rng=rng)
+    model = rnnfast.Sequential(layer, rnnfast.Linear(run.hidden, 2, rng=rng))
+    model.freeze()  # constant weights are packed once
     print(f"Sound: 10 seconds in frames of 10 ms with {FEATURES} features.")
     print(f"Model: LSTM({FEATURES}, {run.hidden}) and Linear({run.hidden}, 2).")
     print(f"{runtime()}.\n")
-    equal = show_equal(layer, readout, frames)
+    equal = show_equal(model, frames)
     times, idle = measure(layer.stream().step, frames, run.steps, run.hidden)
     print_latencies(times, idle)
     print()

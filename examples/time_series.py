@@ -186,9 +186,7 @@ def choose(series, seeds, progress):
         for origin in series.earlier:
             progress(f"{series.name}: choosing settings on earlier origins")
             known = series.values[:origin]
-            models = forecasters(series, known, {"cell": cell, "hidden_size": hidden}, seeds)
-            ahead = np.mean([model.predict(series.horizon) for model in models], axis=0)
-            forecast = series.from_network(ahead, known)
+            forecast, *_ = network(series, known, {"cell": cell, "hidden_size": hidden}, seeds)
             errors.append(np.abs(forecast - series.values[origin : origin + series.horizon]).mean())
         scores[cell, hidden] = np.mean(errors)
     cell, hidden = min(scores, key=scores.get)
@@ -230,7 +228,7 @@ def draw(results, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 8), layout="constrained")
-    for (left, right), (series, forecasts, bounds) in zip(
+    for (left, right), (series, _, _, forecasts, bounds) in zip(
         figure.subplots(2, 2, width_ratios=[1.2, 1]), results, strict=True
     ):
         shown = len(series.origins) // 2
@@ -317,14 +315,13 @@ def report(run):
     both = load(run.quick)
     print(f"{runtime()}.", flush=True)
     total = sum(len(CELLS) * len(HIDDEN) * len(series.earlier) + len(series.origins) for series in both)
-    results, told = [], []
+    results = []
     with Progress(total) as progress:
         for series in both:
             settings, scores = choose(series, min(run.seeds, 3), progress.begin)
             forecasts, bounds = roll(series, settings, run.seeds, progress.begin)
-            results.append((series, forecasts, bounds))
-            told.append((series, settings, scores, forecasts, bounds))
-    for result in told:
+            results.append((series, settings, scores, forecasts, bounds))
+    for result in results:
         tell(*result)
     print()
     save_picture(run.picture, draw, results)

@@ -163,48 +163,19 @@ def edit_distance(a, b):
 # ---------------------------------------------------------------------------------------------------------- the model
 
 
-def attend(queries, keys, lengths):
-    """Return for each query the mean of the keys, weighted by how well they match it.
-
-        weights = softmax over s of <query_t, key_s>,    context_t = sum over s of weights_ts key_s
-
-    Source: M.-T. Luong et al., "Effective approaches to attention-based neural machine translation", 2015, the score
-    "general", whose matrix is already applied to the queries; after D. Bahdanau et al., "Neural machine translation by
-    jointly learning to align and translate", 2015.
-
-    Queries are (T, N, K) and keys (S, N, K), of which the first `lengths` (N,) count; contexts are (T, N, K) and
-    weights (N, T, S).
-    """
-    q, k = queries.swapaxes(0, 1), keys.swapaxes(0, 1)
-    scores = q @ k.swapaxes(1, 2)
-    scores[np.broadcast_to((np.arange(len(keys)) >= lengths[:, None])[:, None], scores.shape)] = -np.inf
-    scores -= scores.max(axis=2, keepdims=True)
-    weights = np.exp(scores, out=scores)
-    weights /= weights.sum(axis=2, keepdims=True)
-    return (weights @ k).swapaxes(0, 1), weights
-
-
-def attend_backward(queries, keys, weights, dcontexts):
-    """Return the gradients of queries and keys, given the gradient of the contexts."""
-    q, k, dc = (array.swapaxes(0, 1) for array in (queries, keys, dcontexts))
-    dweights = dc @ k.swapaxes(1, 2)
-    dscores = weights * (dweights - (weights * dweights).sum(axis=2, keepdims=True))
-    dq = dscores @ k
-    dk = dscores.swapaxes(1, 2) @ q + weights.swapaxes(1, 2) @ dc
-    return dq.swapaxes(0, 1), dk.swapaxes(0, 1)
-
-
-class Translator:
+class Translator(rnnfast.Model):
     """A bidirectional encoder, a decoder that starts from its final states, and attention on top of the decoder.
 
     The contexts are not fed back to the decoder, so that one call of it processes the whole target in training:
 
         keys = encoder(source),            start = tanh(bridge(last states of the encoder))
-        hidden = decoder(target, start),   contexts = attend(query(hidden), keys)
+        hidden = decoder(target, start),   contexts = attention(query(hidden), keys)
         scores = readout(tanh(mixer([contexts, hidden])))
-    """
 
-    PARTS = ("source", "encoder", "bridge", "target", "decoder", "query", "mixer", "readout")
+    The attention is that of M.-T. Luong et al., "Effective approaches to attention-based neural machine translation",
+    2015, with the score "general"; after D. Bahdanau et al., "Neural machine translation by jointly learning to align
+    and translate", 2015.
+    """
 
     def __init__(self, sources, targets, embedding, hidden, rng, dtype=np.float32):
         options = {"rng": rng, "dtype": dtype}
@@ -214,71 +185,44 @@ class Translator:
         self.target = rnnfast.Embedding(targets, embedding, **options)
         self.decoder = rnnfast.GRU(embedding, hidden, **options)
         self.query = rnnfast.Linear(hidden, 2 * hidden, bias=False, **options)
+        self.attention = rnnfast.Attention(scale=1.0)
         self.mixer = rnnfast.Linear(3 * hidden, hidden, **options)
         self.readout = rnnfast.Linear(hidden, targets, **options)
-        self.parameters = self._join({part: getattr(self, part).parameters for part in self.PARTS})
+        self.tanh = rnnfast.Activation("tanh")
 
-    def _join(self, arrays):
-        """Join the named arrays of all parts in one dict."""
-        return {f"{part}.{name}": array for part in self.PARTS for name, array in arrays[part].items()}
-
-    def forward(self, source, lengths, target, counted):
-        """Return scores (M, symbols) for the symbol after each of the M valid target symbols, and a tape.
+    def call(self, source, lengths, target, counted):
+        """Return scores (M, symbols) for the symbol after each of the M valid target symbols.
 
         The source is (S, N), with lengths (N,); target and the mask `counted` are (T, N).
         """
-        tapes = {}
+        keys, start = self.encode(source, lengths)
+        hidden, _ = self.decoder(self.target(target), start, lengths=counted.sum(axis=0))
+        return self.score(hidden, keys, lengths, counted)
 
-        def run(part, *arguments, **options):
-            *results, tapes[part] = getattr(self, part).forward(*arguments, **options)
-            return results[0] if len(results) == 1 else results
+    def encode(self, source, lengths):
+        """Return the keys (S, N, K), and the state from which the decoder starts."""
+        keys, ends = self.encoder(self.source(source), lengths=lengths)
+        return keys, self.tanh(self.bridge(np.concatenate([*ends], axis=1)))[None]
 
-        keys, ends = run("encoder", run("source", source), lengths=lengths)
-        start = np.tanh(run("bridge", np.concatenate([*ends], axis=1)))
-        hidden, _ = run("decoder", run("target", target), start[None], lengths=counted.sum(axis=0))
-        queries = run("query", hidden)
-        contexts, weights = attend(queries, keys, lengths)
-        mixed = np.tanh(run("mixer", np.concatenate([contexts[counted], hidden[counted]], axis=1)))
-        return run("readout", mixed), (tapes, keys, start, queries, weights, mixed, counted)
-
-    def backward(self, tape, dscores):
-        """Return the gradients of the parameters, given the gradient of the scores."""
-        tapes, keys, start, queries, weights, mixed, counted = tape
-        gradients = {}
-
-        def back(part, *arguments):
-            gradient = getattr(self, part).backward(tapes[part], *arguments)
-            gradients[part] = gradient.parameters
-            return gradient
-
-        dmixed = back("readout", dscores).x * (1 - mixed**2)
-        dcontexts, dhidden = np.zeros_like(queries), np.zeros_like(queries, shape=(*counted.shape, start.shape[1]))
-        dcontexts[counted], dhidden[counted] = np.split(back("mixer", dmixed).x, [keys.shape[2]], axis=1)
-        dqueries, dkeys = attend_backward(queries, keys, weights, dcontexts)
-        decoder = back("decoder", dhidden + back("query", dqueries).x)
-        back("target", decoder.x)
-        dstart = decoder.state[0] * (1 - start**2)
-        dends = np.stack(np.split(back("bridge", dstart).x, 2, axis=1))
-        back("source", back("encoder", dkeys, dends).x)
-        return self._join(gradients)
+    def score(self, hidden, keys, lengths, counted):
+        """Return the scores (M, symbols) of the steps of the decoder that are counted."""
+        contexts = self.attention(self.query(hidden), keys, lengths=lengths)
+        return self.readout(self.tanh(self.mixer(np.concatenate([contexts, hidden], axis=2)[counted])))
 
     def translate(self, source, lengths, longest):
         """Decode greedily until all targets have ended or have `longest` symbols.
 
         Returns codes (T, N), which are 0 after the end, and attention weights (N, T, S).
         """
-        keys, ends = self.encoder(self.source(source), lengths=lengths)
-        state = np.tanh(self.bridge(np.concatenate([*ends], axis=1)))[None]
-        codes, weights = [np.zeros(len(lengths), np.intp)], []
-        running = np.ones(len(lengths), bool)
-        while running.any() and len(weights) < longest:
-            hidden, state = self.decoder(self.target(codes[-1][None]), state)
-            contexts, attention = attend(self.query(hidden), keys, lengths)
-            scores = self.readout(np.tanh(self.mixer(np.concatenate([contexts, hidden], axis=2))))
-            codes.append(scores[0].argmax(axis=1) * running)
-            weights.append(attention)
+        keys, start = self.encode(source, lengths)
+        codes, state, running = np.zeros((1, len(lengths)), np.intp), start, np.ones(len(lengths), bool)
+        while running.any() and len(codes) <= longest:
+            hidden, state = self.decoder(self.target(codes[-1:]), state)
+            codes = np.pad(codes, ((0, 1), (0, 0)))
+            codes[-1, running] = self.score(hidden, keys, lengths, running[None]).argmax(axis=1)
             running &= codes[-1] != 0
-        return np.array(codes[1:]), np.concatenate(weights, axis=1)
+        hidden, _ = self.decoder(self.target(codes[:-1]), start)
+        return codes[1:], self.attention.weights(self.query(hidden), keys, lengths=lengths)
 
 
 # ------------------------------------------------------------------------------------------------------- the training
@@ -299,7 +243,7 @@ class Training:
         self.questions = self.sources.encode([source for source, _ in task.held_out])
         sizes = len(self.sources.symbols), len(self.targets.symbols)
         self.model = Translator(*sizes, options.embedding, options.hidden, self.rng)
-        self.optimizer = Adam(self.model.parameters)
+        self.optimizer = Adam(self.model)
         self.steps_per_epoch = math.ceil(len(task.training) / options.batch)
         self.planned = self.steps = max(1, round(epochs * self.steps_per_epoch))
         self.seconds, self.limit = 0.0, limit
@@ -341,7 +285,7 @@ class Training:
         loss, dscores = softmax_cross_entropy(scores, target[1:][counted])
         if not math.isfinite(loss):
             raise CannotRun(f"training diverged at step {self.step}: use an --lr below {self.options.lr}")
-        gradients = self.model.backward(tape, dscores)
+        gradients = self.model.backward(tape, dscores).parameters
         clip_grad_norm(gradients, 1.0)
         self.optimizer.lr = self.learning_rate()
         self.optimizer.step(gradients)

@@ -27,7 +27,7 @@ import numpy as np
 import rnnfast
 from rnnfast.commands.program import Progress, count, option, run_program, save_figure, save_picture, whole
 from rnnfast.diagnostics import gradient_flow, plot_gradient_flow
-from rnnfast.training import Adam, clip_grad_norm, mean_squared_error, softmax_cross_entropy
+from rnnfast.training import Adam, fit, mean_squared_error, softmax_cross_entropy
 
 MAX_NORM = 1.0  # of clipped gradients
 FLOW_STEPS, FLOW_ROWS = 100, 4
@@ -67,10 +67,10 @@ CLIPPED = ["RNN, orthogonal", "RNN with relu, identity", "GRU"]  # models that a
 
 
 class Adding:
-    """Add two marked numbers; only the last step is scored."""
+    """Add two marked numbers; the answer is given after the last step."""
 
     name, inputs, outputs = "adding", 2, 1
-    scored = slice(-1, None)
+    pool = (rnnfast.Pool("last"),)
     loss = staticmethod(mean_squared_error)
 
     @staticmethod
@@ -84,21 +84,21 @@ class Adding:
 
     @staticmethod
     def draw(lag, rows, rng):
-        """Return x (T, N, 2), numbers and marks, and the sums (1, N, 1); T is the lag."""
+        """Return x (T, N, 2), numbers and marks, and the sums (N, 1); T is the lag."""
         x = np.zeros((lag, rows, 2), np.float32)
         x[..., 0] = rng.random((lag, rows))
         every, half = np.arange(rows), lag // 2
         marked = rng.integers(0, half, rows), rng.integers(half, lag, rows)
         for position in marked:
             x[position, every, 1] = 1
-        return x, sum(x[position, every, 0] for position in marked)[np.newaxis, :, np.newaxis]
+        return x, sum(x[position, every, 0] for position in marked)[:, np.newaxis]
 
 
 class Copy:
     """Repeat ten symbols after the lag; every step is scored."""
 
     name, inputs, outputs = "copy memory", 10, 9
-    scored = slice(None)
+    pool = ()
     loss = staticmethod(softmax_cross_entropy)
 
     @staticmethod
@@ -129,32 +129,26 @@ class Run(NamedTuple):
     score: float  # loss on held-out sequences
 
 
-@np.errstate(over="ignore", invalid="ignore")  # divergence is detected below
 def train(task, lag, name, clipped, hidden, steps, rows, seed, stop):
     """Train one model on one task; a seed gives the same sequences to all models."""
-    model, rng = MODELS[name], np.random.default_rng(seed)
-    layer = model.build(task.inputs, hidden, task.memory(lag), rng=rng)
-    readout = rnnfast.Linear(hidden, task.outputs, rng=rng)
-    optimizer = Adam({**layer.parameters, **readout.parameters}, lr=model.learning_rate)
-    data, losses, baseline = np.random.default_rng(seed + 1), [], task.baseline(lag)
-    while len(losses) < steps and not stop.is_set():
-        x, target = task.draw(lag, rows, data)
-        h, _, tape = layer.forward(x)
-        y, readout_tape = readout.forward(h[task.scored])
-        loss, dy = task.loss(y, target)
-        losses.append(loss / baseline)
-        if not math.isfinite(loss):
-            break
-        from_readout = readout.backward(readout_tape, dy)
-        dh = np.zeros_like(h)
-        dh[task.scored] = from_readout.x
-        gradients = {**layer.backward(tape, dh).parameters, **from_readout.parameters}
-        if clipped:
-            clip_grad_norm(gradients, MAX_NORM)
-        optimizer.step(gradients)
+    rng, losses, baseline = np.random.default_rng(seed), [], task.baseline(lag)
+    layer = MODELS[name].build(task.inputs, hidden, task.memory(lag), rng=rng)
+    model = rnnfast.Sequential(layer, *task.pool, rnnfast.Linear(hidden, task.outputs, rng=rng))
+
+    def note(history):
+        losses.append(history.loss[-1] / baseline)
+        return stop.is_set()
+
+    def draw(data_rng):  # an epoch is one mini-batch of new sequences
+        return [task.draw(lag, rows, data_rng)]
+
+    options = {"optimizer": Adam(model, MODELS[name].learning_rate), "clip": MAX_NORM if clipped else None}
+    try:
+        fit(model, draw, loss=task.loss, epochs=steps, callbacks=[note], rng=seed + 1, verbose=False, **options)
+    except ValueError:  # the loss is not finite
+        return Run(task, lag, name, clipped, losses, math.inf)
     x, target = task.draw(lag, TEST_ROWS, np.random.default_rng(seed + 2))
-    loss, _ = task.loss(readout(layer(x)[0][task.scored]), target)
-    return Run(task, lag, name, clipped, losses, loss / baseline)
+    return Run(task, lag, name, clipped, losses, task.loss(model(x)[0], target)[0] / baseline)
 
 
 def train_all(options):

@@ -53,8 +53,16 @@ cdef extern from "rnnfast.h":
         rnnfast_function function
         double alpha, beta
 
+    ctypedef enum rnnfast_weights:
+        RNNFAST_FULL
+        RNNFAST_BFLOAT16
+        RNNFAST_INT8
+        RNNFAST_INT8_PRODUCTS
+        RNNFAST_WEIGHTS
+
     ctypedef struct rnnfast_stack:
         rnnfast_cell cell
+        rnnfast_weights weights
         int directions, reverse
         ptrdiff_t layers, I, H, P
         rnnfast_activation activations[2][3]
@@ -117,6 +125,7 @@ cdef extern from "rnnfast.h":
 
     ctypedef struct rnnfast_linear:
         ptrdiff_t M, I, O
+        rnnfast_weights weights
         int threads
         rnnfast_poll poll
         void *packed

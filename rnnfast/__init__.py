@@ -16,7 +16,23 @@ from typing import TYPE_CHECKING, Any
 try:
     from . import training
     from .functional import get_num_threads, isas, set_num_threads
-    from .layers import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Tape, from_state_dict, load
+    from .layers import (
+        GRU,
+        LSTM,
+        RNN,
+        Activation,
+        Attention,
+        Bidirectional,
+        Dropout,
+        Embedding,
+        Gradients,
+        LayerNorm,
+        Linear,
+        Pool,
+        Tape,
+        from_state_dict,
+        load,
+    )
     from .streams import Stream, StreamPool
     from .weights import load_arrays, save_arrays
 except (ImportError, ValueError) as error:  # not built, or RNNFAST_ISA names no instruction set that runs here
@@ -28,11 +44,17 @@ if TYPE_CHECKING:
     from . import backends as backends
     from . import dask as dask
     from . import diagnostics as diagnostics
+    from . import export as export
     from . import functional as functional
     from . import layers as layers
+    from . import models as models
+    from . import quantization as quantization
     from . import reference as reference
     from . import sklearn as sklearn
     from . import threads as threads
+    from .backends._model_files import from_file as from_file
+    from .models import Model as Model
+    from .models import Sequential as Sequential
 
 __version__ = "0.1.0"
 
@@ -40,14 +62,22 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Activation",
+    "Attention",
     "Bidirectional",
+    "Dropout",
     "Embedding",
     "Gradients",
+    "LayerNorm",
     "Linear",
+    "Model",
+    "Pool",
+    "Sequential",
     "Stream",
     "StreamPool",
     "Tape",
     "__version__",
+    "from_file",
     "from_state_dict",
     "get_include",
     "get_num_threads",
@@ -61,12 +91,16 @@ __all__ = [
 
 
 # Imported at their first use. Those that need an extra say so when it is missing.
-_LAZY = ("backends", "dask", "diagnostics", "reference", "sklearn", "threads")
+_LAZY = ("backends", "dask", "diagnostics", "export", "models", "quantization", "reference", "sklearn", "threads")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in ("Model", "Sequential"):
+        return getattr(importlib.import_module(f"{__name__}.models"), name)
+    if name == "from_file":
+        return importlib.import_module(f"{__name__}.backends._model_files").from_file
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

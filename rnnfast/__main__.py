@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rnnfast import __version__
-from rnnfast.commands import bench, info, series, text
+from rnnfast.commands import bench, convert, export, info, series, text
 from rnnfast.commands.program import Parser, program_name, run_program
 
 DESCRIPTION = """\
@@ -23,7 +23,8 @@ Examples:
   rnnfast sample book.npz --length 300     write text with the model
   rnnfast train csv sales.csv --column sold --season 12 -o sales.npz
   rnnfast predict sales.npz --horizon 24   forecast the series
-
+  rnnfast convert model.onnx model.npz     convert a model of another program
+  rnnfast export filter.npz -o filter.c    write a saved layer as a C program
 
 "rnnfast COMMAND --help" describes a command.
 Exit status: 0 success, 1 wrong results (bench), 2 error, 130 stopped by Ctrl-C.
@@ -57,6 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add(kinds, "csv", series.configure_train, "train a forecaster on a column of a CSV file")
     _add(commands, "sample", text.configure_sample, "write text with a language model")
     _add(commands, "predict", series.configure_predict, "forecast a time series")
+    _add(commands, "convert", convert.configure, "convert a model file of another program")
+    _add(commands, "export", export.configure, "write a saved layer or model as a C program")
     return parser
 
 

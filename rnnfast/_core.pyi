@@ -11,6 +11,7 @@ ABI: int  # RNNFAST_ABI of csrc/rnnfast.h
 COMPILER: str
 CELLS: dict[str, CellInfo]  # in the order of rnnfast_cell
 FUNCTIONS: tuple[str, ...]
+WEIGHTS: tuple[str, ...]
 SUM_ROWS: int
 api: object  # a capsule, for csrc/rnnfast_python.h
 xla: dict[str, object]  # capsules: handlers "forward" and "backward" for XLA, see csrc/xla_ffi.h
@@ -34,9 +35,25 @@ class Sizes(NamedTuple):
 
 def address(array: NDArray[Any]) -> int: ...
 def assign(targets: list[NDArray[Any]], sources: list[NDArray[Any]]) -> None: ...
-def switch(attributes: list[tuple[Any, str, Any]], arrays: list[NDArray[Any]], writeable: bool) -> None: ...
+def swap(arrays: list[NDArray[Any]], others: list[NDArray[Any]], flag: NDArray[np.int64]) -> None: ...
+
+@disjoint_base
+class swapped:
+    def __new__(cls, arrays: list[NDArray[Any]], others: list[NDArray[Any]], flag: NDArray[np.int64]) -> Self: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+def switch(
+    attributes: list[tuple[Any, str, Any]],
+    arrays: list[NDArray[Any]],
+    writeable: bool,
+    targets: list[NDArray[Any]],
+    sources: list[NDArray[Any]],
+) -> None: ...
 def committed(check: _F) -> _F: ...
+def overlaps(arrays: list[NDArray[Any]]) -> list[tuple[int, int]]: ...
 def optimize(
+    kind: str,
     parameters: list[NDArray[Any]],
     gradients: list[NDArray[Any]],
     moments: list[list[NDArray[Any]]],
@@ -64,12 +81,17 @@ class Lease:
     def __array_interface__(self) -> dict[str, Any]: ...
 
 @disjoint_base
+class Weights:
+    def __new__(cls, engine: Engine, packed: NDArray[Any], initial: Any) -> Self: ...
+
+@disjoint_base
 class Slots:
     def __new__(
         cls,
         engine: Engine,
         packed: NDArray[Any],
         states: list[NDArray[Any]],
+        initial: Any = None,
         *,
         pool: BufferPool,
         empty: Callable[..., NDArray[Any]],
@@ -77,6 +99,8 @@ class Slots:
     def __len__(self) -> int: ...
     def __contains__(self, key: object, /) -> bool: ...
     def members(self) -> list[int]: ...
+    def starts(self) -> Any: ...
+    def replace(self, packed: NDArray[Any], initial: Any) -> None: ...
     def join(self, h: NDArray[Any] | None, c: NDArray[Any] | None) -> int: ...
     def leave(self, id: int) -> Any: ...  # noqa: A002
     def step(self, ids: list[int], x: Any, out: Any, check: Callable[..., Any]) -> NDArray[Any]: ...
@@ -85,6 +109,7 @@ class Slots:
 class Engine:
     cell: str
     isa: str
+    weights: str
     dtype: np.dtype[Any]
     input_size: int
     hidden_size: int
@@ -116,6 +141,7 @@ class Engine:
         isa: str | None = None,
         options: Any = None,
         openmp: bool = False,
+        weights: str = "full",
     ) -> Self: ...
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
     def host_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
@@ -200,6 +226,7 @@ class InputGradients:
 @disjoint_base
 class PreparedCall:
     packed: NDArray[Any] | None
+    initial: Any
     def __new__(
         cls,
         engine: Engine,
@@ -211,10 +238,12 @@ class PreparedCall:
         empty: Callable[..., NDArray[Any]],
         states: tuple[Sequence[NDArray[Any]], Sequence[NDArray[Any]] | None] | None = None,
         parameters: Sequence[NDArray[Any]] | Pointers | None = None,
+        initial: Any = None,
     ) -> Self: ...
     def run(self, x: Any, state: Any) -> tuple[NDArray[Any], Any] | None: ...
     def step(self, x: Any, out: Any, target: NDArray[Any] | None = None) -> NDArray[Any] | None: ...
     def update(self, function: Callable[..., tuple[Any, Any]]) -> Any: ...
+    def replace(self, packed: NDArray[Any], initial: Any) -> None: ...
 
 def isas() -> list[str]: ...
 def get_default_isa() -> str: ...
@@ -254,11 +283,15 @@ def backward(
     input_gradients: InputGradients,
     workspace: NDArray[Any],
 ) -> None: ...
-def linear_sizes(M: int, I: int, O: int, item: int, isa: str | None = None) -> tuple[int, int]: ...
+def linear_sizes(
+    M: int, I: int, O: int, item: int, isa: str | None = None, weights: str = "full"
+) -> tuple[int, int]: ...
 def linear_pack(
-    weight: NDArray[Any], bias: NDArray[Any] | None, packed: NDArray[Any], isa: str | None = None
+    weight: NDArray[Any], bias: NDArray[Any] | None, packed: NDArray[Any], isa: str | None = None, weights: str = "full"
 ) -> None: ...
-def linear_forward(x: NDArray[Any], packed: NDArray[Any], y: NDArray[Any], isa: str | None = None) -> None: ...
+def linear_forward(
+    x: NDArray[Any], packed: NDArray[Any], y: NDArray[Any], isa: str | None = None, weights: str = "full"
+) -> None: ...
 def linear_backward(
     x: NDArray[Any],
     weight: NDArray[Any],

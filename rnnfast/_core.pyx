@@ -55,10 +55,15 @@ cdef extern from "Python.h":
 
 
 cdef extern from "optimizers.h":
-    ctypedef struct rnnfast_optimizers:
-        void (*sgd)(void *parameter, const void *gradient, void *buffer, ptrdiff_t n, const double *options) noexcept nogil
-        void (*adam)(void *parameter, const void *gradient, void *first, void *second, ptrdiff_t n, const double *options) noexcept nogil
-    const rnnfast_optimizers rnnfast_optimizers_f32, rnnfast_optimizers_f64
+    enum:
+        RNNFAST_SGD
+        RNNFAST_ADAM
+        RNNFAST_RMSPROP
+        RNNFAST_MOMENTS
+        RNNFAST_OPTIMIZER_OPTIONS
+    ctypedef void rnnfast_update(void *parameter, const void *gradient, void *const *moments, ptrdiff_t n, const double *options) noexcept nogil
+    rnnfast_update *const *rnnfast_optimizers_f32
+    rnnfast_update *const *rnnfast_optimizers_f64
 
 
 cdef extern from "host_call.h":
@@ -82,6 +87,7 @@ cdef extern from "ort_ops.h":
     int (*rnnfast_ort_threads)() noexcept nogil
 
 
+WEIGHTS = ("full", "bfloat16", "int8", "int8_products")  # rnnfast_weights
 FUNCTIONS = ("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu", "softsign",
              "softplus")                # in the order of rnnfast_function
 SUM_ROWS = RNNFAST_SUM_ROWS             # rows in one chain of a weight's gradient
@@ -657,30 +663,94 @@ cdef void fill(const Py_buffer *target, const char *source) noexcept nogil:
         row = next_row(target, index, row)
 
 
-def assign(list targets not None, list sources not None):
-    """Copy C-contiguous arrays to arrays of the same sizes and dtypes, which may have any strides. If this raises, nothing has changed."""
-    cdef Views to = Views(targets, PyBUF_STRIDES | PyBUF_WRITABLE)
-    cdef Views values = Views(sources, PyBUF_SIMPLE)
+cdef int require_match(Views to, Views values) except -1:
+    """Require one source for each target, of the same size."""
     if to.count != values.count:
         raise ValueError(f"expected {to.count} sources, one for each target, got {values.count}")
     for i in range(to.count):
         if to.at[i].len != values.at[i].len:
             raise ValueError(f"source {i} must have {to.at[i].len} bytes, as its target has, got {values.at[i].len}")
+    return 0
+
+
+def assign(list targets not None, list sources not None):
+    """Copy C-contiguous arrays to arrays of the same sizes and dtypes, which may have any strides. If this raises, nothing has changed."""
+    cdef Views to = Views(targets, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Views values = Views(sources, PyBUF_SIMPLE)
+    require_match(to, values)
     for i in range(to.count):
         fill(&to.at[i], <const char *>values.at[i].buf)
+
+
+cdef void swap_elements(const Py_buffer *first, char *second) noexcept nogil:
+    """Exchange the elements of an array with any strides and of a contiguous one."""
+    cdef Py_ssize_t index[64]
+    cdef Py_ssize_t i, item = first.itemsize, step = row_stride(first), length = row_length(first)
+    cdef char *row = <char *>first.buf
+    cdef int64_t kept
+    memset(index, 0, sizeof(index))
+    while row != NULL and first.len:
+        for i in range(length):
+            memcpy(&kept, row + i * step, item)
+            memcpy(row + i * step, second, item)
+            memcpy(second, &kept, item)
+            second += item
+        row = next_row(first, index, row)
+
+
+def swap(list arrays not None, list others not None, flag not None):
+    """Exchange the elements of float arrays with any strides and of C-contiguous ones, and invert `flag`, an int64 that is 0 or 1.
+
+    If this raises, nothing has changed.
+    """
+    cdef Views first = Views(arrays, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Views second = Views(others, PyBUF_WRITABLE)
+    cdef Views state = Views([flag], PyBUF_WRITABLE)
+    if first.count != second.count or state.at[0].len != sizeof(int64_t):
+        raise ValueError(f"expected {first.count} other arrays, one for each array, and a flag as one int64")
+    for i in range(first.count):
+        if not is_float(&first.at[i]) or not is_float(&second.at[i]):
+            raise TypeError("arrays must hold float32 or float64")
+        if first.at[i].len != second.at[i].len or first.at[i].itemsize != second.at[i].itemsize:
+            raise ValueError(f"array {i} must have the dtype and size of the other one")
+    for i in range(first.count):
+        swap_elements(&first.at[i], <char *>second.at[i].buf)
+    (<int64_t *>state.at[0].buf)[0] ^= 1
+
+
+cdef class swapped:
+    """Call `swap` at the beginning of a context, and at its end unless `flag` is 0 already."""
+    cdef list arrays, others
+    cdef object flag
+
+    def __cinit__(self, list arrays not None, list others not None, flag not None):
+        self.arrays, self.others, self.flag = arrays, others, flag
+
+    def __enter__(self):
+        swap(self.arrays, self.others, self.flag)
+
+    def __exit__(self, *_):
+        if self.flag:
+            swap(self.arrays, self.others, self.flag)
 
 
 cdef object switching = object()
 
 
-def switch(list attributes not None, list arrays not None, bint writeable):
-    """Set attributes, given as (object, name, value), and the writeable flags of arrays. If this raises, nothing has changed."""
+def switch(list attributes not None, list arrays not None, bint writeable, list targets not None, list sources not None):
+    """Assign sources to targets, and set attributes, given as (object, name, value), and the writeable flags of arrays.
+
+    If this raises, nothing has changed.
+    """
+    cdef Views to = Views(targets, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Views values = Views(sources, PyBUF_SIMPLE)
     cdef tuple argument = (writeable,)
     cdef list setters = [], before = []
     cdef Py_ssize_t done = 0
     for array in arrays:
         setters.append(array.setflags)
         before.append((array.flags.writeable,))
+    require_match(to, values)
     with cython.critical_section(switching):
         try:
             for setter in setters:
@@ -690,6 +760,8 @@ def switch(list attributes not None, list arrays not None, bint writeable):
             for i in range(done):
                 setters[i](*before[i])
             raise
+        for i in range(to.count):
+            fill(&to.at[i], <const char *>values.at[i].buf)
         for owner, name, value in attributes:
             PyObject_GenericSetAttr(owner, name, value)     # not setattr, which could run a method in Python
 
@@ -706,57 +778,116 @@ def committed(check):
     return functools.update_wrapper(method, check)
 
 
-cdef void update(const Py_buffer *p, void *g, void *first, void *second, const double *options) noexcept nogil:
-    """Update a parameter with any strides, and its contiguous moments; with a second moment by Adam, else by SGD."""
+cdef struct Range:
+    char *first
+    char *last      # one past the last byte; both are NULL if the array is empty
+
+
+cdef Range range_of(const Py_buffer *view) noexcept nogil:
+    """Return the range from the first to the last byte of an array."""
+    cdef Range r
+    cdef Py_ssize_t axis
+    r.first = r.last = NULL
+    if view.len:
+        r.first = <char *>view.buf
+        r.last = r.first + view.itemsize
+        for axis in range(view.ndim):
+            if view.strides[axis] < 0:
+                r.first += (view.shape[axis] - 1) * view.strides[axis]
+            else:
+                r.last += (view.shape[axis] - 1) * view.strides[axis]
+    return r
+
+
+def overlaps(list arrays not None):
+    """Return the pairs (i, j), i < j, of arrays whose memory may overlap, because the ranges from first to last byte do."""
+    cdef Views views = Views(arrays, PyBUF_STRIDES)
+    cdef Range *ranges = <Range *>PyMem_Malloc(views.count * sizeof(Range))
+    cdef Py_ssize_t i, j
+    cdef list pairs = []
+    if ranges == NULL:
+        raise MemoryError()
+    try:
+        for i in range(views.count):
+            ranges[i] = range_of(&views.at[i])
+            for j in range(i):
+                if ranges[i].first < ranges[j].last and ranges[j].first < ranges[i].last:
+                    pairs.append((j, i))
+    finally:
+        PyMem_Free(ranges)
+    return pairs
+
+
+cdef void update(rnnfast_update *step, const Py_buffer *p, void *g, void **moments, const double *options) noexcept nogil:
+    """Update a parameter with any strides, and its contiguous moments."""
     cdef Py_ssize_t index[64]
-    cdef Py_ssize_t length = row_length(p), step = row_stride(p), i, n
+    cdef Py_ssize_t length = row_length(p), stride = row_stride(p), i, k, n
     cdef char *row = <char *>p.buf
-    cdef void *at
-    cdef const rnnfast_optimizers *steps = &rnnfast_optimizers_f32 if p.itemsize == sizeof(float) else &rnnfast_optimizers_f64
-    n = length if step == p.itemsize else 1
+    n = length if stride == p.itemsize else 1
     memset(index, 0, sizeof(index))
     while row != NULL and p.len:
         for i in range(length // n):
-            at = row + i * step
-            if second != NULL:
-                steps.adam(at, g, first, second, n, options)
-            else:
-                steps.sgd(at, g, first, n, options)
+            step(row + i * stride, g, moments, n, options)
             g = <char *>g + n * p.itemsize
-            first = NULL if first == NULL else <void *>(<char *>first + n * p.itemsize)
-            second = NULL if second == NULL else <void *>(<char *>second + n * p.itemsize)
+            for k in range(RNNFAST_MOMENTS):
+                if moments[k] != NULL:
+                    moments[k] = <char *>moments[k] + n * p.itemsize
         row = next_row(p, index, row)
 
 
-def optimize(list parameters not None, list gradients not None, list moments not None, steps, tuple options not None):
+# For each kind of optimizer: its index, the moments that it requires and those that it can use, and the number of options.
+cdef dict OPTIMIZERS = {"sgd": (RNNFAST_SGD, 0, 1, 4), "adam": (RNNFAST_ADAM, 2, 2, 8), "rmsprop": (RNNFAST_RMSPROP, 1, 3, 6)}
+
+
+def optimize(str kind not None, list parameters not None, list gradients not None, list moments not None, steps, tuple options not None):
     """Take one step of an optimizer, and add 1 to the array `steps`. If this raises, nothing has changed.
 
-    `moments` holds one list for each kind: none or one for SGD, whose options are (momentum, lr), and two for Adam, with the options
-    (beta1, 1 - beta1, beta2, 1 - beta2, eps, lr). Gradients and moments are contiguous arrays of the dtypes of the parameters, and
-    parameters may have any strides of whole elements.
+    `moments` holds one list for each kind of moment, empty for one that is not used; csrc/optimizers.h has their order and the options.
+    Gradients and moments are contiguous arrays of the dtypes of the parameters, and parameters may have any strides of whole elements.
     """
     cdef Views p = Views(parameters, PyBUF_STRIDES | PyBUF_WRITABLE)
     cdef Views g = Views(gradients, PyBUF_SIMPLE)
-    cdef Views first = Views(moments[0] if len(moments) > 0 else [], PyBUF_WRITABLE)
-    cdef Views second = Views(moments[1] if len(moments) > 1 else [], PyBUF_WRITABLE)
     cdef Views count = Views([steps], PyBUF_WRITABLE)
-    cdef double o[6]
-    cdef Py_ssize_t i
-    if len(options) != (6 if len(moments) == 2 else 2) or count.at[0].len != sizeof(int64_t):
-        raise ValueError("expected two options, six with two moments, and steps as one int64")
+    cdef list every = [p, g]
+    cdef Views views
+    cdef double o[RNNFAST_OPTIMIZER_OPTIONS]
+    cdef void *at[RNNFAST_MOMENTS]
+    cdef Py_buffer *kinds[RNNFAST_MOMENTS]
+    cdef Py_ssize_t i, j
+    cdef int which, k, required, most, numbers
+    cdef rnnfast_update *step
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(OPTIMIZERS)}")
+    which, required, most, numbers = OPTIMIZERS[kind]
+    if len(moments) != most or len(options) != numbers or count.at[0].len != sizeof(int64_t):
+        raise ValueError(f"expected {most} kinds of moments, {numbers} options, and steps as one int64")
     for i, option in enumerate(options):
         o[i] = option
-    for views in (p, g, *(first, second)[:len(moments)]):
-        if (<Views>views).count != p.count:
+    for arrays in moments:
+        every.append(Views(arrays, PyBUF_WRITABLE))
+    for i in range(len(every)):
+        views = every[i]
+        if i - 2 >= required and not views.count:
+            continue
+        if views.count != p.count:
             raise ValueError(f"expected {p.count} gradients and moments of each kind")
-        for i in range(p.count):
-            if not is_float(&(<Views>views).at[i]):
+        for j in range(p.count):
+            if not is_float(&views.at[j]):
                 raise TypeError("parameters, gradients and moments must hold float32 or float64")
-            if (<Views>views).at[i].len != p.at[i].len or (<Views>views).at[i].itemsize != p.at[i].itemsize:
-                raise ValueError(f"gradient and moments {i} must have the dtype and size of the parameter")
+            if views.at[j].len != p.at[j].len or views.at[j].itemsize != p.at[j].itemsize:
+                raise ValueError(f"gradient and moments {j} must have the dtype and size of the parameter")
+    for k in range(RNNFAST_MOMENTS):
+        kinds[k] = NULL
+        if k < most:
+            views = every[2 + k]
+            if views.count:
+                kinds[k] = views.at
     with nogil:
         for i in range(p.count):
-            update(&p.at[i], g.at[i].buf, first.at[i].buf if first.count else NULL, second.at[i].buf if second.count else NULL, o)
+            for k in range(RNNFAST_MOMENTS):
+                at[k] = NULL if kinds[k] == NULL else kinds[k][i].buf
+            step = (rnnfast_optimizers_f32 if p.at[i].itemsize == sizeof(float) else rnnfast_optimizers_f64)[which]
+            update(step, &p.at[i], g.at[i].buf, at, o)
         (<int64_t *>count.at[0].buf)[0] += 1
 
 
@@ -863,11 +994,20 @@ cdef class Lease:
         return {"version": 3, "typestr": "|u1", "shape": (self.nbytes,), "data": (<size_t>view.at[0].buf, False)}
 
 
+cdef rnnfast_weights weights_of(str weights, size_t item) except *:
+    """Return a kind of weights, which must exist for elements of this size."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
+    if item != 4 and weights != "full":
+        raise ValueError(f"weights={weights!r} needs a dtype of float32")
+    return WEIGHTS.index(weights)
+
+
 cdef class Engine:
     """A stack of recurrent layers without its weights: a cell, sizes, an element type and an instruction set."""
     cdef rnnfast_stack stack
     cdef const rnnfast_table *table
-    cdef readonly str cell, isa
+    cdef readonly str cell, isa, weights
     cdef readonly object dtype
     cdef readonly Py_ssize_t input_size, hidden_size, proj_size, num_layers, output_size
     cdef readonly bint bidirectional, reverse, bias
@@ -882,7 +1022,7 @@ cdef class Engine:
     cdef bint has_c
 
     def __cinit__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bint bidirectional=False,
-                  bint reverse=False, bint bias=True, str isa=None, options=None, bint openmp=False):
+                  bint reverse=False, bint bias=True, str isa=None, options=None, bint openmp=False, str weights="full"):
         cdef rnnfast_sizes sizes
         self.on_openmp = RNNFAST_OPENMP if openmp else 0
         if getattr(dtype, "char", "") not in ("f", "d") or not dtype.isnative:
@@ -918,6 +1058,8 @@ cdef class Engine:
         if self.proj_size and self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size is {proj_size}, but must be less than hidden_size={hidden_size}; use 0 for no projection")
         memset(&self.stack, 0, sizeof(self.stack))
+        self.weights = weights
+        self.stack.weights = weights_of(weights, dtype.itemsize)
         self.stack.cell, self.stack.directions, self.stack.reverse = self.info.id, self.directions, reverse
         self.stack.layers, self.stack.I, self.stack.H, self.stack.P = num_layers, input_size, hidden_size, self.output_size
         self.options = options
@@ -1291,8 +1433,9 @@ cdef class PreparedCall:
     pool: BufferPool for the workspace of `run` if it is large.
     empty: `empty(shape, dtype)` allocates the results.
     states: for `step`: two arrays of h, and two of c or None. Then T is 1, and if N is 1, x may also have shape (I,).
+    initial: any object, an attribute that `replace` changes together with `packed`.
     """
-    cdef readonly object packed
+    cdef readonly object packed, initial
     cdef Engine engine
     cdef Pointers parameters
     cdef rnnfast_problem problem
@@ -1314,11 +1457,11 @@ cdef class PreparedCall:
     cdef bint short, is_step        # is_step: the workspace is a prepared step of one row
 
     def __cinit__(self, Engine engine, packed, tuple shapes, *, bint time_first, pool, empty, tuple states=None,
-                  parameters=None):
+                  parameters=None, initial=None):
         cdef rnnfast_problem *p = &self.problem
         cdef Py_ssize_t outputs = engine.directions * engine.output_size
         x, y, self.h, self.c = shapes
-        self.engine, self.packed, self.pool, self.empty = engine, packed, pool, empty
+        self.engine, self.packed, self.pool, self.empty, self.initial = engine, packed, pool, empty, initial
         memset(p, 0, sizeof(p[0]))
         p.stack = engine.stack
         if parameters is None:
@@ -1520,6 +1663,23 @@ cdef class PreparedCall:
             self.busy = 0
         return result
 
+    def replace(self, packed, initial):
+        """Replace the packed weights and the attribute `initial`. The state is unchanged. If this raises, nothing has changed."""
+        cdef Buffers buffers
+        cdef Py_buffer before
+        buffers.count = 0
+        self.begin()
+        try:
+            acquire(&buffers, packed, PyBUF_SIMPLE, self.engine.packed_size)
+            before = self.buffers.held[0]
+            self.buffers.held[0], buffers.held[0] = buffers.held[0], before
+            self.packed, self.initial, self.problem.packed = packed, initial, self.buffers.held[0].buf
+            if self.is_step:
+                self.engine.table.prepare_step(&self.engine.stack, 1, self.problem.packed, self.problem.workspace)
+        finally:
+            release(&buffers)
+            self.busy = 0
+
     cdef int begin(self) except -1:
         """Reserve the state for this call; it ends with busy = 0."""
         if self.own_h is None:
@@ -1551,6 +1711,21 @@ cdef enum Status:
     BUSY
 
 
+cdef class Weights:
+    """The packed weights of a pool, and a prepared step with them. They do not change: a pool gets new ones as a whole."""
+    cdef object initial                 # the state with which streams start
+    cdef Buffers buffers
+    cdef void *small                    # a prepared step that no thread uses at present, or NULL
+
+    def __cinit__(self, Engine engine not None, packed not None, initial):
+        self.initial = initial
+        acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
+
+    def __dealloc__(self):
+        release(&self.buffers)
+        PyMem_Free(self.small)
+
+
 cdef class Slots:
     """The streams of a pool. Each has a slot, which holds its state, and a status: a call that uses a stream makes it busy.
 
@@ -1558,12 +1733,14 @@ cdef class Slots:
 
     engine, packed: as for `forward`. `packed` must not change.
     states: arrays of h, and c for a cell with c, (layers, capacity, size).
+    initial: any object, which `starts` returns and `replace` changes together with `packed`.
     pool: BufferPool for workspaces.
     empty: `empty(shape, dtype)` allocates results.
     """
     cdef Engine engine
+    cdef Weights weights                # any thread may replace them: see `current`
     cdef object pool, empty
-    cdef Buffers buffers                # of the weights and the states
+    cdef Buffers buffers                # of the states
     cdef void *states[2]
     cdef size_t widths[2]               # of a state, in bytes
     cdef int kinds                      # number of states: 2 for a cell with c
@@ -1573,11 +1750,11 @@ cdef class Slots:
     cdef char *status
     cdef int forks                      # at the last change of a status
     cdef size_t step_size               # of a prepared step of one row; 0 if such steps are calls of forward
-    cdef void *small                    # a prepared step that no thread uses at present, or NULL
 
-    def __cinit__(self, Engine engine not None, packed not None, list states not None, *, pool, empty):
+    def __cinit__(self, Engine engine not None, packed not None, list states not None, initial=None, *, pool, empty):
         cdef Py_ssize_t k
         self.engine, self.pool, self.empty = engine, pool, empty
+        self.weights = Weights(engine, packed, initial)
         self.forks = rnnfast_threads_forks()
         self.kinds = 2 if engine.info.has_c else 1
         self.capacity = self.unused = states[0].shape[1]
@@ -1590,7 +1767,6 @@ cdef class Slots:
             raise MemoryError()
         for k in range(self.capacity):
             self.free[k] = self.capacity - 1 - k
-        acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         self.widths = [engine.output_size * engine.table.item, engine.hidden_size * engine.table.item]
         self.step_size = step_size(engine) if is_single_step(engine, 1, 1) else 0
         for k in range(self.kinds):
@@ -1598,7 +1774,6 @@ cdef class Slots:
 
     def __dealloc__(self):
         release(&self.buffers)
-        PyMem_Free(self.small)
         PyMem_Free(self.free)
         PyMem_Free(self.ids)
         PyMem_Free(self.status)
@@ -1653,6 +1828,23 @@ cdef class Slots:
                 memset(own, 0, width)
             else:
                 memcpy(own, row + layer * stride, width)
+
+    cdef Weights current(self):
+        """Return the present weights, which the caller then holds."""
+        cdef Weights weights
+        with cython.critical_section(self):
+            weights = self.weights
+        return weights
+
+    def starts(self):
+        """Return `initial`."""
+        return self.current().initial
+
+    def replace(self, packed, initial):
+        """Replace the packed weights and `initial`, for all steps that begin later. If this raises, nothing has changed."""
+        cdef Weights weights = Weights(self.engine, packed, initial)
+        with cython.critical_section(self):
+            self.weights = weights
 
     def join(self, h, c):
         """Start a stream from a state (layers, size), where None stands for zeros, and return its id."""
@@ -1765,6 +1957,7 @@ cdef class Slots:
         cdef rnnfast_sizes sizes
         cdef Watch watch
         cdef Buffers buffers
+        cdef Weights weights = self.current()
         cdef size_t item = self.engine.table.item
         cdef bint is_step = count == 1 and self.step_size
         cdef size_t total = 0, size[2]
@@ -1783,7 +1976,7 @@ cdef class Slots:
         describe(&p, self.engine, &watch)
         buffers.count = 0
         try:
-            p.packed = self.buffers.held[0].buf
+            p.packed = weights.buffers.held[0].buf
             p.T, p.N = 1, count
             p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, count, self.engine.input_size)
             p.x_row = stride(&buffers, 0, item)
@@ -1805,7 +1998,7 @@ cdef class Slots:
                 for i in range(count):
                     self.copy(k, slots[i], at[k] + i * self.widths[k], count * self.widths[k], False)
             if is_step:
-                small = borrow_step(&self.small, self.engine, p.packed, self.step_size)
+                small = borrow_step(&weights.small, self.engine, p.packed, self.step_size)
                 take_step(self.engine, aligned_in(small), &p)
             else:
                 with nogil:
@@ -1819,7 +2012,7 @@ cdef class Slots:
         finally:
             release(&buffers)
             if small != NULL:
-                PyMem_Free(exchange(&self.small, small))
+                PyMem_Free(exchange(&weights.small, small))
         return 0
 
 
@@ -1870,11 +2063,12 @@ def fold(Engine engine, dy, Order order):
         release(&buffers)
 
 
-def linear_sizes(M, I, O, size_t item, str isa=None):
+def linear_sizes(M, I, O, size_t item, str isa=None, str weights="full"):
     """(packed, backward_workspace) in bytes."""
     cdef rnnfast_linear p
     cdef size_t packed, backward_workspace
     cdef bint too_large = False
+    p.weights = weights_of(weights, item)
     try:
         p.M, p.I, p.O = M, I, O
     except OverflowError:
@@ -1897,18 +2091,19 @@ cdef int measure_linear(rnnfast_linear *p, const rnnfast_table *table, size_t *p
     return 0
 
 
-cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, str isa, Watch *watch) except NULL:
+cdef const rnnfast_table *describe_linear(rnnfast_linear *p, size_t item, str isa, str weights, Watch *watch) except NULL:
     memset(p, 0, sizeof(p[0]))
+    p.weights = weights_of(weights, item)
     p.threads, p.poll = limit_of(0), start(watch)
     return table_of(item, isa)
 
 
-def linear_pack(weight, bias, packed, str isa=None):
+def linear_pack(weight, bias, packed, str isa=None, str weights="full"):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t packed_size, workspace_size, item = weight.itemsize
-    cdef const rnnfast_table *table = describe_linear(&p, item, isa, &watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, isa, weights, &watch)
     buffers.count = 0
     try:
         p.weight = acquire_array(&buffers, weight, PyBUF_C_CONTIGUOUS, item, 2, -1, -1)
@@ -1923,12 +2118,12 @@ def linear_pack(weight, bias, packed, str isa=None):
         release(&buffers)
 
 
-def linear_forward(x, packed, y, str isa=None):
+def linear_forward(x, packed, y, str isa=None, str weights="full"):
     cdef rnnfast_linear p
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t packed_size, workspace_size, item = x.itemsize
-    cdef const rnnfast_table *table = describe_linear(&p, item, isa, &watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, isa, weights, &watch)
     buffers.count = 0
     try:
         p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)
@@ -1951,7 +2146,7 @@ def linear_backward(x, weight, dy, dx, dweight, dbias, workspace, str isa=None):
     cdef Watch watch
     cdef Buffers buffers
     cdef size_t packed_size, workspace_size, item = x.itemsize
-    cdef const rnnfast_table *table = describe_linear(&p, item, isa, &watch)
+    cdef const rnnfast_table *table = describe_linear(&p, item, isa, "full", &watch)
     buffers.count = 0
     try:
         p.x = acquire_array(&buffers, x, PyBUF_STRIDES, item, 2, -1, -1)

@@ -1,10 +1,10 @@
 """Names for the types in annotations. At run time most are Any, as importing numpy.typing would take time."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import ArrayLike as ArrayLike
@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Arrays = Mapping[str, Array]
+
+    class HasParameters(Protocol):  # a layer, a model, or the gradients of one
+        @property
+        def parameters(self) -> Arrays: ...
+
+    Parameters = Arrays | HasParameters | Sequence[Arrays | HasParameters]
     Path = str | bytes | os.PathLike[Any]
     Seed = int | np.random.Generator | None
 else:
-    Array = Arrays = ArrayLike = DTypeLike = NDArray = Path = Seed = Any
+    Array = Arrays = ArrayLike = DTypeLike = NDArray = Parameters = Path = Seed = Any
 
 Init = str | tuple[str, float] | None

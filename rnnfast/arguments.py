@@ -129,6 +129,18 @@ def refuse_masked(name: str, value: Any) -> None:
         )
 
 
+def refuse_result(name: str, value: Any) -> None:
+    """Raise if `value` is what a recurrent layer returns: (y, state) or (y, state, tape), or an LSTM's state (h, c).
+
+    NumPy would stack h and c, which have one shape.
+    """
+    if isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], np.ndarray):
+        raise TypeError(
+            f"{name} is a tuple, such as the (y, state) that a recurrent layer returns, but must be one array: pass "
+            "its first element, y, as in readout(lstm(x)[0])"
+        )
+
+
 def _is_masked(value: Any, depth: int = 64) -> bool:
     if isinstance(value, (list, tuple)):
         plain = depth == 0 or set(map(type, value)) <= _PLAIN
@@ -171,6 +183,15 @@ def real(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
         except ValueError as error:
             raise ValueError(f"{name} of shape {result.shape} cannot be converted to {dtype}: {error}") from error
     return result if result.dtype is dtype else result.view(dtype)  # its dtype may be another instance
+
+
+def floating(name: str, value: Any) -> Array:
+    """Convert `value` to an array of native float32 or float64; real dtypes other than these become float64."""
+    result = array(name, value)
+    if result.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers, got dtype {result.dtype}")
+    native = result.dtype.newbyteorder("=")
+    return result.astype(native if native in DTYPES else np.float64, copy=False)
 
 
 def shaped(

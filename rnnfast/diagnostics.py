@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import arguments, functional, reference
+from . import arguments, figures, functional, reference
 from ._types import Array, ArrayLike
 from .layers import Bidirectional, Recurrent, execution, saving
 
@@ -218,7 +218,7 @@ def _measure(
     flow: GradientFlow, prefix: str, layer: Any, x: Any, state: Any, dh: Array, reverse: bool, jacobians: bool
 ) -> None:
     """Add the measurements of a layer, or of one of the two layers of a Bidirectional, to `flow`."""
-    (inputs, plan, _), _ = layer._started(layer.execution.read(x, state))
+    (inputs, plan, *_), _ = layer._started(layer.execution.read(x, state))
     if not plan.N:
         raise ValueError(f"x must have at least one row, got shape {inputs.x.shape}")
     viewed = execution.engine_view(plan, inputs.x, inputs.h0, inputs.c0)
@@ -318,14 +318,7 @@ def plot_gradient_flow(flows: GradientFlow | Mapping[str, GradientFlow], ax: Axe
             raise TypeError(
                 f"flows must be a GradientFlow, or a mapping of names to them, got {type(flow).__name__}{place}"
             )
-    if ax is not None and not hasattr(ax, "plot"):
-        raise TypeError(f"ax must be a matplotlib Axes, got {type(ax).__name__}: pass one element of an array of Axes")
-    if ax is None:
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError("plot_gradient_flow needs matplotlib: pip install 'rnnfast[plot]'") from error
-        _, ax = pyplot.subplots()
+    ax = figures.axes(ax, "plot_gradient_flow")
     for label, flow in named.items():
         for name, norms in flow.norms.items():
             text = f"{label} {name}".strip() if len(flow.norms) > 1 or not label else label

@@ -150,9 +150,10 @@ def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
     """Write a description and arrays; see `replacing`."""
     import json  # here, so that importing rnnfast stays fast
 
+    text = json.dumps(about, allow_nan=False)
     with replacing(path) as file:
         try:
-            np.savez(file, rnnfast=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, rnnfast=np.array(text), **arrays)  # type: ignore[arg-type]
         except ValueError as error:  # zipfile cannot close what another exception has interrupted
             if error.__context__ is not None:
                 raise error.__context__ from None
@@ -163,9 +164,9 @@ def write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # signature, version, flags, method, time, date, crc, two sizes, two lengths
 _ZIP64_FROM = 2**31  # from this size or offset on, zipfile writes 64-bit fields in the directory
-# What numpy.lib.format writes for arrays of floating-point numbers in C order, and for strings.
+# What numpy.lib.format writes for arrays of weights in C order (rnnfast.narrow has integers), and for strings.
 _NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([<>])(f4|f8|U\d{1,18})', 'fortran_order': False, "
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|])((?<=\|)i1|(?<=[<>])(?:f4|f8|u2|U\d{1,18}))', 'fortran_order': False, "
     rb"'shape': \(((?:\d{1,18},|\d{1,18}(?:, \d{1,18}){1,3})?)\), \} *\n",
     re.DOTALL,
 )
@@ -221,6 +222,8 @@ def reading(path: Path) -> Iterator[BinaryIO]:
             raise
         raise OSError(error.errno, error.strerror or str(error), name) from error
     except _FAULTS as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"rnnfast cannot load {name!r}"):
+            raise  # from another context with this file
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         if len(reason) > _LONGEST:
             reason = f"{reason[: _LONGEST // 2]} ... {reason[-_LONGEST // 2 :]}"
@@ -259,6 +262,29 @@ def format_of(file: BinaryIO) -> str | None:
     ):
         return TORCH
     return None
+
+
+def other_format(file: BinaryIO) -> str:
+    """Return the name of the format of a file that is not in the one that the caller reads."""
+    file.seek(0)
+    known = format_of(file)
+    if known is not None:
+        return f"a {known}"
+    begin = file.read(200)
+    file.seek(max(os.fstat(file.fileno()).st_size - 8, 0))
+    if file.read() == b"W\xfb\x80\x8b$uG\xdb":
+        return "the index of a TensorFlow checkpoint"
+    if begin[4:8] == b"TFL3":
+        return "a TensorFlow Lite model"
+    if begin.startswith(b"PK\x03\x04") and b"/data/" in begin:
+        return "a TorchScript program"
+    beginnings = {
+        b"\x89HDF\r\n\x1a\n": "a damaged HDF5 file",
+        b"PK\x03\x04": "a zip archive, such as .npz",
+        b"\x93NUMPY": "an .npy file",
+        b"\x80": "a pickle",
+    }
+    return next((name for start, name in beginnings.items() if begin.startswith(start)), "in an unknown format")
 
 
 class Archive:
@@ -393,8 +419,8 @@ class Archive:
         match = _NPY.fullmatch(header)
         if match is None:
             raise ValueError(
-                f"its member {name!r} is not an array of float32 or float64 in C order, or a string: if numpy.load "
-                f"reads the file, {REMEDY.format('numpy.load(path)')}"
+                f"its member {name!r} is not an array of numbers that rnnfast saves, in C order, or a string: if "
+                f"numpy.load reads the file, {REMEDY.format('numpy.load(path)')}"
             )
         order, kind, dimensions = (part.decode() for part in match.groups())
         shape = tuple(int(size) for size in dimensions.split(",") if size)

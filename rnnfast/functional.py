@@ -177,8 +177,9 @@ def arrange(
 ) -> tuple[Order, Array, Array]:
     """Return the order in which the kernels process a ragged batch.
 
-    A row holds one or more sequences. Steps that belong to no sequence are masked out. No other thread may change the
-    arrays during the call: pass copies of arrays that others can reach.
+    A row holds one or more sequences. Steps that belong to no sequence are masked out. States are those of sequences,
+    so the caller decides from which state each one starts. No other thread may change the arrays during the call: pass
+    copies of arrays that others can reach.
 
     Parameters
     ----------
@@ -243,21 +244,21 @@ def window(order: Order, first: int, last: int) -> Order:
     return Order(int(begin[1] - begin[0]), begin, positions, edges - edges[0], order.masked_steps[:0])
 
 
-def linear_pack(weight: Array, bias: Array | None, isa: str | None = None) -> Array:
+def linear_pack(weight: Array, bias: Array | None, isa: str | None = None, weights: str = "full") -> Array:
     """Return weight (O, I) and bias (O,) or None, both C-contiguous, packed for `linear_forward` with the same `isa`.
 
     `isa` names an instruction set; None stands for the default, which `use_isa` changes.
     """
     rows, columns = weight.shape
     isa = isa or _core.get_default_isa()  # once, because another thread may change it
-    packed = empty(_core.linear_sizes(1, columns, rows, weight.itemsize, isa)[0])
-    _core.linear_pack(weight, bias, packed, isa)
+    packed = empty(_core.linear_sizes(1, columns, rows, weight.itemsize, isa, weights)[0])
+    _core.linear_pack(weight, bias, packed, isa, weights)
     return packed
 
 
-def linear_forward(x: Array, packed: Array, y: Array, isa: str | None = None) -> None:
+def linear_forward(x: Array, packed: Array, y: Array, isa: str | None = None, weights: str = "full") -> None:
     """Compute y = x weight' + bias for x (M, I) and y (M, O). The strides of the rows are arbitrary."""
-    _core.linear_forward(x, packed, y, isa)
+    _core.linear_forward(x, packed, y, isa, weights)
 
 
 def linear_backward(

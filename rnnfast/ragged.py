@@ -3,6 +3,9 @@
 Resets divide a row into sequences. The engine processes sequences, each with its own state, and neither reads nor
 writes steps that are masked out or padded. This module converts the states of rows to states of sequences and back, and
 fills in the masked-out and padded steps of the results.
+
+Each row has an initial state, with which its first sequence starts, and a reset state, with which its other sequences
+start. Without a reset state, all of them start from the initial state.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ from . import arguments, functional
 from ._types import Array
 from .functional import InputGradients, Inputs, OutputGradients, Outputs
 
-__all__ = ["Pattern", "Ragged", "read"]
+__all__ = ["INITIAL", "RESET_STATES", "Pattern", "Ragged", "State", "check_lengths", "read"]
+
+INITIAL = "initial"  # the default of reset_state
+RESET_STATES = INITIAL, "zeros"  # what stands for a reset state
+State = tuple[Array | None, Array | None]  # h and c of rows in the engine's layout, where None stands for zeros
 
 
 class Pattern(NamedTuple):
@@ -28,16 +35,20 @@ class Pattern(NamedTuple):
     reset: Array | None  # (T, N)
     held: bool  # whether a mask was passed: the state is then kept at the steps that are not valid
 
+    def valid(self) -> Array | None:
+        """Return the valid steps (T, N), or None if all of them are valid."""
+        return self.mask if self.lengths is None else np.arange(self.T)[:, np.newaxis] < self.lengths
+
     def turned(self) -> Pattern:
         """Return the pattern of the steps in reverse order."""
         T, N, lengths, mask, reset, held = self
         if lengths is not None:
-            mask = np.arange(T)[:, np.newaxis] < lengths
+            mask = self.valid()
             reset = None if reset is None else reset & mask
         if mask is not None:
             mask = mask[::-1]
         if reset is not None:  # what is the first step of a sequence becomes the last
-            reset = np.concatenate([reset[:1], reset[:0:-1]])
+            reset = np.concatenate([np.zeros_like(reset[:1]), reset[:0:-1]])
         return Pattern(T, N, None, mask, reset, held)
 
 
@@ -62,12 +73,15 @@ class Ragged:
         self._engine = engine
         self._held, self._repeats = held, held and repeats
         self._cut = len(self._sequences) > N
+        self._lengths, self._reset = pattern.lengths, pattern.reset
         states = engine.num_layers * engine.directions
         self._turned = [engine.reverse or (engine.bidirectional and state % 2 == 1) for state in range(states)]
 
-    def inputs(self, inputs: Inputs) -> Inputs:
+    def inputs(self, inputs: Inputs, reset_state: State | None) -> Inputs:
         """Return the inputs of the engine, with states of sequences instead of rows."""
-        return Inputs(inputs.x, self._spread(inputs.h0), self._spread(inputs.c0), inputs.masks, self.order)
+        h_reset, c_reset = (inputs.h0, inputs.c0) if reset_state is None else reset_state
+        h0, c0 = self._spread(inputs.h0, h_reset), self._spread(inputs.c0, c_reset)
+        return Inputs(inputs.x, h0, c0, inputs.masks, self.order)
 
     def outputs(self, outputs: Outputs) -> Outputs:
         """Return the outputs of the engine, with new arrays for the states of sequences."""
@@ -96,25 +110,56 @@ class Ragged:
         dh0, dc0 = self._states(gradients.dh0), self._states(gradients.dc0)
         return InputGradients(gradients.dx, dh0, dc0, gradients.dparameters, gradients.dh)
 
-    def finish_gradients(self, own: InputGradients, gradients: InputGradients) -> None:
-        """Write zeros to the steps of dx and dh that are not valid, and the gradients of the initial states of rows."""
+    def finish_gradients(self, own: InputGradients, gradients: InputGradients, dreset_state: State | None) -> None:
+        """Write zeros to the steps of dx and dh that are not valid, and the gradients of the states of rows."""
         self.order.fill(0, gradients.dx)
         for values in () if gradients.dh is None else gradients.dh:
             self.order.fill(0, values)
-        for states, initial in ((own.dh0, gradients.dh0), (own.dc0, gradients.dc0)):
-            if initial is not None:
-                of_rows = states.take(self._sequences, axis=1)
-                initial[...] = np.add.reduceat(of_rows, self._rows[:-1], axis=1) if self._cut else of_rows
+        dh_reset, dc_reset = dreset_state or (None, None)
+        self._sum(own.dh0, gradients.dh0, dh_reset)
+        self._sum(own.dc0, gradients.dc0, dc_reset)
+
+    def _sum(self, states: Array | None, initial: Array | None, reset: Array | None) -> None:
+        """Write the gradients of initial and reset states of rows; without the latter, those of both to `initial`."""
+        if states is None or initial is None:
+            return
+        if reset is not None:
+            initial[...] = 0
+            for state, turned in enumerate(self._turned):
+                rows, sequences = self._continuing(turned)
+                initial[state, rows] = states[state, sequences]
+                states[state, sequences] = 0
+        of_rows = states.take(self._sequences, axis=1)
+        total = initial if reset is None else reset
+        total[...] = np.add.reduceat(of_rows, self._rows[:-1], axis=1) if self._cut else of_rows
 
     def _source(self, state: int, repeats: bool) -> int:
         """Return the argument of `Order.fill`: the previous step of a direction, or zeros."""
         return (1 if self._turned[state] else -1) if repeats else 0
 
-    def _ends(self, state: int) -> Array:
+    def _ends(self, turned: bool) -> Array:
         """Return, for each row, the sequence that a direction processes last."""
         if not self._cut:
             return self._sequences
-        return self._sequences[self._rows[:-1] if self._turned[state] else self._rows[1:] - 1]
+        ends: Array = self._sequences[self._rows[:-1] if turned else self._rows[1:] - 1]
+        return ends
+
+    def _continuing(self, turned: bool) -> tuple[Array, Array]:
+        """Return the rows that a direction starts from their initial states, and the sequences that it starts with."""
+        lengths, reset = self._lengths, self._reset
+        if turned or reset is None:
+            rows = np.arange(len(self._rows) - 1)
+        else:  # a reset in the padding has no effect
+            rows = np.flatnonzero(~reset[0] if lengths is None else ~reset[0] | (lengths == 0))
+        return rows, self._ends(not turned)[rows]
+
+    def _sequence_at(self, step: Array, row: Array) -> Array:
+        """Return the sequences at some steps and rows of a batch without lengths."""
+        index, reset = self._rows[row], self._reset
+        if reset is not None:
+            index += np.cumsum(reset, axis=0)[step, row] - reset[0, row]  # step 0 always starts the first sequence
+        sequences: Array = self._sequences[index]
+        return sequences
 
     def _states(self, like: Array | None) -> Array | None:
         """Return an uninitialised array for states of sequences, or None."""
@@ -122,13 +167,20 @@ class Ragged:
             return None
         return np.empty((len(self._turned), len(self._sequences), like.shape[2]), like.dtype)
 
-    def _spread(self, initial: Array | None) -> Array | None:
-        """Return the states of sequences, given those of rows."""
-        if initial is None:
+    def _spread(self, initial: Array | None, reset: Array | None) -> Array | None:
+        """Return the states with which sequences start, given the initial states and the reset states of rows."""
+        if reset is not None:
+            of_rows = np.empty_like(self._sequences)
+            of_rows[self._sequences] = np.repeat(np.arange(len(self._rows) - 1), np.diff(self._rows))
+            states = reset.take(of_rows, axis=1)
+        elif initial is not None:
+            states = np.zeros((len(self._turned), len(self._sequences), initial.shape[2]), initial.dtype)
+        else:
             return None
-        of_rows = np.empty_like(self._sequences)
-        of_rows[self._sequences] = np.repeat(np.arange(len(self._rows) - 1), np.diff(self._rows))
-        return initial.take(of_rows, axis=1)
+        for state, turned in enumerate(self._turned if reset is not initial else ()):
+            rows, sequences = self._continuing(turned)
+            states[state, sequences] = 0 if initial is None else initial[state, rows]
+        return states
 
     def _last(self, states: Array, out: Array) -> None:
         """Write the final states of rows, given those of sequences."""
@@ -136,7 +188,7 @@ class Ragged:
             states.take(self._sequences, axis=1, out=out, mode="clip")  # all indices are valid in any mode
             return
         for state, values in enumerate(states):
-            values.take(self._ends(state), axis=0, out=out[state])
+            values.take(self._ends(self._turned[state]), axis=0, out=out[state])
 
     def _spread_last(self, dstates: Array | None) -> Array | None:
         """Return the gradients of states of sequences, given those of the final states of rows."""
@@ -144,30 +196,33 @@ class Ragged:
             return None
         out = np.zeros((dstates.shape[0], len(self._sequences), dstates.shape[2]), dstates.dtype)
         for state, values in enumerate(dstates):
-            out[state][self._ends(state)] = values
+            out[state][self._ends(self._turned[state])] = values
         return out
 
-    def fill_cells(self, cells: Array, c0: Array | None) -> None:
+    def fill_cells(self, cells: Array, c0: Array | None, reset_state: State | None) -> None:
         """Fill in the steps of cells (layers * directions, T, N, H) that are not valid: kept values, or zeros."""
-        masked = self.order.masked_steps
+        masked, starts = self.order.masked_steps, self._spread(c0, c0 if reset_state is None else reset_state[1])
         for state, turned in enumerate(self._turned):
             self.order.fill(self._source(state, self._held), cells[state])
-            if self._held and c0 is not None:
+            if self._held and starts is not None:
                 step, row = masked[masked[:, 3 if turned else 2] < 0, :2].T
-                cells[state, step, row] = c0[state, row]
+                cells[state, step, row] = starts[state, self._sequence_at(step, row)]
 
 
-def read(T: int, N: int | None, batch_first: bool, lengths: Any, mask: Any, reset: Any) -> Pattern | None:
+def read(
+    T: int, N: int | None, batch_first: bool, lengths: Any, mask: Any, reset: Any, has_reset_state: bool = False
+) -> Pattern | None:
     """Check lengths, mask and reset; return None if every step is valid and nothing is reset.
 
-    N is None if x is unbatched. The pattern holds copies, and only the copies are checked, because another thread may
-    write to the arguments at any time.
+    N is None if x is unbatched. A reset at step 0 only matters if there is a reset state (`has_reset_state`). The
+    pattern holds copies, and only the copies are checked, because another thread may write to the arguments at any
+    time.
     """
     if lengths is not None and mask is not None:
         raise ValueError("lengths and mask are mutually exclusive: leave one out, or write the lengths into the mask")
     held = mask is not None
     if lengths is not None:
-        lengths = _lengths(lengths, T, N)
+        lengths = check_lengths(lengths, T, () if N is None else (N,)).reshape(-1)
         if (lengths == T).all():
             lengths = None
     if mask is not None:
@@ -176,26 +231,26 @@ def read(T: int, N: int | None, batch_first: bool, lengths: Any, mask: Any, rese
             mask = None
     if reset is not None:
         reset = _flags("reset", reset, T, N, batch_first)
-        if not reset[1:].any():
+        if not reset[0 if has_reset_state else 1 :].any():
             reset = None
     if lengths is None and mask is None and reset is None:
         return None
     return Pattern(T, 1 if N is None else N, lengths, mask, reset, held)
 
 
-def _lengths(value: Any, T: int, N: int | None) -> Array:
+def check_lengths(value: Any, T: int, shape: tuple[int, ...] | None = None) -> Array:
+    """Check lengths and return a copy. `shape` is () if x is unbatched, and None to accept any shape."""
     lengths = np.array(arguments.array("lengths", value))
-    shape = () if N is None else (N,)
     if lengths.dtype.kind not in "iu" and lengths.size:
         raise TypeError(f"lengths must hold integers, but its dtype is {lengths.dtype}")
-    if lengths.shape != shape:
-        layout = "be one integer, as x is unbatched" if N is None else f"have shape (N,) = {shape}"
+    if shape is not None and lengths.shape != shape:
+        layout = f"have shape (N,) = {shape}" if shape else "be one integer, as x is unbatched"
         raise ValueError(f"lengths must {layout}, got shape {lengths.shape}")
     wrong = (lengths < 0) | (lengths > T)
     if wrong.any():
         at = int(np.argmax(wrong))
         raise ValueError(f"lengths must be from 0 to T = {T}, the steps of x, got {lengths.ravel()[at]} for row {at}")
-    return lengths.astype(np.intp, copy=False).reshape(-1)
+    return lengths.astype(np.intp, copy=False)
 
 
 def _flags(name: str, value: Any, T: int, N: int | None, batch_first: bool) -> Array:

@@ -206,13 +206,12 @@ def _steps(T, N, lengths, mask, reset, zero_masked):
     """Return arrays of bool (T, N, 1) that describe each step of each row.
 
     ``valid``: x is read. ``repeats``: the output is that of the previous step. ``inside``: the step is within the
-    length of the row. ``starts``: a new sequence starts here, after an earlier one in the same row.
+    length of the row. ``starts``: a new sequence starts here, from the reset state.
     """
     every = np.ones((T, N), bool)
     inside = every if lengths is None else np.arange(T)[:, None] < np.asarray(lengths)
     valid = inside if mask is None else inside & np.asarray(mask, bool)
     starts = ~every if reset is None else inside & np.asarray(reset, bool)
-    starts[:1] = False
     repeats = ~every if zero_masked else inside & ~valid
     return SimpleNamespace(
         valid=valid[..., None], repeats=repeats[..., None], inside=inside[..., None], starts=starts[..., None]
@@ -221,9 +220,10 @@ def _steps(T, N, lengths, mask, reset, zero_masked):
 
 def _order(steps, way):
     """Return (valid, repeats, starts) for the steps of one direction, in the order in which it processes them."""
-    # If a sequence starts at t, the reverse direction starts the previous one at t - 1. Nothing starts at step 0, so
-    # that element can roll to the end.
-    starts = steps.starts if way.step is None else np.roll(steps.starts, -1, axis=0)
+    # If a sequence starts at t, the reverse direction starts the previous one at t - 1.
+    starts = steps.starts
+    if way.step is not None:
+        starts = np.concatenate([starts[1:], np.zeros_like(starts[:1])])
     return list(zip(steps.valid[way], steps.repeats[way], starts[way], strict=True))
 
 
@@ -232,14 +232,14 @@ def _select(rows, state, other):
     return [np.where(rows, member, instead) for member, instead in zip(state, other, strict=True)]
 
 
-def _run_selected(step, p, x, initial, order):
+def _run_selected(step, p, x, state, reset_state, order):
     """Do the same as `_run` for rows with different steps. x is 0 at steps that are not valid."""
     inputs = x @ p.weight_ih.T + p.bias_ih
-    zeros = [np.zeros_like(member) for member in initial]
-    state, last = initial, zeros[0]
+    zeros = [np.zeros_like(member) for member in state]
+    last = zeros[0]
     outputs, states, kept = [], [], []
     for a, (valid, repeats, starts) in zip(inputs, order, strict=True):
-        state = _select(starts, initial, state)
+        state = _select(starts, reset_state, state)
         last = np.where(starts, 0, last)
         # Rows without this step compute on zeros, so that their state cannot affect the gradients of the parameters.
         after, values = step(p, a, *_select(valid, state, zeros))
@@ -252,9 +252,9 @@ def _run_selected(step, p, x, initial, order):
 
 
 def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, order):
-    """Do the same as `_run_gradient`, after `_run_selected`."""
+    """Do the same as `_run_gradient`, after `_run_selected`; return also the gradient of the reset state."""
     zeros = [np.zeros_like(member) for member in dstate]
-    dinitial, dlast = zeros, zeros[0]
+    dreset, dlast = zeros, zeros[0]
     dinputs, dhs = [], []
     for values, dy_t, (valid, repeats, starts) in zip(reversed(kept), reversed(dy), reversed(order), strict=True):
         dlast = dlast + np.where(valid | repeats, dy_t, 0)
@@ -263,12 +263,11 @@ def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, order):
         da, dbefore = gradient(p, d, values, dh, *dc)
         dstate = _select(valid, dbefore, dstate)
         dlast = np.where(valid | starts, 0, dlast)
-        dinitial = [total + np.where(starts, member, 0) for total, member in zip(dinitial, dstate, strict=True)]
+        dreset = [total + np.where(starts, member, 0) for total, member in zip(dreset, dstate, strict=True)]
         dstate = _select(starts, zeros, dstate)
         dinputs.append(da)
         dhs.append(dh)
-    dinitial = [total + member for total, member in zip(dinitial, dstate, strict=True)]
-    return _input_gradient(p, d, x, dinputs), dinitial, dhs[::-1]
+    return _input_gradient(p, d, x, dinputs), dstate, dhs[::-1], dreset
 
 
 def _gather(parameters, suffix):
@@ -317,6 +316,7 @@ def forward(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     reset: ArrayLike | None = None,
+    reset_state: Any = "initial",
     zero_masked: bool = False,
 ) -> tuple[Array, Any, Any]:
     """Run a stack of layers over a sequence.
@@ -362,8 +362,10 @@ def forward(
         True at valid steps. At the others, y repeats the output of the previous step of the direction. It is 0 if the
         sequence has had no valid step so far.
     reset : array_like of bool, (T, N), optional
-        True where a new sequence starts within a row. Each sequence starts from the initial state. Values at step 0 and
-        in padding are ignored.
+        True where a new sequence starts within a row, from the reset state. Values in padding are ignored.
+    reset_state : "initial", "zeros", or a state in the form of `state`
+        The reset state. "initial" stands for the initial state. A row that is reset at step 0 ignores the initial
+        state, but for a reverse direction, which starts its last sequence from it.
     zero_masked : bool
         Whether y is 0 at all steps that are not valid.
 
@@ -391,7 +393,10 @@ def forward(
     """
     step, _ = _CELLS[cell]
     T, N, _ = x.shape
-    plain = lengths is None and mask is None and reset is None
+    shared = isinstance(reset_state, str) and reset_state == "initial"
+    if isinstance(reset_state, str):
+        reset_state = {"initial": state, "zeros": None}[reset_state]
+    plain = shared and lengths is None and mask is None and reset is None
     steps = None if plain else _steps(T, N, lengths, mask, reset, zero_masked)
     suffixes = ("", "_reverse") if bidirectional else ("",)
     layers: list[Any] = []
@@ -407,15 +412,18 @@ def forward(
             p = _gather(parameters, f"_l{layer}{suffix}")
             rows, width = p.weight_hh.shape
             widths = (width, rows // 4) if cell == "lstm" else (width,)
-            start = [
-                np.zeros((N, size), x.dtype) if member is None else member[len(ends)]
-                for size, member in zip(widths, _members(cell, state), strict=True)
-            ]
+            start, restart = (
+                [
+                    np.zeros((N, size), x.dtype) if member is None else member[len(ends)]
+                    for size, member in zip(widths, _members(cell, given), strict=True)
+                ]
+                for given in (state, reset_state)
+            )
             way = slice(None, None, -1) if reverse or suffix else slice(None)
             if steps is None:
                 output, states, kept = _run(step, p, y[way], start)
             else:
-                output, states, kept = _run_selected(step, p, y[way], start, _order(steps, way))
+                output, states, kept = _run_selected(step, p, y[way], start, restart, _order(steps, way))
             runs.append(SimpleNamespace(suffix=f"_l{layer}{suffix}", p=p, x=y[way], way=way, states=states, kept=kept))
             outputs.append(output[way])
             ends.append(states[-1])
@@ -423,7 +431,8 @@ def forward(
         y = np.concatenate(outputs, axis=2)
     state = _stack(cell, ends)
     names = [name for name in parameters if not name.startswith("leak_l")]
-    return y, state, _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, y=y, state=state)
+    tape = _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, shared=shared, y=y, state=state)
+    return y, state, tape
 
 
 def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool = False) -> tuple[Any, ...]:
@@ -451,6 +460,8 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
     dh : ndarray, (layers * directions, T, N, H or P), only with `per_step`
         The total derivative with respect to h after every step, as an output, as a repeated output and as a state, in
         the order of x. 0 at steps that are not valid.
+    dreset_state : ndarray, or for lstm a pair, only unless `reset_state` was "initial"
+        The gradient of the reset state. The last result.
 
     Examples
     --------
@@ -468,11 +479,12 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
         for after, member in zip(_members(tape.cell, tape.state), _members(tape.cell, dstate), strict=True)
     ]
     starts: list[Any] = []
+    restarts: list[Any] = []
     dhs: list[Any] = []
     dparameters: dict[str, Array] = {}
     for layer, runs in reversed(list(enumerate(tape.layers))):
         dx: Any = 0
-        before, dhs_layer = [], []
+        before, resets, dhs_layer = [], [], []
         for direction, (run, dy_run) in enumerate(zip(runs, np.split(dy, len(runs), axis=2), strict=True)):
             d = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(run.p).items()})
             end = [member[layer * len(runs) + direction] for member in ends]
@@ -480,17 +492,22 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
             if tape.steps is None:
                 dx_run, start, dhs_run = _run_gradient(*given)
             else:
-                dx_run, start, dhs_run = _run_selected_gradient(*given, _order(tape.steps, run.way))
+                dx_run, start, dhs_run, restart = _run_selected_gradient(*given, _order(tape.steps, run.way))
+                if tape.shared:
+                    start = [one + other for one, other in zip(restart, start, strict=True)]
+                resets.append(restart)
             dx = dx + dx_run[run.way]
             before.append(start)
             dhs_layer.append((dhs_run, run.way))
             dparameters.update({kind + run.suffix: value for kind, value in vars(d).items()})
-        starts = before + starts
+        starts, restarts = before + starts, resets + restarts
         dhs = dhs_layer + dhs
         if layer > 0 and tape.masks is not None:
             dx = dx * tape.masks[layer - 1]
         if tape.steps is not None:
             dx = np.where(tape.steps.valid, dx, 0)
         dy = dx
-    results = dx, _stack(tape.cell, starts), {name: dparameters[name] for name in tape.names}
-    return (*results, np.stack([np.stack(dhs_run)[way] for dhs_run, way in dhs])) if per_step else results
+    results: tuple[Any, ...] = dx, _stack(tape.cell, starts), {name: dparameters[name] for name in tape.names}
+    if per_step:
+        results += (np.stack([np.stack(dhs_run)[way] for dhs_run, way in dhs]),)
+    return results if tape.shared else (*results, _stack(tape.cell, restarts))

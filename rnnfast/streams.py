@@ -8,7 +8,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from . import _core, arguments, functional
+from . import _core, arguments, functional, narrow
 from ._types import Array, ArrayLike
 from .fixed import Fixed
 from .functional import Inputs
@@ -31,6 +31,32 @@ def _describe(layer: Any) -> str:
     from .layers.saving import describe  # not at the top, because the layers import this module
 
     return describe(layer)
+
+
+def _weights_of(own: Any, run: Any, layer: Any, user: str) -> tuple[Array, tuple[Array | None, ...]]:
+    """Return packed weights and the initial state (h, c) from `layer`, which must be like `own`; None means `own`.
+
+    `run` is the execution of the user of the weights, which keeps its kind of weights. `user` names it in messages.
+    """
+    layer = own if layer is None else layer
+    if layer is not own:
+        _check(layer)
+        from .layers.saving import differences
+
+        theirs, ours = differences(layer, own, free=("batch_first", "dropout"))
+        if not theirs and layer.engine.isa != own.engine.isa:
+            theirs, ours = (f"the instruction set {one.engine.isa}" for one in (layer, own))
+        if theirs:
+            raise ValueError(
+                f"layer has {theirs}, but the layer of this {user} has {ours}: pass a layer of the same class and "
+                f"options, or create a new {user}"
+            )
+    current = layer.execution  # once, because another thread may freeze the layer with other weights
+    if current.engine.weights == run.engine.weights:
+        run = current
+    else:
+        narrow.require_finite(layer.parameters)
+    return run.snapshot(layer.parameters, frozen=run is current), layer._initial()
 
 
 def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
@@ -74,9 +100,9 @@ class Stream(Fixed):
     """Process sequences as their steps arrive. Created by ``layer.stream(batch_size)``.
 
     A stream keeps the state between calls, starting from the layer's initial state: zeros, or with init_state a learned
-    one. It uses the parameters that the layer had when the stream was created. Results are bitwise identical to those
-    of one call of the layer on the whole sequence. Only one thread at a time may use a stream, but different streams of
-    a layer can run concurrently.
+    one. It uses the parameters that the layer had when the stream was created, until :meth:`update` takes new ones.
+    Results are bitwise identical to those of one call of the layer on the whole sequence. Only one thread at a time may
+    use a stream, but different streams of a layer can run concurrently.
 
     If a call raises, because of an invalid argument, lack of memory or a signal handler (Ctrl-C), the state is the one
     before the call or the one after it.
@@ -102,27 +128,28 @@ class Stream(Fixed):
     def __init__(self, layer: Any, batch_size: int = 1) -> None:
         _check(layer)
         self.batch_size = N = arguments.size("batch_size", batch_size)
-        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
-        engine = layer.engine
+        self._layer, self._run = layer, layer.execution  # which differs after a freeze with other weights
+        engine = self._run.engine
+        packed, initial = _weights_of(layer, self._run, None, "stream")
 
         def pair(width: int) -> tuple[Array, Array]:
             shape = arguments.countable("the state", (engine.num_layers, N, width))
             return np.zeros(shape, engine.dtype), np.zeros(shape, engine.dtype)
 
         h, c = pair(engine.output_size), pair(engine.hidden_size) if engine.info.has_c else None
-        self._initial = tuple(None if one is None else one[:, np.newaxis] for one in layer._initial())
-        for own, start in zip((h, c), self._initial, strict=True):
-            if own is not None:
-                own[0][...] = start
+        for own, start in zip((h, c), initial, strict=True):
+            if own is not None and start is not None:
+                own[0][...] = start[:, np.newaxis]
         shapes = (1, N, engine.input_size), (1, N, engine.output_size), h[0].shape, None if c is None else c[0].shape
         self._step = functional.PreparedCall(
             engine,
-            self._packed,
+            packed,
             shapes,
             time_first=True,
-            pool=layer.execution.workspaces,
+            pool=self._run.workspaces,
             empty=np.empty,
             states=(h, c),
+            initial=initial,
         )
         self._call: functional.PreparedCall | None = None  # for the shape of the last call of the stream
         self._built = True
@@ -197,7 +224,8 @@ class Stream(Fixed):
         RuntimeError
             If another thread is using the stream.
         """
-        if (prepared := self._call) is not None:
+        prepared = self._call
+        if prepared is not None and prepared.packed is self._step.packed:
 
             def repeat(h: Array, c: Array | None) -> tuple[Any, Any]:
                 results = prepared.run(x, h if c is None else (h, c))
@@ -213,7 +241,7 @@ class Stream(Fixed):
 
     def _call_anyhow(self, x: Any) -> Array:
         """Process steps that come in another form than those of the last call."""
-        run = self._layer.execution
+        run = self._run
         call = run.read(x)
         plan = call.plan
         if self.batch_size != plan.N:
@@ -223,8 +251,10 @@ class Stream(Fixed):
 
         def process(h: Array, c: Array | None) -> tuple[Any, Any]:
             inputs = Inputs(call.inputs.x, h.reshape(plan.h), None if c is None else c.reshape(plan.c))
-            outputs, _ = run.run(call._replace(inputs=inputs), self._packed)
-            self._call = run.prepared(plan, self._packed, h.shape, None if c is None else c.shape)
+            packed = self._step.packed
+            assert packed is not None
+            outputs, _ = run.run(call._replace(inputs=inputs), packed)
+            self._call = run.prepared(plan, packed, h.shape, None if c is None else c.shape)
             return outputs.y, (outputs.h_n, outputs.c_n)
 
         return cast("Array", self._step.update(process))
@@ -235,10 +265,13 @@ class Stream(Fixed):
 
     @state.setter
     def state(self, value: Any) -> None:
-        run = self._layer.execution
+        run = self._run
         steps = (self.batch_size, 1) if self._layer.batch_first else (1, self.batch_size)
         values = run.state("state", value, run.plan((*steps, run.engine.input_size)))
-        initial = (None if start is None else np.repeat(start, self.batch_size, axis=1) for start in self._initial)
+        initial = (
+            None if start is None else np.repeat(start[:, np.newaxis], self.batch_size, axis=1)
+            for start in self._step.initial
+        )
         self._step.update(lambda _h, _c: (None, _or_initial(values, initial)))
 
     def reset(self, rows: Any = None) -> None:
@@ -268,20 +301,53 @@ class Stream(Fixed):
 
         def cleared(*states: Array | None) -> tuple[None, list[Array | None]]:
             values = [None if state is None else state.copy() for state in states]
-            for value, start in zip(values, self._initial, strict=True):
+            for value, start in zip(values, self._step.initial, strict=True):
                 if value is not None:
-                    value[:, which] = start
+                    value[:, which] = start[:, np.newaxis]
             return None, values
 
         self._step.update(cleared)
+
+    @_core.committed
+    def update(self, layer: Any = None) -> None:
+        """Use new weights from now on, and a new learned initial state. The state is unchanged.
+
+        Parameters
+        ----------
+        layer : RNN, LSTM or GRU, optional
+            A layer of the class and options of the layer that created the stream; only batch_first and dropout may
+            differ. Later changes of its parameters do not affect the stream. By default, the layer that created the
+            stream, with its current parameters.
+
+        Raises
+        ------
+        TypeError
+            If `layer` is not a recurrent layer. The stream is unchanged.
+        ValueError
+            If its class or options differ. The stream is unchanged.
+        RuntimeError
+            If another thread is using the stream.
+
+        Examples
+        --------
+        >>> import numpy as np, rnnfast
+        >>> layer, x = rnnfast.GRU(4, 8, rng=0), np.ones((1, 4), np.float32)
+        >>> stream = layer.stream()
+        >>> for array in layer.parameters.values():
+        ...     array *= 0.5
+        >>> stream.update()
+        >>> bool((stream.step(x) == layer(x[np.newaxis])[0][0]).all())
+        True
+        """
+        return cast("None", (self._step.replace, *_weights_of(self._layer, self._run, layer, "stream")))
 
 
 class StreamPool(Fixed):
     """Many independent streams of one layer. Any number of them can step together as one batch.
 
-    A pool uses the weights that the layer had when the pool was created. Results are bitwise identical to those of
-    separate streams. Different streams of a pool can be stepped concurrently by several threads; iterating over a pool
-    returns the ids of its streams.
+    A pool uses the weights that the layer had when the pool was created, until :meth:`update` takes new ones. Results
+    are bitwise identical to those of separate streams. Different streams of a pool can be stepped concurrently by
+    several threads; iterating over a pool returns the ids of its streams.
 
     If a call raises, because of an invalid argument, lack of memory or a signal handler (Ctrl-C), no stream has joined,
     left or changed.
@@ -312,13 +378,13 @@ class StreamPool(Fixed):
     def __init__(self, layer: Any, capacity: int) -> None:
         _check(layer)
         self.capacity = arguments.size("capacity", capacity)
-        self._layer, self._packed = layer, layer.execution.snapshot(layer.parameters)
-        engine, run = layer.engine, layer.execution
+        self._layer, self._run = layer, layer.execution
+        run, engine = self._run, self._run.engine
+        packed, initial = _weights_of(layer, run, None, "pool")
         widths = (engine.output_size, engine.hidden_size)[: 1 + engine.info.has_c]
         shapes = [arguments.countable("the states", (engine.num_layers, self.capacity, width)) for width in widths]
         states = [np.zeros(shape, engine.dtype) for shape in shapes]
-        self._initial = layer._initial()
-        self._slots = _core.Slots(engine, self._packed, states, pool=run.workspaces, empty=np.empty)
+        self._slots = _core.Slots(engine, packed, states, initial, pool=run.workspaces, empty=np.empty)
         self._built = True
 
     def _fixed(self) -> tuple[str, ...]:
@@ -364,12 +430,34 @@ class StreamPool(Fixed):
         TypeError
             If the state does not hold real numbers.
         """
-        engine, run = self._layer.engine, self._layer.execution
+        run, engine = self._run, self._run.engine
         values: Any = None, None
         if state is not None:
             batch = (1,) if _has_batch(state if engine.info.has_c else (state,)) else ()
             values = run.state("state", state, run.plan((1, *batch, engine.input_size)))
-        return cast("int", (self._slots.join, *_or_initial(values, self._initial)))
+        return cast("int", (self._slots.join, *_or_initial(values, self._slots.starts())))
+
+    @_core.committed
+    def update(self, layer: Any = None) -> None:
+        """Use new weights for all steps that begin later, and a new learned initial state for streams that join later.
+
+        The states of all streams are unchanged. Other threads can step streams meanwhile: each step uses either the old
+        weights or the new ones.
+
+        Parameters
+        ----------
+        layer : RNN, LSTM or GRU, optional
+            A layer of the class and options of the pool's layer; only batch_first and dropout may differ. Later changes
+            of its parameters do not affect the pool. By default, the pool's layer, with its current parameters.
+
+        Raises
+        ------
+        TypeError
+            If `layer` is not a recurrent layer. The pool is unchanged.
+        ValueError
+            If its class or options differ. The pool is unchanged.
+        """
+        return cast("None", (self._slots.replace, *_weights_of(self._layer, self._run, layer, "pool")))
 
     @_core.committed
     def leave(self, id: int) -> Any:  # noqa: A002

@@ -581,10 +581,17 @@ static void choose_options(caller *c, problem *p)
     }
 }
 
+/* Any kind that exists for the element type. */
+static rnnfast_weights random_weights(caller *c)
+{
+    return c->item == 4 && one_in(c, 2) ? (rnnfast_weights)between(c, 0, RNNFAST_WEIGHTS - 1) : RNNFAST_FULL;
+}
+
 static void choose_stack(caller *c, problem *p)
 {
     rnnfast_stack *s = &p->stack;
     s->cell = (rnnfast_cell)between(c, 0, RNNFAST_CELLS - 1);
+    s->weights = random_weights(c);
     p->cell = c->table->cell_info(s->cell);
     s->directions = (int)between(c, 1, 2);
     s->reverse = s->directions == 1 && one_in(c, 3);
@@ -1000,13 +1007,15 @@ static void call_linear(caller *c)
     array x = random_rows(c, M, I), dy = random_rows(c, M, O), y[2], dx[2];
     void *weight = allocate(c, of_weight), *bias = allocate(c, of_bias), *dweight[2], *dbias[2];
     const int has_bias = !one_in(c, 3), has_dbias = !one_in(c, 3);
+    const rnnfast_weights weights = random_weights(c);
     randomise(c, weight, O * I, 1);
     randomise(c, bias, O, 1);
     for (int k = 0; k < 2; k++) { /* all rows on one thread, then some rows or all of them on several */
         const ptrdiff_t first = k && one_in(c, 2) ? between(c, 0, M - 1) : 0, rows = first ? between(c, 1, M - first) : M;
         watch w = {pthread_self(), k && one_in(c, 8), 0};
         const int is_stopped = w.left != 0;
-        rnnfast_linear p = {.M = rows, .I = I, .O = O, .threads = k ? (int)between(c, 1, 4) : 1, .poll = {poll_watch, &w}};
+        rnnfast_linear p = {
+            .M = rows, .I = I, .O = O, .weights = weights, .threads = k ? (int)between(c, 1, 4) : 1, .poll = {poll_watch, &w}};
         size_t packed, workspace;
         if (c->table->linear_sizes(&p, &packed, &workspace)) fail(c, "linear_sizes() refuses a product");
         y[k] = new_array(c, 1, rows, 1, O, 0);
@@ -1066,25 +1075,34 @@ static void call_activations(caller *c)
 /* A step of an optimizer on a whole array, and on its parts. */
 static void call_optimizer(caller *c)
 {
-    enum { ARRAYS = 4 }; /* the parameter, its moments, and the gradient */
-    const int is_adam = one_in(c, 2), has_buffer = one_in(c, 2), item = (int)c->item;
+    enum { GRADIENT = 1 + RNNFAST_MOMENTS, ARRAYS }; /* the parameter, its moments, and the gradient */
+    static const int required[RNNFAST_OPTIMIZERS] = {0, 2, 1}, most[RNNFAST_OPTIMIZERS] = {1, 2, 3}; /* moments */
+    const int kind = between(c, 0, RNNFAST_OPTIMIZERS - 1), item = (int)c->item, is_nesterov = one_in(c, 2);
+    const int square = kind == RNNFAST_ADAM ? 2 : 1; /* the array that holds averages of squares */
     const ptrdiff_t count = between(c, 0, one_in(c, 8) ? 5000 : 70), parts[] = {0, between(c, 0, count), count};
-    const rnnfast_optimizers *o = item == 8 ? &rnnfast_optimizers_f64 : &rnnfast_optimizers_f32;
-    const double sgd[] = {0.9, 0.1}, adam[] = {0.9, 0.1, 0.999, 0.001, 1e-8, 0.1};
+    const double decay = one_in(c, 2) ? 0.01 : 0;
+    const double options[RNNFAST_OPTIMIZERS][RNNFAST_OPTIMIZER_OPTIONS] = {
+        [RNNFAST_SGD] = {0.9, 0.1, decay, is_nesterov},
+        [RNNFAST_ADAM] = {0.9, 0.1, 0.999, 0.001, 1e-8, 0.1, decay, 0.99},
+        [RNNFAST_RMSPROP] = {0.99, 0.01, 1e-8, 0.9, 0.1, decay},
+    };
+    rnnfast_update *update = (item == 8 ? rnnfast_optimizers_f64 : rnnfast_optimizers_f32)[kind];
+    int is_used[RNNFAST_MOMENTS];
+    for (int i = 0; i < RNNFAST_MOMENTS; i++) is_used[i] = i < required[kind] || (i < most[kind] && one_in(c, 2));
     char *whole[ARRAYS], *split[ARRAYS];
     for (int i = 0; i < ARRAYS; i++) {
         whole[i] = allocate(c, (size_t)(count * item));
         split[i] = allocate(c, (size_t)(count * item));
         randomise(c, whole[i], count, 1);
-        for (ptrdiff_t j = 0; i == 2 && j < count; j++) set(c, whole[i], j, fabs(get(c, whole[i], j))); /* of squares */
+        for (ptrdiff_t j = 0; i == square && j < count; j++) set(c, whole[i], j, fabs(get(c, whole[i], j)));
         memcpy(split[i], whole[i], (size_t)(count * item));
     }
     for (int k = 0; k < 3; k++) { /* the whole, then both parts */
         char **from = k ? split : whole;
         const ptrdiff_t first = k ? parts[k - 1] : 0, n = k ? parts[k] - first : count;
-        void *p = from[0] + first * item, *m = from[1] + first * item, *v = from[2] + first * item, *g = from[3] + first * item;
-        if (is_adam) o->adam(p, g, m, v, n, adam);
-        else o->sgd(p, g, has_buffer ? m : NULL, n, sgd);
+        void *moments[RNNFAST_MOMENTS];
+        for (int i = 0; i < RNNFAST_MOMENTS; i++) moments[i] = is_used[i] ? from[1 + i] + first * item : NULL;
+        update(from[0] + first * item, from[GRADIENT] + first * item, moments, n, options[kind]);
     }
     for (int i = 0; i < ARRAYS; i++) {
         check_written(c, "an array of an optimizer", whole[i], count);
@@ -1100,19 +1118,26 @@ static void call_sizes(caller *c)
     rnnfast_stack s = {.cell = (rnnfast_cell)between(c, 0, RNNFAST_CELLS + 1), .directions = (int)between(c, 1, 2)};
     s.layers = shape[2], s.I = shape[3], s.H = shape[4], s.P = one_in(c, 2) ? s.H : shape[5];
     s.peepholes = one_in(c, 2);
+    s.weights = (rnnfast_weights)between(c, 0, RNNFAST_WEIGHTS);
     rnnfast_sizes sizes;
     const rnnfast_cell_info *cell = c->table->cell_info(s.cell);
     const int is_refused = c->table->sizes(&s, shape[0], shape[1], NULL, &sizes);
     const double item = (double)c->item, of_layers = (double)s.layers * s.directions;
+    const int has_bytes = s.weights == RNNFAST_INT8 || s.weights == RNNFAST_INT8_PRODUCTS;
+    const double of_weight = s.weights == RNNFAST_BFLOAT16 ? 2 : has_bytes ? 1 : item;
+    const int is_kind = s.weights == RNNFAST_FULL || (c->item == 4 && s.weights < RNNFAST_WEIGHTS);
     if (!cell != (s.cell >= RNNFAST_CELLS)) fail(c, "cell_info() knows another number of cells");
-    if (!is_refused && (!cell || (s.P != s.H && (!cell->supports_projection || s.P > s.H)))) fail(c, "sizes() accepts an invalid stack");
-    if (!is_refused && ((double)sizes.packed < of_layers * (double)s.H * (double)s.P * item ||
+    if (!is_refused && (!is_kind || !cell || (s.P != s.H && (!cell->supports_projection || s.P > s.H))))
+        fail(c, "sizes() accepts an invalid stack");
+    if (!is_refused && ((double)sizes.packed < of_layers * (double)s.H * (double)s.P * of_weight ||
                         (double)sizes.forward_workspace < (double)shape[1] * (double)s.H * item))
         fail(c, "sizes() returns a size that is too small");
     if (rnnfast_get_table("none", c->item)) fail(c, "there is a table of an unknown instruction set");
-    rnnfast_linear p = {.M = shape[0], .I = shape[3], .O = shape[4]};
+    rnnfast_linear p = {.M = shape[0], .I = shape[3], .O = shape[4], .weights = s.weights};
     size_t packed, workspace;
-    if (!c->table->linear_sizes(&p, &packed, &workspace) && (double)packed < (double)p.I * (double)p.O * item)
+    const int is_refused_product = c->table->linear_sizes(&p, &packed, &workspace);
+    if (!is_refused_product && !is_kind) fail(c, "linear_sizes() accepts an unknown kind of weights");
+    if (!is_refused_product && (double)packed < (double)p.I * (double)p.O * of_weight)
         fail(c, "linear_sizes() returns a size that is too small");
 }
 

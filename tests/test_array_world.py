@@ -331,10 +331,11 @@ REFUSE_MASKED = {
     "pool": ("x", lambda x: POOL.step(IDS, x), X[0]),
     "logits": ("logits", lambda logits: rnnfast.training.softmax_cross_entropy(logits, TARGETS), X),
     "targets": ("targets", lambda targets: rnnfast.training.softmax_cross_entropy(X, targets), TARGETS),
-    "weights": ("weights", lambda weights: rnnfast.training.mean_squared_error(X, X, weights), X),
+    "weights": ("weights", lambda weights: rnnfast.training.mean_squared_error(X, X, weights=weights), X),
     "y": ("y", lambda y: rnnfast.training.mean_squared_error(y, X), X),
     "windows": ("x", lambda x: rnnfast.training.truncated_bptt(FROZEN, x, 2), X),
     "diagnostics": ("x", lambda x: rnnfast.diagnostics.gradient_flow(FROZEN, x), X),
+    "quantization": ("x", lambda x: rnnfast.quantization.choose(LAYER, x, 0.1), X),
 }
 ONLY_ARRAYS = {
     "out": ("out", lambda out: STREAM.step(X[0], out), np.zeros((N, H), np.float32)),

@@ -99,6 +99,7 @@ def uneven(batch_first):
         {"lengths": np.array([4, 0, T, 1])},
         {"mask": rng.random(shape) < 0.7},
         {"mask": rng.random(shape) < 0.7, "reset": rng.random(shape) < 0.3, "zero_masked": True},
+        {"reset": rng.random(shape) < 0.3, "reset_state": "zeros"},
     ]
 
 
@@ -167,6 +168,37 @@ def test_parts_of_a_state():
     gradient = jax.grad(loss)((None, c))
     assert gradient[0] is None
     assert same(gradient[1], layer.backward(tape, *by).state[1])
+
+
+@pytest.mark.parametrize("name", ["lstm stack", "gru"])
+def test_reset_states(name):
+    """Their gradients, and vmap over them."""
+    kind, options = LAYERS[name]
+    layer, function, x, state = case_of(kind, **options)
+    parameters, reset = dict(layer.parameters), uneven(layer.batch_first)[2]["reset"]
+    reset_state = jax.tree.map(lambda member: member[:, ::-1] + 1, state)
+    by = weights(layer, x, state)
+
+    def run(state, reset_state):
+        return function(x, parameters, state, reset=reset, reset_state=reset_state)
+
+    _, _, tape = layer.forward(x, state, reset=reset, reset_state=reset_state)
+    expected = layer.backward(tape, *by)
+    found = jax.jit(jax.grad(lambda *states: weighted(run(*states), by), (0, 1)))(state, reset_state)
+    assert same(found, (expected.state, expected.reset_state))
+    both = jax.tree.map(lambda member: np.stack([member, 2 * member]), reset_state)
+    results = jax.vmap(run, (None, 0))(state, both)
+    for k in range(2):
+        own = jax.tree.map(lambda a: a[k], both)  # noqa: B023
+        expected = layer(x, state, reset=reset, reset_state=own)
+        assert same(jax.tree.map(lambda a: a[k], results), expected)  # noqa: B023
+    assert same(run(state, None), run(state, "zeros"))
+    if name == "lstm stack":
+        part = (reset_state[0], None)
+        assert same(run(state, part), layer(x, state, reset=reset, reset_state=part))
+    assert same(function(x, parameters, state, reset_state=reset_state), layer(x, state))
+    with pytest.raises(ValueError, match="reset_state must be one of 'initial', 'zeros', got 'none'"):
+        run(state, "none")
 
 
 def test_other_dtypes():

@@ -100,6 +100,20 @@ def test_gradients_of_the_operations(depth, dirs, sizes):
     np.testing.assert_allclose(dparams, differences(loss, params, 1e-6), atol=1e-7)
 
 
+@pytest.mark.parametrize(("depth", "dirs", "sizes"), CASES)
+def test_state_is_thincs(depth, dirs, sizes):
+    """The private state of the forward pass, which tests of thinc read."""
+    given, _ = arguments_of(depth, dirs, sizes)
+    _, expected = NumpyOps().lstm_forward_training(*given)
+    Y, state = get_ops("rnnfast").lstm_forward_training(*given)
+    assert len(state) == len(expected) == 4
+    for found, wanted in zip(state, expected, strict=True):
+        assert found.shape == wanted.shape
+        assert found.dtype == wanted.dtype
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert (state[0][-1].swapaxes(0, 1).reshape(Y.shape) == Y).all()
+
+
 @pytest.mark.parametrize(("depth", "bi"), [(1, False), (1, True), (2, True)])
 def test_gradients_of_the_layer(depth, bi):
     """thinc has no such check, and its own gradients fail it."""
@@ -235,6 +249,13 @@ def test_errors(change, message):
         get_ops("rnnfast").lstm_forward_inference(**given)
 
 
+def test_state_of_other_ops():
+    given, dY = arguments_of(1, 1, [2, 1])
+    _, state = NumpyOps().lstm_forward_training(*given)
+    with pytest.raises(TypeError, match=r"fwd_state must be .* got tuple: run both passes with the same ops"):
+        get_ops("rnnfast").backprop_lstm(dY, given[4], given[0], state)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -290,14 +311,14 @@ def pytest_unconfigure(config):
 
 
 def test_thincs_own_tests(tmp_path):
-    """Run thinc's own tests of the layer with NumpyOps replaced."""
+    """Run thinc's own tests of the layer, and of its operations, with NumpyOps replaced."""
     if importlib.util.find_spec("thinc.tests") is None or importlib.util.find_spec("hypothesis") is None:
         pytest.skip("this wheel of thinc has no tests, or hypothesis, which they need, is not installed")
     (tmp_path / "on_rnnfast.py").write_text(PLUGIN)
     home = os.path.dirname(os.path.dirname(rnnfast.__file__))
     path = os.pathsep.join([str(tmp_path), home, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = ["-W", "ignore", "-m", "pytest", "-q", "-p", "on_rnnfast", "-p", "no:cacheprovider", "--pyargs"]
-    files = ["thinc.tests.layers.test_lstm", "thinc.tests.layers.test_layers_api"]
+    files = [f"thinc.tests.{name}" for name in ("layers.test_lstm", "layers.test_layers_api", "backends.test_ops")]
     done = subprocess.run(
         [sys.executable, *command, *files, "-k", "lstm or LSTM"],
         cwd=tmp_path,

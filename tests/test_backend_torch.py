@@ -343,7 +343,7 @@ def test_opcheck(monkeypatch, packed, training):
     x = torch.randn(*((6, 3) if packed else (2, 3, 3)), requires_grad=training)
     batch_sizes = torch.tensor([3, 2, 1]) if packed else None
     options = "lstm", 2, True, "packed" if packed else "TN", False
-    given = x, h, c, None, batch_sizes, None, None, None, parameters, *options
+    given = x, h, c, None, None, None, batch_sizes, None, None, None, parameters, *options
     torch.library.opcheck(torch.ops.rnnfast.forward.default, given)
     with torch.no_grad():
         y, _, _, tape = torch.ops.rnnfast.forward(*given)

@@ -27,7 +27,7 @@ CASES = [
 
 
 def steps(kind, layer, batch=True):
-    """Random lengths, masks and resets, in the layout of the layer; of the first row without a batch."""
+    """Random lengths, masks, resets and reset states in the layout of the layer; of the first row without a batch."""
     drawn = draw_sequences(kind, T, N, seed=3)
     turned = layer.batch_first and batch
 
@@ -37,11 +37,20 @@ def steps(kind, layer, batch=True):
         value = value if batch else value[..., 0]
         return torch.from_numpy(np.array(value.T if turned and name != "lengths" else value))
 
-    return {name: shaped(name, value) for name, value in drawn.items()}
+    given = {name: shaped(name, value) for name, value in drawn.items()}
+    return given | ({"reset_state": initial(layer, *([N] * batch))} if "reset_state" in KINDS[kind] else {})
 
 
-def arrays(options):
-    return {name: one.numpy() if isinstance(one, torch.Tensor) else one for name, one in options.items()}
+def resets_of(options):
+    """The tensors of the reset state."""
+    return members(options.get("reset_state"))
+
+
+def plain(value):
+    """An argument for a layer for NumPy."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.detach().numpy() if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "state"])
@@ -55,24 +64,22 @@ def test_same_bits_as_the_layer_for_numpy(cell, name, kind, batch, given):
     state = initial(ours, *([N] if batch else [])) if given else None
     options = steps(kind, ours, batch)
     x.requires_grad_()
-    starts = [one.requires_grad_() for one in members(state)]
+    starts, resets = ([one.requires_grad_() for one in some] for some in (members(state), resets_of(options)))
     y, last = ours(x, state, **options)
     dy, dlast = torch.randn_like(y), [torch.randn_like(one) for one in members(last)]
     torch.autograd.backward([y, *members(last)], [dy, *dlast])
     with torch.no_grad():
         quick, _ = ours(x, state, **options)
 
-    def plain(values):
-        values = [one.detach().numpy() for one in values]
-        return (tuple(values) if cell == "LSTM" else values[0]) if values else None
-
-    expected, end, tape = layer.forward(x.detach().numpy(), plain(starts), **arrays(options))
-    grads = layer.backward(tape, dy.numpy(), plain(dlast))
+    given = {key: plain(value) for key, value in options.items()}
+    expected, end, tape = layer.forward(plain(x), plain(state), **given)
+    grads = layer.backward(tape, plain(dy), plain(tuple(dlast) if cell == "LSTM" else dlast[0]))
     assert np.array_equal(y.detach(), expected)
     assert np.array_equal(quick, expected)
     assert all(map(np.array_equal, [one.detach() for one in members(last)], members(end)))
     assert np.array_equal(x.grad, grads.x)
     assert all(map(np.array_equal, [one.grad for one in starts], members(grads.state)))
+    assert [one.grad.tolist() for one in resets] == [one.tolist() for one in members(grads.reset_state)]
     for key, one in ours.named_parameters():
         assert np.array_equal(one.grad, grads.parameters[key])
 
@@ -83,7 +90,7 @@ def test_the_loop_in_torchs_operators_is_the_same(cell, name, kind, monkeypatch)
     _, ours = pair(cell, dtype=torch.float64, **SHAPES[name])
     options, state = steps(kind, ours), initial(ours, N)
     x, results = torch.randn(*((N, T) if ours.batch_first else (T, N)), 4, dtype=torch.float64), []
-    inputs = [one.requires_grad_() for one in (x, *members(state), *ours.parameters())]
+    inputs = [one.requires_grad_() for one in (x, *members(state), *resets_of(options), *ours.parameters())]
     for run in (_operators.run, _loop.run):
         monkeypatch.setattr(_operators, "run", run)
         y, last = ours(x, state, **options)
@@ -97,6 +104,8 @@ def test_the_loop_in_torchs_operators_is_the_same(cell, name, kind, monkeypatch)
     [
         ("LSTM", "stack", "mask and reset"),
         ("LSTM", "projected", "lengths and reset"),
+        ("LSTM", "one", "mask and reset to a state"),
+        ("GRU", "one", "lengths and reset to a state"),
         ("GRU", "one", "lengths"),
         ("RNN", "one", "zero_masked"),
     ],
@@ -108,13 +117,17 @@ def test_first_and_second_derivatives(cell, name, kind):
     names = [key for key, _ in ours.named_parameters()]
     x = torch.randn(*((N, T) if ours.batch_first else (T, N)), 2, dtype=torch.float64)
 
+    resets = resets_of(options)
+
     def run(x, *rest):
-        given = rest[: len(state)]
-        values = dict(zip(names, rest[len(state) :], strict=True))
-        y, last = torch.func.functional_call(ours, values, (x, given if cell == "LSTM" else given[0]), options)
+        given, again, rest = rest[: len(state)], rest[len(state) :][: len(resets)], rest[len(state) + len(resets) :]
+        values = dict(zip(names, rest, strict=True))
+        more = {"reset_state": again if cell == "LSTM" else again[0]} if resets else {}
+        first = x, given if cell == "LSTM" else given[0]
+        y, last = torch.func.functional_call(ours, values, first, options | more)
         return y, *members(last)
 
-    inputs = [one.requires_grad_() for one in (x, *state, *ours.parameters())]
+    inputs = [one.requires_grad_() for one in (x, *state, *resets, *ours.parameters())]
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
@@ -163,6 +176,13 @@ def test_dropout_acts_on_ragged_batches():
         ({"mask": torch.ones(6, 3)}, TypeError, "mask must hold booleans, but its dtype is float32"),
         ({"reset": torch.ones(3, 6, dtype=torch.bool)}, ValueError, r"reset must have shape \(T, N\) = \(6, 3\)"),
         ({"lengths": [1, 1, 1], "mask": torch.ones(6, 3, dtype=torch.bool)}, ValueError, "mutually exclusive"),
+        ({"reset_state": "zero"}, ValueError, "reset_state must be one of 'initial', 'zeros', got 'zero'"),
+        (
+            {"reset_state": torch.ones(1, 8)},
+            ValueError,
+            r"reset_state must have the shape of hx, \(1, 3, 8\), got \(1, 8\)",
+        ),
+        ({"reset_state": [[1.0]]}, TypeError, "reset_state must consist of tensors, as hx does, got .*'list'"),
         (
             {"mask": torch.ones(6, 3, dtype=torch.bool), "zero_masked": 2},
             TypeError,
@@ -194,8 +214,9 @@ def test_lengths_under_transforms():
 
 def test_a_packed_sequence_has_its_own_lengths():
     packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 4)])
-    with pytest.raises(ValueError, match="input is a PackedSequence, which holds its own lengths"):
-        fast.GRU(4, 8)(packed, lengths=[3])
+    for given in ({"lengths": [3]}, {"reset_state": "zeros"}):
+        with pytest.raises(ValueError, match="input is a PackedSequence, which holds its own lengths"):
+            fast.GRU(4, 8)(packed, **given)
 
 
 def test_changed_lengths_are_an_error_in_backward():
@@ -219,24 +240,11 @@ def test_what_the_kernels_do_not_run_is_a_loop(kind):
     (dx,) = torch.autograd.grad(ours(x, **options)[0].sin().sum(), x)
     assert tangent.item() == pytest.approx((dx * x).sum().item())
     x = x.detach()
+    if "reset_state" in options:
+        options["reset_state"] = tuple(one.bfloat16() for one in options["reset_state"])
     half, _ = ours.bfloat16()(x.bfloat16(), **options)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.double(), y, rtol=0, atol=0.03)
-
-
-def carried(layer, x, state, starts):
-    """Zero the state wherever an episode starts, and carry it elsewhere."""
-    N = x.shape[1]
-    before = ~starts.cummax(0).values  # the steps of each row before its first start
-    none, fresh = torch.zeros_like(starts), [torch.cat([one, torch.zeros_like(one)], 1) for one in state]
-    y, last = layer(
-        torch.cat([x, x], 1),
-        tuple(fresh),
-        mask=torch.cat([before, ~before], 1),
-        reset=torch.cat([none, starts], 1),
-    )
-    first = before[-1].view(1, N, 1)
-    return torch.where(before.unsqueeze(-1), y[:, :N], y[:, N:]), [torch.where(first, *one.split(N, 1)) for one in last]
 
 
 def test_episodes_that_start_from_zeros():
@@ -249,9 +257,22 @@ def test_episodes_that_start_from_zeros():
     for step, start in zip(x, starts, strict=True):
         y, state = ours(step.unsqueeze(0), tuple(torch.where(start.view(1, N, 1), 0, one) for one in state))
         outputs.append(y)
-    y, last = carried(ours, x, given, starts)
-    assert torch.equal(y, torch.cat(outputs))
-    assert all(map(torch.equal, last, state))
+    for word in ("zeros", None, tuple(map(torch.zeros_like, given))):
+        y, last = ours(x, given, reset=starts, reset_state=word)
+        assert torch.equal(y, torch.cat(outputs))
+        assert all(map(torch.equal, last, state))
+
+
+def test_a_reset_state_without_resets_has_no_effect():
+    _, ours = pair("GRU", bidirectional=True)
+    x, state = torch.randn(T, N, 4, requires_grad=True), initial(ours, N)
+    expected = ours(x, state)
+    for given in ({}, {"reset": torch.zeros(T, N, dtype=torch.bool)}):
+        for word in ("zeros", None, initial(ours, N).requires_grad_()):
+            got = ours(x, state, **given, reset_state=word)
+            assert all(map(torch.equal, got, expected))
+            got[0].sum().backward()
+    assert not word.grad.any()
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -259,10 +280,12 @@ def test_the_operators_take_lengths(batch_first):
     layer = fast.LSTM(3, 4, bidirectional=True)
     x, lengths = torch.randn(3, 3, 3), torch.tensor([1, 3, 0])
     axes = "NT" if batch_first else "TN"
-    given = x, None, None, None, None, lengths, None, None, list(layer.parameters()), "lstm", 1, True, axes, False
+    given = x, *(None,) * 6, lengths, None, None, list(layer.parameters()), "lstm", 1, True, axes, False
     layer.requires_grad_(False)
-    torch.library.opcheck(torch.ops.rnnfast.infer.default, given)
     assert operators(lambda: layer(x, lengths=lengths)) == ["infer"]
+    reset, state = torch.rand(3, 3) < 0.5, initial(layer, 3)
+    for options in (given, (x, None, None, *state, None, None, lengths, None, reset, *given[10:])):
+        torch.library.opcheck(torch.ops.rnnfast.infer.default, options)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -273,10 +296,13 @@ def test_compiled_with_lengths():
     _, ours = pair("GRU", bidirectional=True)
     x, lengths = torch.randn(T, 3, 4, requires_grad=True), torch.tensor([2, 6, 0])
 
-    def run(x, lengths):
-        return ours(x, lengths=lengths)[0].sin().sum()
+    state, reset = initial(ours, 3).requires_grad_(), torch.rand(T, 3) < 0.4
+
+    def run(x, lengths, state):
+        return ours(x, lengths=lengths, reset=reset, reset_state=state)[0].sin().sum()
 
     with torch._dynamo.config.patch(allow_rnn=True):
         compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
-        results = [torch.autograd.grad(call(x, lengths), [x, *ours.parameters()]) for call in (run, compiled)]
+        inputs = [x, state, *ours.parameters()]
+        results = [torch.autograd.grad(call(x, lengths, state), inputs) for call in (run, compiled)]
     assert_close(results[1], results[0], 1e-6)

@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+from support import archives
 from support.checkout import load_example
 
 from rnnfast.training import softmax_cross_entropy
@@ -27,9 +28,8 @@ def run(text, model, *options):
 
 
 def contents(model):
-    with np.load(model) as file:
-        arrays = dict(file)
-    about = char_lm.json.loads(arrays.pop("about").item())
+    checkpoint, arrays = archives.contents(model)
+    about = checkpoint["about"] | {"generators": checkpoint["generators"]}
     assert about.pop("seconds") > 0
     return about, arrays
 
@@ -91,7 +91,7 @@ def test_gradients_of_the_loss():
         return *softmax_cross_entropy(scores, codes[1:]), tape
 
     loss, dscores, tape = forward()
-    gradients = model.backward(tape, dscores)
+    gradients = model.backward(tape, dscores).parameters
     assert gradients.keys() == model.parameters.keys()
     for name, parameter in model.parameters.items():
         before = parameter.copy()

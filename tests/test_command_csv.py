@@ -10,16 +10,15 @@ from support.archives import contents
 from support.command_line import FAST, failure, main, random_model, train_csv
 
 import rnnfast
-from rnnfast.commands import program, series
+from rnnfast.commands import program, series, tables
 
 # --- train csv, predict
 
 
 def test_columns_of_a_file(sheet, quarters):
-    months, sold = series.read_columns(str(sheet), ["month", "sold"], ",")
-    assert (months[0], months[-1], len(months)) == ("2004-01", "2023-10", 80)
-    assert (series.numbers("", "", sold) == quarters).all()
-    assert series.read_columns(str(sheet), ["shop"], ",")[0][7] == "shop 7"
+    table = tables.read(str(sheet), tables.Reading(["sold"], "month"))
+    assert (table.times.at(-79), table.times.at(0)) == ("2004-01", "2023-10")
+    assert (table.values == quarters[:, np.newaxis]).all()
 
 
 @pytest.mark.parametrize(
@@ -28,36 +27,38 @@ def test_columns_of_a_file(sheet, quarters):
         (b"a,b\n1,2\n", [], "has no column 'sold'; its columns are: a, b"),
         (b"", [], "has no column 'sold'; its columns are: none"),
         (b"sold,sold\n1,2\n", [], "has more than one column 'sold'"),
-        (b"sold;day\n1;2\n", [], "columns are: sold;day; try --delimiter ';'"),
+        (b"sold;day\n1;2\n", ["--delimiter", ","], "columns are: sold;day; try --delimiter ';'"),
         (b"sold,day\n1,2\n3\n", [], "line 3 has 1 fields, but the first line has 2"),
         (b"sold\n1\nmany\n", [], "row 2 has 'many' in column 'sold', which is not a finite number"),
         (b"sold\n1\ninf\n", [], "row 2 has 'inf'"),
-        (b"sold,x\n,2\n", [], "row 1 has '' in column"),
+        (
+            b"sold,x\n,2\n",
+            [],
+            "column 'sold' has no value in row 1; remove the last rows without a value, or give --fill",
+        ),
         (b'sold\n"1\n', [], "line 2: unexpected end of data"),
-        (b"sold\n\xff\n", [], "is not valid UTF-8"),
+        (b"sold\n\xff\n", [], "row 1 has '\xff' in column 'sold', which is not a finite number"),
         (
             b"sold,day\n1,4\n2,5\n3,7\n",
             ["--time-column", "day"],
-            "row 3 has '7' after '5', but the first two are '4' and '5'",
+            "row 3 has '7' after '5', but the step is 1; add the missing rows (1), or fill them with --fill",
         ),
         (b"sold,day\n1,6\n2,5\n3,4\n", ["--time-column", "day"], "the times decrease"),
         (b"sold,day\n1,6\n2,6\n3,6\n", ["--time-column", "day"], "row 2 has '6' after '6'"),
         (b"sold,day\n1,mo\n2,tu\n", ["--time-column", "day"], "row 1 has 'mo', which is not a time"),
-        (b"sold,day\n1,2024-01\n2,x\n", ["--time-column", "day"], "row 2 has 'x', which is not a time"),
+        (b"sold,day\n1,2024-01\n2,x\n3,2024-03\n", ["--time-column", "day"], "row 2 has 'x', which is not a time"),
         (b"sold,day\n", ["--time-column", "day"], "there are 0 rows"),
         (b"sold,day\n1,4\n", ["--time-column", "day"], "there are 1 rows"),
-        (b"sold\n1\n\n2\n\n", [], "line 3 is blank, but rows follow it"),
+        (b"sold\n1\n\n2\n\n", [], "column 'sold' has no value in row 2"),
         (b"sold\n1_000\n", [], "row 1 has '1_000'"),
-        (b"sold;a\n1,5;2\n", ["--delimiter", ";"], "not a finite number; use a decimal point"),
-        (b'sold\n"1,000"\n', [], "not a finite number; use a decimal point, and no separators of thousands"),
         (b"\xef\xbb\xbf" * 2 + b"sold\n1\nx\n", [], "row 2 has 'x' in column 'sold'"),
         (b"sold\n1\0\n", [], "the byte at offset 6, in line 2, is null; remove it"),
         (b"a" * 100_000 + b",b\n1,2\n", [], f"its columns are: {'a' * 40}, b"),
         (b"a," * 10_000 + b"b\n", [], f"its columns are: {'a, ' * 20}..."),
-        (b"\xff\xfes\0", [], "the byte at offset 0, in line 1, cannot be decoded; convert"),
+        (b"\xff\xfes\0", [], "has no column 'sold'; its columns are: s"),
         (b"sold\n1\nx\n", ["--delimiter", r"\t"], "has 'x' in column"),
         (b"sold,day\n1,4\n", ["--time-column", "date"], "has no column 'date'"),
-        (b"sold\n1\n", ["--delimiter", ", "], "--delimiter must be a single character, not ', '"),
+        (b"sold\n1\n", ["--delimiter", ", "], "--delimiter must be a single character of ASCII, not ', '"),
     ],
 )
 def test_invalid_csv_files(content, arguments, message, tmp_path, capsys):
@@ -243,5 +244,5 @@ def test_forecast_without_an_interval_is_drawn(sheet, tmp_path, capsys):
 def test_network_that_cannot_be_built(sheet, tmp_path, capsys):
     model = tmp_path / "model"
     line = failure(capsys, "train", "csv", sheet, "--column", "sold", "-o", model, "--hidden", 10**12)
-    assert "training on column 'sold' failed: input_size, hidden_size, proj_size and num_layers are too large" in line
+    assert "training on column sold failed: input_size, hidden_size, proj_size and num_layers are too large" in line
     assert not model.exists()

@@ -12,7 +12,7 @@ from support.command_line import failure, main, random_model
 from support.processes import python
 
 import rnnfast
-from rnnfast.commands import program, series
+from rnnfast.commands import program, series, tables
 
 # --- the program
 
@@ -91,12 +91,9 @@ def test_full_device_in_place_of_the_output(command, tmp_path):
         command = [*command, str(tmp_path / "model")]
     if command[0] == "predict":
         pytest.importorskip("sklearn")
-        series.save(
-            str(tmp_path / "model"),
-            series.forecaster_of({"max_epochs": 1}).fit(np.sin(np.arange(40))),
-            np.sin(np.arange(40)),
-            {"options": {}, "times": None, "column": "y", "time_column": None},
-        )
+        table = tables.Table(np.sin(np.arange(40))[:, np.newaxis], None, tables.Reading(["y"]), [])
+        forecaster = series.forecaster_of({"max_epochs": 1}).fit(table.values)
+        series.save(str(tmp_path / "model"), forecaster, table, {})
         command = [*command, str(tmp_path / "model")]
     run = (
         f"import sys; sys.stdout = open('/dev/full', 'w'); from rnnfast.__main__ import main; sys.exit(main({command}))"

@@ -39,7 +39,7 @@ def test_gradient_descends_in_every_parameter(cell):
         return *text.softmax_cross_entropy(scores, codes[1:]), tape
 
     first, dscores, tape = loss()
-    gradients = model.backward(tape, dscores)
+    gradients = model.backward(tape, dscores).parameters
     assert gradients.keys() == model.parameters.keys()
     for name, parameter in model.parameters.items():
         before = parameter.copy()
@@ -61,11 +61,20 @@ def test_bits_per_character_agree_with_the_reference():
     assert model.bits(codes, window=7) == pytest.approx(expected, rel=1e-5)
 
 
-def test_cold_sample_is_the_most_likely_text():
+@pytest.mark.parametrize("temperature", [0, 1e-4])
+def test_cold_sample_is_the_most_likely_text(temperature):
     model = random_model("gru", 2)
-    written = "da" + "".join(model.write("da", 12, 1e-4, np.random.default_rng(0)))
+    written = "da" + "".join(model.write("da", 12, temperature, np.random.default_rng(0)))
     scores, _, _ = model.forward(model.encode(written, "")[:, None])
     assert written[2:] == "".join(model.characters[code] for code in scores[1:-1, 0].argmax(-1))
+
+
+def test_sample_at_temperature_0_does_not_depend_on_the_seed(trained, capsys):
+    written = []
+    for seed in "12":
+        assert main(["sample", str(trained[0]), "--length", "40", "--temperature", "0", "--seed", seed]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
 
 
 def test_hot_sample_is_drawn_from_the_scores():
@@ -101,7 +110,7 @@ def test_later_models_that_are_worse_are_not_kept(book, tmp_path, monkeypatch):
 def test_model_that_is_read_is_the_one_that_was_written(tmp_path):
     model = random_model("lstm", 2)
     model.save(str(tmp_path / "model"))
-    other = text.Model.load(str(tmp_path / "model"))
+    other = text.Model.read(str(tmp_path / "model"))
     assert (other.characters, other.sizes) == (model.characters, model.sizes)
     for name, parameter in model.parameters.items():
         assert parameter.tobytes() == other.parameters[name].tobytes(), name
@@ -273,7 +282,8 @@ def test_byte_order_marks_are_no_characters_of_the_model(marks, trained, tmp_pat
 def test_texts_in_other_encodings_are_refused_with_their_name(encoding, mark, tmp_path, capsys):
     path = tmp_path / "text"
     path.write_bytes(f"{mark}{TEXT}".encode(encoding))
-    for command in (["text"], ["csv", "--column", "sold"]):
+    read = mark and encoding.startswith("utf-16")  # by train csv, as spreadsheets write it
+    for command in (["text"], *([] if read else [["csv", "--column", "sold"]])):
         line = failure(capsys, "train", *command, path, "-o", tmp_path / "model")
         assert "is not valid UTF-8: the byte at offset " in line
         name = encoding[:6] if mark else encoding[:6] + encoding[-2:]

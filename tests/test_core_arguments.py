@@ -57,6 +57,9 @@ CALLS = {
     "Lease": lambda: (_core.Lease, [BufferPool(2), b(64), 64]),
     "Slots": lambda: (lambda *a: _core.Slots(*a, pool=BufferPool(2), empty=np.empty),
                       [engine, packed, [f(1, 3, H), f(1, 3, H)]]),
+    "Weights": lambda: (_core.Weights, [engine, packed, None]),
+    "Slots.starts": lambda: (slots().starts, []),
+    "Slots.replace": lambda: (joined().replace, [packed, None]),
     "Slots.members": lambda: (slots().members, []),
     "Slots.join": lambda: (slots().join, [f(1, H), f(1, H)]),
     "Slots.leave": lambda: (joined().leave, [1]),
@@ -70,11 +73,15 @@ CALLS = {
     "Views": lambda: (_core.Views, [[f(3)], 0]),
     "address": lambda: (_core.address, [f(3)]),
     "assign": lambda: (_core.assign, [[f(3), f(2, 2)], [f(3), f(2, 2)]]),
-    "switch": lambda: (_core.switch, [[(Owner(), "a", 1)], [f(3)], False]),
+    "switch": lambda: (_core.switch, [[(Owner(), "a", 1)], [f(3)], False, [f(3)], [f(3)]]),
     "committed": lambda: (_core.committed, [len]),
     "optimize": lambda: (_core.optimize, [
-        [f(3)], [f(3)], [[f(3)], [f(3)]], np.zeros(1, np.int64), (.1, .2, .3, .4, .5, .6)]),
+        "adam", [f(3)], [f(3)], [[f(3)], [f(3)]], np.zeros(1, np.int64), (.1, .2, .3, .4, .5, .6, 0., 1.)]),
+    "swap": lambda: (_core.swap, [[f(3)], [f(3)], np.zeros(1, np.int64)]),
+    "swapped": lambda: (_core.swapped, [[f(3)], [f(3)], np.zeros(1, np.int64)]),
+    "overlaps": lambda: (_core.overlaps, [[f(3), f(3)]]),
     "PreparedCall.update": lambda: (step().update, [lambda h, c: (1, (h, c))]),
+    "PreparedCall.replace": lambda: (step().replace, [packed, None]),
     "CellInfo": lambda: (_core.CellInfo, list(range(10))),
     "Sizes": lambda: (_core.Sizes, [1, 2, 3]),
     "use_isa": lambda: (_core.use_isa, ["scalar"]),
@@ -180,7 +187,7 @@ FIELDS = {
     _core.OutputGradients: ("dy", "dh_n", "dc_n"),
     _core.InputGradients: ("dx", "dh0", "dc0", "dparameters", "dh"),
 }
-UNCHECKED = "Inputs", "Outputs", "OutputGradients", "InputGradients", "Lease", "BufferPool.release", "switch"
+UNCHECKED = "Inputs", "Outputs", "OutputGradients", "InputGradients", "Lease", "BufferPool.release", "switch", "swapped"
 
 def with_objects(value, dtype):
     # Copies of an argument, each with one of its arrays replaced.
@@ -228,7 +235,7 @@ class Many(list):
 shrunk = np.zeros(1000, np.float32)
 shrunk.dtype = np.int8
 moments = [[np.zeros(1000, np.float32)]] * 2
-optimize = lambda p, g: _core.optimize([p], [g], moments, np.zeros(1, np.int64), (.1,) * 6)
+optimize = lambda p, g: _core.optimize("adam", [p], [g], moments, np.zeros(1, np.int64), (.1,) * 8)
 for name, call in {
     "y is too small": lambda: make((1000, 200, 4), (1, 1, 1), (1, 200, 8), None),
     "h is too small": lambda: make((10, 20, 4), (10, 20, 8), (1, 1, 1), None),
@@ -239,6 +246,7 @@ for name, call in {
         (3, 2, 4), (3, 2, 8), (1, 2, 8), None, empty=lambda *_: f(1)).run(f(3, 2, 4), None),
     "step without states": lambda: prepared().step(f(N, I), None),
     "update without states": lambda: prepared().update(lambda h, c: (1, None)),
+    "replace without states": lambda: prepared().replace(packed, None),
     "parameters and packed weights": lambda: make((3, 2, 4), (3, 2, 8), (1, 2, 8), None, parameters=[]),
     "parameters and states": lambda: _core.PreparedCall(
         engine, None, ((1, N, I), (1, N, H), (1, N, H), (1, N, H)), time_first=True, pool=BufferPool(2), empty=np.empty,

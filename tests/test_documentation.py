@@ -23,7 +23,7 @@ def test_all_that_is_public_stands_in_the_reference():
     documented = set(re.findall(r"^\.\. auto(?:class|function|module):: ([\w.]+)", pages, flags=re.MULTILINE))
     package = Path(rnnfast.__file__).parent
     adapters = {f"rnnfast.backends.{path.stem}" for path in package.glob("backends/[!_]*")}
-    adapters |= {f"rnnfast.{name}" for name in ("sklearn", "diagnostics", "dask", "threads")}
+    adapters |= {f"rnnfast.{name}" for name in ("sklearn", "diagnostics", "quantization", "dask", "threads")}
     public = {name: getattr(rnnfast, name) for name in rnnfast.__all__ if name != "__version__"}
     names = {value.__name__ if isinstance(value, types.ModuleType) else name for name, value in public.items()}
     assert sorted((names | adapters) - documented) == []

@@ -27,8 +27,13 @@ def test_nothing_is_read_outside_of_a_buffer(isa, side):
             p = variant_problem(variant, 2, N, I, H, **options)
             Run(p, {isa!r}, guards=Fences(dtype, {side!r}), keep_tape=False)
             Run(p, {isa!r}, guards=Fences(dtype, {side!r})).backward()
+            for p.weights in ("bfloat16", "int8") if dtype == np.float32 else ():
+                print(p.weights, flush=True)
+                Run(p, {isa!r}, guards=Fences(dtype, {side!r}), keep_tape=False)
         print("linear", N, I, H, dtype, flush=True)
-        run_linear(*linear_problem(N, I, H, dtype, True), {isa!r}, guards=Fences(dtype, {side!r}))
+        for weights in ("full", "bfloat16", "int8") if dtype == np.float32 else ("full",):
+            arrays = linear_problem(N, I, H, dtype, True)
+            run_linear(*arrays, {isa!r}, guards=Fences(dtype, {side!r}), weights=weights)
     """
     run_script(script)
 

@@ -131,6 +131,7 @@ def test_results_that_overflow():
 
 # ---- x
 
+RESULT = r"^x is a tuple, such as the \(y, state\) .*: pass its first element, y, as in readout\(lstm\(x\)\[0\]\)$"
 BAD_X = [
     (np.ones(4), ValueError, r"x must have layout \(T, N, I\), or unbatched \(T, I\), for this LSTM, got shape \(4,\)"),
     (np.ones((1, 2, 3, 4)), ValueError, r"x must have layout .* got shape \(1, 2, 3, 4\)"),
@@ -156,6 +157,9 @@ BAD_X = [
     (np.full((3, 2, 4), "1"), TypeError, "x must hold real numbers.* <U1"),
     ("text", TypeError, "x must hold real numbers"),
     (None, TypeError, "x must hold real numbers"),
+    (rnnfast.LSTM(3, I)(np.ones((5, 2, 3))), TypeError, RESULT),
+    (rnnfast.GRU(3, I).forward(np.ones((5, 2, 3))), TypeError, RESULT),
+    ((np.ones((2, 2, I)), np.ones((2, 2, I))), TypeError, RESULT),  # (h, c), which NumPy would stack
 ]
 
 
@@ -188,6 +192,7 @@ def test_x_batch_first():
         ),
         (1.0, ValueError, r"in_features=4, got shape \(\)"),
         (np.ones((2, 4), complex), TypeError, "x must hold real numbers"),
+        *BAD_X[-3:],
     ],
 )
 def test_linear_x(x, error, match):

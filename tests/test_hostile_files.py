@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support.archives import Member, archive, npy, of_array, of_text
 from support.command_line import failure, main
+from support.memory import peak_memory
 
 import rnnfast
 from rnnfast import files
@@ -350,13 +351,7 @@ def test_loading_takes_little_more_memory_than_the_file(tmp_path):
         layer.save(path)
         size = path.stat().st_size
         for load in (rnnfast.load, layer.load):
-            tracemalloc.start()
-            try:
-                load(path)
-                peak = tracemalloc.get_traced_memory()[1]
-            finally:
-                tracemalloc.stop()
-            assert peak < 2.05 * size + 100_000
+            assert peak_memory(lambda load=load: load(path)) < 2.05 * size + 100_000
 
 
 # ---- paths
@@ -484,11 +479,12 @@ def test_scores_that_overflow_are_reported(tmp_path, capsys):
 
 def series_model(series=None, options=None, hidden=4, **more):
     """The description and arrays of a series model."""
-    series = np.sin(np.arange(40.0)) if series is None else series
+    series = np.sin(np.arange(40.0))[:, np.newaxis] if series is None else series
     layers = {"layer": rnnfast.GRU(1, 4, rng=0), "readout": rnnfast.Linear(4, 1, rng=0)}
     arrays = {f"{part}.{name}": array for part, layer in layers.items() for name, array in layer.parameters.items()}
     options = {"cell": "gru", "hidden_size": hidden, "num_layers": 1, "differences": 1, **(options or {})}
-    header = {"kind": "series", "column": "y", "time_column": None, "times": None, "options": options, **more}
+    reading = {"columns": ["y"]} | more.pop("reading", {})
+    header = {"kind": "series", "reading": reading, "times": None, "options": options, **more}
     return header, {"series": series, **arrays}
 
 
@@ -497,20 +493,26 @@ def without(model, name):
 
 
 SERIES = {
-    **{f"no {name}": without(series_model(), name) for name in ("column", "time_column", "times", "options")},
+    **{f"no {name}": without(series_model(), name) for name in ("reading", "times", "options")},
     "no series": (series_model()[0], {name: a for name, a in series_model()[1].items() if name != "series"}),
-    "a series of columns": series_model(np.zeros((40, 1))),
+    "a series without columns": series_model(np.zeros(40)),
+    "a series of two columns": series_model(np.zeros((40, 2))),
     "series in rows": series_model(np.zeros((2, 20))),
     "a series that is a number": series_model(np.array(1.0)),
-    "an empty series": series_model(np.zeros(0)),
-    "a series of 2": series_model(np.zeros(2)),
-    "a series of float32": series_model(np.zeros(40, np.float32)),
-    "a series of NaN": series_model(np.full(40, np.nan)),
-    "a series of infinity": series_model(np.full(40, np.inf)),
-    "a huge series": series_model(np.full(40, 1e200)),
-    "a column that is a number": series_model(column=1),
-    "columns in a list": series_model(column=["y"]),
-    "a time column in a list": series_model(time_column=["t"]),
+    "an empty series": series_model(np.zeros((0, 1))),
+    "a series of 2": series_model(np.zeros((2, 1))),
+    "a series of float32": series_model(np.zeros((40, 1), np.float32)),
+    "a series of NaN": series_model(np.full((40, 1), np.nan)),
+    "a series of infinity": series_model(np.full((40, 1), np.inf)),
+    "a huge series": series_model(np.full((40, 1), 1e200)),
+    **{
+        f"the reading {reading!r:.60}": series_model(reading=reading)
+        for reading in (
+            {"columns": 1}, {"columns": [1]}, {"columns": []}, {"columns": ["y", "y"]}, {"columns": ["y", "z"]},
+            {"time_column": ["t"]}, {"delimiter": "ab"}, {"delimiter": "\x1b"}, {"delimiter": 1}, {"decimal": 0},
+            {"date_format": "%d"}, {"date_format": "%"}, {"frequency": "x"}, {"encoding": "x"}, {"unknown": "x"},
+        )
+    },
     "options in a list": ({**series_model()[0], "options": []}, series_model()[1]),
     "10**9 units": series_model(hidden=10**9),
     "10**9 layers": series_model(options={"num_layers": 10**9}),
@@ -535,6 +537,9 @@ SERIES = {
             {"clock": ["numbers"], "before": "1", "last": "2"},
             {"clock": "numbers", "before": "1", "last": "2", "more": 1},
             {"clock": "numbers", "before": "9" * 10**5, "last": "2"},
+            {"clock": "moments", "before": "31.01.2024", "last": "01.02.2024"},
+            {"clock": "moments", "before": "31.01.2024", "last": "01.02.2024", "form": 1},
+            {"clock": "business days", "before": "2024-01-05", "last": "2024-01-06"},
         )
     },
 }  # fmt: skip
@@ -554,7 +559,7 @@ def test_models_without_faults_are_used(tmp_path, capsys):
     path.write_bytes(about(*text_model()))
     assert main(["sample", str(path), "--length", "9"]) == 0
     times = {"clock": "moments", "before": "2024-01-01", "last": "2024-01-02"}
-    path.write_bytes(about(*series_model(times=times, time_column="day")))
+    path.write_bytes(about(*series_model(times=times, reading={"time_column": "day"})))
     capsys.readouterr()
     assert main(["predict", str(path), "--horizon", "2"]) == 0
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["day", "2024-01-03", "2024-01-04"]
@@ -564,7 +569,7 @@ def test_models_without_faults_are_used(tmp_path, capsys):
 def test_forecasts_beyond_the_last_year_or_of_huge_weights(tmp_path, capsys):
     path = tmp_path / "model"
     times = {"clock": "moments", "before": "9999-12-24", "last": "9999-12-25"}
-    path.write_bytes(about(*series_model(times=times, time_column="day")))
+    path.write_bytes(about(*series_model(times=times, reading={"time_column": "day"})))
     assert "outside the years 1 to 9999; use a smaller --horizon" in failure(capsys, "predict", path)
     huge = np.full((1, 4), 3e38, np.float32)
     path.write_bytes(about(*changed(series_model(), readout_weight=huge, readout_bias=np.float32([3e38]))))

@@ -5,7 +5,9 @@ and the longest time between two runs of the handler is measured in processor ti
 on the machine counts less. There are several attempts, because it still counts.
 """
 
+import gc
 import signal
+import sys
 import threading
 import time
 
@@ -14,7 +16,7 @@ import pytest
 from support.processes import run_script
 
 import rnnfast
-from rnnfast import functional, initializers
+from rnnfast import functional, initializers, names
 
 
 def zeros(*shape):
@@ -156,8 +158,13 @@ def delay_of_interrupt(operation, wait):
         while time.perf_counter() < end:
             operation()
 
-    with pytest.raises(KeyboardInterrupt):
-        call()
+    gc.collect()
+    gc.disable()  # garbage of other tests may run Python code as it dies, which drops the exceptions of handlers
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    finally:
+        gc.enable()
     return time.perf_counter() - sent[-1]
 
 
@@ -197,6 +204,18 @@ def test_exceptions_of_handlers_leave_layers_whole(threads, kind, frozen):
         delay_of_interrupt(operation, wait)
         assert [array.tobytes() for array in flat(operation())] == expected
     assert {name: array.tobytes() for name, array in layer.parameters.items()} == parameters
+
+
+def test_no_python_code_runs_where_parameters_die():
+    """Python drops the exceptions of handlers that run in there, so that Ctrl-C would pass unnoticed."""
+    parameters = [array.copy() for array in rnnfast.LSTM(2, 3, rng=0).parameters.values()]
+    names.register(parameters)
+    before, called = len(names._marks), []
+    sys.setprofile(lambda frame, event, _: called.append((event, frame.f_code.co_name)))
+    parameters.clear()
+    sys.setprofile(None)
+    assert [name for event, name in called if event == "call"] == []
+    assert len(names._marks) == before - 4
 
 
 def test_interrupt_during_a_long_factorisation():

@@ -408,9 +408,9 @@ def wrong(*weights):
 
 
 BAD = {
-    "empty": (of_text(b""), "in a format other than HDF5"),
-    "text": (of_text(b"no model at all"), "in a format other than HDF5"),
-    "npz": (npz, "a zip archive without model.weights.h5, such as .npz"),
+    "empty": (of_text(b""), "in an unknown format"),
+    "text": (of_text(b"no model at all"), "in an unknown format"),
+    "npz": (npz, "a zip archive, such as .npz"),
     "keras without weights": (zipped, "a zip archive"),
     "npy": (of_text(b"\x93NUMPY\x01\x00"), "an .npy file"),
     "pickle": (of_text(b"\x80\x04."), "a pickle"),

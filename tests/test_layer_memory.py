@@ -214,19 +214,19 @@ def test_streams_return_their_workspace():
 def test_bidirectional_freezes_both_layers_or_none(monkeypatch):
     layer = rnnfast.Bidirectional(make("lstm"), make("gru"))
 
-    def fail(_):
+    def fail(*_):
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(rnnfast.GRU, "_pack", fail)
+        patched.setattr(rnnfast.GRU, "_frozen_as", fail)
         with pytest.raises(MemoryError):
             layer.freeze()
-    assert layer.forward_layer._frozen is layer.backward_layer._frozen is None
+    assert layer.forward_layer._kind() is layer.backward_layer._kind() is None
     assert all(array.flags.writeable for array in layer.parameters.values())
     layer.forward_layer.freeze()
-    kept = layer.forward_layer._frozen
+    kept = layer.forward_layer.execution.frozen
     layer.freeze()
-    assert layer.forward_layer._frozen is kept
+    assert layer.forward_layer.execution.frozen is kept
     assert not any(array.flags.writeable for array in layer.parameters.values())
 
 

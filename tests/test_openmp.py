@@ -19,9 +19,10 @@ if not sys.platform.startswith("linux"):
     pytest.skip("runtimes are found on Linux", allow_module_level=True)
 
 PROBLEM = """
-import ctypes, os, signal, threading, time
+import ctypes, os, threading, time
 import numpy as np
 import rnnfast.threads
+from support.signals import handle_in_call
 
 gomp = ctypes.CDLL("libgomp.so.1")
 gomp.omp_set_num_threads(2)
@@ -136,8 +137,7 @@ def test_signals_end_a_call():
     expected = results()
     def handler(*_):
         raise KeyboardInterrupt
-    signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    handle_in_call(handler)
     large, many = rnnfast.LSTM(64, 512, rng=0), np.zeros((4000, 16, 64), np.float32)
     begin = time.perf_counter()
     try:
@@ -161,8 +161,7 @@ def test_a_child_of_a_signal_handler_ends():
         if child:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
             os._exit(0)
-    signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    handle_in_call(handler)
     large(many)
     """)
 

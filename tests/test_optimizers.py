@@ -2,19 +2,32 @@
 
 import io
 import math
+import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 from support.compare import assert_same_bits
 
+import rnnfast
 from rnnfast import training
 
 DTYPES = [np.float32, np.float64]
-OPTIMIZERS = {
-    "SGD": lambda parameters: training.SGD(parameters, lr=0.1),
-    "SGD with momentum": lambda parameters: training.SGD(parameters, lr=0.1, momentum=0.9),
-    "Adam": lambda parameters: training.Adam(parameters, lr=0.1, betas=(0.8, 0.95), eps=1e-6),
+KINDS = {  # the class, and options that it shares with torch
+    "SGD": ("SGD", {}),
+    "SGD with momentum": ("SGD", {"momentum": 0.9}),
+    "SGD with decay": ("SGD", {"weight_decay": 0.3}),
+    "SGD with Nesterov momentum": ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.3}),
+    "Adam": ("Adam", {"betas": (0.8, 0.95), "eps": 1e-6}),
+    "Adam with decay": ("Adam", {"weight_decay": 0.3}),
+    "AdamW": ("AdamW", {}),
+    "AdamW with decay": ("AdamW", {"betas": (0.8, 0.95), "weight_decay": 0.3}),
+    "RMSprop": ("RMSprop", {"alpha": 0.9, "eps": 1e-6}),
+    "RMSprop with momentum": ("RMSprop", {"momentum": 0.9, "weight_decay": 0.3}),
+    "RMSprop, centered": ("RMSprop", {"centered": True, "alpha": 0.8}),
+    "RMSprop with all": ("RMSprop", {"centered": True, "momentum": 0.5, "weight_decay": 0.3, "alpha": 0.8}),
 }
+OPTIMIZERS = {name: partial(getattr(training, kind), lr=0.1, **options) for name, (kind, options) in KINDS.items()}
 
 
 def arrays(rng, dtype=np.float64):
@@ -33,11 +46,8 @@ def test_optimizers_agree_with_torch(torch, name, dtype):
     parameters = arrays(rng, dtype)
     ours = OPTIMIZERS[name](parameters)
     tensors = {name: torch.from_numpy(array.copy()) for name, array in parameters.items()}
-    theirs = {
-        "SGD": lambda values: torch.optim.SGD(values, lr=0.1),
-        "SGD with momentum": lambda values: torch.optim.SGD(values, lr=0.1, momentum=0.9),
-        "Adam": lambda values: torch.optim.Adam(values, lr=0.1, betas=(0.8, 0.95), eps=1e-6),
-    }[name](list(tensors.values()))
+    kind, options = KINDS[name]
+    theirs = getattr(torch.optim, kind)(list(tensors.values()), lr=0.1, **options)
     for step in range(20):
         if step == 10:
             ours.lr = theirs.param_groups[0]["lr"] = 0.03
@@ -46,6 +56,7 @@ def test_optimizers_agree_with_torch(torch, name, dtype):
             tensor.grad = torch.from_numpy(gradients[key])
         ours.step(gradients)
         theirs.step()
+    assert {key.split(".")[0] for key in ours.state_dict()} == {"step", *theirs.state_dict()["state"].get(0, {})}
     for key, tensor in tensors.items():
         np.testing.assert_allclose(parameters[key], tensor.numpy(), rtol=0, atol=100 * np.finfo(dtype).eps, err_msg=key)
 
@@ -136,7 +147,13 @@ def read_only(array):
 @pytest.mark.parametrize(
     ("error", "words", "change"),
     [
-        (TypeError, "gradients must be a mapping from names to arrays, got a list", lambda g: [g]),
+        (TypeError, "gradients must be a mapping from names to arrays, .* got a set", lambda g: set(g)),
+        (ValueError, "names weight, .*, but it lacks bias, .* and also has 0.bias", lambda g: [g]),
+        (
+            ValueError,
+            r"gradients\['weight'\] and gradients\['bias'\] must not share memory",
+            lambda g: {**g, "bias": g["weight"][:, 0]},
+        ),
         (TypeError, r"gradients\['bias'\] must be a NumPy array .* got a list", lambda g: {**g, "bias": [1.0] * 3}),
         (TypeError, r"gradients\['bias'\] .* got an array of int", lambda g: {**g, "bias": g["bias"].astype(int)}),
         (TypeError, r"gradients\['bias'\] .* got a NoneType", lambda g: {**g, "bias": None}),
@@ -211,7 +228,11 @@ def test_a_refused_state_changes_nothing(error, words, change):
 @pytest.mark.parametrize(
     ("error", "words", "make"),
     [
-        (TypeError, "parameters must be a mapping from names to arrays, got a list", lambda _: training.Adam([1.0])),
+        (TypeError, r"parameters\[0\] must be a mapping .* got a float", lambda _: training.Adam([1.0])),
+        (ValueError, "nesterov=True needs a momentum above 0", lambda p: training.SGD(p, 0.1, nesterov=True)),
+        (TypeError, "nesterov must be True or False", lambda p: training.SGD(p, 0.1, 0.9, nesterov=1)),
+        (ValueError, "weight_decay must be at least 0", lambda p: training.AdamW(p, weight_decay=-1)),
+        (ValueError, "alpha must be at least 0 and below 1", lambda p: training.RMSprop(p, alpha=1)),
         (TypeError, r"parameters\['a'\] .* array of int64", lambda _: training.Adam({"a": np.ones(2, np.int64)})),
         (ValueError, "lr must be at least 0, got -1", lambda p: training.Adam(p, lr=-1)),
         (ValueError, "lr must be at least 0, got nan", lambda p: training.SGD(p, lr=math.nan)),
@@ -230,8 +251,130 @@ def test_optimizers_refuse_options(error, words, make):
 
 def test_repr_shows_the_options():
     parameters = {"a": np.ones(2)}
-    assert repr(training.SGD(parameters, lr=0.1, momentum=0.9)) == "SGD(lr=0.1, momentum=0.9)"
-    assert repr(training.Adam(parameters)) == "Adam(lr=0.001, betas=(0.9, 0.999), eps=1e-08)"
+    sgd = training.SGD(parameters, lr=0.1, momentum=0.9)
+    assert repr(sgd) == "SGD(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)"
+    adam = training.AdamW(parameters)
+    assert repr(adam) == "AdamW(lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01)"
+
+
+def test_pickles_from_before_weight_decay_continue():
+    for name in ("SGD with momentum", "Adam"):
+        rng = np.random.default_rng(12)
+        parameters, optimizer = arrays(rng), None
+        optimizer = OPTIMIZERS[name](parameters)
+        gradients = arrays(rng)
+        optimizer.step(gradients)
+        for added in ("_weight_decay", "_nesterov"):
+            vars(optimizer).pop(added, None)
+        parameters, older = pickle.loads(pickle.dumps((parameters, optimizer)))
+        older.step(gradients)
+        optimizer.step(gradients)
+        assert_same_bits(older.state_dict(), optimizer.state_dict())
+        assert repr(older) == repr(optimizer)
+
+
+# --- layers and lists
+
+
+def stack():
+    return [rnnfast.Linear(3, 4, rng=0), rnnfast.GRU(4, 4, rng=1), rnnfast.Linear(4, 2, rng=2)]
+
+
+def gradients_of(layers, x):
+    tapes = []
+    for layer in layers:
+        x, *_, tape = layer.forward(x)
+        tapes.append(tape)
+    found, dx = [], x
+    for layer, tape in zip(layers[::-1], tapes[::-1], strict=True):
+        found.insert(0, layer.backward(tape, dx))
+        dx = found[0].x
+    return found
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_layers_and_lists_of_layers_are_their_mappings(name):
+    x = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    layers, others = stack(), stack()
+    merged = {f"{k}.{key}": array for k, layer in enumerate(others) for key, array in layer.parameters.items()}
+    optimizer, expected = OPTIMIZERS[name](layers), OPTIMIZERS[name](merged)
+    for turn in range(3):
+        found = gradients_of(layers, x)
+        flat = {f"{k}.{key}": array for k, each in enumerate(found) for key, array in each.parameters.items()}
+        given = [found, [dict(each.parameters) for each in found], flat][turn]
+        norm = training.clip_grad_norm({key: array.copy() for key, array in flat.items()}, 0.1)
+        assert training.clip_grad_norm(given, 0.1) == norm
+        optimizer.step(given)
+        expected.step(flat)
+    assert_same_bits(optimizer.state_dict(), expected.state_dict())
+    for k, layer in enumerate(layers):
+        for key, array in layer.parameters.items():
+            np.testing.assert_array_equal(array, merged[f"{k}.{key}"])
+    single = OPTIMIZERS[name](layers[1])
+    single.step(found[1])
+    assert all(key.endswith("_l0") for key in single.state_dict() if key != "step")
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (ValueError, r"gradients\[1\] must have the names .* lacks bias_ih_l0$", lambda g: g[1].pop("bias_ih_l0")),
+        (ValueError, r"gradients\[2\] must .* also has more$", lambda g: g[2].update(more=np.ones(3))),
+        (ValueError, r"gradients\[0\]\['bias'\] must have shape \(4,\)", lambda g: g[0].update(bias=np.ones(3))),
+        (TypeError, r"gradients\[0\]\['bias'\] must be a NumPy array .* list", lambda g: g[0].update(bias=[1.0])),
+        (TypeError, r"gradients\[3\] must be a mapping .* NoneType", lambda g: g.append(None)),
+        (ValueError, r"gradients must have the names 0.weight, .* lacks 2.bias, 2.weight$", lambda g: g.pop()),
+        (ValueError, r"gradients\[2\] is gradients\[0\] again", lambda g: g.__setitem__(2, g[0])),
+        (
+            ValueError,
+            r"gradients\['1.bias_ih_l0'\] and gradients\['1.bias_hh_l0'\] must not share memory",
+            lambda g: g[1].update(bias_hh_l0=g[1]["bias_ih_l0"]),
+        ),
+    ],
+)
+def test_refused_lists_name_the_member(error, words, change):
+    layers = stack()
+    optimizer = training.Adam(layers)
+    gradients = [{name: np.ones_like(array) for name, array in layer.parameters.items()} for layer in layers]
+    change(gradients)
+    before = [layer.state_dict() for layer in layers]
+    with pytest.raises(error, match=words):
+        optimizer.step(gradients)
+    for layer, state in zip(layers, before, strict=True):
+        assert_same_bits(layer.state_dict(), state)
+
+
+def test_parameters_that_share_memory_are_refused():
+    layers = stack()
+    with pytest.raises(ValueError, match=r"parameters\[2\] is parameters\[1\] again: list each layer once"):
+        training.Adam([layers[0], layers[1], layers[1]])
+    both = rnnfast.Bidirectional(rnnfast.GRU(3, 4, rng=0))
+    with pytest.raises(ValueError, match=r"parameters\['0.forward.weight_ih_l0'\] and parameters\['1.weight_ih_l0'\]"):
+        training.Adam([both, both.forward_layer])
+    base = np.arange(12.0).reshape(3, 4)
+    for other in (base, base[::-1], base[1], base.reshape(-1)[11:]):
+        with pytest.raises(ValueError, match=r"parameters\['a'\] and parameters\['b'\] must not share memory"):
+            training.SGD({"a": base, "empty": np.zeros(0), "b": other}, lr=1)
+    apart = {"even": base[:, ::2], "odd": base[:, 1::2], "empty": base[:0]}  # ranges overlap, elements do not
+    training.SGD(apart, lr=1).step({name: np.ones(array.shape) for name, array in apart.items()})
+    np.testing.assert_array_equal(base, np.arange(12.0).reshape(3, 4) - 1)
+
+
+def test_gradients_of_layers_share_no_memory():
+    for layer in (rnnfast.LSTM(3, 4, 2, rng=0), rnnfast.Bidirectional(rnnfast.GRU(3, 4, rng=0))):
+        y, _, tape = layer.forward(np.ones((3, 2, 3), np.float32))
+        training.Adam(layer).step(layer.backward(tape, y))
+
+
+def test_a_variance_that_rounds_below_zero_does_not_become_nan():
+    parameters = {"a": np.ones(1000, np.float32)}
+    optimizer = training.RMSprop(parameters, lr=1e-3, alpha=0.9, centered=True, eps=1e-3)
+    gradients = {"a": np.random.default_rng(0).uniform(0.5, 2, 1000).astype(np.float32)}
+    for _ in range(300):
+        optimizer.step(gradients)
+    state = optimizer.state_dict()
+    assert (state["square_avg.a"] < state["grad_avg.a"] ** 2).any()
+    assert np.isfinite(parameters["a"]).all()
 
 
 def numpy_step(option, parameter, gradient, moments, step):
@@ -376,6 +519,13 @@ def test_gradients_whose_norm_overflows_are_clipped():
         np.testing.assert_allclose(gradients["a"], 0.02, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("scale", "max_norm"), [(1e300, 1e-15), (1.7e308, 1e-300), (1e200, 5e-324), (1e-300, 0.0)])
+def test_a_factor_below_the_range_of_float64(scale, max_norm):
+    gradients = {"a": np.full(4, scale), "b": np.full(12, scale)}
+    assert training.clip_grad_norm(gradients, max_norm) == pytest.approx(4 * scale) or scale > 1e308
+    np.testing.assert_allclose(gradients["b"], max_norm / 4, rtol=1e-15, atol=5e-324)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_gradients_that_are_not_finite_are_not_scaled(bad):
     gradients = {"a": np.array([1e200, bad]), "b": np.array([3.0], np.float32)}
@@ -388,7 +538,8 @@ def test_gradients_that_are_not_finite_are_not_scaled(bad):
 @pytest.mark.parametrize(
     ("error", "words", "change", "max_norm"),
     [
-        (TypeError, "gradients must be a mapping", lambda g: list(g.values()), 1.0),
+        (TypeError, r"gradients\[0\] must be a mapping", lambda g: list(g.values()), 1.0),
+        (ValueError, "must not share memory", lambda g: {**g, "b": g["a"]}, 1.0),
         (TypeError, r"gradients\['b'\] .* array of int", lambda g: {**g, "b": np.ones(2, int)}, 1.0),
         (ValueError, r"gradients\['b'\] .* read-only", lambda g: {**g, "b": read_only(np.ones(2))}, 1.0),
         (ValueError, "max_norm must be at least 0, got -1", lambda g: g, -1),

@@ -73,7 +73,7 @@ def test_sdist_holds_all_sources_and_nothing_generated(sdist, sources):
 
 
 @pytest.mark.full
-def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel, sources):
+def test_wheel_holds_the_package_and_its_headers_and_no_other_source(wheel, sources):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     files = (sources / "rnnfast").rglob("*")
@@ -84,7 +84,7 @@ def test_wheel_holds_the_package_and_the_public_header_and_no_other_source(wheel
         f"{info}/{name}"
         for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
     }
-    headers = {"rnnfast/include/rnnfast.h", "rnnfast/include/rnnfast_python.h"}
+    headers = {f"rnnfast/include/{name}" for name in ("rnnfast.h", "rnnfast_python.h", "portable.h")}
     assert names == package | {extension, "rnnfast/py.typed", *headers} | notes
 
 
@@ -96,7 +96,7 @@ def test_wheel_serves_every_cpython_from_3_11_on(wheel):
 
 @pytest.mark.full
 def test_wheel_is_small_and_without_debug_information(wheel):
-    assert wheel.stat().st_size <= 900_000
+    assert wheel.stat().st_size <= 985_000
     with zipfile.ZipFile(wheel) as archive:
         [extension] = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
         assert b".debug_info" not in archive.read(extension)
@@ -187,3 +187,4 @@ def test_the_examples_of_the_readme_run_and_learn():
     for code in re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), flags=re.DOTALL):
         exec(code, names)
     assert names["loss"] < 0.01
+    assert min(names["history"].validation) < 0.5

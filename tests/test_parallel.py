@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.data_parallel import DTYPES, LOSSES, ROWS, SHARES, train
 
+import rnnfast
 from rnnfast import training
 
 HERE = Path(__file__).resolve().parent
@@ -156,3 +158,42 @@ def test_the_program_in_the_documentation_learns(tmp_path):
     (tmp_path / "train.py").write_text(code, encoding="utf-8")
     said = re.fullmatch(r"2 processes, loss (0\.\d+)\n", mpiexec(2, tmp_path / "train.py"))
     assert float(said[1]) < 0.01
+
+
+class Alone:
+    """A communicator of one process."""
+
+    def bcast(self, value):
+        return value
+
+    def allgather(self, value):
+        return [value]
+
+    def Bcast(self, array):
+        pass
+
+    def Allreduce(self, _, array):
+        pass
+
+    def Get_rank(self):
+        return 0
+
+
+def test_layers_and_lists_of_layers(monkeypatch):
+    """Without MPI: the forms of parameters and gradients, not the communication."""
+    mpi = types.SimpleNamespace(Intracomm=Alone, IN_PLACE=None)
+    monkeypatch.setitem(sys.modules, "mpi4py", types.SimpleNamespace(MPI=mpi))
+    layers = [rnnfast.Linear(3, 4, rng=0), rnnfast.Linear(4, 2, rng=1)]
+    parallel, optimizer = training.DataParallel(layers, Alone()), training.SGD(layers, lr=1)
+    gradients = [
+        {name: np.full_like(array, k) for name, array in layer.parameters.items()} for k, layer in enumerate(layers)
+    ]
+    mean = parallel.average(gradients, weight=3)
+    assert list(mean) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    before = layers[1].state_dict()
+    optimizer.step(mean)
+    np.testing.assert_array_equal(layers[1].parameters["bias"], before["bias"] - 1)
+    with pytest.raises(ValueError, match=r"gradients\[1\] must have the names weight, bias, but it lacks bias"):
+        parallel.average([gradients[0], {"weight": gradients[1]["weight"]}], weight=1)
+    with pytest.raises(ValueError, match=r"parameters\[1\] is parameters\[0\] again"):
+        training.DataParallel([layers[0], layers[0]], Alone())

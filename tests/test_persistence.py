@@ -213,7 +213,7 @@ FILES = {
     ),
     "missing array": lambda path: _npz(path, rnnfast=_header(), weight=GOOD["weight"]),
     "misshapen array": lambda path: _npz(path, rnnfast=_header(), weight=np.ones((2, 2)), bias=GOOD["bias"]),
-    "newer": lambda path: _npz(path, rnnfast=_header(format=2), **GOOD),
+    "newer": lambda path: _npz(path, rnnfast=_header(format=3), **GOOD),
 }
 
 
@@ -221,7 +221,7 @@ FILES = {
 def test_other_files(name, tmp_path):
     path = tmp_path / "file"
     FILES[name](path)
-    expected = "has format 2, but this version of rnnfast reads format 1" if name == "newer" else ""
+    expected = "has format 3, but this version of rnnfast reads formats 1 and 2" if name == "newer" else ""
     with pytest.raises(ValueError, match=f"rnnfast cannot load '.*file': .*{expected}"):
         rnnfast.load(path)
     layer = rnnfast.Linear(2, 1)

@@ -9,6 +9,7 @@ from support.compare import assert_close, assert_same_bits, members, named
 from support.problems import TOLERANCE
 from support.ragged import (
     KINDS,
+    WITHOUT_RESET_STATE,
     extras_of,
     is_real,
     isas,
@@ -76,24 +77,32 @@ def test_bidirectional(kind, merge, turned, checkpoint, other, dtype):
             for k in range(2):
                 expected.update({f"{name} {k} {i}": member for i, member in enumerate(members(pair[k]))})
 
-        y, end, tape = layer.forward(p.x, (p.state, q.state), **uneven(p), checkpoint=checkpoint)
+        given = uneven(p)
+        if "reset_state" in given:
+            given["reset_state"] = p.options["reset_state"], q.options["reset_state"]
+            expected.update(
+                {f"dreset {k} {i}": member for k in range(2) for i, member in enumerate(members((ours, theirs)[k][4]))}
+            )
+        y, end, tape = layer.forward(p.x, (p.state, q.state), **given, checkpoint=checkpoint)
         grads = layer.backward(tape, dy, (p.dstate, q.dstate), per_step=True)
         got = {"y": np.asarray(y), "dx": grads.x, "dh 0": grads.h[0], "dh 1": grads.h[1]}
         got.update({f"d{name}": value for name, value in grads.parameters.items()})
+        if "reset_state" in given:
+            got.update({f"dreset {k} {i}": m for k in range(2) for i, m in enumerate(members(grads.reset_state[k]))})
         if checkpoint is None and other != "gru":
             got.update({f"cells {k}": cells for k, cells in enumerate(tape.cells)})
         for name, pair in {"state": end, "dstate": grads.state}.items():
             for k in range(2):
                 got.update({f"{name} {k} {i}": member for i, member in enumerate(members(pair[k]))})
         assert_close(got, expected, TOLERANCE[np.dtype(dtype)])
-        called, end = layer(p.x, (p.state, q.state), **uneven(p))
+        called, end = layer(p.x, (p.state, q.state), **given)
         assert np.asarray(called).tobytes() == got["y"].tobytes()
         for k in range(2):
             for i, member in enumerate(members(end[k])):
                 assert member.tobytes() == got[f"state {k} {i}"].tobytes()
 
 
-@given(problems(), st.sampled_from(list(VARIANTS)), isas, st.booleans(), st.sampled_from([None, 1]))
+@given(problems(WITHOUT_RESET_STATE), st.sampled_from(list(VARIANTS)), isas, st.booleans(), st.sampled_from([None, 1]))
 def test_a_backward_layer_with_and_without_reverse(p, other, isa, batch_first, checkpoint):
     """The bits agree, except in sums over the parts of a row."""
     p.options["masks"] = None
@@ -122,7 +131,7 @@ def test_a_backward_layer_with_and_without_reverse(p, other, isa, batch_first, c
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITHOUT_RESET_STATE)
 def test_bidirectional_is_a_layer_of_both_directions(variant, kind, turned):
     p = uneven_problem(kind, variant, 7, 6, 3, 5, dtype=np.float32, bidirectional=True)
     expected = run(layer_of(p), p)
@@ -160,7 +169,7 @@ def test_bidirectional_is_a_layer_of_both_directions(variant, kind, turned):
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("merge", ["concat", "sum", "mean"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITHOUT_RESET_STATE)
 def test_bidirectional_masked_out_steps_affect_nothing(kind, merge, turned):
     p, _ = two_layers(kind)
     layer = rnnfast.Bidirectional(
@@ -187,7 +196,7 @@ def test_bidirectional_masked_out_steps_affect_nothing(kind, merge, turned):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITHOUT_RESET_STATE)
 def test_bidirectional_layouts(kind, turned):
     p, _ = two_layers(kind)
     layers = [

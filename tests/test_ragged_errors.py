@@ -37,6 +37,15 @@ BAD = [
     ({"zero_masked": 1}, TypeError, "zero_masked must be True or False, got 1"),
     ({"zero_masked": None}, TypeError, "zero_masked must be True or False, got None"),
     ({"mask": FLAGS, "zero_masked": "yes"}, TypeError, "zero_masked must be True or False, got 'yes'"),
+    ({"reset_state": "learned"}, ValueError, r"reset_state(\[0\])? must be one of 'initial', 'zeros', got 'learned'"),
+    ({"reset": FLAGS, "reset_state": ""}, ValueError, r"reset_state(\[0\])? must be one of 'initial', 'zeros', got ''"),
+    ({"reset": FLAGS, "reset_state": 0}, ValueError, r"reset_state must be the pair \(.*\), got int"),
+    ({"reset": FLAGS, "reset_state": np.zeros((2, 3, H))}, ValueError, "reset_state must be the pair .*, got ndarray"),
+    (
+        {"reset_state": (np.zeros((2, 4, H)), None)},
+        ValueError,
+        r"reset_state\[0\]( \(h\))? must (have shape|be the pair)",
+    ),
     *(
         fault
         for name in ("mask", "reset")

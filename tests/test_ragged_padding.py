@@ -7,7 +7,19 @@ import pytest
 from support.cells import DIRECTIONS
 from support.compare import assert_close, assert_same_bits, members
 from support.layers import outputs
-from support.ragged import KINDS, is_real, layer_of, of_rows, run, shown, swapped, uneven, uneven_problem, without_cells
+from support.ragged import (
+    KINDS,
+    WITHOUT_RESET_STATE,
+    is_real,
+    layer_of,
+    of_rows,
+    run,
+    shown,
+    swapped,
+    uneven,
+    uneven_problem,
+    without_cells,
+)
 
 # --- padding affects nothing
 
@@ -145,7 +157,7 @@ def test_no_rows(variant, kind, checkpoint, batch_first):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("checkpoint", [None, 1, "auto"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*WITHOUT_RESET_STATE, "lengths and reset to a state"])
 def test_no_steps(variant, kind, checkpoint, direction):
     """If no row has a step, the state and its gradient pass through unchanged."""
     if kind == "reset":

@@ -19,6 +19,7 @@ from support.ragged import (
     is_real,
     isas,
     layer_of,
+    named_reset,
     of_rows,
     problems,
     rows,
@@ -62,23 +63,32 @@ def parts_of(p, n):
     return [[t for t in range(first, stop) if real[t]] for first, stop in pairwise(cuts)]
 
 
-@given(problems(["lengths", "zero_masked", "reset", "zero_masked and reset", "lengths and reset"], large=False), isas)
+@given(problems(large=False), isas)
 def test_a_sequence_alone_in_a_plain_call(p, isa):
-    """The valid steps between two resets give the same bits as a full row."""
+    """The valid steps between two resets give the same bits as a full row that starts from the same state."""
     p.options["masks"] = None
+    if "mask" in p.options:
+        p.options["zero_masked"] = True
     layer = layer_of(p, isa)
     batch = run(layer, p)
     D = 1 + p.options["bidirectional"]
     backwards = np.array([p.options["reverse"], True][:D] * p.options["num_layers"])
+    has_reset_state = "reset_state" in p.options
     for n in range(p.x.shape[1]):
         one = rows(p, [n])
         parts = parts_of(p, n)
+        fresh = has_reset_state and p.options["reset"][0, n] and p.options.get("lengths", np.ones(n + 1))[n] > 0
         for number, steps in enumerate(parts):
             if not steps:
                 continue
             q = copy(one)
             q.x, q.dy = one.x[steps], one.dy[steps]
             q.options = {name: value for name, value in p.options.items() if name not in UNEVEN}
+            if has_reset_state:
+                continues = np.where(backwards, number == len(parts) - 1, number == 0 and not fresh)[:, None, None]
+                both = zip(members(one.state), members(one.options["reset_state"]), strict=True)
+                q.state = tuple(np.where(continues, member, restart) for member, restart in both)
+                q.state = q.state if has_c(p.cell) else q.state[0]
             last = np.where(backwards, number == 0, number == len(parts) - 1)[:, None, None]
             q.dstate = tuple(np.where(last, member, np.zeros_like(member)) for member in members(one.dstate))
             q.dstate = q.dstate if has_c(p.cell) else q.dstate[0]
@@ -90,7 +100,10 @@ def test_a_sequence_alone_in_a_plain_call(p, isa):
             for i in range(len(members(p.state))):
                 got, want = alone[f"state {i}"][:, 0], batch[f"state {i}"][:, n]
                 assert got[last[:, 0, 0]].tobytes() == want[last[:, 0, 0]].tobytes()
-                if len(parts) == 1:
+                if has_reset_state:  # one sequence of a row takes the gradient of its initial state
+                    own = continues[:, 0, 0]
+                    assert alone[f"dstate {i}"][own, 0].tobytes() == batch[f"dstate {i}"][own, n].tobytes()
+                elif len(parts) == 1:
                     assert alone[f"dstate {i}"][:, 0].tobytes() == batch[f"dstate {i}"][:, n].tobytes()
 
 
@@ -160,7 +173,9 @@ def test_padded_further(p, isa, more, seed):
     assert_same_bits(got, expected)
 
 
-@given(problems(["lengths", "lengths and reset"]), isas, st.sampled_from([None, 1, "auto"]))
+@given(
+    problems(["lengths", "lengths and reset", "lengths and reset to a state"]), isas, st.sampled_from([None, 1, "auto"])
+)
 def test_lengths_are_a_mask(p, isa, checkpoint):
     T = len(p.x)
     layer = layer_of(p, isa)
@@ -214,7 +229,7 @@ def test_backward_on_every_repeat(p, isa, checkpoint):
     assert plain.h is None
     del expected["dh"]
     expected.pop("cells", None)
-    assert_same_bits(named(y, state, *plain), expected)
+    assert_same_bits({**named(y, state, *plain), **named_reset(p, plain.reset_state)}, expected)
 
 
 @pytest.mark.cover(1)

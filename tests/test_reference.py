@@ -13,7 +13,7 @@ import pytest
 from support.cells import DIRECTIONS, TORCH_CLASSES, VARIANTS, has_c, is_trained
 from support.compare import assert_close, central_differences, gradient_by_differences, members, named
 from support.problems import problem, run_reference
-from support.ragged import is_real, run_all
+from support.ragged import draw_reset_state, is_real, named_reset, run_all
 
 from rnnfast import reference
 from rnnfast.functional import CELLS
@@ -36,6 +36,11 @@ SEQUENCES = {
         "reset": rows("0010", "0010", "0010", "0101"),
     },
     "lengths and reset": {"lengths": [2, 4, 0, 3], "reset": rows("0011", "0101", "0110", "0101")},
+}
+# The same with a reset state. It also matters at step 0, but not in a row without steps.
+SEQUENCES |= {
+    f"{kind} to a state": {**SEQUENCES[kind], "reset": SEQUENCES[kind]["reset"] | rows("0000", "1000", "1000", "1001")}
+    for kind in ("mask and reset", "lengths and reset")
 }
 
 
@@ -61,6 +66,8 @@ def sequences(kind, cell, *, T=4, N=4, direction="forward", projected=False, dty
         **DIRECTIONS[direction],
     )
     p.options.update(SEQUENCES[kind] if (T, N) == (4, 4) else random_sequences(kind, T, N))
+    if kind.endswith("to a state"):
+        p.options["reset_state"] = draw_reset_state(p)
     return p
 
 
@@ -127,7 +134,7 @@ def test_agrees_with_torch(torch, variant, bidirectional, num_layers, bias, leng
 def test_sequence_gradients_are_central_differences(variant, direction, kind):
     cell, projected = VARIANTS[variant]
     p = sequences(kind, cell, direction=direction, projected=projected)
-    results = run_reference(p)
+    results = run_all(p)
     expected = gradient_by_differences(p, run_forward)
     assert_close({name: results[name] for name in expected}, expected, 1e-8)
 
@@ -143,7 +150,7 @@ def test_step_gradients_are_central_differences(variant, direction, kind, monkey
     if kind is None:
         del p.options["lengths"]
     _, _, tape = reference.forward(cell, p.parameters, p.x, p.state, **p.options)
-    *_, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
+    dh = reference.backward(tape, p.dy, p.dstate, per_step=True)[3]
 
     added = np.zeros_like(dh)
     backwards = [False, True] if p.options["bidirectional"] else [p.options["reverse"]]
@@ -184,18 +191,23 @@ def run_alone(p):
     y, dx, dh = np.zeros_like(p.dy), np.zeros_like(p.x), np.zeros((layers, T, N, width))
     cells = np.zeros((layers, T, N, p.hidden_size))
     state = [member.copy() for member in members(p.state)]
-    dstate = [np.zeros_like(member) for member in state]
+    dstate, dreset = ([np.zeros_like(member) for member in state] for _ in range(2))
+    restart = members(p.options.get("reset_state", p.state))
     trained = {name: value for name, value in p.parameters.items() if is_trained(p.cell, name)}
     dparameters = {name: np.zeros_like(value) for name, value in trained.items()}
     for n in range(N):
         one = slice(n, n + 1)
-        start = [member[:, one] for member in members(p.state)]
+        initial, fresh = [member[:, one] for member in members(p.state)], lengths[n] > 0 and reset[0, n]
         cuts = [0, *(t for t in range(1, lengths[n]) if reset[t, n]), lengths[n]]
         for first, stop in itertools.pairwise(cuts):
             steps = [t for t in range(first, stop) if real[t, n]]
             # The state after this part is the row's for a direction that walks it last.
             last = np.array([first == 0 if back else stop == lengths[n] for back in directions] * (layers // D))
             ending = [np.where(last[:, None, None], member[:, one], 0) for member in members(p.dstate)]
+            # Each direction starts the part that it walks first from the initial state of the row.
+            first_of = [stop == lengths[n] if back else first == 0 and not fresh for back in directions]
+            carried = np.array(first_of * (layers // D))[:, None, None]
+            start = [np.where(carried, *both) for both in zip(initial, (m[:, one] for m in restart), strict=True)]
             # By direction and step, the real step whose output and state it has.
             sources = {}
             for k, back in enumerate(directions):
@@ -206,8 +218,10 @@ def run_alone(p):
             if has_c(p.cell):
                 cells[:, first:stop, n] = start[1]
             if not steps:
-                for total, member in zip(dstate, ending, strict=True):
-                    total[:, one] += member
+                for k, member in enumerate(ending):
+                    dstate[k][:, one] += np.where(carried, member, 0)
+                    dreset[k][:, one] += np.where(carried, 0, member)
+                    state[k][:, one] = np.where(last[:, None, None], start[k], state[k][:, one])
                 continue
             masks = p.options["masks"][:, steps, one]
             part_y, end, tape = reference.forward(
@@ -227,11 +241,15 @@ def run_alone(p):
             dx[steps, one], dh[:, steps, one] = part_dx, part_dh
             for member, after in zip(state, members(end), strict=True):
                 member[last, one] = after[last]
-            for total, member in zip(dstate, members(part_dstate), strict=True):
-                total[:, one] += member
+            for k, member in enumerate(members(part_dstate)):
+                dstate[k][:, one] += np.where(carried, member, 0)
+                dreset[k][:, one] += np.where(carried, 0, member)
             for name, value in part_dparameters.items():
                 dparameters[name] += value
+    if "reset_state" not in p.options:
+        dstate = [one + other for one, other in zip(dstate, dreset, strict=True)]
     results = named(y, whole(state), dx, whole(dstate), dparameters)
+    results |= named_reset(p, whole(dreset) if "reset_state" in p.options else None)
     return {**results, "dh": dh, **({"cells": cells} if has_c(p.cell) else {})}
 
 
@@ -394,7 +412,7 @@ def test_empty_batch_of_sequences(cell, kind):
 def test_backward_twice_is_the_same(kind):
     p = problem("lstm", 3, 2, 4, 5) if kind is None else sequences(kind, "lstm")
     _, _, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
-    first, second = (named(tape.y, tape.state, *reference.backward(tape, p.dy, p.dstate)) for _ in range(2))
+    first, second = (named(tape.y, tape.state, *reference.backward(tape, p.dy, p.dstate)[:3]) for _ in range(2))
     assert_close(first, second, 0)
 
 

@@ -165,7 +165,7 @@ def test_verbose_draws_a_bar(verbose, capsys, monkeypatch):
     shown = capsys.readouterr().err
     for word in ("SequenceClassifier", "2/2", "loss=", f"validation={classifier.validation_scores_[-1]:.4g}"):
         assert word in shown
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match="pip install tqdm"):
         classifier.fit(X, y)
 

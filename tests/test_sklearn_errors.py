@@ -40,12 +40,23 @@ OWN_BAD = [
     (SequenceClassifier, "class_weight", "even", "class_weight must be"),
     (SequenceClassifier, "class_weight", {0: -1.0}, r"class_weight\[0\] must be at least 0"),
     (SequenceTagger, "class_weight", {"x": 1.0}, "class_weight has the key 'x', which is not one of the classes"),
+    (SequenceClassifier, "embedding", "large", "embedding must be None, 'auto' or an integer, got 'large'"),
+    (SequenceRegressor, "embedding", 0, "embedding must be at least 1"),
+    (SequenceTagger, "embedding", 2.5, "embedding must be an integer"),
     (SequenceClassifier, "leak", 0.5, "leak=0.5 needs cell='rnn', got cell='lstm'"),
     (SequenceRegressor, "leak", 1.5, "leak must"),
     (SequenceTagger, "leak", "slow", "leak must be a number"),
     (SequenceForecaster, "horizon", 0, "horizon must be at least 1"),
     (SequenceForecaster, "window", 0, "window must be at least 1"),
     (SequenceForecaster, "differences", (1, 0), "each lag in differences must be at least 1"),
+    (
+        SequenceForecaster,
+        "differences",
+        "12",
+        "differences must be 'auto', an integer or a tuple of integers, got '12'",
+    ),
+    (SequenceForecaster, "season", 12, "season=12 needs differences='auto'"),
+    (SequenceForecaster, "season", 0, "season must be at least 1"),
     (SequenceForecaster, "bptt_steps", 2.0, "bptt_steps must be an integer"),
     (SequenceForecaster, "multivariate", "yes", "multivariate must be True or False"),
 ]
@@ -169,7 +180,7 @@ def test_parameters_that_the_last_update_broke_are_an_error(monkeypatch):
 
 @pytest.mark.parametrize("factor", [1e39, 1e60, 1e300])
 def test_numbers_beyond_the_dtype_are_refused_by_name(factor):
-    X, y, s = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2, np.arange(40.0)
+    X, y, s = np.random.default_rng(0).normal(size=(20, 5, 2)), np.arange(20) % 2, np.arange(40.0) % 7
     classifier = SequenceClassifier(**SMALL, max_epochs=1).fit(X, y)
     for answer in (classifier.predict, classifier.predict_proba, lambda X: classifier.score(X, y)):
         with pytest.raises(ValueError, match="X has values that are too large for dtype float32"):

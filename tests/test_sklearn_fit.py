@@ -150,8 +150,8 @@ def test_held_out_rows_are_scored_and_not_learnt():
     classifier = SequenceClassifier(**SMALL, early_stopping=True, validation_fraction=0.2, max_epochs=5)
     sizes = []
     classifier._evaluate = lambda examples: sizes.append(len(examples.targets)) or 0.0
-    batches = classifier._batches
-    classifier._batches = lambda lengths: sizes.append(len(lengths)) or batches(lengths)
+    epoch = classifier._epoch
+    classifier._epoch = lambda examples, adam: sizes.append(len(examples.targets)) or epoch(examples, adam)
     classifier.fit(X, y)
     assert sizes == [120, 30] * 5
 
@@ -161,6 +161,15 @@ def test_without_early_stopping_the_loss_ends_a_fit():
     regressor = SequenceRegressor(**SMALL, n_iter_no_change=3, tol=10.0).fit(X, y)
     assert regressor.n_iter_ == len(regressor.loss_curve_) == 4
     assert regressor.validation_scores_ is None
+
+
+def test_fit_that_is_told_to_stop_before_its_first_epoch_trains_for_one():
+    """As the command line does at Ctrl-C."""
+    X, y = task(SequenceClassifier, np.random.default_rng(0))
+    classifier = SequenceClassifier(**SMALL)
+    build = classifier._build
+    classifier._build = lambda *given: build(*given) or setattr(classifier, "n_iter_no_change", 0)
+    assert classifier.fit(X, y).n_iter_ == 1
 
 
 # --- weights of classes and scales
@@ -222,7 +231,7 @@ def test_numbers_of_any_size_are_scaled(factor):
     assert_same_fit(plain, scaled)
     np.testing.assert_array_equal(scaled.predict(X * factor), plain.predict(X) * factor)
     assert scaled.score(X * factor, y * factor) == plain.score(X, y)
-    plain, scaled = (SequenceForecaster(**options).fit(y * by) for by in (1, factor))
+    plain, scaled = (SequenceForecaster(**options).fit(y % 7 * by) for by in (1, factor))
     np.testing.assert_array_equal(scaled.predict(3), plain.predict(3) * factor)
 
 

@@ -1,6 +1,7 @@
 """Forecasts: horizons, differences, intervals and updates."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -10,17 +11,17 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed: no estimat
 from sklearn.model_selection import GridSearchCV, TimeSeriesSplit
 from support.estimators import SMALL, assert_same_fit, learnt
 
-from rnnfast.sklearn import SequenceForecaster
+from rnnfast.sklearn import SequenceForecaster, choose_differences
 
 # --- rejected arguments
 
 
 def test_horizon_set_after_fit_is_how_many_steps_are_given():
-    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(np.arange(40.0))
+    forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(np.arange(40) % 7.0)
     expected = forecaster.predict(3)
     np.testing.assert_array_equal(forecaster.set_params(horizon=3).predict(), expected)
     with pytest.raises(TypeError, match=r"predict\(series=\.\.\.\)"):
-        forecaster.predict(np.arange(40.0))
+        forecaster.predict(np.arange(40) % 7.0)
 
 
 def test_forms_of_options_are_equal():
@@ -86,6 +87,67 @@ def test_differences_are_summed_up_again(differences):
     np.testing.assert_allclose(whole[-30:], told, atol=1e-9)
 
 
+def test_a_series_without_a_trend_stays_as_it_is():
+    noise, t = np.random.default_rng(0).normal(size=120), np.arange(120)
+    season = 5 * np.sin(2 * np.pi * t / 12)
+    for x, lags in [
+        (noise, ()),
+        (noise.cumsum(), (1,)),
+        (noise + 0.1 * t, (1,)),
+        (noise + season, (12,)),
+        (noise + season + 0.5 * t, (12,)),  # a seasonal difference of a line is constant
+        (noise + season + 0.02 * t**2, (12, 1)),
+        (0.3 * t, (1,)),
+        (np.full(120, 0.1), ()),
+        (noise[:35] + season[:35], ()),  # too short
+    ]:
+        for unit, offset in ((1, 0), (2.0**-1000, 0), (2.0**1000, 0), (-1, 1024)):
+            assert choose_differences(np.round(x, 9) * unit + offset, season=12) == lags
+    assert choose_differences([noise, 0.3 * t, noise.cumsum()]) == (1,)
+    assert choose_differences([noise, noise, noise.cumsum()]) == ()
+
+
+def test_the_choice_of_differences_is_a_kpss_test():
+    stattools = pytest.importorskip("statsmodels.tsa.stattools", reason="statsmodels is not installed: no KPSS test")
+    rng, chosen = np.random.default_rng(0), []
+    for _ in range(60):
+        x = rng.normal(size=rng.integers(10, 300))
+        x = x + rng.choice([0, 0.2, 1]) * rng.normal(size=len(x)).cumsum()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # p-values outside the table
+            statistic, _, _, critical = stattools.kpss(x, nlags=int(3 * len(x) ** 0.5 / 13))
+        chosen.append(choose_differences(x) == (1,))
+        assert chosen[-1] == (statistic > critical["5%"])
+    assert 15 < sum(chosen) < 45
+
+
+@pytest.mark.filterwarnings("ignore:series leaves the range:UserWarning")
+def test_differences_are_chosen_from_the_part_to_train_on():
+    x = season_and_trend(120, np.random.default_rng(0))
+    auto = SequenceForecaster(**SMALL, max_epochs=2, differences="auto", season=12).fit(x)
+    assert auto.differences_ == choose_differences(x[:96], 12) == (12,)
+    assert_same_fit(auto, SequenceForecaster(**SMALL, max_epochs=2, differences=12).fit(x))
+    x = np.random.default_rng(0).normal(size=120)
+    x[96:] += 100
+    assert auto.fit(x).differences_ == ()
+    assert SequenceForecaster(**SMALL, differences="auto").partial_fit(x).differences_ == choose_differences(x) == (1,)
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_a_trend_that_leaves_the_range_of_training_is_a_warning(early_stopping):
+    noise = np.random.default_rng(0).normal(size=100)
+    options = {**SMALL, "max_epochs": 1, "early_stopping": early_stopping}
+    with pytest.warns(UserWarning, match=r"last 20% of its values is 8\.9\d*, outside 0\.01\d* to 8\.1\d*\. Use"):
+        SequenceForecaster(**options).fit(noise / 10 + 0.1 * np.arange(100))
+    SequenceForecaster(**options, differences="auto").fit(noise / 10 + 0.1 * np.arange(100))
+    forecaster = SequenceForecaster(**options).fit(noise)
+    with pytest.warns(UserWarning, match="series leaves the range"):
+        forecaster.predict(3, series=noise + 100)
+    with pytest.raises(UserWarning, match="series leaves the range"):
+        forecaster.update(noise + 100)  # a warning that is an error changes nothing
+    assert len(forecaster.series_[0]) == 100
+
+
 def test_examples_of_a_forecaster_are_the_following_values():
     x = np.arange(20.0)[:, np.newaxis]
     plain = SequenceForecaster(horizon=3)._examples([x], [5])
@@ -107,8 +169,8 @@ def test_examples_of_a_forecaster_are_the_following_values():
 @pytest.mark.parametrize(
     ("series", "options", "shape"),
     [
-        (np.arange(30.0), {}, (4,)),
-        (np.arange(30.0).tolist(), {}, (4,)),
+        (np.arange(30) % 7.0, {}, (4,)),
+        ((np.arange(30) % 7).tolist(), {}, (4,)),
         (np.ones((30, 2)), {"multivariate": True}, (4, 2)),
         (np.ones((3, 30)), {}, (3, 4)),
         (np.ones((3, 30, 2)), {}, (3, 4, 2)),
@@ -147,6 +209,7 @@ def test_update_extends_the_series_without_training():
     assert len(forecaster.series_[0]) == 80
 
 
+@pytest.mark.filterwarnings("ignore:series leaves the range:UserWarning")
 @pytest.mark.parametrize("window", [None, 5])
 def test_partial_fit_of_a_forecaster_learns_new_data(window):
     t = np.arange(400)
@@ -188,6 +251,21 @@ def test_intervals_have_the_requested_coverage():
     np.testing.assert_allclose((upper - lower) / 2, 1.645 * deviations, rtol=0.2)
 
 
+def test_quantiles_are_those_of_errors_that_are_not_symmetric():
+    rng = np.random.default_rng(0)
+    x = rng.exponential(size=1200)
+    forecaster = SequenceForecaster(**SMALL, max_epochs=5, validation_fraction=0.4).fit(x[:600])
+    values = forecaster.predict_quantiles([0.1, 0.5, 0.9], 2)
+    below = [(x[600:] <= value[0]).mean() for value in values]
+    assert below == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
+    for wrong in ([0.0], [0.5, 1.0], ["a"], []):
+        with pytest.raises((ValueError, TypeError), match="quantiles must"):
+            forecaster.predict_quantiles(wrong)
+    with pytest.raises(ValueError, match=r"has 239 forecasts of horizon=2, too few for the quantile 0\.999"):
+        forecaster.predict_quantiles([0.5, 0.999], 2)
+
+
+@pytest.mark.filterwarnings("ignore:series leaves the range:UserWarning")
 def test_intervals_need_enough_that_was_held_out():
     x = np.append(np.random.default_rng(0).normal(size=49), 9)  # a large error at the last step, for each step ahead
     forecaster = SequenceForecaster(**SMALL, max_epochs=1).fit(x)

@@ -27,6 +27,8 @@ def examples_of(estimator, rng):
         examples = estimator._scaled_targets(estimator._examples(series, [0] * 3))
         return examples._replace(sequences=estimator._scaled(examples.sequences))
     X = [rng.normal(size=(length, 2)) for length in (4, 1, 6, 3, 4)]
+    if estimator.embedding is not None:
+        X = [list("abba"), list("c"), list("abcdea"), list("dad"), list("ecce")]
     y = [0, 1, 2, 1, 0]
     if isinstance(estimator, SequenceTagger):
         y = [rng.permutation(np.arange(len(x)) % 3) for x in X]
@@ -57,6 +59,9 @@ NETWORKS = [
     SequenceRegressor(pooling="mean"),
     SequenceTagger("gru", class_weight={2: 2.0}),
     SequenceTagger(bidirectional=False),
+    SequenceTagger(embedding=3),
+    SequenceClassifier("gru", embedding="auto", pooling="mean", bidirectional=True),
+    SequenceRegressor("rnn", embedding=2, num_layers=2),
     SequenceForecaster(horizon=2),
     SequenceForecaster("gru", horizon=2, window=3, differences=1),
 ]
@@ -66,12 +71,12 @@ NETWORKS = [
 def test_gradients_are_central_differences(estimator):
     estimator = clone(estimator).set_params(hidden_size=3, dtype="float64", clip=None, random_state=0)
     examples, recorder = examples_of(estimator, np.random.default_rng(0)), Recorder()
-    for layer in (estimator.layer_, estimator.readout_):
+    for layer in estimator._layers():
         layer.unfreeze()
     rows = np.arange(len(examples.sequences.lengths))
     [(loss, _)] = estimator._updates(examples, rows, recorder)
     assert loss == pytest.approx(loss_of(estimator, examples), rel=1e-12)
-    parameters = {**estimator.layer_.parameters, **estimator.readout_.parameters}
+    parameters = estimator._parameters()
     assert recorder.gradients.keys() == parameters.keys()
     for name, array in parameters.items():
         expected = central_differences(lambda: loss_of(estimator, examples), array)
@@ -94,18 +99,6 @@ def test_gradients_with_dropout_are_central_differences():
         expected = central_differences(loss, array)
         loss()
         np.testing.assert_allclose(recorder.gradients[name], expected, atol=1e-8, err_msg=name)
-
-
-def test_each_batch_has_each_row_once_and_lengths_that_are_alike():
-    classifier = SequenceClassifier(batch_size=10)
-    classifier._rng = np.random.default_rng(0)
-    lengths = np.random.default_rng(1).integers(1, 100, 95)
-    batches = list(classifier._batches(lengths))
-    assert sorted(map(len, batches)) == [5] + [10] * 9
-    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(95))
-    assert np.mean([np.ptp(lengths[rows]) for rows in batches]) < 20
-    again = list(classifier._batches(lengths))
-    assert {tuple(sorted(rows)) for rows in batches} != {tuple(sorted(rows)) for rows in again}
 
 
 def test_dropout_before_the_readout_acts_in_training_only():

@@ -164,7 +164,7 @@ def test_errors(arrays, options, error, message):
     [
         ({"weight_ih_l0": np.ones((10, 3)), "weight_hh_l0": np.ones((10, 5))}, r"2 gates, but layers have 1 \(RNN\), "),
         ({"a.weight_ih_l0": 0, "b.weight_ih_l0": 0}, "set prefix to one of 'a.', 'b.'"),
-        ({"weight": np.ones(3), "bias": np.ones(3)}, "weight must be a matrix"),
+        ({"weight": np.ones((2, 3, 4)), "bias": np.ones(2)}, "weight must be a matrix"),
         ({"weight": np.ones((2, 3)), "bias": np.ones(3)}, r"bias must have shape \(2,\)"),
         (
             {f"forward.{name}": array for name, array in LSTM.items()},

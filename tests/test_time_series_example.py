@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from support.checkout import load_example
 
-pytestmark = pytest.mark.usefixtures("threads")  # the programs set the number
+pytestmark = [
+    pytest.mark.usefixtures("threads"),  # the programs set the number
+    pytest.mark.filterwarnings("ignore:series leaves the range:UserWarning"),  # random walks
+]
 
 pytest.importorskip("sklearn")
 

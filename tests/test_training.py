@@ -60,12 +60,12 @@ def test_weights_of_losses_are_factors_of_each_term(masked):
     np.testing.assert_allclose(dlogits, expected, atol=1e-9)
 
     y, target, weights = rng.normal(size=(3, 4, 5))[:, :2]
-    loss, dy = training.mean_squared_error(y, target, weights)
+    loss, dy = training.mean_squared_error(y, target, weights=weights)
     assert loss == pytest.approx(np.mean(weights * (y - target) ** 2), rel=1e-12)
-    expected = central_differences(lambda: training.mean_squared_error(y, target, weights)[0], y)
+    expected = central_differences(lambda: training.mean_squared_error(y, target, weights=weights)[0], y)
     np.testing.assert_allclose(dy, expected, atol=1e-9)
     with pytest.raises(ValueError, match="weights must have shape"):
-        training.mean_squared_error(y, target, weights[0])
+        training.mean_squared_error(y, target, weights=weights[0])
     with pytest.raises(ValueError, match="weights must have shape"):
         training.softmax_cross_entropy(logits, targets, mask, np.ones(4))
 
@@ -120,14 +120,14 @@ def test_what_has_weight_0_is_not_read(dtype, bad):
         assert loss == same_loss
         np.testing.assert_array_equal(dlogits, same_dlogits, strict=True)
         assert not dlogits[weights == 0].any()
-    loss, dy = training.mean_squared_error(y, target, weights)
+    loss, dy = training.mean_squared_error(y, target, weights=weights)
     assert (loss, dy.tolist()) == (lambda got: (got[0], got[1].tolist()))(
-        training.mean_squared_error(spoilt[..., 0], spoilt[..., 1], weights)
+        training.mean_squared_error(spoilt[..., 0], spoilt[..., 1], weights=weights)
     )
     loss, dlogits = training.softmax_cross_entropy(spoilt, targets, weights=0 * weights)
     assert loss == 0
     assert not dlogits.any()
-    loss, dy = training.mean_squared_error(spoilt[..., 0], spoilt[..., 1], 0 * weights)
+    loss, dy = training.mean_squared_error(spoilt[..., 0], spoilt[..., 1], weights=0 * weights)
     assert loss == 0
     assert not dy.any()
 
@@ -138,7 +138,7 @@ def test_losses_of_large_weights(factor):
     weights = np.random.default_rng(3).random(mask.shape)
     for function, given in (
         (training.softmax_cross_entropy, (logits, targets, mask)),
-        (training.mean_squared_error, (logits[..., 0], logits[..., 1])),
+        (training.mean_squared_error, (logits[..., 0], logits[..., 1], mask)),
     ):
         (loss, gradient), (expected, derivative) = (function(*given, weights * by) for by in (factor, 1))
         assert loss == factor * expected
@@ -160,7 +160,7 @@ def test_squared_error_at_the_ends_of_the_dtype(dtype):
     loss, dy = training.mean_squared_error(np.full(100, limits.max), np.zeros(100, dtype))
     assert loss == (math.inf if dtype == np.float64 else pytest.approx(float(limits.max) ** 2, rel=1e-14))
     np.testing.assert_allclose(dy, limits.max / 50, rtol=limits.eps)
-    assert training.mean_squared_error([1e200, 1.0], [-1e200, 3.0], [1e-300, 0])[0] == pytest.approx(2e100)
+    assert training.mean_squared_error([1e200, 1.0], [-1e200, 3.0], weights=[1e-300, 0])[0] == pytest.approx(2e100)
 
 
 def test_cross_entropy_looks_only_at_positions_that_count():
@@ -338,6 +338,93 @@ def test_windows_agree_with_one_run(kind, layout, window, given):
         assert_same_state(each.state, layer(part(x, slice(each.steps.stop), axis), state)[1])
 
 
+def ragged(kind, x, axis, state, layer):
+    """The arguments that describe a ragged batch like x, with resets in all windows and at their edges."""
+    rng = np.random.default_rng(15)
+    shape = x.shape[:-1]
+    lengths = np.array([7, 0, 11, 3])[: shape[1 - axis]] if len(shape) == 2 else 7
+    flags = {name: rng.random((11, 4)) < share for name, share in (("mask", 0.4), ("reset", 0.3))}
+    flags["mask"][3:9, 0], flags["reset"][[0, 4], 0] = False, True  # a window without a valid step of row 0
+    flags = {name: flag.T if axis else flag if len(shape) == 2 else flag[:, 0] for name, flag in flags.items()}
+    given = {"lengths": lengths, **flags}
+    other = layer(x[..., ::-1], state)[1]
+    given["reset_state"] = {"zeros": "zeros", "learned": None, "state": other}.get(kind.split()[-1], "initial")
+    given = {name: value for name, value in given.items() if name in kind or name == "reset_state"}
+    return given if "reset" in kind else {name: value for name, value in given.items() if name != "reset_state"}
+
+
+RAGGED = [
+    "lengths",
+    "mask",
+    "reset",
+    "lengths reset",
+    "mask reset",
+    "reset to zeros",
+    "mask reset to state",
+    "reset learned",
+]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["", "state"])
+@pytest.mark.parametrize("arrays", RAGGED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_windows_of_a_ragged_batch_agree_with_one_run(kind, layout, arrays, given):
+    options, shape, axis = LAYOUTS[layout]
+    layer = LAYERS[kind](init_state="learned" in arrays, **options)
+    rng = np.random.default_rng(16)
+    for parameter in layer.parameters.values():
+        parameter += rng.normal(size=parameter.shape) / 4
+    x = rng.normal(size=[4 if size == 2 else size for size in shape]).astype(np.float32)
+    state = layer(x + 1)[1] if given else None
+    more = ragged(arrays, x, axis, layer(x - 1)[1], layer)
+    y, last, _ = layer.forward(x, state, **more)
+    for window in (1, 4, 11):
+        windows = list(training.truncated_bptt(layer, x, window, state, **more))
+        np.testing.assert_array_equal(np.concatenate([each.y for each in windows], axis), y, strict=True)
+        assert_same_state(windows[-1].state, last)
+
+
+def test_gradients_of_a_window_with_resets_come_from_its_steps_only():
+    layer = rnnfast.LSTM(3, 4, init_state=True, rng=0)
+    rng = np.random.default_rng(17)
+    x, reset = rng.normal(size=(12, 5, 3)).astype(np.float32), rng.random((12, 5)) < 0.3
+    state = None
+    for each in training.truncated_bptt(layer, x, 4, reset=reset, lengths=[12, 3, 8, 0, 5]):
+        part, lengths = x[each.steps], np.clip(np.array([12, 3, 8, 0, 5]) - each.steps.start, 0, 4)
+        _, after, tape = layer.forward(part, state, reset=reset[each.steps], lengths=lengths, reset_state=None)
+        got, expected = layer.backward(each.tape, each.y), layer.backward(tape, each.y)
+        np.testing.assert_array_equal(got.x, expected.x, strict=True)
+        assert got.parameters["h0_l0"].any()
+        for name, array in expected.parameters.items():
+            np.testing.assert_allclose(got.parameters[name], array, rtol=1e-5, atol=1e-6)
+        state = after
+
+
+def test_a_model_is_passed_what_is_given():
+    class Ragged(Model):
+        def forward(self, x, state, **given):
+            self.given.append(given)
+            return super().forward(x, state)
+
+    model, x = Ragged(), np.arange(5.0)
+    flags = np.arange(5) == 3
+
+    def passed(state=None, **given):
+        model.given = []
+        list(training.truncated_bptt(model, x, 2, state, **given))
+        return [{name: np.asarray(value).tolist() for name, value in one.items()} for one in model.given]
+
+    assert passed() == [{}, {}, {}]
+    assert passed(lengths=3) == [{"lengths": 2}, {"lengths": 1}, {"lengths": 0}]
+    resets = [[False, False], [False, True], [False]]
+    expected = [{"reset": one} for one in resets]
+    assert passed(7.0, reset=flags) == [expected[0], *(one | {"reset_state": 7.0} for one in expected[1:])]
+    assert passed(reset=flags) == [expected[0], *(one | {"reset_state": None} for one in expected[1:])]
+    assert passed(reset=flags, reset_state="zeros") == [one | {"reset_state": "zeros"} for one in expected]
+    assert passed(mask=flags.tolist()) == [{"mask": one} for one in resets]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gradients_of_a_window_come_from_its_steps_only(kind, layout):
@@ -489,6 +576,20 @@ BACKWARDS = (
             {"x": np.zeros((2, 0, 3)), "layer": rnnfast.GRU(3, 4, batch_first=True)},
         ),
         (ValueError, "x cannot be read as an array: ", {"x": [[1.0], [1.0, 2.0]]}),
+        (ValueError, "lengths must be from 0 to T = 5, the steps of x, got 6 for row 1", {"lengths": [5, 6]}),
+        (ValueError, "lengths must be from 0 to T = 5, the steps of x, got -1 for row 0", {"lengths": [-1, 6]}),
+        (TypeError, "lengths must hold integers, but its dtype is float64", {"lengths": [1.0, 2.0]}),
+        (ValueError, r"mask must have the 5 steps of x on axis 0, got shape \(2, 5\)", {"mask": np.ones((2, 5), bool)}),
+        (ValueError, r"reset must have the 5 steps of x on axis 0, got shape \(\)", {"reset": True}),
+        (
+            ValueError,
+            r"reset must have the 5 steps of x on axis 1, got shape \(5, 2\)",
+            {
+                "x": np.zeros((2, 5, 3)),
+                "reset": np.ones((5, 2), bool),
+                "layer": rnnfast.GRU(3, 4, batch_first=True),
+            },
+        ),
         (TypeError, r"layer must be an RNN, .* forward\(x, state\) returns .* got function", {"layer": sequence}),
         (ValueError, BACKWARDS.format("GRU with bidirectional=True"), {"layer": rnnfast.GRU(3, 4, bidirectional=True)}),
         (ValueError, BACKWARDS.format("LSTM with reverse=True"), {"layer": rnnfast.LSTM(3, 4, reverse=True)}),
@@ -506,6 +607,10 @@ def test_the_layer_rejects_invalid_arguments():
         next(training.truncated_bptt(layer, np.zeros((5, 2, 7)), 2))
     with pytest.raises(ValueError, match=r"state must have shape .* = \(1, 2, 4\), got \(1, 9, 4\)"):
         next(training.truncated_bptt(layer, np.zeros((5, 2, 3)), 2, np.zeros((1, 9, 4))))
+    with pytest.raises(ValueError, match=r"lengths must have shape \(N,\) = \(2,\), got shape \(3,\)"):
+        next(training.truncated_bptt(layer, np.zeros((5, 2, 3)), 2, lengths=[1, 2, 3]))
+    with pytest.raises(ValueError, match="reset_state must be one of 'initial', 'zeros', got 'none'"):
+        next(training.truncated_bptt(layer, np.zeros((5, 2, 3)), 2, reset_state="none"))
 
 
 @pytest.mark.parametrize("name", training.__all__)

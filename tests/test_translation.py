@@ -31,43 +31,6 @@ def random_batch(rng):
     return source, lengths, target, np.arange(4)[:, None] < ends
 
 
-# ------------------------------------------------------------------------------------------------------ the attention
-
-
-def test_attention_is_that_of_each_query_alone(rng):
-    queries, keys, lengths = rng.normal(size=(4, 3, 2)), rng.normal(size=(5, 3, 2)), np.array([5, 1, 3])
-    keys[np.arange(5)[:, None] >= lengths] = 1e3  # what does not count may be anything
-    contexts, weights = translation.attend(queries, keys, lengths)
-    assert contexts.shape == (4, 3, 2)
-    assert weights.shape == (3, 4, 5)
-    for t, n in np.ndindex(4, 3):
-        there = keys[: lengths[n], n]
-        chances = np.exp(there @ queries[t, n])
-        chances /= chances.sum()
-        np.testing.assert_allclose(weights[n, t], [*chances, *[0] * (5 - lengths[n])], rtol=1e-12)
-        np.testing.assert_allclose(contexts[t, n], chances @ there, rtol=1e-12)
-
-
-def test_attention_holds_with_large_scores():
-    contexts, weights = translation.attend(np.full((1, 1, 1), 1e3), np.array([[[1e3]], [[2.0]]]), np.array([2]))
-    assert contexts.item() == 1e3
-    assert weights.ravel().tolist() == [1, 0]
-
-
-def test_gradients_of_attention_are_central_differences(rng):
-    queries, keys, lengths = rng.normal(size=(4, 3, 2)), rng.normal(size=(5, 3, 2)), np.array([5, 1, 3])
-    dcontexts = rng.normal(size=(4, 3, 2))
-
-    def loss():
-        return np.vdot(translation.attend(queries, keys, lengths)[0], dcontexts)
-
-    _, weights = translation.attend(queries, keys, lengths)
-    dqueries, dkeys = translation.attend_backward(queries, keys, weights, dcontexts)
-    np.testing.assert_allclose(dqueries, central_differences(loss, queries), rtol=0, atol=1e-8)
-    np.testing.assert_allclose(dkeys, central_differences(loss, keys), rtol=0, atol=1e-8)
-    assert not dkeys[np.arange(5)[:, None] >= lengths].any()
-
-
 # ---------------------------------------------------------------------------------------------------------- the model
 
 
@@ -80,7 +43,7 @@ def test_gradients_of_the_model_are_central_differences(rng):
         return softmax_cross_entropy(model.forward(source, lengths, target, counted)[0], follows)[0]
 
     scores, tape = model.forward(source, lengths, target, counted)
-    gradients = model.backward(tape, softmax_cross_entropy(scores, follows)[1])
+    gradients = model.backward(tape, softmax_cross_entropy(scores, follows)[1]).parameters
     assert gradients.keys() == model.parameters.keys()
     for name, parameter in model.parameters.items():
         assert gradients[name].any(), name

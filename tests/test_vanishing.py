@@ -36,7 +36,7 @@ def rows_of(report, heading):
 def test_adding_is_the_sum_of_the_marked():
     x, target = vanishing.Adding.draw(9, 400, np.random.default_rng(0))
     assert x.shape == (9, 400, 2)
-    np.testing.assert_allclose(target[0, :, 0], (x[..., 0] * x[..., 1]).sum(0), rtol=1e-6)
+    np.testing.assert_allclose(target[:, 0], (x[..., 0] * x[..., 1]).sum(0), rtol=1e-6)
     assert (x[:4, :, 1].sum(0) == 1).all()
     assert (x[4:, :, 1].sum(0) == 1).all()
     assert x[..., 1].any(1).all()  # each step is marked in some of the rows

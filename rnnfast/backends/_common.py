@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from rnnfast import functional
 from rnnfast._types import Array
 from rnnfast.layers import saving
 
 SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", "dropout", "bidirectional", "dtype")  # by all
+ACTIVATION_LAYERS = ("tanh", "sigmoid", "relu")  # those of rnnfast.Activation
+
+
+class Content(NamedTuple):
+    """What a reader of model files found in a file."""
+
+    form: str  # of the file, with its article
+    parts: dict[str, Any]  # the layers by their names, in the order of the file
+    left_out: dict[str, str]  # what has no equivalent or belongs to no layer: its name, and what it is
+    notes: dict[str, str]  # what affects the results and is not in a layer, by the name of the layer; "" means all
+    plain: bool | None  # whether the parts form a chain in their order; None if the file does not say
 
 
 def require_version(user: str, host: str, module: Any, least: tuple[int, int]) -> None:

@@ -41,6 +41,7 @@ import numpy as np
 from rnnfast import arguments, functional, layers
 from rnnfast.layers import saving
 from rnnfast.layers.execution import Call, Execution
+from rnnfast.ragged import INITIAL, RESET_STATES
 
 try:
     import jax
@@ -53,6 +54,7 @@ except ImportError as error:
 __all__ = ["gru", "lstm", "rnn"]
 
 STATES = ("h", "c")
+RESETS = ("h_reset", "c_reset")
 RAGGED = ("lengths", "mask", "reset")
 
 
@@ -86,13 +88,20 @@ class _Call(NamedTuple):
     kind: Any  # the class of the layer
     options: tuple[tuple[str, Any], ...]
     zero_masked: bool
-    names: tuple[str, ...]  # the order of the arrays: x, the parameters, then those of STATES and RAGGED that are given
+    resets: bool  # whether there is a reset state; zeros stand for those of RESETS that are not given
+    names: tuple[str, ...]  # the order of the arrays: x, the parameters, then those of STATES, RESETS and RAGGED given
     direct: bool  # whether XLA calls the kernels directly
     taped: bool = False  # whether the tape is also returned
 
     @property
     def stack(self) -> _Stack:
         return _stack(self.kind, self.options)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the states that have gradients."""
+        count = len(self.stack.states)
+        return self.stack.states + RESETS[: count * self.resets]
 
     def state(self, members: Sequence[Any]) -> Any:
         """The state in the form that a layer uses: h, or the pair (h, c)."""
@@ -102,7 +111,8 @@ class _Call(NamedTuple):
         """Check the arrays of the call."""
         state = self.state([named.get(name) for name in self.stack.states])
         ragged: dict[str, Any] = {name: named.get(name) for name in RAGGED}
-        return self.stack.execution.read(named["x"], state, **ragged, zero_masked=self.zero_masked)
+        resets = self.state([named.get(name) for name in RESETS[: len(self.stack.states)]]) if self.resets else INITIAL
+        return self.stack.execution.read(named["x"], state, resets, **ragged, zero_masked=self.zero_masked)
 
 
 # ---------------------------------------------------------------------------------------------------- on the host
@@ -130,8 +140,9 @@ def _backward(call: _Call, *arrays: Any) -> list[Any]:
     given = functional.OutputGradients(*map(np.ascontiguousarray, arrays[count:]))
     _, kept, _leases = run.train(checked, parameters)  # which hold the buffers that differentiate reads
     zeros = {name: np.zeros(shape, run.engine.dtype) for name, shape in call.stack.shapes.items()}
-    found = run.differentiate(kept, given, zeros, per_step=False)
-    return [found.dx, *found.dparameters, *(array for array in (found.dh0, found.dc0) if array is not None)]
+    found, dreset_state = run.differentiate(kept, given, zeros, per_step=False)
+    states = found.dh0, found.dc0, *(dreset_state or ())
+    return [found.dx, *found.dparameters, *(array for array in states if array is not None)]
 
 
 HOST = {"forward": _forward, "backward": _backward}
@@ -221,10 +232,10 @@ def _differentiable(call: _Call) -> Any:
         (x, *_), more = kept
         stack = call.stack
         _, *states = _results(call, x)
-        shapes = x.shape, *stack.shapes.values(), *(state.shape for state in states)
+        shapes = x.shape, *stack.shapes.values(), *(state.shape for state in states * (1 + call.resets))
         results = [jax.ShapeDtypeStruct(shape, stack.engine.dtype) for shape in shapes]
         gradients = _kernels("backward", call, results, *kept[0], *more, *cotangents)
-        found = dict(zip(("x", *stack.shapes, *stack.states), gradients, strict=True))
+        found = dict(zip(("x", *stack.shapes, *call.states), gradients, strict=True))
         return tuple(found.get(name) for name in call.names)
 
     run = jax.custom_vjp(lambda *arrays: recurrent.bind(*arrays, call=call))
@@ -253,7 +264,7 @@ def _batch(arrays: Any, axes: Any, *, call: _Call) -> Any:
         results = _one_by_one(call, arrays, list(batched.values()))
     else:
         row = 0 if call.stack.batch_first else 1
-        row_axes = {"x": row, "mask": row, "reset": row, "lengths": 0, "h": 1, "c": 1}
+        row_axes = {"x": row, "mask": row, "reset": row, "lengths": 0} | dict.fromkeys(STATES + RESETS, 1)
         has_rows = arrays[0].ndim == 3 + batched["x"]
         folded = []
         for name, array in zip(call.names, arrays, strict=True):
@@ -296,6 +307,7 @@ def lstm(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    reset_state: Any = INITIAL,
     zero_masked: bool = False,
     **options: Any,
 ) -> tuple[Any, tuple[Any, Any]]:
@@ -312,6 +324,8 @@ def lstm(
         The initial state. None for either member means zeros.
     lengths, mask, reset : array_like, optional
         As for a call of the layer.
+    reset_state : {"initial", "zeros"}, None, or a state in the form of `state`, default "initial"
+        As for a call of the layer. The words are static under jit.
     zero_masked : bool, default False
         As for a call of the layer. Static under jit, like the options.
     **options
@@ -338,7 +352,7 @@ def lstm(
     >>> bool((y == layer(x, lengths=[5, 3])[0]).all())
     True
     """
-    return _apply(layers.LSTM, x, parameters, state, options, zero_masked, (lengths, mask, reset))
+    return _apply(layers.LSTM, x, parameters, state, options, zero_masked, reset_state, (lengths, mask, reset))
 
 
 def gru(
@@ -349,6 +363,7 @@ def gru(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    reset_state: Any = INITIAL,
     zero_masked: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
@@ -356,7 +371,7 @@ def gru(
 
     Parameters
     ----------
-    x, parameters, lengths, mask, reset, zero_masked
+    x, parameters, lengths, mask, reset, reset_state, zero_masked
         As for :func:`lstm`.
     state : array_like (L*D, N, H), unbatched without N, optional
     **options
@@ -378,7 +393,7 @@ def gru(
     >>> gru(np.ones((5, 4)), parameters, reset_after=False)[0].shape
     (5, 8)
     """
-    return _apply(layers.GRU, x, parameters, state, options, zero_masked, (lengths, mask, reset))
+    return _apply(layers.GRU, x, parameters, state, options, zero_masked, reset_state, (lengths, mask, reset))
 
 
 def rnn(
@@ -389,6 +404,7 @@ def rnn(
     lengths: Any = None,
     mask: Any = None,
     reset: Any = None,
+    reset_state: Any = INITIAL,
     zero_masked: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
@@ -396,7 +412,7 @@ def rnn(
 
     Parameters
     ----------
-    x, parameters, state, lengths, mask, reset, zero_masked
+    x, parameters, state, lengths, mask, reset, reset_state, zero_masked
         As for :func:`gru`.
     **options
         nonlinearity, reverse, batch_first, activations, clip and leak, as in the constructor, and those of the
@@ -418,11 +434,18 @@ def rnn(
     >>> jax.vmap(rnn, in_axes=(0, None))(np.ones((3, 5, 4)), parameters)[0].shape
     (3, 5, 8)
     """
-    return _apply(layers.RNN, x, parameters, state, options, zero_masked, (lengths, mask, reset))
+    return _apply(layers.RNN, x, parameters, state, options, zero_masked, reset_state, (lengths, mask, reset))
 
 
 def _apply(
-    kind: Any, x: Any, parameters: Any, state: Any, options: Any, zero_masked: Any, ragged: Sequence[Any]
+    kind: Any,
+    x: Any,
+    parameters: Any,
+    state: Any,
+    options: Any,
+    zero_masked: Any,
+    reset_state: Any,
+    ragged: Sequence[Any],
 ) -> tuple[Any, Any]:
     if not hasattr(parameters, "keys"):
         raise TypeError(f"parameters must be a dict of arrays under torch's names, got {type(parameters).__name__}")
@@ -440,19 +463,28 @@ def _apply(
             faults.append(f"{name} must have shape {shape}, got {arrays[name].shape}")
     if faults:
         raise ValueError(f"parameters do not fit {stack.description}: {'; '.join(faults)}")
-    members: tuple[Any, ...] = ()
-    if state is not None:
-        members = arguments.pair("state", state, "(h, c)") if len(stack.states) == 2 else (state,)
     ordered = {name: arrays[name] for name in stack.shapes}  # jit sorts the names of a dict
-    given = {"x": x, **ordered, **dict(zip(STATES, members, strict=False)), **dict(zip(RAGGED, ragged, strict=True))}
+    word = arguments.choice("reset_state", reset_state, RESET_STATES) if isinstance(reset_state, str) else None
+    given = {"x": x, **ordered, **dict(zip(STATES, _members(stack, "state", state), strict=False))}
+    given |= zip(RAGGED, ragged, strict=True)
+    resets = given["reset"] is not None and word != INITIAL
+    if resets:
+        given |= zip(RESETS, _members(stack, "reset_state", None if word else reset_state), strict=False)
     named = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
     zero_masked = arguments.flag("zero_masked", zero_masked)
-    call = _Call(kind, layer_options, zero_masked, tuple(named), _is_direct(named))
+    call = _Call(kind, layer_options, zero_masked, resets, tuple(named), _is_direct(named))
     dtype = stack.engine.dtype
     call.read(_stand_ins(named, dtype))
     cast = [array if name in RAGGED else array.astype(dtype) for name, array in named.items()]
     y, *last = recurrent.bind(*cast, call=call)
     return y, call.state(last)
+
+
+def _members(stack: _Stack, name: str, state: Any) -> tuple[Any, ...]:
+    """Return the arrays of a state."""
+    if state is None:
+        return ()
+    return arguments.pair(name, state, "(h, c)") if len(stack.states) == 2 else (state,)
 
 
 def _options(kind: type[Any], arrays: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

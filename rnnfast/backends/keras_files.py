@@ -31,8 +31,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from rnnfast import files, layers, options
-from rnnfast._types import Array
-from rnnfast.backends._common import positions, reject, reorder
+from rnnfast._types import Array, Path
+from rnnfast.backends._common import ACTIVATION_LAYERS, Content, positions, reject, reorder
 from rnnfast.layers import saving
 
 try:
@@ -79,6 +79,7 @@ KINDS = (
     Kind("LSTM", layers.LSTM, "lstm", "ifgo", ("recurrent_activation", "activation", "activation"), "ifco"),
     Kind("GRU", layers.GRU, "gru", "zrn", ("recurrent_activation", "activation"), "zrh", ("reset_after",)),
 )
+NEUTRAL = ("InputLayer", "Dropout", "SpatialDropout1D", "Masking")  # they keep the values of x in inference
 _BY_GATES: dict[float, Kind] = {len(kind.order): kind for kind in KINDS}
 _CLASSES = {f"{prefix}{kind.name}" for kind in KINDS for prefix in ("", "CuDNN")}
 _CELLS = {f"{kind.name}Cell" for kind in KINDS}
@@ -141,14 +142,7 @@ def load_layers(
             raise ValueError(
                 f"recurrent_activation must be one of {', '.join(model.activations)}, got {recurrent_activation!r}"
             )
-        built = {}
-        for found in model.found:
-            layer = found.build(model, recurrent_activation)
-            if layer is not None:
-                built[found.place if found.name in built else found.name] = layer
-        if not built:
-            raise ValueError("it contains no recurrent, Dense or Embedding layer")
-        return built
+        return model.build(recurrent_activation)
 
 
 def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = None) -> None:
@@ -199,6 +193,84 @@ def load_weights(layer: Any, path: str | os.PathLike[str], name: str | None = No
             _check(side, arrays, repr(chosen[0].place))
             values.update(to_parameters(side.kind, arrays, side.names))
     layer.load_state_dict(values)
+
+
+def read_model(path: Path) -> Content:
+    """Build the layers of a file. They form a plain chain in a Sequential model of layers that rnnfast has."""
+    with _opened(path) as model:
+        if model.options is None:
+            raise ValueError(
+                "it holds weights, but not the options of the layers: call rnnfast.backends.keras_files.load_layers "
+                "with recurrent_activation or config, or convert the file of the whole model"
+            )
+        built, form = model.build(), "a file of Keras"
+        try:
+            return Content(form, *_chain(built, model.config), True)
+        except _NoChainError:
+            return Content(form, built, _other_classes(model.config, built), {}, False)
+
+
+class _NoChainError(Exception):
+    """The model is more than a chain of layers that rnnfast has."""
+
+
+def _listed(config: Any) -> list[dict[str, Any]]:
+    """The descriptions of the layers in that of a model."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    listed = inner.get("layers") if isinstance(inner, dict) else inner  # Keras 1 has only the list
+    return [one for one in listed if isinstance(one, dict) and "name" in one.get("config", ())] if listed else []
+
+
+def _other_classes(config: Any, built: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        one["config"]["name"]: str(one["class_name"])
+        for one in _listed(config)
+        if one["config"]["name"] not in built and one["class_name"] not in NEUTRAL
+    }
+
+
+def _chain(built: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """The layers of a Sequential model in order, an activation that is left out, and notes."""
+    if not isinstance(config, dict) or config.get("class_name") != "Sequential":
+        raise _NoChainError
+    parts: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    notes = {}
+    for one in _listed(config):
+        name, kind, given = one["config"]["name"], one["class_name"], one["config"]
+        while kind in ("TimeDistributed", "Bidirectional"):
+            kind, given = given["layer"]["class_name"], {**given, **given["layer"]["config"]}
+        if left_out or (name not in built and kind not in ("Activation", *NEUTRAL)):
+            raise _NoChainError
+        if kind == "Masking" or given.get("mask_zero"):
+            notes[name] = f"{name!r} of the Keras model masks steps: pass lengths or mask to a call"
+        if name in built:
+            parts[name] = built[name]
+        if kind in ("Dense", "Activation"):
+            function = given.get("activation") or "linear"
+            if function in ACTIVATION_LAYERS:
+                parts[f"{name}.activation"] = layers.Activation(function)  # type: ignore[arg-type]
+            elif function != "linear":
+                left_out[f"{name}.activation"] = str(function)
+        elif name in built and kind != "Embedding":
+            parts |= _last(name, built[name], given)
+    if not built.keys() <= parts.keys():
+        raise _NoChainError
+    return parts, left_out, notes
+
+
+def _last(name: str, layer: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The layer that takes the last output of a recurrent layer, unless that returns all outputs."""
+    sides = [layer.forward_layer, layer.backward_layer] if isinstance(layer, layers.Bidirectional) else []
+    if sides and (layer.merge is None or sides[0].hidden_size != sides[1].hidden_size):
+        raise _NoChainError
+    if given.get("return_sequences"):
+        if given.get("go_backwards"):  # Keras returns the outputs of the last step first
+            raise _NoChainError
+        return {}
+    if given.get("go_backwards") or (sides and layer.merge != "concat"):
+        raise _NoChainError
+    return {f"{name}.last": layers.Pool("last", batch_first=True, bidirectional=bool(sides))}
 
 
 # ----------------------------------------------------------------------------------------- conversion of the weights
@@ -323,6 +395,18 @@ class _Model(NamedTuple):
     found: list[_Found]
     options: dict[str, dict[str, Any]] | None  # like {"class_name": "LSTM", "config": {...}}
     activations: Mapping[str, Any]
+    config: Any = None  # the description of the whole model, if the file holds it
+
+    def build(self, recurrent_activation: str | None = None) -> dict[str, Any]:
+        """The layers of rnnfast, by their names."""
+        built = {}
+        for found in self.found:
+            layer = found.build(self, recurrent_activation)
+            if layer is not None:
+                built[found.place if found.name in built else found.name] = layer
+        if not built:
+            raise ValueError("it contains no recurrent, Dense or Embedding layer")
+        return built
 
 
 class _Found(NamedTuple):
@@ -461,58 +545,38 @@ def _is_known(about: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[_Model]:
+def _opened(path: Path) -> Iterator[_Model]:
     """Read the structure of a file in any of the formats."""
-    if os.path.isdir(path) and os.path.exists(os.path.join(path, "saved_model.pb")):
+    if os.path.isdir(path) and os.path.exists(os.path.join(os.fsdecode(path), "saved_model.pb")):
         raise ValueError(f"{os.fspath(path)!r} is a TensorFlow SavedModel: save its weights to an HDF5 file in Keras")
     with files.reading(path) as file, contextlib.ExitStack() as stack:
         try:
             source, config = _contents(file)
             root = stack.enter_context(h5py.File(source, "r"))
         except (KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"it is {_format(file)}, not a file of Keras") from error
+            raise ValueError(f"it is {files.other_format(file)}, not a file of Keras") from error
         try:
             if "layer_names" in root.attrs or "layer_names0" in root.attrs or "model_weights" in root:
                 model = _before_keras_3(root)
             else:
-                model = _Model(list(_keras_3(root)), config, ACTIVATIONS)
+                known = None if config is None else _options_by_name(config)
+                model = _Model(list(_keras_3(root)), known, ACTIVATIONS, config)
                 if not model.found:
-                    known = "a weight file of Keras 0" if "nb_layers" in root.attrs else "HDF5 without layers of Keras"
-                    raise ValueError(f"it is {known}, not a file of Keras 1 to 3")
+                    other = "a weight file of Keras 0" if "nb_layers" in root.attrs else "HDF5 without layers of Keras"
+                    raise ValueError(f"it is {other}, not a file of Keras 1 to 3")
             yield model
         except (OSError, RuntimeError) as error:  # h5py raises these for damaged files
             raise ValueError(f"it is a damaged HDF5 file: {error}") from error
 
 
 def _contents(file: BinaryIO) -> tuple[BinaryIO, Any]:
-    """The HDF5 file itself, or the one in a ``.keras`` archive, and the options of the layers in that."""
+    """The HDF5 file itself, or the one in a ``.keras`` archive, and the description of the model in that."""
     if not zipfile.is_zipfile(file):
         file.seek(0)
         return file, None
     with zipfile.ZipFile(file) as archive:
         weights = io.BytesIO(archive.read("model.weights.h5"))
-        return weights, _options_by_name(json.loads(archive.read("config.json")))
-
-
-def _format(file: BinaryIO) -> str:
-    """The name of the format of a file that is not Keras's."""
-    file.seek(0)
-    known = files.format_of(file)
-    if known is not None:
-        return f"a {known}"
-    begin = file.read(8)
-    file.seek(max(os.fstat(file.fileno()).st_size - 8, 0))
-    if file.read() == b"W\xfb\x80\x8b$uG\xdb":
-        return "the index of a TensorFlow checkpoint"
-    beginnings = {
-        b"\x89HDF\r\n\x1a\n": "a damaged HDF5 file",
-        b"PK\x03\x04": "a zip archive without model.weights.h5, such as .npz",
-        b"\x93NUMPY": "an .npy file",
-        b"\x80": "a pickle",
-    }
-    if begin[4:] == b"TFL3":
-        return "a TensorFlow Lite model"
-    return next((name for start, name in beginnings.items() if begin.startswith(start)), "in a format other than HDF5")
+        return weights, json.loads(archive.read("config.json"))
 
 
 def _keras_3(root: Any) -> Iterator[_Found]:
@@ -547,7 +611,8 @@ def _before_keras_3(root: Any) -> _Model:
     weights = root.get("model_weights", root)
     # The first releases of Keras 1 do not write their version.
     version = _major(weights.attrs.get("keras_version", root.attrs.get("keras_version", "1")))
-    config = root.attrs.get("model_config")
+    text = root.attrs.get("model_config")
+    config = None if text is None else json.loads(_text(text))
     found = []
     for layer in _names(weights, "layer_names"):
         group = weights[layer]
@@ -558,8 +623,9 @@ def _before_keras_3(root: Any) -> _Model:
         found += _joined(group.name.strip("/"), layer, parts)
     return _Model(
         found,
-        None if config is None else _options_by_name(json.loads(_text(config))),
+        None if config is None else _options_by_name(config),
         _activations(version),
+        config,
     )
 
 

@@ -20,13 +20,14 @@ gradient, and rnnfast returns it for both. thinc assigns it only to the first, s
 sum half as far.
 
 Supported: thinc 8.1 to 9.1, on the CPU. As in thinc, the initial state gets no gradient; thinc's H0 is the initial c
-and its C0 the initial h. The second result of ``lstm_forward_training`` is only meant for ``backprop_lstm`` and does
-not have the structure of thinc's. All operations other than LSTM are those of NumpyOps.
+and its C0 the initial h. The second result of ``lstm_forward_training`` can be read like thinc's; the first reading
+costs a second forward pass. All operations other than LSTM are those of NumpyOps.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,15 +65,25 @@ class RnnfastOps(NumpyOps):
         """Compute Y, (M, dirs * nO)."""
         return _Call(params, H0, C0, X, size_at_t).forward(training=False)
 
-    def lstm_forward_training(self, params: Any, H0: Any, C0: Any, X: Any, size_at_t: Any) -> tuple[Array, tuple[Any]]:
-        """Compute Y and the state that `backprop_lstm` needs, which keeps a reference to X."""
-        call = _Call(params, H0, C0, X, size_at_t)
-        return call.forward(training=True), (call,)
+    def lstm_forward_training(
+        self, params: Any, H0: Any, C0: Any, X: Any, size_at_t: Any
+    ) -> tuple[Array, Sequence[Array]]:
+        """Compute Y and the state that `backprop_lstm` needs, which keeps a reference to X.
 
-    def backprop_lstm(self, dY: Any, lengths: Any, params: Any, fwd_state: tuple[Any]) -> tuple[Array, Array]:  # noqa: ARG002
+        As in thinc, the state is a sequence of four arrays: h of all layers, (depth, dirs, M, nO); the gates f, i, o, c
+        of each unit, (depth, dirs, M, nO * 4); the cell states, shaped as h; and X.
+        """
+        call = _Call(params, H0, C0, X, size_at_t)
+        return call.forward(training=True), call
+
+    def backprop_lstm(self, dY: Any, lengths: Any, params: Any, fwd_state: Any) -> tuple[Array, Array]:  # noqa: ARG002
         """Compute the gradients of X and params."""
-        call: _Call = fwd_state[0]
-        return call.backward(dY)
+        if not isinstance(fwd_state, _Call):
+            raise TypeError(
+                "fwd_state must be the second result of lstm_forward_training of the ops 'rnnfast', got "
+                f"{type(fwd_state).__name__}: run both passes with the same ops"
+            )
+        return fwd_state.backward(dY)
 
 
 @functools.lru_cache
@@ -83,8 +94,8 @@ def _engine(dtype: np.dtype[Any], nI: int, nO: int, depth: int, dirs: int) -> fu
 _memory = buffers.ResultPool(16)  # reused between calls: enough for forward and backward of a few layers
 
 
-class _Call:
-    """Forward and backward pass of one batch."""
+class _Call(Sequence[Array]):
+    """Forward and backward pass of one batch. As a sequence, it is thinc's state of the forward pass."""
 
     def __init__(self, params: Any, H0: Any, C0: Any, X: Any, size_at_t: Any) -> None:
         params = np.asarray(params)
@@ -129,6 +140,51 @@ class _Call:
         found = functional.InputGradients(dx, *dstart, list(gradients.values()))
         functional.backward(engine, self.packed_back, self.inputs, self.y, self.tape, given, found, workspace)
         return dx[:, 0], _to_flat(engine, gradients)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._state[index]
+
+    @functools.cached_property
+    def _state(self) -> tuple[Array, ...]:
+        """h, gates, cell states and X, computed layer by layer, because a tape gives access only to cell states."""
+        dirs, nO, order = self.engine.directions, self.engine.hidden_size, self.inputs.order
+        assert order is not None
+        before = _rows_before(order.begin)
+        H0, C0 = (state[:, 0].reshape(-1, 1, dirs, nO) for state in (self.inputs.c0, self.inputs.h0))
+        parameters = iter(self.parameters.values())
+        x = X = self.inputs.x[:, 0]
+        states: list[tuple[Array, ...]] = []
+        for layer in range(self.engine.num_layers):
+            engine = _engine(self.engine.dtype, x.shape[1], nO, 1, dirs)
+            own = {name: next(parameters) for name in functional.parameter_shapes(engine)}
+            call = _Call(_to_flat(engine, own), H0[layer], C0[layer], x, np.diff(order.begin))
+            y = call.forward(training=True)
+            h = y.reshape(-1, dirs, nO).swapaxes(0, 1)
+            c, gates = np.empty(h.shape, engine.dtype), np.empty((*h.shape, len(GATES)), engine.dtype)
+            functional.cells(engine, len(x), 1, call.tape, c, order)
+            for d in range(dirs):
+                weight_ih, weight_hh, bias_ih, bias_hh = list(own.values())[4 * d : 4 * d + 4]
+                previous = np.concatenate([h[d], C0[layer, :, d]])[before[d]]
+                a = x @ weight_ih.T + previous @ weight_hh.T + (bias_ih + bias_hh)
+                a = a.reshape(-1, len(GATES), nO)[:, GATES]
+                for gate, function in enumerate(["sigmoid", "sigmoid", "sigmoid", "tanh"]):
+                    gates[d, ..., gate] = functional.activation(function, a[:, gate].copy())
+            states.append((h, gates.reshape(dirs, len(x), -1), c))
+            x = y
+        return *(np.stack(arrays) for arrays in zip(*states, strict=True)), X
+
+
+def _rows_before(begin: Array) -> tuple[Array, Array]:
+    """For each row of a packed batch, the row before it in each direction, or the number of rows if there is none."""
+    M, sizes = begin[-1], np.diff(begin)
+    forward, reverse = np.full((2, M), M)
+    later = np.arange(begin[1], M)
+    forward[later] = later - np.repeat(sizes[:-1], sizes[1:])
+    reverse[forward[later]] = later
+    return forward, reverse
 
 
 def _order(size_at_t: Array, rows: int) -> functional.Order:

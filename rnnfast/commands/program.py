@@ -141,6 +141,7 @@ def whole(least: int, most: float = math.inf) -> Callable[[str], Any]:
 
 count = whole(1)
 positive = checked(float, lambda value: 0 < value < math.inf, "a number greater than 0")
+non_negative = checked(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 fraction = checked(float, lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
@@ -227,13 +228,16 @@ ENCODINGS = {
 }
 
 
-def read_text(path: str, newline: str | None = None) -> str:
-    """Read a text file in UTF-8, without its byte order marks; `newline` is None or "", as for `open`."""
+def read_bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            content = file.read()
+            return file.read()
     except (OSError, ValueError) as error:  # ValueError: the name has a null character
         raise CannotRun(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def decoded(path: str, content: bytes) -> str:
+    """Decode UTF-8, without byte order marks."""
     try:
         text = content.decode()
         if "\0" in text:
@@ -247,8 +251,12 @@ def read_text(path: str, newline: str | None = None) -> str:
             f"{path} is not valid UTF-8: the byte at offset {error.start}, in line {line}, "
             f"{'is null' if null else 'cannot be decoded'}; {'remove it' if null and not actual else remedy}"
         ) from None
-    text = text.replace(MARK, "")
-    return text.replace("\r\n", "\n").replace("\r", "\n") if newline is None else text
+    return text.replace(MARK, "")
+
+
+def read_text(path: str) -> str:
+    """Read a text file in UTF-8, without its byte order marks."""
+    return decoded(path, read_bytes(path)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_model(path: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -360,14 +368,15 @@ def _figure_of(width: float, height: float) -> Any:
 
 
 @contextlib.contextmanager
-def axes_of(path: str, width: float, height: float) -> Iterator[Any]:
-    """Yield the axes of a new picture, which is written to `path` when the context ends."""
+def axes_of(path: str, width: float, height: float, panels: int = 1) -> Iterator[list[Any]]:
+    """Yield the axes of a new picture, one for each panel. The picture is written to `path` when the context ends."""
     figure = _figure_of(width, height)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#ececec")
-    axes.set_axisbelow(True)
-    yield axes
+    all_axes = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#ececec")
+        axes.set_axisbelow(True)
+    yield all_axes
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     save_figure(figure, path)
 

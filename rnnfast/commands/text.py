@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
@@ -13,7 +14,7 @@ import numpy as np
 
 import rnnfast
 from rnnfast import files
-from rnnfast._types import NDArray
+from rnnfast._types import NDArray, Path
 from rnnfast.commands import program
 from rnnfast.commands.program import CannotRun, Progress, count, option, printable
 from rnnfast.layers import saving
@@ -25,7 +26,7 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 100_000  # the end of the text, on which t
 EVALUATIONS = 20  # per training run
 
 
-class Model:
+class Model(rnnfast.Model):
     """An embedding, recurrent layers, and a readout that scores each character as a candidate for the next one.
 
     `sizes` holds the options cell, embedding, hidden and layers. The parameters are drawn from `rng`, or read from
@@ -46,8 +47,10 @@ class Model:
         kind = CELLS[sizes["cell"]]
         self.recurrent = make("recurrent", kind, input_size=embedding, hidden_size=hidden, num_layers=sizes["layers"])
         self.readout = make("readout", rnnfast.Linear, in_features=hidden, out_features=count)
-        parts = {"embedding": self.embedding, "recurrent": self.recurrent, "readout": self.readout}
-        self.parameters = {f"{part}.{name}": a for part, layer in parts.items() for name, a in layer.parameters.items()}
+
+    def call(self, x: Any, state: Any = None) -> tuple[Any, Any]:
+        hidden, state = self.recurrent(self.embedding(x), state)
+        return self.readout(hidden), state
 
     def encode(self, text: str, source: str) -> NDArray[np.intp]:
         """Return the code of each character."""
@@ -57,52 +60,39 @@ class Model:
             raise CannotRun(f"{source} contains characters that the training text does not: {some}; leave them out")
         return np.array([codes[character] for character in text], np.intp)
 
-    def forward(self, codes: NDArray[Any], state: Any = None) -> tuple[Any, Any, Any]:
-        vectors, embedded = self.embedding.forward(codes)
-        hidden, state, recurred = self.recurrent.forward(vectors, state)
-        scores, read_out = self.readout.forward(hidden)
-        return scores, state, (embedded, recurred, read_out)
-
-    def backward(self, tape: Any, dscores: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        embedded, recurred, read_out = tape
-        readout = self.readout.backward(read_out, dscores)
-        recurrent = self.recurrent.backward(recurred, readout.x)
-        embedding = self.embedding.backward(embedded, recurrent.x)
-        arrays = [a for part in (embedding, recurrent, readout) for a in part.parameters.values()]
-        return dict(zip(self.parameters, arrays, strict=True))
-
     def bits(self, codes: NDArray[Any], window: int = 256) -> float:
         """Return the mean of -log2 p(character | its column so far) over codes (T, N), without the first row."""
         total, state = 0.0, None
         for begin in range(0, len(codes) - 1, window):
             ahead = codes[begin + 1 : begin + 1 + window]
-            hidden, state = self.recurrent(self.embedding(codes[begin : begin + len(ahead)]), state)
-            total += softmax_cross_entropy(self.readout(hidden), ahead)[0] * ahead.size
+            scores, state = self(codes[begin : begin + len(ahead)], state)
+            total += softmax_cross_entropy(scores, ahead)[0] * ahead.size
         return total / math.log(2) / codes[1:].size
 
     def write(self, start: str, length: int, temperature: float, rng: np.random.Generator) -> Iterator[str]:
-        """Yield `length` characters that continue `start`, each sampled from the model's prediction."""
-        stream = self.recurrent.stream()
-        code, *rest = self.encode(start, "--start")
-        for _ in range(len(rest) + length):
-            hidden = stream.step(self.embedding(code))
-            if rest:
-                code = rest.pop(0)
-                continue
-            scores = self.readout(hidden).astype(float)
+        """Yield `length` characters that continue `start`, each sampled from the model's prediction.
+
+        At temperature 0, each is the most probable character.
+        """
+        stream, read = self.stream(), self.encode(start, "--start")
+        for _ in range(length):
+            scores = stream(read[:, np.newaxis])[-1, 0].astype(float)
             if not np.isfinite(scores).all():
                 raise CannotRun("the model's scores are not finite: train another model")
-            with np.errstate(over="ignore"):
-                probabilities = np.exp((scores - scores.max()) / temperature)
-            code = rng.choice(len(probabilities), p=probabilities / probabilities.sum())
-            yield self.characters[code]
+            if temperature == 0:
+                read = scores.argmax(keepdims=True)
+            else:
+                with np.errstate(over="ignore"):
+                    probabilities = np.exp((scores - scores.max()) / temperature)
+                read = rng.choice(len(probabilities), 1, p=probabilities / probabilities.sum())
+            yield self.characters[read[0]]
 
-    def save(self, path: str, **more: Any) -> None:
+    def save(self, path: Path, **more: Any) -> None:
         about = {"kind": "text", "characters": self.characters, "sizes": self.sizes, "made_by": rnnfast.__version__}
-        program.write_model(path, about | more, self.parameters)
+        program.write_model(os.fsdecode(path), about | more, self.parameters)
 
     @classmethod
-    def load(cls, path: str) -> Model:
+    def read(cls, path: str) -> Model:
         def build(archive: files.Archive) -> Model:
             characters, sizes = archive.about["characters"], archive.about["sizes"]
             if not isinstance(characters, str) or not characters or len(set(characters)) < len(characters):
@@ -170,7 +160,7 @@ class Training:
                 loss, dscores = softmax_cross_entropy(scores, targets)
                 if not math.isfinite(loss):
                     raise CannotRun(f"training diverged at step {self.step}: use an --lr below {self.lr}")
-                gradients = self.model.backward(tape, dscores)
+                gradients = self.model.backward(tape, dscores).parameters
                 clip_grad_norm(gradients, 1.0)
                 # Linear warm-up over the first 3% of the steps, then cosine decay to zero.
                 warm_up = min(1.0, (self.step + 1) / (0.03 * self.steps))
@@ -261,14 +251,14 @@ def configure_sample(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("model", metavar="MODEL", help="file saved by train text")
     option(parser, "--length", program.whole(0), 500, "characters to write")
-    option(parser, "--temperature", program.positive, 0.8, "sampling temperature")
+    option(parser, "--temperature", program.non_negative, 0.8, "sampling temperature; 0: the most probable")
     parser.add_argument("--start", metavar="TEXT", help="text to continue (default: a new line)")
     option(parser, "--seed", program.whole(0), 0, "random seed")
     parser.set_defaults(run=sample)
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    model = Model.load(arguments.model)
+    model = Model.read(arguments.model)
     first = "\n" if "\n" in model.characters else model.characters[0]
     start = (arguments.start or "").replace(program.MARK, "") or first
     model.encode(start, "--start")  # reports unknown characters before anything is printed

@@ -155,7 +155,7 @@ def draw(cases: Mapping[str, Mapping[str, float]], title: str, path: str) -> Non
     """
     base, *_ = engines = list(dict.fromkeys(name for timed_ones in cases.values() for name in timed_ones))
     shades = iter(("#08519c", "#4292c6", "#9ecae1", "#c6dbef"))
-    with axes_of(path, 7.6, 1.9 + 0.34 * len(cases)) as axes:
+    with axes_of(path, 7.6, 1.9 + 0.34 * len(cases)) as (axes,):
         axes.tick_params(labelsize=11)
         for name in engines:
             color, marker, size = MARKS.get(name, ("black", "|", 16))

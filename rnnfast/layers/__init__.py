@@ -9,15 +9,17 @@ Modules:
 - ``base``: the base classes of all layers, Tape, Gradients
 - ``recurrent``: the base class of ``rnn``, ``lstm`` and ``gru``
 - ``execution``: plans, buffers, and the forward and backward passes of recurrent layers
-- ``bidirectional``, ``linear``: the other layers
+- ``bidirectional``, ``linear``, ``elementwise``, ``pooling``: the other layers
 - ``saving``: the options of a layer, and its file format
 """
 
 from .base import Gradients, Layer, Tape
 from .bidirectional import Bidirectional
+from .elementwise import Activation, Dropout, LayerNorm
 from .gru import GRU
 from .linear import Embedding, Linear
 from .lstm import LSTM
+from .pooling import Attention, Pool
 from .recurrent import Recurrent
 from .rnn import RNN
 from .saving import CLASSES, from_state_dict, load
@@ -26,11 +28,16 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Activation",
+    "Attention",
     "Bidirectional",
+    "Dropout",
     "Embedding",
     "Gradients",
     "Layer",
+    "LayerNorm",
     "Linear",
+    "Pool",
     "Recurrent",
     "Tape",
     "from_state_dict",
@@ -38,4 +45,5 @@ __all__ = [
 ]
 
 # The public classes, from which `load` builds layers.
-CLASSES.update({kind.__name__: kind for kind in (RNN, LSTM, GRU, Bidirectional, Linear, Embedding)})
+_PUBLIC = (RNN, LSTM, GRU, Bidirectional, Linear, Embedding, Activation, Dropout, LayerNorm, Pool, Attention)
+CLASSES.update({kind.__name__: kind for kind in _PUBLIC})

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn, Self, cast
 
 import numpy as np
 
-from rnnfast import _core, arguments, files
+from rnnfast import _core, arguments, files, names, narrow
 from rnnfast._types import Array, ArrayLike, Path
 from rnnfast.fixed import Fixed
 
 from . import saving
 
-__all__ = ["ArrayLayer", "Gradients", "Layer", "Tape"]
+__all__ = ["ArrayLayer", "Gradients", "Layer", "Plain", "Tape"]
 
 
 class _Gradients(NamedTuple):
@@ -39,9 +40,13 @@ class Gradients(_Gradients):
         contribution of dy at that step. Its shape is (L*D, T, N, H_out), or unbatched (L*D, T, H_out). It is 0 at
         masked-out and padded steps. It shows how gradients vanish or explode with the distance from the loss. For
         :class:`Bidirectional` a pair, one for each layer. It is not an element of the tuple.
+    reset_state : ndarray, tuple or None
+        Gradient with respect to the state from which sequences start at a reset, in the form of `state`. None with
+        ``reset_state="initial"``, where `state` includes it. It is not an element of the tuple.
     """
 
     h: Any = None
+    reset_state: Any = None
 
 
 class Tape:
@@ -118,7 +123,7 @@ class Layer(Fixed):
         dict of str to ndarray
             With the names and the order of torch's ``state_dict``.
         """
-        return {name: array.copy() for name, array in self.parameters.items()}
+        return {str(name): array.copy() for name, array in self.parameters.items()}
 
     def load_state_dict(self, arrays: Mapping[str, ArrayLike], strict: bool = True) -> None:
         """Copy values into the parameters. If this raises any exception, nothing is changed.
@@ -138,6 +143,10 @@ class Layer(Fixed):
         TypeError
             If `arrays` is not a mapping, or its values are not real numbers.
         """
+        _core.assign(*self._replacements(arrays, strict))
+
+    def _replacements(self, arrays: Mapping[str, ArrayLike], strict: bool = True) -> tuple[list[Array], list[Array]]:
+        """Check the arguments of `load_state_dict`; return the parameters to overwrite, and copies of their values."""
         own = self.parameters
         if not all(array.flags.writeable for array in own.values()):
             raise ValueError(f"this {type(self).__name__} is frozen: call unfreeze() before loading parameters")
@@ -146,8 +155,7 @@ class Layer(Fixed):
         shapes = {name: array.shape for name, array in own.items()}
         values = saving.fit(arrays, shapes, self, arguments.flag("strict", strict))
         # Copied first, because they may be views of parameters that are overwritten.
-        values = {name: value.copy() for name, value in values.items()}
-        _core.assign([own[name] for name in values], list(values.values()))
+        return [own[name] for name in values], [value.copy() for value in values.values()]
 
     def release(self) -> None:
         """Free the memory that the layer keeps to speed up later calls.
@@ -161,7 +169,8 @@ class Layer(Fixed):
 
         Read it with :func:`rnnfast.load`, or with :meth:`load` of a layer of the same class and options. The file is
         renamed to `path` when it is complete on disk, so a crash or a full disk leaves an existing file unchanged. It
-        keeps the permissions of a file that it replaces, and never has wider ones.
+        keeps the permissions of a file that it replaces, and never has wider ones. Of a layer that is frozen with
+        weights in fewer bytes, the file holds these.
 
         Parameters
         ----------
@@ -173,10 +182,12 @@ class Layer(Fixed):
         OSError
             If the file cannot be written. No partial file is left behind.
         """
-        files.write(path, {"format": 1, "layer": saving.to_json(self)}, self.parameters)
+        files.write(path, *saving.contents(self))
 
     def load(self, path: Path) -> None:
         """Load the parameters from a file that :meth:`save` wrote. If the file is invalid, nothing is changed.
+
+        If the file holds weights in fewer bytes, the layer is frozen with these.
 
         Parameters
         ----------
@@ -190,25 +201,113 @@ class Layer(Fixed):
         OSError
             If the file cannot be read, is not a regular file, or does not fit into memory.
         """
-        self.load_state_dict(saving.read(path, self).parameters)
+        layer, kinds = saving.read(path, self)
+        _switch(kinds, *self._replacements(layer.parameters))
 
 
-def freeze(layers: Iterable[ArrayLayer]) -> None:
+_recording: ContextVar[bool] = ContextVar("recording", default=False)
+
+
+class recording:
+    """A context in which this thread runs ``call`` of a model, whose layers must be called through the model."""
+
+    def __enter__(self) -> None:
+        self._token = _recording.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        _recording.reset(self._token)
+
+
+def require_recorded(layer: Layer) -> None:
+    """Raise if a layer is called in the forward pass of a model that does not know the layer."""
+    if _recording.get():
+        raise TypeError(
+            f"{saving.describe(layer)} was called in the forward pass of a model that does not hold it, and would "
+            "get no gradient: make it an attribute, or a member of a list, tuple or dict in one, and call that"
+        )
+
+
+class Stateless(Layer):
+    """Base class of layers whose ``forward`` returns one array and a tape.
+
+    The contents of the tape are the shape and dtype of that array, and what `_differentiate` needs.
+    """
+
+    def backward(self, tape: Tape, dy: ArrayLike | None) -> Gradients:
+        """Return the gradients of the ``forward`` that made `tape`, even if the parameters have changed since.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's ``forward``. It can be used again.
+        dy : array_like of the shape of y, or None
+            The gradient of a scalar with respect to y; None means zeros.
+
+        Returns
+        -------
+        Gradients
+            ``x`` (None for :class:`Embedding`; for :class:`Attention` the pair of the gradients of query and memory)
+            and ``parameters``; ``state`` is None.
+
+        Raises
+        ------
+        ValueError
+            If the tape comes from another layer, or `dy` does not have the shape of y.
+        TypeError
+            If `tape` is not a Tape, or `dy` does not hold real numbers.
+        """
+        shape, dtype, *kept = self._open(tape)
+        dy = arguments.shaped("dy", dy, dtype, shape)
+        parameters = self._zeros()
+        with np.errstate(all="ignore"):  # infinities and NaN are valid data
+            dx = self._differentiate(np.zeros(shape, dtype) if dy is None else dy, parameters, *kept)
+        return Gradients(dx, None, parameters)
+
+    def _zeros(self) -> dict[str, Array]:
+        """Return arrays of zeros, to which the gradients of the parameters are added."""
+        return {}
+
+    def _differentiate(self, dy: Array, parameters: dict[str, Array], *kept: Any) -> Any:
+        """Return the gradient of x, and add the gradients of the parameters to `parameters`."""
+        raise NotImplementedError
+
+
+class Plain(Stateless):
+    """Base class of layers without parameters. Their results have the dtype of their input."""
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        return types.MappingProxyType({})
+
+    def __repr__(self) -> str:
+        return saving.describe(self)
+
+
+def freeze(layers: Iterable[ArrayLayer], weights: str | None = None, activations: str | None = None) -> None:
     """Freeze all of these layers, or none of them if this raises."""
-    layers = [layer for layer in layers if layer._frozen is None]
-    _switch(layers, [layer._pack() for layer in layers])
+    kinds = {layer: layer._kind_for(weights, activations) for layer in layers}
+    _switch({layer: kind for layer, kind in kinds.items() if layer._kind() != kind})
 
 
-def unfreeze(layers: Sequence[ArrayLayer]) -> None:
+def unfreeze(layers: Iterable[ArrayLayer]) -> None:
     """Unfreeze all of these layers, or none of them if this raises."""
-    _switch(layers, [None] * len(layers))
+    _switch(dict.fromkeys(layers))
 
 
-def _switch(layers: Sequence[ArrayLayer], packs: Sequence[Any]) -> None:
-    arrays = [array for layer in layers for array in layer._parameters.values()]
+def _switch(
+    kinds: Mapping[ArrayLayer, str | None], targets: Sequence[Array] = (), values: Sequence[Array] = ()
+) -> None:
+    """Freeze layers with weights of some kind, or unfreeze all, which have None; also copy values to parameters."""
+    new = {id(array): value for array, value in zip(targets, values, strict=True)}
+    arrays = [array for layer in kinds for array in layer._parameters.values()]
     arrays = [one for array in arrays for one in (array.base, array) if one is not None]
-    attributes = [(*layer._frozen_at(), pack) for layer, pack in zip(layers, packs, strict=True)]
-    _core.switch(attributes, arrays, not any(pack is not None for pack in packs))
+    attributes = []
+    for layer, kind in kinds.items():
+        parameters = layer._parameters
+        if new:
+            parameters = {name: new.get(id(array), array) for name, array in parameters.items()}
+        attributes.extend(layer._frozen_as(kind, parameters))
+    _core.switch(attributes, arrays, not any(kinds.values()), list(targets), list(values))
 
 
 def lasting(array: Array) -> Array:
@@ -220,7 +319,6 @@ class ArrayLayer(Layer):
     """Base class of layers that own their parameters."""
 
     _transient: tuple[str, ...] = ("_built",)  # attributes that are not pickled
-    _frozen: Any  # while the layer is frozen, what _pack returned, else None
     # If a constructor finds it, the function that returns the parameters: see saving.create.
     _source: Callable[[ArrayLayer, dict[str, tuple[int, ...]]], dict[str, Array]] | None = None
     _first: str  # the name of a parameter that all layers of the class have
@@ -292,32 +390,77 @@ class ArrayLayer(Layer):
         else:
             del self._source
             arrays = source(self, shapes)
-        self._parameters = {name: lasting(array) for name, array in arrays.items()}
+        self._own(arrays)
+
+    def _own(self, arrays: Mapping[str, Array]) -> None:
+        """Set the parameters."""
+        self._parameters = names.named({name: lasting(array) for name, array in arrays.items()})
+        names.register(self._parameters.values())
 
     def _prepare(self) -> None:
         """Create the attributes that are not pickled from the others."""
-        self._frozen = None
 
-    def _pack(self) -> Any:
-        """Return the weights for the calls of a frozen layer."""
+    def _frozen_as(self, kind: str | None, parameters: Mapping[str, Array]) -> list[tuple[Any, str, Any]]:
+        """Return the attributes that freeze the layer with weights of a kind, or unfreeze it: (object, name, value).
+
+        `parameters` are those of the layer, or others that will replace their values.
+        """
         raise NotImplementedError
 
-    def _frozen_at(self) -> tuple[Any, str]:
-        """Return the object and the name of its attribute that `_frozen` is."""
-        return self, "_frozen"
+    def _kind(self) -> str | None:
+        """Return the kind of the weights while the layer is frozen, else None."""
+        raise NotImplementedError
+
+    def _kind_for(self, weights: str | None, activations: str | None) -> str:
+        """Check the arguments of `freeze`, and return the kind of weights that they ask of this layer."""
+        if weights is None and activations is None:
+            return self._kind() or "full"
+        kind = narrow.kind_of(weights, activations, self.dtype, type(self).__name__)
+        if kind != "full":
+            narrow.require_finite(self._parameters)
+        return kind
+
+    def _freeze_as(self, kind: str) -> None:
+        """Freeze the layer, which may be of any dtype if the kind is "full"."""
+        freeze([self], *(() if kind == "full" else narrow.arguments_of(kind)))
 
     def _zeros(self) -> dict[str, Array]:
         """Return arrays of zeros, to which the gradients of the parameters are added."""
-        return {name: np.zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
+        return {str(name): np.zeros(array.shape, self.dtype) for name, array in self._parameters.items()}
 
-    def freeze(self) -> None:
+    def freeze(self, weights: str | None = None, activations: str | None = None) -> None:
         """Pack the weights once for all later calls, and make the parameter arrays read-only.
 
         Results stay bitwise identical, and short calls become faster because they no longer pack the weights. Existing
         views of the parameters remain writable, but writing to them has no effect on the packed weights: do not use
         them.
+
+        Parameters
+        ----------
+        weights : {"float32", "bfloat16", "int8"}, optional
+            How weights are stored. Fewer bytes make steps of few rows faster where the weights do not fit into the
+            caches near the processor, and the files that ``save`` writes smaller, at the price of rounding the weights:
+            "bfloat16" to 8 significant bits, "int8" to multiples of 1/127 of the largest element of each row (a unit of
+            a gate). Biases, states and arithmetic stay float32, and the parameters keep their values for
+            :meth:`unfreeze`. Such a layer cannot be trained. The default is "float32", or, for a layer that is already
+            frozen, to leave it as it is. Layers of dtype float64 take the default only. With "int8", a result is not
+            finite if a sum of inputs times integers exceeds 2**104.
+        activations : {"float32", "int8"}, optional
+            How products read the inputs and the state of a step. "int8", which needs weights="int8", rounds them as
+            well: each row, or each 1024 elements of a longer one, to multiples of 1/127 of its largest element. Then
+            products are those of integers, which makes batches faster too, most of all on processors with AVX512-VNNI
+            or AVX-VNNI. Rows that are not finite result in NaN. Layers without products, such as an Embedding, ignore
+            it. The default is "float32"; without either argument, a frozen layer stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If an argument is none of these, `activations` is "int8" but `weights` is not, the layer is not of dtype
+            float32, or a weight is not finite.
+        MemoryError
+            If there is not enough memory. Then nothing is changed.
         """
-        freeze([self])
+        freeze([self], weights, activations)
 
     def unfreeze(self) -> None:
         """Undo :meth:`freeze`: the parameter arrays are writable again, and later calls use their current values."""
@@ -325,15 +468,28 @@ class ArrayLayer(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in vars(self).items() if name not in self._transient}
-        return {**kept, "_frozen": self._frozen is not None}
+        return {**kept, "_frozen": self._kind()}
+
+    def __copy__(self) -> Self:
+        state = self.__getstate__()
+        state["_parameters"] = {str(name): array.copy() for name, array in self._parameters.items()}
+        other = object.__new__(type(self))
+        other.__setstate__(state)
+        return other
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         frozen = state.pop("_frozen", None) or state.pop("_packed", False)  # _packed: the name in pickles of 0.1.0
         vars(self).update(state, dtype=arguments.dtype(state["dtype"]))
-        # Unpickled arrays may be read-only views of the pickle.
-        self._parameters = {name: lasting(np.array(array, order="C")) for name, array in state["_parameters"].items()}
+        # Unpickled arrays may be read-only views of the pickle. Others are kept, since an optimizer that was copied
+        # together with the layer has the same ones.
+        self._own(
+            {
+                name: array if array.flags.carray and array.base is None else np.array(array, order="C")
+                for name, array in state["_parameters"].items()
+            }
+        )
         self._prepare()
         self._built = True
-        if frozen:
-            self.freeze()
+        if frozen:  # pickles of 0.1.0 have True
+            self._freeze_as("full" if frozen is True else frozen)

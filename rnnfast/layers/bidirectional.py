@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, Self, cast
 
 import numpy as np
 
-from rnnfast import arguments
+from rnnfast import arguments, names
 from rnnfast._types import Array, ArrayLike
+from rnnfast.ragged import INITIAL
 
 from . import saving
 from .base import Gradients, Layer, Tape, freeze, unfreeze
@@ -174,11 +175,20 @@ class Bidirectional(Layer):
 
     @property
     def parameters(self) -> Mapping[str, Array]:
-        return types.MappingProxyType(_sides(self.forward_layer.parameters, self.backward_layer.parameters))
+        return types.MappingProxyType(
+            names.named(_sides(self.forward_layer.parameters, self.backward_layer.parameters))
+        )
 
-    def freeze(self) -> None:
-        """Freeze both layers, or none of them if there is not enough memory."""
-        freeze((self.forward_layer, self.backward_layer))
+    def freeze(self, weights: str | None = None, activations: str | None = None) -> None:
+        """Freeze both layers, as their ``freeze`` does, or none of them if this raises.
+
+        Parameters
+        ----------
+        weights : {"float32", "bfloat16", "int8"}, optional
+        activations : {"float32", "int8"}, optional
+            As for a layer.
+        """
+        freeze((self.forward_layer, self.backward_layer), weights, activations)
 
     def unfreeze(self) -> None:
         """Unfreeze both layers."""
@@ -197,6 +207,7 @@ class Bidirectional(Layer):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         reset: ArrayLike | None = None,
+        reset_state: Any = INITIAL,
         zero_masked: bool = False,
     ) -> tuple[Any, tuple[Any, Any]]:
         """Run over a sequence in inference mode.
@@ -207,6 +218,9 @@ class Bidirectional(Layer):
             As for a call of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
         state : pair, optional
             The initial states of the forward and the backward layer. None means the layer's own, as in its call.
+        reset_state : {"initial", "zeros"}, None, or a pair, default "initial"
+            The state from which sequences start at a reset, as for a call of a layer: for both layers, or a pair with
+            one for each.
 
         Returns
         -------
@@ -220,7 +234,7 @@ class Bidirectional(Layer):
         ValueError, TypeError, MemoryError
             As for a call of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
         """
-        forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
+        forward, backward = self._read(x, state, reset_state, lengths, mask, reset, zero_masked)
         y, state = self.forward_layer._infer(forward)
         y_backward, state_backward = self.backward_layer._infer(backward)
         with np.errstate(all="ignore"):
@@ -234,6 +248,7 @@ class Bidirectional(Layer):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         reset: ArrayLike | None = None,
+        reset_state: Any = INITIAL,
         zero_masked: bool = False,
         checkpoint: int | Literal["auto"] | None = None,
     ) -> tuple[Any, tuple[Any, Any], Tape]:
@@ -241,7 +256,7 @@ class Bidirectional(Layer):
 
         Parameters
         ----------
-        x, state, lengths, mask, reset, zero_masked
+        x, state, lengths, mask, reset, reset_state, zero_masked
             As for a call. The tape holds `x` by reference: do not change it before the last ``backward``.
         checkpoint
             As for ``forward`` of :class:`RNN`, :class:`LSTM` or :class:`GRU`.
@@ -258,7 +273,7 @@ class Bidirectional(Layer):
         ValueError, TypeError, MemoryError
             As for a call.
         """
-        forward, backward = self._read(x, state, lengths, mask, reset, zero_masked)
+        forward, backward = self._read(x, state, reset_state, lengths, mask, reset, zero_masked)
         y, state, tape = self.forward_layer._train(forward, checkpoint)
         y_backward, state_backward, tape_backward = self.backward_layer._train(backward, checkpoint)
         outputs: tuple[Array, Any] = y, self._turn(y_backward)
@@ -285,7 +300,8 @@ class Bidirectional(Layer):
         Returns
         -------
         Gradients
-            ``x``, ``state`` (a pair), ``parameters``, and with `per_step` ``h`` (a pair).
+            ``x``, ``state`` (a pair), ``parameters``, with `per_step` ``h`` (a pair), and ``reset_state`` (a pair)
+            unless it was "initial" for both layers.
 
         Raises
         ------
@@ -311,6 +327,8 @@ class Bidirectional(Layer):
         with np.errstate(all="ignore"):
             dx = ours.x + self._turn(other.x)
         gradients = Gradients(dx, (ours.state, other.state), parameters)
+        if ours.reset_state is not None or other.reset_state is not None:
+            gradients.reset_state = ours.reset_state, other.reset_state
         if per_step:
             gradients.h = ours.h, self._turn_steps(other.h)
         return gradients
@@ -331,13 +349,15 @@ class Bidirectional(Layer):
             "sequence: stream its forward_layer"
         )
 
-    def _read(self, x: Any, state: Any, *steps: Any) -> tuple[Call, Call]:
+    def _read(self, x: Any, state: Any, reset_state: Any, *steps: Any) -> tuple[Call, Call]:
         """Check the arguments of both layers."""
-        state, state_backward = _both("state", state)
-        forward = self.forward_layer.execution.read(x, state, *steps, member="[0]")
+        states = _both("state", state)
+        reset_states = (reset_state,) * 2 if isinstance(reset_state, str) else _both("reset_state", reset_state)
+        forward = self.forward_layer.execution.read(x, states[0], reset_states[0], *steps, member="[0]")
         turned = not self.backward_layer.reverse
+        x = self._turn(forward.inputs.x)
         read = self.backward_layer.execution.read
-        return forward, read(self._turn(forward.inputs.x), state_backward, *steps, member="[1]", turned=turned)
+        return forward, read(x, states[1], reset_states[1], *steps, member="[1]", turned=turned)
 
     def _turn_steps(self, array: Array) -> Array:
         """Return a view of an array (L, T, ...) of the backward layer, with its steps in the order of x."""

@@ -19,7 +19,7 @@ from rnnfast.buffers import LARGE, BufferPool, ResultPool
 from rnnfast.fixed import Fixed
 from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
 
-__all__ = ["Call", "Execution", "Kept", "Plan", "Weights"]
+__all__ = ["Call", "Execution", "Found", "Kept", "Plan", "Weights"]
 
 
 class Plan(NamedTuple):
@@ -46,7 +46,8 @@ class Call(NamedTuple):
 
     inputs: Inputs
     plan: Plan
-    ragged: ragged.Ragged | None  # None if all steps are valid
+    ragged: ragged.Ragged | None  # None if all steps are valid and nothing is reset
+    reset_state: ragged.State | None = None  # the reset state; None: resets go to the initial state
 
 
 class Weights:
@@ -70,7 +71,14 @@ class Kept(NamedTuple):
     tape: Any  # the engine's tape; None with checkpoints
     weights: Weights
     saved: checkpoints.Saved | None
-    learned: tuple[bool, bool] = (False, False)  # whether h0 and c0 are parameters
+    learned: tuple[bool, ...] = ()  # whether h and c of the initial state, and then of the reset state, are parameters
+
+
+class Found(NamedTuple):
+    """The gradients of a call."""
+
+    inputs: InputGradients
+    reset_state: ragged.State | None  # with respect to the reset state, if there is one
 
 
 def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tuple[Any, Any, Any]:
@@ -83,6 +91,11 @@ def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tupl
     return None if sequence is None else sequence.transpose(1, 0, 2), h, c
 
 
+def engine_states(plan: Plan, state: ragged.State | None) -> ragged.State | None:
+    """Return views of a reset state, or of its gradients, in the engine's layout."""
+    return None if state is None else engine_view(plan, None, *state)[1:]
+
+
 class Execution(Fixed):
     """Run the engine of a layer. Several threads can use one object at the same time.
 
@@ -93,6 +106,8 @@ class Execution(Fixed):
     engine : functional.Engine
     frozen : Weights or None
         The weights of the layer while it is frozen.
+    plain : Execution
+        Itself, or for an engine of weights in fewer bytes the execution of the layer while it is not frozen with them.
     live : Weights
         Not packed: prepared calls that pack the present parameters.
     extras : dict of str to ndarray
@@ -101,8 +116,16 @@ class Execution(Fixed):
         Buffers that are reused by later calls.
     """
 
-    def __init__(self, engine: functional.Engine, batch_first: bool, owner: str, extras: Array | None = None) -> None:
+    def __init__(
+        self,
+        engine: functional.Engine,
+        batch_first: bool,
+        owner: str,
+        extras: Array | None = None,
+        plain: Execution | None = None,
+    ) -> None:
         self.engine = engine
+        self.plain = plain or self
         np.empty(engine.packed_size, np.uint8)  # raises MemoryError early, before many small objects fill the memory
         self._names = list(functional.parameter_shapes(engine))
         names = [name for name in self._names if name.startswith(f"{engine.extra}_l")]
@@ -134,6 +157,7 @@ class Execution(Fixed):
         self,
         x: Any,
         state: Any = None,
+        reset_state: Any = ragged.INITIAL,
         lengths: Any = None,
         mask: Any = None,
         reset: Any = None,
@@ -144,24 +168,26 @@ class Execution(Fixed):
     ) -> Call:
         """Check the arguments of a call.
 
-        `member` is appended to the name of the state in messages. `turned` means that x is in reverse order, unlike
+        `member` is appended to the names of states in messages. `turned` means that x is in reverse order, unlike
         lengths, mask and reset.
         """
         engine = self.engine
+        arguments.refuse_result("x", x)
         x = arguments.real("x", x, engine.dtype)
         plan = self._plans.get(x.shape) or self.plan(x.shape)
         h0, c0 = (None, None) if state is None else self.state("state" + member, state, plan)
         if zero_masked is not False:
             zero_masked = arguments.flag("zero_masked", zero_masked)
+        call = Call(Inputs(x, h0, c0), plan, None, self._reset_state("reset_state" + member, reset_state, plan))
         if lengths is None and mask is None and reset is None:
-            return Call(Inputs(x, h0, c0), plan, None)
+            return call
         rows = plan.N if len(plan.h) == 3 else None
-        pattern = ragged.read(plan.T, rows, self._batch_first, lengths, mask, reset)
+        pattern = ragged.read(plan.T, rows, self._batch_first, lengths, mask, reset, call.reset_state is not None)
         if pattern is None or not plan.N:
-            return Call(Inputs(x, h0, c0), plan, None)
+            return call
         if turned:
             pattern = pattern.turned()
-        return Call(Inputs(x, h0, c0), plan, ragged.Ragged(engine, pattern, repeats=not zero_masked))
+        return call._replace(ragged=ragged.Ragged(engine, pattern, repeats=not zero_masked))
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
         """Check the shape of x, and return its plan."""
@@ -209,6 +235,15 @@ class Execution(Fixed):
         h = self._member(f"{name}[0] (h)", h, plan.h, "proj_size" if self.engine.proj_size else "hidden_size")
         return h, self._member(f"{name}[1] (c)", c, plan.c, "hidden_size")
 
+    def _reset_state(self, name: str, value: Any, plan: Plan) -> ragged.State | None:
+        """Check a reset state; return its h and c, or None if resets go to the initial state."""
+        if not isinstance(value, str):
+            return self.state(name, value, plan)
+        if arguments.choice(name, value, ragged.RESET_STATES) == ragged.INITIAL:
+            return None
+        dtype = self.engine.dtype
+        return np.zeros(plan.h, dtype), None if plan.c is None else np.zeros(plan.c, dtype)
+
     def _member(self, name: str, value: Any, shape: tuple[int, ...], width: str) -> Array | None:
         layout = f"shape (num_layers * directions{', N' if len(shape) == 3 else ''}, {width})"
         array = arguments.shaped(name, value, self.engine.dtype, shape, layout)
@@ -241,11 +276,15 @@ class Execution(Fixed):
         functional.pack(self.engine, self._pointers(parameters), packed, None)
         return packed
 
-    def snapshot(self, parameters: Mapping[str, Array]) -> Array:
-        """Pack the current parameters for forward only, in a buffer that is not reused."""
+    def snapshot(self, parameters: Mapping[str, Array], frozen: bool = True) -> Array:
+        """Pack the current parameters for forward only, in a buffer that is not reused.
+
+        If `frozen`, they are those of the layer, which do not change while it is frozen.
+        """
         packed: Array
-        if self.frozen is not None:
-            packed = self.frozen.packed  # frozen weights do not change
+        weights = self.frozen if frozen else None
+        if weights is not None:
+            packed = weights.packed
             return packed
         packed = functional.empty(self.engine.packed_size)
         functional.pack(self.engine, self._ordered(parameters), packed, None)
@@ -289,7 +328,7 @@ class Execution(Fixed):
         self, call: Call, packed: Array, tape: Array | None = None, every: int | str | None = None
     ) -> tuple[Outputs, checkpoints.Saved | None]:
         """Run forward. Writes `tape` if it is not None. If `every` is not None, also returns checkpoints."""
-        inputs, plan, rows = call
+        inputs, plan, rows, reset_state = call
         outputs = own = results = Outputs(*self._empty(plan, plan.y))
         if not plan.N:
             return results, None if every is None else checkpoints.Saved([], [], [])
@@ -298,7 +337,8 @@ class Execution(Fixed):
             inputs = Inputs(*engine_view(plan, inputs.x, inputs.h0, inputs.c0), inputs.masks)
             outputs = own = Outputs(*engine_view(plan, results.y, results.h_n, results.c_n))
         if rows is not None:
-            sizes, inputs, own = rows.sizes, rows.inputs(inputs), rows.outputs(outputs)
+            sizes, own = rows.sizes, rows.outputs(outputs)
+            inputs = rows.inputs(inputs, engine_states(plan, reset_state))
         saved = None
         if every is None:
             workspace = self.workspaces.acquire(sizes.forward_workspace)
@@ -334,16 +374,20 @@ class Execution(Fixed):
 
     def differentiate(
         self, kept: Kept, gradients: OutputGradients, dparameters: dict[str, Array], per_step: bool
-    ) -> InputGradients:
+    ) -> Found:
         """Run backward, with all arrays in the caller's layout."""
-        inputs, plan, rows = kept.call
+        inputs, plan, rows, reset_state = kept.call
         engine, weights, sizes = self.engine, kept.weights, plan.sizes
         dx, dh0, dc0 = self._empty(plan, plan.x)
         dh = np.empty((plan.h[0], *plan.steps, plan.h[-1]), engine.dtype) if per_step else None
         trained = [dparameters.get(name) for name in self._names]  # there are no gradients for extras
         results = InputGradients(dx, dh0, dc0, trained, dh)
+        dreset_state = None
+        if reset_state is not None:
+            dreset_state = np.zeros(plan.h, engine.dtype), None if plan.c is None else np.zeros(plan.c, engine.dtype)
+        found = Found(results, dreset_state)
         if not plan.N:
-            return results
+            return found
         y, outputs = kept.y, results
         if not plan.time_major:
             y, _, _ = engine_view(plan, y)
@@ -353,7 +397,7 @@ class Execution(Fixed):
             outputs = InputGradients(*engine_view(plan, dx, dh0, dc0), results.dparameters, whole)
         own = outputs
         if rows is not None:
-            sizes, inputs = rows.sizes, rows.inputs(inputs)
+            sizes, inputs = rows.sizes, rows.inputs(inputs, engine_states(plan, reset_state))
             gradients, own = rows.output_gradients(gradients), rows.input_gradients(outputs)
         if kept.saved is None:
             workspace = self.workspaces.acquire(sizes.backward_workspace)
@@ -364,12 +408,12 @@ class Execution(Fixed):
                 packs = weights.packed, weights.packed_back
                 checkpoints.backward(engine, packs, inputs, kept.saved, gradients, own, scratch)
         if rows is not None:
-            rows.finish_gradients(own, outputs)
-        return results
+            rows.finish_gradients(own, outputs, engine_states(plan, dreset_state))
+        return found
 
     def cells(self, kept: Kept) -> Array:
         """Return c of every step, (L*D, T, N, H), or unbatched (L*D, T, H)."""
-        inputs, plan, rows = kept.call
+        inputs, plan, rows, reset_state = kept.call
         assert plan.c is not None
         if kept.saved is not None:
             raise ValueError(
@@ -380,5 +424,5 @@ class Execution(Fixed):
             whole = cells.reshape(plan.c[0], plan.T, plan.N, plan.c[-1])
             functional.cells(self.engine, plan.T, plan.N, kept.tape, whole, rows.order if rows else None)
             if rows:
-                rows.fill_cells(whole, engine_view(plan, None, None, inputs.c0)[2])
+                rows.fill_cells(whole, engine_view(plan, None, None, inputs.c0)[2], engine_states(plan, reset_state))
         return cells

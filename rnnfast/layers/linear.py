@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from rnnfast import arguments, functional, initializers
+from rnnfast import arguments, functional, initializers, narrow
 from rnnfast._types import Array, ArrayLike, DTypeLike, Seed
 
-from .base import ArrayLayer, Gradients, Tape
+from .base import ArrayLayer, Stateless, Tape, require_recorded
 
 __all__ = ["Embedding", "Linear"]
 
 
-class Pointwise(ArrayLayer):
-    """Base class of Linear and Embedding, which map each position of x to a vector, independently of the others."""
+class Pointwise(ArrayLayer, Stateless):
+    """Base class of Linear, Embedding and LayerNorm, which map each position of x to a vector, independently."""
 
     _first = "weight"
+    _frozen: tuple[str, tuple[Any, ...]] | None  # while the layer is frozen: the kind of the weights, and the weights
 
     def __call__(self, x: ArrayLike) -> Array:
         """Apply the layer.
@@ -27,24 +28,29 @@ class Pointwise(ArrayLayer):
         Parameters
         ----------
         x : array_like
-            For Linear, real numbers of shape (..., in_features), with any strides and byte order. They are converted to
-            the dtype of the layer. For Embedding, integers from 0 to num_embeddings - 1, of any shape.
+            Real numbers, with any strides and byte order, which are converted to the dtype of the layer: for Linear of
+            shape (..., in_features), for LayerNorm (..., normalized_shape). For Embedding, integers from 0 to
+            num_embeddings - 1, of any shape.
 
         Returns
         -------
-        ndarray, (..., out_features) or (..., embedding_dim)
+        ndarray, (..., out_features), (..., embedding_dim), or for LayerNorm of the shape of `x`
             A new array.
 
         Raises
         ------
         ValueError
-            If the last axis does not have in_features elements, or an id is out of range.
+            If the last axis does not have in_features or normalized_shape elements, or an id is out of range.
         TypeError
-            If `x` does not hold real numbers, or integers for Embedding.
+            If `x` does not hold real numbers, or integers for Embedding, or is the tuple that a recurrent layer
+            returns.
         MemoryError
             If the result does not fit into memory.
         """
-        return self._map(self._input(x), *(self._frozen or self._current()))
+        require_recorded(self)
+        kind, weights = self._frozen or ("full", self._current())
+        x = self._input(x)
+        return self._map(x, *weights) if kind == "full" else self._map_narrow(kind, x, *weights)
 
     def forward(self, x: ArrayLike) -> tuple[Array, Tape]:
         """Apply the layer, and keep what ``backward`` needs.
@@ -67,37 +73,33 @@ class Pointwise(ArrayLayer):
             As for a call.
         """
         x = self._input(x)
-        weights = self._frozen or self._pack()
+        kind, weights = self._frozen or ("full", self._pack())
+        narrow.require_full(kind, self)
         y = self._map(x, *weights)
-        return y, Tape(self, (y.shape, x, *weights))
+        return y, Tape(self, (y.shape, y.dtype, x, *weights))
 
-    def backward(self, tape: Tape, dy: ArrayLike | None) -> Gradients:
-        """Return the gradients of the ``forward`` that made `tape`, even if the parameters have changed since.
+    def _prepare(self) -> None:
+        self._frozen = None
 
-        Parameters
-        ----------
-        tape : Tape
-            From this layer's ``forward``. It can be used again.
-        dy : array_like of the shape of y, or None
-            The gradient of a scalar with respect to y; None means zeros.
+    def _kind(self) -> str | None:
+        return None if self._frozen is None else self._frozen[0]
 
-        Returns
-        -------
-        Gradients
-            ``x`` (None for Embedding) and ``parameters``; ``state`` is None.
+    def _frozen_as(self, kind: str | None, parameters: Mapping[str, Array]) -> list[tuple[Any, str, Any]]:
+        weights = None
+        if kind is not None:
+            weights = kind, self._pack() if kind == "full" else self._pack_narrow(kind, parameters)
+        return [(self, "_frozen", weights)]
 
-        Raises
-        ------
-        ValueError
-            If the tape comes from another layer, or `dy` does not have the shape of y.
-        TypeError
-            If `tape` is not a Tape, or `dy` does not hold real numbers.
-        """
-        shape, *kept = self._open(tape)
-        dy = arguments.shaped("dy", dy, self.dtype, shape)
-        parameters = self._zeros()
-        dx = self._differentiate(np.zeros(shape, self.dtype) if dy is None else dy, parameters, *kept)
-        return Gradients(dx, None, parameters)
+    def _pack(self) -> tuple[Array, ...]:
+        """Return what _map and _differentiate need, which later changes of the parameters do not affect."""
+        raise NotImplementedError
+
+    def _pack_narrow(self, kind: str, parameters: Mapping[str, Array]) -> tuple[Any, ...]:
+        """Return the weights in fewer bytes, for _map_narrow."""
+        raise NotImplementedError
+
+    def _map_narrow(self, kind: str, x: Array, *weights: Any) -> Array:
+        raise NotImplementedError
 
     def _input(self, x: Any) -> Array:
         raise NotImplementedError
@@ -107,10 +109,6 @@ class Pointwise(ArrayLayer):
         return tuple(self._parameters.values())
 
     def _map(self, x: Array, *weights: Array) -> Array:
-        raise NotImplementedError
-
-    def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array | None:
-        """Return the gradient of x, and add the gradients of the parameters to `parameters`."""
         raise NotImplementedError
 
 
@@ -199,10 +197,14 @@ class Linear(Pointwise):
     def _pack(self) -> tuple[Array, ...]:
         return self._parameters["weight"].copy(), *self._current()
 
+    def _pack_narrow(self, kind: str, parameters: Mapping[str, Array]) -> tuple[Array, ...]:
+        return (functional.linear_pack(parameters["weight"], parameters.get("bias"), self._isa, kind),)
+
     def _current(self) -> tuple[Array, ...]:
-        return (functional.linear_pack(self._parameters["weight"], self._parameters.get("bias"), self._isa),)
+        return self._pack_narrow("full", self._parameters)
 
     def _input(self, x: Any) -> Array:
+        arguments.refuse_result("x", x)
         array = arguments.real("x", x, self.dtype)
         features = self._parameters["weight"].shape[1]
         if array.shape[-1:] != (features,):
@@ -212,9 +214,12 @@ class Linear(Pointwise):
         return array
 
     def _map(self, x: Array, *weights: Array) -> Array:
+        return self._map_narrow("full", x, weights[-1])
+
+    def _map_narrow(self, kind: str, x: Array, *weights: Any) -> Array:
         y = np.empty(arguments.countable("y", (*x.shape[:-1], len(self._parameters["weight"]))), x.dtype)
         if y.size:
-            functional.linear_forward(_rows(x), weights[-1], _rows(y), self._isa)
+            functional.linear_forward(_rows(x), weights[0], _rows(y), self._isa, kind)
         return y
 
     def _differentiate(self, dy: Array, parameters: dict[str, Array], x: Array, *weights: Array) -> Array:
@@ -283,6 +288,12 @@ class Embedding(Pointwise):
 
     def _pack(self) -> tuple[Array, ...]:
         return tuple(self._parameters.values())  # not copied: rows are read from the table itself
+
+    def _pack_narrow(self, kind: str, parameters: Mapping[str, Array]) -> tuple[Any, ...]:
+        return (narrow.encode(kind, parameters["weight"]),)
+
+    def _map_narrow(self, kind: str, x: Array, *weights: Any) -> Array:
+        return narrow.decode(kind, {end: part[x] for end, part in weights[0].items()})
 
     def _input(self, x: Any) -> Array:
         ids = arguments.array("x", x)

@@ -8,13 +8,14 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 
-from rnnfast import arguments, functional, initializers, options
+from rnnfast import arguments, functional, initializers, narrow, options
 from rnnfast._types import Array, ArrayLike, Init
 from rnnfast.buffers import LARGE
+from rnnfast.ragged import INITIAL
 from rnnfast.streams import Stream
 
 from . import saving
-from .base import ArrayLayer, Gradients, Tape
+from .base import ArrayLayer, Gradients, Tape, require_recorded
 from .execution import Call, Execution, Kept, Plan, Weights
 
 __all__ = ["Recurrent"]
@@ -111,7 +112,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             raise ValueError(f"the names of the parameters imply {lacking[0]}, which {cls.__name__} does not have")
         return {name: value for name, value in implied.items() if name in known}
 
-    def _new_engine(self) -> functional.Engine:
+    def _new_engine(self, **given: Any) -> functional.Engine:
         return functional.Engine(
             self._cell,
             self.dtype,
@@ -125,13 +126,16 @@ class Recurrent(ArrayLayer, Generic[State]):
             options=options.read(
                 self._cell, 1 + self.bidirectional, self.activations, self.clip, self.peepholes, self.coupled
             ),
+            **given,
         )
 
     def _prepare(self, engine: functional.Engine | None = None) -> None:
-        engine = engine or self._new_engine()
+        self.execution = self._new_execution(engine or self._new_engine())
+
+    def _new_execution(self, engine: functional.Engine, plain: Execution | None = None) -> Execution:
         shape = (engine.num_layers * engine.directions, engine.hidden_size)
         extras = None if self._leak is None else np.broadcast_to(np.array(self._leak, self.dtype), shape)
-        self.execution = Execution(engine, self.batch_first, type(self).__name__, extras)
+        return Execution(engine, self.batch_first, type(self).__name__, extras, plain)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "dropout":
@@ -151,15 +155,21 @@ class Recurrent(ArrayLayer, Generic[State]):
     def engine(self) -> functional.Engine:
         return self.execution.engine
 
-    @property
-    def _frozen(self) -> Weights | None:
-        return self.execution.frozen
+    def _kind(self) -> str | None:
+        return None if self.execution.frozen is None else self.engine.weights
 
-    def _frozen_at(self) -> tuple[Any, str]:
-        return self.execution, "frozen"
+    def _frozen_as(self, kind: str | None, parameters: Mapping[str, Array]) -> list[tuple[Any, str, Any]]:
+        run = plain = self.execution.plain
+        weights = plain.pack(parameters) if kind == "full" else None
+        if kind not in (None, "full"):
+            run = self._new_execution(self._new_engine(weights=kind, isa=plain.engine.isa), plain)
+            object.__setattr__(run, "frozen", Weights(run.snapshot(parameters), None))
+        return [(plain, "frozen", weights), (self, "execution", run)]
 
     def release(self) -> None:
-        self.execution.release()
+        run = self.execution
+        run.release()
+        run.plain.release()
 
     release.__doc__ = ArrayLayer.release.__doc__
 
@@ -171,6 +181,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         reset: ArrayLike | None = None,
+        reset_state: Any = INITIAL,
         zero_masked: bool = False,
     ) -> tuple[Array, State]:
         """Run over a sequence in inference mode: without dropout, and without a tape for gradients.
@@ -194,9 +205,15 @@ class Recurrent(ArrayLayer, Generic[State]):
             True at valid steps. At masked-out steps x is not read, the state is kept, and y repeats the output of the
             previous step of the same direction, or is 0 if there is none. Mutually exclusive with `lengths`.
         reset : array_like of bool, of the shape of `mask`, optional
-            True at each step where a new sequence starts within the row. That step starts from the initial state
-            passed to this call, and no state, output or gradient crosses the boundary. A reverse direction starts each
-            sequence at its end. The final state is that of the sequence that the direction processes last.
+            True at each step where a new sequence starts within the row. That step starts from `reset_state`, and no
+            state, output or gradient crosses the boundary. A reverse direction starts each sequence at its end. The
+            final state is that of the sequence that the direction processes last.
+        reset_state : {"initial", "zeros"}, None, or a state in the form of `state`, default "initial"
+            The state from which sequences start at a reset: "initial" means the initial state of this call, "zeros"
+            means zeros, and None, also for one of a pair, means what it does for `state`. Unless it is "initial", only
+            the first sequence of a row starts from `state`, and a row that is reset at step 0 ignores `state`. In a
+            reverse direction, only the last sequence of a row starts from `state`. Without `reset`, the argument has no
+            effect.
         zero_masked : bool, default False
             Whether y is 0 at masked-out steps, instead of repeating an output.
 
@@ -212,18 +229,19 @@ class Recurrent(ArrayLayer, Generic[State]):
         ValueError
             If a shape does not match the layer or the other arguments.
         TypeError
-            If an argument does not hold real numbers.
+            If an argument does not hold real numbers, or `x` is the tuple that another layer returned.
         MemoryError
             If the results do not fit into memory.
         """
-        if lengths is None and mask is None and reset is None and zero_masked is False and not self.init_state:
+        plain = lengths is None and mask is None and reset is None and zero_masked is False
+        if plain and reset_state is INITIAL and not self.init_state:
             run = self.execution
             prepared = (run.frozen or run.live).prepared
             if prepared is not None:
                 results = prepared.run(x, state)
                 if results is not None:
                     return cast("tuple[Array, State]", results)
-        return self._infer(self.execution.read(x, state, lengths, mask, reset, zero_masked))
+        return self._infer(self.execution.read(x, state, reset_state, lengths, mask, reset, zero_masked))
 
     def forward(
         self,
@@ -233,6 +251,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         reset: ArrayLike | None = None,
+        reset_state: Any = INITIAL,
         zero_masked: bool = False,
         checkpoint: int | Literal["auto"] | None = None,
     ) -> tuple[Array, State, Tape]:
@@ -240,7 +259,7 @@ class Recurrent(ArrayLayer, Generic[State]):
 
         Parameters
         ----------
-        x, state, lengths, mask, reset, zero_masked
+        x, state, lengths, mask, reset, reset_state, zero_masked
             As for a call of the layer. The tape holds `x` by reference: do not change it before the last ``backward``.
         checkpoint : int, "auto" or None, default None
             Trades time for memory (T. Chen et al., "Training deep nets with sublinear memory cost", 2016). By default,
@@ -264,7 +283,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         ValueError, TypeError, MemoryError
             As for a call of the layer.
         """
-        return self._train(self.execution.read(x, state, lengths, mask, reset, zero_masked), checkpoint)
+        return self._train(self.execution.read(x, state, reset_state, lengths, mask, reset, zero_masked), checkpoint)
 
     def backward(self, tape: Tape, dy: ArrayLike | None, dstate: Any = None, *, per_step: bool = False) -> Gradients:
         """Return the gradients of the ``forward`` that made `tape`, even if the parameters have changed since.
@@ -283,7 +302,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         Returns
         -------
         Gradients
-            ``x``, ``state`` (even if no initial state was passed), ``parameters``, and with `per_step` ``h``.
+            ``x``, ``state`` (even if no initial state was passed), ``parameters``, with `per_step` ``h``, and
+            ``reset_state`` unless it was "initial".
 
         Raises
         ------
@@ -328,10 +348,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _zeros(self) -> dict[str, Array]:
         engine = self.engine
         zeros = np.zeros if engine.packed_size < LARGE else self.execution.results.zeros  # no gradient is large then
-        return {name: zeros(array.shape, engine.dtype) for name, array in self._parameters.items()}
-
-    def _pack(self) -> Weights:
-        return self.execution.pack(self._parameters)
+        return {str(name): zeros(array.shape, engine.dtype) for name, array in self._parameters.items()}
 
     def _initial(self) -> tuple[Array, Array | None]:
         """Return copies of the h (L*D, H_out) and c (L*D, H) with which rows start: zeros, unless they are learned."""
@@ -350,24 +367,28 @@ class Recurrent(ArrayLayer, Generic[State]):
             )
         return array
 
-    def _started(self, call: Call) -> tuple[Call, tuple[bool, bool]]:
-        """Fill in the learned states where the caller passed none; return also whether h and c are learned ones."""
-        inputs, plan, _ = call
+    def _started(self, call: Call) -> tuple[Call, tuple[bool, ...]]:
+        """Fill in the learned states where the caller passed none; return also which of the states are learned ones."""
         if not self.init_state:
-            return call, (False, False)
+            return call, ()
+        (inputs, plan, _, reset_state), (h, c) = call, self._initial()
 
         def start(state: Array | None, initial: Array | None) -> Array | None:
             if state is not None or initial is None or len(plan.h) == 2:
                 return initial if state is None else state
             return np.repeat(initial[:, np.newaxis], plan.N, axis=1)
 
-        h, c = self._initial()
+        given = (inputs.h0, inputs.c0, *(reset_state or ()))
+        if reset_state is not None:
+            reset_state = start(reset_state[0], h), start(reset_state[1], c)
         inputs = functional.Inputs(inputs.x, start(inputs.h0, h), start(inputs.c0, c))
-        return call._replace(inputs=inputs), (call.inputs.h0 is None, call.inputs.c0 is None)
+        return call._replace(inputs=inputs, reset_state=reset_state), tuple(state is None for state in given)
 
     def _infer(self, call: Call) -> tuple[Array, State]:
+        require_recorded(self)
         call, _ = self._started(call)
-        run, frozen = self.execution, self.execution.frozen
+        run = self.execution  # once, because another thread may freeze the layer with other weights
+        frozen = run.frozen
         packed = run.pack_forward(self._parameters) if frozen is None else frozen.packed
         outputs, _ = run.run(call, packed)
         if frozen is None:
@@ -379,12 +400,18 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _train(self, call: Call, checkpoint: Any = None) -> tuple[Array, State, Tape]:
         if not (checkpoint is None or (isinstance(checkpoint, str) and checkpoint == "auto")):
             checkpoint = arguments.size('checkpoint, unless it is "auto" or None,', checkpoint)
-        (inputs, plan, rows), learned = self._started(call)
-        h0, c0 = (None if array is None else array.copy() for array in (inputs.h0, inputs.c0))
-        masks = self._masks(plan) if self.dropout and self.engine.num_layers > 1 else None
-        call = Call(functional.Inputs(inputs.x, h0, c0, masks), plan, rows)
-        outputs, kept, leases = self.execution.train(call, self._parameters, checkpoint)
-        kept = kept._replace(learned=learned)
+        run = self.execution
+        narrow.require_full(run.engine.weights, self)
+        call, learned = self._started(call)
+        inputs, reset_state = call.inputs, call.reset_state
+        if reset_state is not None:
+            reset_state = _copy(reset_state[0]), _copy(reset_state[1])
+        masks = self._masks(call.plan) if self.dropout and self.engine.num_layers > 1 else None
+        inputs = functional.Inputs(inputs.x, _copy(inputs.h0), _copy(inputs.c0), masks)
+        call = Call(inputs, call.plan, call.ragged, reset_state)
+        outputs, kept, leases = run.train(call, self._parameters, checkpoint)
+        if learned:
+            kept = kept._replace(learned=learned)
         y = outputs.y
         y.flags.writeable = False
         if y.base is not None:
@@ -400,30 +427,43 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         kept: Kept = self._open(tape)
-        run = self.execution
+        run = self.execution.plain  # the layer may have been frozen with other weights since
         if per_step is not False:
             per_step = arguments.flag("per_step", per_step)
         dy = arguments.shaped("dy" + member, dy, run.engine.dtype, kept.y.shape)
         last = run.state("dstate" + member, dstate, kept.call.plan)
         parameters = self._zeros()
-        found = run.differentiate(kept, functional.OutputGradients(dy, *last), parameters, per_step)
+        found, dreset_state = run.differentiate(kept, functional.OutputGradients(dy, *last), parameters, per_step)
         if any(kept.learned):
-            self._add_learned(parameters, kept, found)
-        gradients = Gradients(found.dx, found.dh0 if found.dc0 is None else (found.dh0, found.dc0), parameters)
+            self._add_learned(parameters, kept.learned, (found.dh0, found.dc0, *(dreset_state or ())))
+        gradients = Gradients(found.dx, _joined(found.dh0, found.dc0), parameters)
         gradients.h = found.dh
+        if dreset_state is not None:
+            gradients.reset_state = _joined(*dreset_state)
         return gradients
 
-    def _add_learned(self, parameters: dict[str, Array], kept: Kept, found: functional.InputGradients) -> None:
-        """Add the gradients of the learned initial states, which are sums over the rows of the batch."""
-        names = iter(functional.state_shapes(self.engine))
-        for states, is_learned in zip((found.dh0, found.dc0), kept.learned, strict=True):
-            for state in () if states is None else states:
-                name = next(names)
-                if is_learned:
-                    with np.errstate(all="ignore"):
-                        parameters[name] += state if state.ndim == 1 else state.sum(axis=0, dtype=np.float64)
+    def _add_learned(
+        self, parameters: dict[str, Array], learned: tuple[bool, ...], dstates: tuple[Array | None, ...]
+    ) -> None:
+        """Add the gradients of the learned states, which are sums over the rows of the batch."""
+        names, states = list(functional.state_shapes(self.engine)), self.engine.num_layers * self.engine.directions
+        for kind, is_learned, gradients in zip("hchc", learned, dstates, strict=False):
+            if not is_learned or gradients is None:
+                continue
+            for name, state in zip(names[:states] if kind == "h" else names[states:], gradients, strict=True):
+                with np.errstate(all="ignore"):
+                    parameters[name] += state if state.ndim == 1 else state.sum(axis=0, dtype=np.float64)
 
     def _cells(self, tape: Tape) -> Array:
         if not self.engine.info.has_c:
             return cast("Array", super()._cells(tape))
-        return self.execution.cells(self._open(tape))
+        return self.execution.plain.cells(self._open(tape))
+
+
+def _copy(state: Array | None) -> Array | None:
+    return None if state is None else state.copy()
+
+
+def _joined(h: Array | None, c: Array | None) -> Any:
+    """Return a state in its public form."""
+    return h if c is None else (h, c)

@@ -1,17 +1,20 @@
 """The options of a layer as text and JSON, and the files and arrays that rebuild a layer.
 
 A file of :mod:`rnnfast.files` holds the parameters and a header ``{"format": 1, "layer": {"class": ..., options}}``.
+With weights in fewer bytes the format is 2, and ``"weights"`` has the kind of each by name (:mod:`rnnfast.narrow`).
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
 
-from rnnfast import arguments, files, functional
+from rnnfast import arguments, files, functional, narrow
 from rnnfast._types import Array, ArrayLike, Path
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "construct",
     "create",
     "describe",
+    "differences",
     "fit",
     "from_state_dict",
     "kind",
@@ -36,7 +40,13 @@ __all__ = [
 
 CLASSES: dict[str, type[Any]] = {}  # the public classes by name, from which `load` builds layers
 
-FREE = ("batch_first", "dropout", "dtype")  # options that may differ between a file and the layer that loads it
+FREE = (
+    "batch_first",
+    "dropout",
+    "p",
+    "dtype",
+    "name",
+)  # options that may differ between a file and the layer that loads it
 # Options that files of earlier versions lack, with the values to assume for them.
 LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None, "init_state": False}
 SIDES = {"forward_layer": "forward.", "backward_layer": "backward."}  # options that are layers: names of parameters
@@ -66,10 +76,12 @@ def options(layer: Any) -> dict[str, Any]:
 
 def describe(layer: Any) -> str:
     """Return the constructor call of a layer like this one, without options that have their default values."""
-    given = []
+    given: list[str] = []
     for name, parameter in signature(kind(layer)).items():
         value = getattr(layer, name)
-        if value != parameter.default:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            given.extend(describe(one) for one in value)
+        elif value != parameter.default:
             text = describe(value) if isinstance(value, tuple(CLASSES.values())) else repr(_plain(value))
             text = text if len(text) <= 500 else f"<array of shape {np.shape(value)}>"
             given.append(text if parameter.default is parameter.empty else f"{name}={text}")
@@ -78,9 +90,18 @@ def describe(layer: Any) -> str:
 
 def to_json(layer: Any) -> dict[str, Any]:
     """Return the class and options of a layer as JSON types."""
+    if hasattr(layer, "_saves_class") and not layer._saves_class():  # its constructor can take any arguments
+        return {"class": "Model", "name": type(layer).__name__, "layers": dict(map(_named_json, layer.named_layers()))}
     given = {name: _plain(value) for name, value in options(layer).items()}
     # Earlier versions, which lack an option, can read the file of a layer that does not use it.
     return {"class": kind(layer).__name__} | {name: value for name, value in given.items() if _matters(name, value)}
+
+
+NARROW = [kind for kind in narrow.KINDS.values() if kind != "full"]
+
+
+def _named_json(item: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
+    return item[0], to_json(item[1])
 
 
 def _plain(option: Any) -> Any:
@@ -96,12 +117,81 @@ def _matters(name: str, value: Any) -> bool:
     return name not in LATER or value != LATER[name]
 
 
-def _essence(description: Any) -> Any:
+def _essence(description: Any, free: tuple[str, ...] = FREE) -> Any:
     """Return the part of a description that affects results."""
+    if isinstance(description, list):
+        return [_essence(one) for one in description]
     if not isinstance(description, dict):
         return description
-    essence = {name: _essence(value) for name, value in description.items() if name not in FREE}
+    essence = {name: _essence(value, free) for name, value in description.items() if name not in free}
     return {name: value for name, value in essence.items() if _matters(name, value)}
+
+
+def parts(layer: Any) -> list[Any]:
+    """Return the layers with parameters of their own that a layer or model consists of."""
+    if hasattr(layer, "named_layers"):
+        return [part for _, one in layer.named_layers() for part in parts(one)]
+    if hasattr(layer, "forward_layer"):
+        return [getattr(layer, name) for name in SIDES]
+    return [layer] if hasattr(layer, "_kind") else []
+
+
+def _matrices(layer: Any) -> dict[Any, list[str]]:
+    """Return the names in `layer.parameters` of the weights of each part."""
+    names = {id(array): str(name) for name, array in layer.parameters.items()}
+    return {
+        part: [names[id(array)] for name, array in part.parameters.items() if narrow.is_matrix(name)]
+        for part in parts(layer)
+    }
+
+
+def contents(layer: Any) -> tuple[dict[str, Any], Mapping[str, Array]]:
+    """Return the header and the arrays of the file of a layer."""
+    header = {"format": 1, "layer": to_json(layer)}
+    kinds = {name: part._kind() for part, names in _matrices(layer).items() for name in names}
+    kinds = {name: kind for name, kind in kinds.items() if kind not in (None, "full")}
+    if not kinds:
+        return header, layer.parameters
+    arrays: dict[str, Array] = {}
+    for name, array in layer.parameters.items():
+        encoded = narrow.encode(kinds[name], array) if name in kinds else {"": array}
+        arrays |= {f"{name}{end}": part for end, part in encoded.items()}
+    return {**header, "format": 2, "weights": kinds}, arrays
+
+
+def _kinds(archive: files.Archive) -> dict[str, str]:
+    """Return the kinds of the weights that a file holds in fewer bytes."""
+    kinds = archive.about.get("weights", {})
+    if not isinstance(kinds, dict):
+        raise ValueError("the kinds of its weights must be a JSON object")
+    return kinds
+
+
+def _take(archive: files.Archive, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Read a parameter."""
+    kind = _kinds(archive).get(name)
+    if kind is None:
+        return archive.take(name, shape, dtype)
+    if kind not in NARROW:
+        known = f"{', '.join(NARROW[:-1])} or {NARROW[-1]}"
+        raise ValueError(f"the kind of its array {name!r} must be {known}, got {kind!r}")
+    if dtype != np.float32 or len(shape) != 2:
+        raise ValueError(f"its array {name!r} must be a matrix of a layer of dtype float32 to have the kind {kind!r}")
+    parts = {end: archive.take(name + end, *of) for end, of in narrow.stored(kind, shape).items()}
+    return narrow.decode_exactly(kind, name, parts)
+
+
+def _by_part(layer: Any, kinds: Mapping[str, str]) -> dict[Any, str]:
+    """Return the kind of the weights of each part that has such weights in a file."""
+    found = {}
+    for part, names in _matrices(layer).items():
+        own = {kinds.get(name) for name in names}
+        if own - {None}:
+            if len(own) > 1:
+                raise ValueError(f"the weights {', '.join(names)} must be of one kind")
+            given = narrow.arguments_of(str(own.pop()))
+            found[part] = narrow.kind_of(*given, part.dtype, type(part).__name__)
+    return found
 
 
 def create(
@@ -124,15 +214,24 @@ def construct(of: type[Any], archive: files.Archive, prefix: str = "", /, **give
         raise ValueError(f"num_layers is {layers}, but it has only {arrays} arrays")
     return create(
         of,
-        lambda layer, shapes: {name: archive.take(prefix + name, shape, layer.dtype) for name, shape in shapes.items()},
+        lambda layer, shapes: {
+            name: _take(archive, prefix + name, shape, layer.dtype) for name, shape in shapes.items()
+        },
         **given,
     )
 
 
 def _from_json(description: Any, archive: files.Archive, prefix: str = "") -> Any:
     """Create a layer from the description that `to_json` returned."""
+    if isinstance(description, dict) and description.get("class") in ("Model", "Sequential"):
+        importlib.import_module("rnnfast.models")  # which registers them
     if not isinstance(description, dict) or description.get("class") not in CLASSES:
         raise ValueError("it does not describe a layer of rnnfast")
+    if description["class"] == "Model":
+        raise ValueError(
+            f"it holds the parameters of a model of the class {description.get('name')!r}, which it does not contain: "
+            "create such a model, and call its load(path)"
+        )
     of = CLASSES[description["class"]]
     known = signature(of).keys()
     given = {name: value for name, value in description.items() if name != "class"}
@@ -141,27 +240,60 @@ def _from_json(description: Any, archive: files.Archive, prefix: str = "") -> An
     sides = {
         name: _from_json(given.get(name), archive, prefix + start) for name, start in SIDES.items() if name in known
     }
-    return of(**given | sides) if sides else construct(of, archive, prefix, **given)
+    if "layers" in known:
+        return of(*(_from_json(one, archive, f"{prefix}{k}.") for k, one in enumerate(given["layers"])))
+    return construct(of, archive, prefix, **given) if hasattr(of, "_source") else of(**given | sides)
 
 
-def read(path: Path, own: Any = None) -> Any:
-    """Create the layer in a file. If `own` is a layer, require that both compute the same from the same parameters."""
+def _dtype_of(description: Any) -> Any:
+    """Return the dtype in a description, which is that of all layers, or None."""
+    if isinstance(description, dict):
+        if "dtype" in description:
+            return arguments.dtype(description["dtype"])
+        description = list(description.values())
+    if isinstance(description, list):
+        return next((found for one in description if (found := _dtype_of(one)) is not None), None)
+    return None
+
+
+def read(path: Path, own: Any = None) -> tuple[Any, dict[Any, str]]:
+    """Create the layer in a file; return it, and the kinds of weights that are in fewer bytes there by its parts.
+
+    If `own` is a layer, require that both compute the same from the same parameters, and return the kinds by its parts.
+    """
     with files.opening(path) as archive:
         if not {"format", "layer"} <= archive.about.keys():
             raise ValueError("it does not hold a layer of rnnfast")
         version, description = archive.about["format"], archive.about["layer"]
-        if version != 1:
+        if version not in (1, 2):
             raise ValueError(
-                f"it has format {version!r}, but this version of rnnfast reads format 1: install a newer one"
+                f"it has format {version!r}, but this version of rnnfast reads formats 1 and 2: install a newer one"
             )
+        kinds = _kinds(archive)
+        if not isinstance(description, dict):
+            raise ValueError("it does not describe a layer of rnnfast")
         if own is not None and _essence(description) != _essence(to_json(own)):
             theirs, ours = _differences(_essence(description), _essence(to_json(own)))
             raise ValueError(
                 f"it holds a layer with {theirs}, but this one has {ours}; rnnfast.load(path) creates that layer"
             )
-        layer = _from_json(description, archive)
+        if hasattr(own, "named_layers"):
+            dtype = _dtype_of(description)
+            parameters = {
+                str(name): _take(archive, str(name), array.shape, dtype or array.dtype)
+                for name, array in own.parameters.items()
+            }
+            layer = types.SimpleNamespace(parameters=parameters)
+        else:
+            layer = _from_json(description, archive)
         archive.finish()
-    return layer
+        if extra := kinds.keys() - layer.parameters.keys():
+            raise ValueError(f"it has the kind of an array {min(extra)!r} that it does not hold")
+        found = _by_part(layer if own is None else own, kinds)
+        if own is None:
+            for part, kind in found.items():
+                part._freeze_as(kind)
+    return layer, found
 
 
 def _differences(*essences: Any) -> list[str]:
@@ -169,7 +301,16 @@ def _differences(*essences: Any) -> list[str]:
     if not all(isinstance(essence, dict) for essence in essences):
         return [repr(essence) for essence in essences]
     names = [name for name in {**essences[0], **essences[1]} if essences[0].get(name) != essences[1].get(name)]
+    names = ["class"] if "class" in names else names
     return [", ".join(f"{name}={one.get(name, LATER.get(name))!r}" for name in names) for one in essences]
+
+
+def differences(layer: Any, other: Any, free: tuple[str, ...]) -> tuple[str, str]:
+    """Return the class or the options in which two layers differ, as text for each; empty if only `free` ones do."""
+    if kind(layer) is not kind(other):
+        return f"the class {kind(layer).__name__}", f"the class {kind(other).__name__}"
+    theirs, ours = _differences(_essence(to_json(layer), free), _essence(to_json(other), free))
+    return theirs, ours
 
 
 def load(path: Path) -> Any:
@@ -182,13 +323,14 @@ def load(path: Path) -> Any:
 
     Returns
     -------
-    RNN, LSTM, GRU, Bidirectional, Linear or Embedding
-        The layer is not frozen, and has a new random generator for dropout.
+    layer or Sequential
+        The layer has a new random generator for dropout. It is frozen if it was saved with weights in fewer bytes.
 
     Raises
     ------
     ValueError
-        If the file was not saved by a layer of rnnfast, or is damaged.
+        If the file was not saved by a layer of rnnfast, or is damaged. The file of another model than a Sequential does
+        not contain its class: create such a model, and call its ``load``.
     OSError
         If the file cannot be read, is not a regular file, or does not fit into memory.
 
@@ -206,7 +348,7 @@ def load(path: Path) -> Any:
     ...     rnnfast.load(path)
     GRU(4, 8)  # 336 parameters
     """
-    return read(path)
+    return read(path)[0]
 
 
 # ------------------------------------------------------------------------------------------------ arrays by their names
@@ -231,9 +373,10 @@ def from_state_dict(arrays: Mapping[str, ArrayLike], prefix: str = "", **options
 
     Returns
     -------
-    RNN, LSTM, GRU, Bidirectional or Linear
+    RNN, LSTM, GRU, Bidirectional, Linear or LayerNorm
         A recurrent layer has 1, 3 or 4 gates, which tell RNN, GRU and LSTM apart. ``forward.<name>`` and
-        ``backward.<name>`` are those of a Bidirectional, and a matrix ``weight`` with a ``bias`` is a Linear.
+        ``backward.<name>`` are those of a Bidirectional, a matrix ``weight`` with a ``bias`` is a Linear, and a vector
+        ``weight`` is that of a LayerNorm.
 
     Raises
     ------
@@ -290,6 +433,8 @@ def _class_of(shapes: dict[str, tuple[int, ...]]) -> type[Any]:
         return cast("type[Any]", kinds[gates])
     if all(side + FIRST in shapes for side in SIDES.values()):
         return CLASSES["Bidirectional"]
+    if "weight" in shapes and len(shapes["weight"]) == 1:
+        return CLASSES["LayerNorm"]
     if "weight" in shapes and "bias" in shapes:
         return CLASSES["Linear"]
     raise ValueError(

@@ -13,6 +13,13 @@ The sequences X can have one of three forms:
   ``predict`` must then have the same number of columns and the same column names. Pass sequences of other lengths as a
   list or with shape (N, T, 1).
 
+With ``embedding=``, sequences consist of tokens, which are integers or strings. X is then a list of sequences, or an
+array (N, T) or (N, T, 1). A sequence is a list or array of tokens, or a string, whose characters are the tokens: pass
+``text.split()`` for words. ``fit`` learns the vocabulary. Other tokens are all read as one unknown token, whose vector
+is zero unless ``partial_fit`` trains it. Sequences of different lengths need no padding. Without ``embedding=``,
+integers of one feature draw a UserWarning if they look like tokens: at least 20 different values, none of them
+negative, and a dtype of at least 16 bits.
+
 Nested Python lists are a table if their lengths are equal, and a list of sequences otherwise. Pass arrays, or shape
 (N, T, 1), if both can occur. Scalers such as StandardScaler accept only tables, so they cannot be applied to sequences
 in a pipeline; use ``standardize=True`` instead. GridSearchCV must use the default ``score`` of a `SequenceTagger`,
@@ -52,6 +59,7 @@ except ImportError as error:
     raise ImportError("rnnfast.sklearn needs scikit-learn 1.6 or newer: pip install 'rnnfast[sklearn]'") from error
 
 from .. import threads
+from .differences import choose_differences
 from .forecaster import SequenceForecaster
 from .network import Diverged
 from .supervised import SequenceClassifier, SequenceRegressor
@@ -59,4 +67,11 @@ from .tagger import SequenceTagger
 
 threads.register()  # scikit-learn installs threadpoolctl.
 
-__all__ = ["Diverged", "SequenceClassifier", "SequenceForecaster", "SequenceRegressor", "SequenceTagger"]
+__all__ = [
+    "Diverged",
+    "SequenceClassifier",
+    "SequenceForecaster",
+    "SequenceRegressor",
+    "SequenceTagger",
+    "choose_differences",
+]

@@ -1,9 +1,11 @@
-"""The network of every estimator (a recurrent layer and a linear readout) and its training loop."""
+"""The network of every estimator (a recurrent layer and a linear readout) and its training."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import importlib.util
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +14,17 @@ from sklearn.utils import check_random_state
 
 from .. import arguments, training
 from .._types import Array
-from ..layers import GRU, LSTM, RNN, Linear
+from ..layers import GRU, LSTM, RNN, Embedding, Linear
+from ..training.batches import by_length, shuffled
+from ..training.loop import Loop, progress
 from .sequences import Examples, Scale, SequenceInput, Sequences, equal
+from .tokens import embedding_size, encode, has_strings, read_tokens, resemble_tokens
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 STRUCTURE = (  # options that determine the structure of the network, or the meaning of its inputs and outputs
     "cell",
     "leak",
+    "embedding",
     "hidden_size",
     "num_layers",
     "bidirectional",
@@ -29,7 +35,6 @@ STRUCTURE = (  # options that determine the structure of the network, or the mea
     "multivariate",
 )
 EVALUATION_BATCH = 256  # sequences that are run at a time outside training
-BUCKET = 16  # number of mini-batches whose sequences are sorted by length together
 
 
 class Diverged(ValueError):
@@ -46,8 +51,9 @@ class _Restored:
     def __init__(self, estimator: Network) -> None:
         self._estimator = estimator
         self._before = before = estimator.__dict__.copy()
-        self._layers = [before[name] for name in ("layer_", "readout_") if name in before]
+        self._layers = [before[name] for name in ("layer_", "readout_", "embedding_") if name in before]
         self._parameters = [layer.state_dict() for layer in self._layers]
+        self._kinds = [layer._kind() for layer in self._layers]
         self._random: Any = before["_rng"].bit_generator.state if self._layers else None
 
     def __enter__(self) -> None:
@@ -59,10 +65,11 @@ class _Restored:
         attributes = self._estimator.__dict__
         attributes.clear()
         attributes.update(self._before)
-        for layer, arrays in zip(self._layers, self._parameters, strict=True):
+        for layer, arrays, kind in zip(self._layers, self._parameters, self._kinds, strict=True):
             layer.unfreeze()
             layer.load_state_dict(arrays)
-            layer.freeze()
+            if kind is not None:
+                layer._freeze_as(kind)
         if self._layers:
             attributes["_rng"].bit_generator.state = self._random
 
@@ -95,6 +102,10 @@ class Network(SequenceInput):
             arguments.fraction("leak", self.leak)
             if self.cell != "rnn":
                 raise ValueError(f"leak={self.leak} needs cell='rnn', got cell={self.cell!r}: use leak=None, or an RNN")
+        if getattr(self, "embedding", None) not in (None, "auto"):
+            if isinstance(self.embedding, str):
+                raise ValueError(f"embedding must be None, 'auto' or an integer, got {self.embedding!r}")
+            arguments.size("embedding", self.embedding)
         for name in ("hidden_size", "num_layers", "max_epochs", "batch_size", "n_iter_no_change"):
             arguments.size(name, getattr(self, name))
         for name in ("bidirectional", "early_stopping", "standardize"):
@@ -107,6 +118,8 @@ class Network(SequenceInput):
             arguments.number("clip", self.clip, below=math.inf, positive=True)
         if not isinstance(self.verbose, (bool, np.bool_)):
             arguments.size("verbose", self.verbose, least=0)
+        if self.verbose and importlib.util.find_spec("tqdm") is None:
+            raise ImportError("verbose=1 needs tqdm for its progress bar: pip install tqdm, or set verbose=0")
         try:
             check_random_state(self.random_state)
         except ValueError as error:
@@ -146,7 +159,7 @@ class Network(SequenceInput):
 
     def _loss(self, output: Array, targets: Array, weights: Array) -> tuple[float, Array]:
         """Return the loss and its gradient; the mean squared error unless a subclass overrides it."""
-        return training.mean_squared_error(output, targets, weights)
+        return training.mean_squared_error(output, targets, weights=weights)
 
     def _output_scale(self) -> Scale | None:
         """Return the scale of the outputs of the readout, if they are numbers."""
@@ -162,7 +175,35 @@ class Network(SequenceInput):
 
     # The network.
 
+    def _read(self, X: Any, reset: bool) -> Sequences:
+        """Return the sequences of X: quantities, (sum of lengths, F), or ids of tokens, (sum of lengths,)."""
+        if (self.embedding if reset else self._option("embedding")) is not None:
+            tokens, lengths = read_tokens("X", X)
+            if reset:
+                self.vocabulary_ = np.unique(tokens)
+                self.n_features_in_ = 1
+                self.__dict__.pop("feature_names_in_", None)
+            return Sequences(encode(tokens, self.vocabulary_), lengths)
+        try:
+            sequences = super()._read(X, reset)
+        except (TypeError, ValueError) as error:
+            if not has_strings(X):
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{error}. Use embedding='auto' to read strings as tokens") from error
+        if reset and resemble_tokens(X, sequences.flat):
+            count = len(np.unique(sequences.flat))
+            warnings.warn(
+                f"X has integers of one feature with {count} distinct values, which are read as quantities: use "
+                "embedding='auto' if they are tokens, or pass them as float64 if not",
+                UserWarning,
+                stacklevel=4,
+            )
+        return sequences
+
     def _scaled(self, sequences: Sequences) -> Sequences:
+        if hasattr(self, "embedding_"):
+            return sequences
         return sequences._replace(flat=self._scale.standardize(self._argument, sequences.flat, self.layer_.dtype))
 
     def _set_scale(self, scale: Scale) -> None:
@@ -181,10 +222,20 @@ class Network(SequenceInput):
 
         `weights` has one weight per step, and `rounding` is that of `Scale.of`.
         """
-        features = sequences.flat.shape[1]
-        self._set_scale(Scale.of(sequences.flat, weights, rounding) if self.standardize else Scale.identity(features))
         self._built = self._structure()
         self._rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max))
+        self.__dict__.pop("embedding_", None)
+        embedding = self._option("embedding")
+        if embedding is None:
+            self.__dict__.pop("vocabulary_", None)
+            features = sequences.flat.shape[1]
+        else:
+            count = len(self.vocabulary_)
+            features = embedding_size(embedding, count)
+            self.embedding_ = Embedding(count + 1, features, dtype=self.dtype, rng=self._rng)
+            self.embedding_.parameters["weight"][0] = 0
+        standardize = self.standardize and embedding is None
+        self._set_scale(Scale.of(sequences.flat, weights, rounding) if standardize else Scale.identity(features))
         self.layer_ = CELLS[self.cell](
             features,
             self.hidden_size,
@@ -206,6 +257,13 @@ class Network(SequenceInput):
         self.n_iter_ = 0
         self.loss_curve_: list[float] = []
         self.validation_scores_ = None
+
+    def _layers(self) -> list[Any]:
+        return [self.layer_, self.readout_, *([self.embedding_] if hasattr(self, "embedding_") else [])]
+
+    def _parameters(self) -> dict[str, Array]:
+        embedding = {"embedding": self.embedding_.parameters["weight"]} if hasattr(self, "embedding_") else {}
+        return {**self.layer_.parameters, **self.readout_.parameters, **embedding}
 
     def _pool(self, y: Array, state: Any, lengths: Array) -> Array:
         """Return the input of the readout: (n, D*H), or (T, n, D*H) if it reads all steps."""
@@ -240,11 +298,11 @@ class Network(SequenceInput):
         steps = self._pooling() == "steps"
         count = len(sequences.flat if steps else sequences.lengths)
         outputs = np.empty((count, self.readout_.out_features), self.layer_.dtype)
-        order = np.argsort(sequences.lengths, kind="stable")
-        for first in range(0, len(order), EVALUATION_BATCH):
-            rows = order[first : first + EVALUATION_BATCH]
+        for rows in by_length(sequences.lengths, EVALUATION_BATCH):
             indices, lengths = sequences.padded_indices(rows), sequences.lengths[rows]
-            y, state = self.layer_(sequences.flat[indices], lengths=None if equal(lengths) else lengths)
+            x = sequences.flat[indices]
+            x = self.embedding_(x) if hasattr(self, "embedding_") else x
+            y, state = self.layer_(x, lengths=None if equal(lengths) else lengths)
             output = self.readout_(self._pool(y, state, lengths))
             if steps:
                 valid = np.arange(len(indices))[:, np.newaxis] < lengths
@@ -260,89 +318,37 @@ class Network(SequenceInput):
         examples = examples._replace(sequences=self._scaled(examples.sequences))
         if held_out is not None:
             held_out = held_out._replace(sequences=self._scaled(held_out.sequences))
-            scores: list[float] = []
-            self.validation_scores_ = scores
-        self.loss_curve_ = list(self.loss_curve_)  # Copied, because an error restores the old list.
-        for layer in (self.layer_, self.readout_):
+        for layer in self._layers():
             layer.unfreeze()
-        parameters = {**self.layer_.parameters, **self.readout_.parameters}
+        parameters = self._parameters()
         adam = training.Adam(parameters, lr=self.learning_rate)
         if self._moments is not None:
             adam.load_state_dict(self._moments)
-        best, best_parameters, since = -math.inf, {}, 0
-        with self._progress_bar(epochs) as bar:
-            for _ in range(epochs):
-                loss = self._epoch(examples, adam)
-                self._require_finite(loss, parameters)
-                self.n_iter_ += 1
-                self.loss_curve_.append(loss)
-                score, shown = -loss, {"loss": f"{loss:.4g}"}
-                if held_out is not None:
-                    score = self._evaluate(held_out)
-                    scores.append(score)
-                    shown["validation"] = f"{score:.4g}"
-                if bar is not None:
-                    bar.set_postfix(shown, refresh=False)
-                    bar.update()
-                since = 0 if score > best + self.tol else since + 1
-                if score > best:
-                    best = score
-                    if held_out is not None:
-                        best_parameters = {name: array.copy() for name, array in parameters.items()}
-                if since >= self.n_iter_no_change:
-                    break
-        for name, array in best_parameters.items():
-            parameters[name][...] = array
+        evaluate = None if held_out is None else functools.partial(self._evaluate, held_out)
+        train = functools.partial(self._epoch, examples, adam)
+        loop = Loop(parameters, adam, train, evaluate, self._diverged, self.tol, maximize=held_out is not None)
+        with progress(bool(self.verbose), epochs, type(self).__name__) as show:
+            # n_iter_no_change is read after every epoch, so that setting it to 0 ends the training.
+            loop.run(epochs, lambda: self.n_iter_no_change, [show])
+        loop.restore_best()
+        self.n_iter_ += len(loop.history.loss)
+        self.loss_curve_ = [*self.loss_curve_, *loop.history.loss]
+        if held_out is not None:
+            self.validation_scores_ = loop.history.validation
         self._moments = adam.state_dict()
-        for layer in (self.layer_, self.readout_):
+        for layer in self._layers():
             layer.freeze()
 
-    def _require_finite(self, loss: float, parameters: dict[str, Array]) -> None:
-        # The loss of an epoch is measured before its last update, so the parameters are checked separately.
-        if math.isfinite(loss) and all(np.isfinite(array).all() for array in parameters.values()):
-            return
-        what = "parameters are not finite" if math.isfinite(loss) else f"loss is {loss}"
-        raise Diverged(
-            f"training diverged: after epoch {self.n_iter_ + 1}, the {what}. Reduce learning_rate or clip, or scale "
-            "the data"
+    def _diverged(self, epoch: int, what: str) -> Diverged:
+        return Diverged(
+            f"training diverged: after epoch {self.n_iter_ + epoch + 1}, {what}. Reduce learning_rate or clip, or "
+            "scale the data"
         )
 
-    @contextlib.contextmanager
-    def _progress_bar(self, epochs: int) -> Iterator[Any]:
-        if not self.verbose:
-            yield None
-            return
-        try:
-            from tqdm.auto import tqdm
-        except ImportError as error:
-            raise ImportError(
-                "verbose=1 needs tqdm for its progress bar: pip install tqdm, or set verbose=0"
-            ) from error
-        with tqdm(total=epochs, desc=type(self).__name__, unit="epoch") as bar:
-            yield bar
-
-    def _epoch(self, examples: Examples, adam: training.Adam) -> float:
-        """Train on all examples once; return the mean of the losses before each update."""
-        total = positions = 0.0
-        for rows in self._batches(examples.sequences.lengths):
-            for loss, count in self._updates(examples, rows, adam):
-                total += loss * count
-                positions += count
-        return total / positions
-
-    def _batches(self, lengths: Array) -> Iterator[Array]:
-        """Yield the rows of random mini-batches, whose sequences are of similar lengths to avoid padding."""
-        if len(lengths) <= self.batch_size:
-            yield np.arange(len(lengths))
-            return
-        order = self._rng.permutation(len(lengths))
-        if not equal(lengths):
-            size = BUCKET * self.batch_size
-            parts = [order[first : first + size] for first in range(0, len(order), size)]
-            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
-        for number in self._rng.permutation(len(batches)):
-            yield batches[number]
+    def _epoch(self, examples: Examples, adam: training.Adam) -> Iterator[tuple[float, int]]:
+        """Train on all examples once; yield the loss of each update and the number of targets in it."""
+        for rows in shuffled(examples.sequences.lengths, self.batch_size, self._rng):
+            yield from self._updates(examples, rows, adam)
 
     def _updates(self, examples: Examples, rows: Array, adam: training.Adam) -> Iterator[tuple[float, int]]:
         """Train on a mini-batch; yield the loss of each update and the number of targets in it."""
@@ -352,15 +358,17 @@ class Network(SequenceInput):
         indices = sequences.padded_indices(rows)
         targets, weights = (array[indices if steps else rows] for array in (targets, weights))
         valid = np.arange(len(indices))[:, np.newaxis] < lengths
-        for window, y, state, tape in self._passes(sequences.flat[indices], lengths):
+        x, embedded = sequences.flat[indices], None
+        if hasattr(self, "embedding_"):
+            x, embedded = self.embedding_.forward(x)
+        for window, y, state, tape in self._passes(x, lengths):
             features = self._pool(y, state, lengths)
             if self.dropout:
                 kept = self._rng.random(features.shape, np.float32) >= self.dropout
                 kept = np.multiply(kept, 1 / (1 - self.dropout), dtype=features.dtype)
                 features = features * kept
             output, readout_tape = self.readout_.forward(features)
-            count = len(rows)
-            expected, factors = (targets[window], weights[window]) if steps else (targets, weights)
+            expected, factors, count = targets[window], weights[window], len(rows)
             if steps:
                 within = valid[window]
                 count = int(within.sum())
@@ -373,6 +381,8 @@ class Network(SequenceInput):
             dfeatures = of_readout.x * kept if self.dropout else of_readout.x
             of_layer = self.layer_.backward(tape, *self._unpool(dfeatures, y, state, lengths))
             gradients = {**of_layer.parameters, **of_readout.parameters}
+            if embedded is not None:
+                gradients["embedding"] = self.embedding_.backward(embedded, of_layer.x).parameters["weight"]
             if self.clip is not None:
                 training.clip_grad_norm(gradients, self.clip)
             adam.step(gradients)

@@ -78,6 +78,8 @@ class Supervised(Network):
 
     def _extend_scales(self, examples: Examples) -> None:
         """Set the scale of what has had no spread so far."""
+        if hasattr(self, "embedding_"):
+            return
         self._set_scale(self._scale.extended(examples.sequences.flat, self._weights_of_steps(examples)))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -153,6 +155,7 @@ class Supervised(Network):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.input_tags.three_d_array = True
+        tags.input_tags.string = self.embedding is not None
         return tags
 
 
@@ -276,6 +279,9 @@ class SequenceClassifier(ClassifierMixin, Labels):
     leak : float or None, default None
         With ``cell="rnn"``, the fraction of the state that is replaced in each step, above 0 and at most 1: a leaky RNN
         (CTRNN), whose units have a time constant of about ``1 / leak`` steps. None means a plain RNN.
+    embedding : int, "auto" or None, default None
+        If not None, X holds tokens, and this is the size of the vector that :class:`rnnfast.Embedding` learns for each
+        of them. "auto" means ``min(600, round(1.6 * V**0.56))`` for V different tokens.
     hidden_size : int, default 32
         Number of units of each layer and direction.
     num_layers : int, default 1
@@ -325,8 +331,13 @@ class SequenceClassifier(ClassifierMixin, Labels):
         The recurrent layer. It is frozen, and can be saved with ``layer_.save(path)`` or run as a stream.
     readout_ : rnnfast.Linear
         The readout. It is frozen too.
+    embedding_ : rnnfast.Embedding
+        The vectors of the tokens, if there are any: row 0 for unknown ones, and row ``k + 1`` for ``vocabulary_[k]``.
+    vocabulary_ : ndarray of int or str
+        The tokens in the first call of ``fit`` or ``partial_fit``, in ascending order.
     mean_, scale_ : ndarray (features,)
-        The mean and standard deviation used to standardize X. A feature with standard deviation 0 is ignored.
+        The mean and standard deviation used to standardize X. A feature with standard deviation 0 is ignored. Tokens
+        are not standardized.
     n_features_in_ : int
         F, or the number of columns if X was a table.
     feature_names_in_ : ndarray of str
@@ -347,6 +358,13 @@ class SequenceClassifier(ClassifierMixin, Labels):
     >>> classifier = SequenceClassifier(hidden_size=8, random_state=0).fit(X, y)
     >>> classifier.predict_proba(X).shape, classifier.score(X, y) > 0.95
     ((60, 2), True)
+
+    Words of sentences are tokens:
+
+    >>> X = [["good", "food"], ["bad", "food"], ["good", "service"], ["bad", "service"], ["really", "good"]]
+    >>> classifier = SequenceClassifier(embedding=4, random_state=0).fit(X, ["+", "-", "+", "-", "+"])
+    >>> classifier.predict([["really", "good", "service"], ["bad", "wine"]])
+    array(['+', '-'], dtype='<U1')
     """
 
     def __init__(
@@ -354,6 +372,7 @@ class SequenceClassifier(ClassifierMixin, Labels):
         cell: str = "lstm",
         *,
         leak: float | None = None,
+        embedding: int | str | None = None,
         hidden_size: int = 32,
         num_layers: int = 1,
         bidirectional: bool = False,
@@ -468,6 +487,7 @@ class SequenceRegressor(RegressorMixin, Supervised):
         cell: str = "lstm",
         *,
         leak: float | None = None,
+        embedding: int | str | None = None,
         hidden_size: int = 32,
         num_layers: int = 1,
         bidirectional: bool = False,

@@ -54,6 +54,7 @@ class SequenceTagger(Labels):
         cell: str = "lstm",
         *,
         leak: float | None = None,
+        embedding: int | str | None = None,
         hidden_size: int = 32,
         num_layers: int = 1,
         bidirectional: bool = True,

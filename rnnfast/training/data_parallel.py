@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import _core, arguments
-from .._types import Array, Arrays
-from .arrays import float_arrays, require_match, require_writeable
+from .._types import Array, Arrays, Parameters
+from .arrays import float_arrays, matching, require_disjoint, require_match, require_writeable
 
 
 class DataParallel:
@@ -30,8 +30,9 @@ class DataParallel:
 
     Parameters
     ----------
-    parameters : mapping of str to ndarray
-        The arrays that the optimizer updates: writeable, of float32 or float64. Names, shapes and dtypes must be the
+    parameters : mapping of str to ndarray, layer, or list of these
+        The arrays that the optimizer updates: writeable, of float32 or float64. In a list, a name starts with the index
+        of its layer: ``"0.weight"``. Names, shapes and dtypes must be the
         same in all processes; the order may differ.
     comm : mpi4py.MPI.Intracomm
         For example ``MPI.COMM_WORLD``.
@@ -41,9 +42,9 @@ class DataParallel:
     ImportError
         If mpi4py is not installed.
     TypeError
-        If `comm` is not an intracommunicator, or `parameters` is not a mapping to float32 or float64 arrays.
+        If `comm` is not an intracommunicator, or `parameters` are not float32 or float64 arrays in one of these forms.
     ValueError
-        If a parameter is read-only, or names, shapes or dtypes differ from those of process 0. No
+        If a parameter is read-only, two share memory, or names, shapes or dtypes differ from those of process 0. No
         parameter is changed.
     RuntimeError
         If another process raised one of these errors. The message contains its rank and its error.
@@ -60,7 +61,7 @@ class DataParallel:
     >>> optimizer.step(parallel.average(grads.parameters, weight=x.shape[1]))  # doctest: +SKIP
     """
 
-    def __init__(self, parameters: Arrays, comm: Any) -> None:
+    def __init__(self, parameters: Parameters, comm: Any) -> None:
         try:
             from mpi4py import MPI
         except ImportError as error:
@@ -75,6 +76,7 @@ class DataParallel:
         try:
             own = float_arrays("parameters", parameters)
             require_writeable("parameters", own)
+            require_disjoint("parameters", own)
             forms = {name: (array.shape, array.dtype.name) for name, array in own.items()}
         except (TypeError, ValueError) as error:
             fault = error
@@ -96,14 +98,15 @@ class DataParallel:
         self._comm.Bcast(self._buffer)
         _core.assign(list(own.values()), [self._views[name].astype(array.dtype) for name, array in own.items()])
 
-    def average(self, gradients: Arrays | None, weight: float) -> dict[str, Array]:
+    def average(self, gradients: Parameters | None, weight: float) -> dict[str, Array]:
         """Compute the gradients of the whole batch: the weighted mean of the gradients of all processes.
 
         Parameters
         ----------
-        gradients : mapping of str to ndarray, or None
-            Arrays of float32 or float64 with the names and shapes of the parameters: the gradients of the mean loss
-            over this process's part of the batch. They are not modified. Unused, and may be None, if `weight` is 0.
+        gradients : mapping of str to ndarray, Gradients, list of these, or None
+            As for the ``step`` of an optimizer: arrays of float32 or float64 with the names and shapes of the
+            parameters: the gradients of the mean loss over this process's part of the batch. They are not modified.
+            Unused, and may be None, if `weight` is 0.
         weight : float
             The number of terms in that mean: rows, or valid targets for variable-length sequences. Pass 0 if this
             process has no part of the batch.
@@ -117,7 +120,7 @@ class DataParallel:
         Raises
         ------
         TypeError
-            If `gradients` is not a mapping to float32 or float64 arrays, or `weight` is not a number.
+            If `gradients` are not float32 or float64 arrays in one of these forms, or `weight` is not a number.
         ValueError
             If names or shapes differ from those of the parameters, `weight` is negative or not finite, or `weight` is 0
             in all processes.
@@ -139,7 +142,7 @@ class DataParallel:
         self._buffer /= self._buffer[-2]
         return dict(self._views)
 
-    def _fill(self, gradients: Arrays | None, weight: float) -> None:
+    def _fill(self, gradients: Parameters | None, weight: float) -> None:
         """Write this process's gradients, multiplied by its weight, and the weight itself into the buffer."""
         weight = arguments.number("weight", weight)
         if not math.isfinite(weight):
@@ -147,10 +150,9 @@ class DataParallel:
         if weight:
             if gradients is None:
                 raise ValueError(f"gradients must be arrays unless weight is 0, got None with weight={weight}")
-            gradients = float_arrays("gradients", gradients)
-            require_match("gradients", gradients, {name: view.shape for name, view in self._views.items()})
+            arrays = matching("gradients", gradients, {name: view.shape for name, view in self._views.items()})
             for name, view in self._views.items():
-                np.multiply(gradients[name], weight, out=view)
+                np.multiply(arrays[name], weight, out=view)
         else:
             self._buffer[:-2] = 0
         self._buffer[-2:] = weight, 0

@@ -21,6 +21,7 @@ TARGETS = {
     "calls": "calls and gradients of all layers, options and instruction sets, against the reference and themselves",
     "streams": "streams and pools after any sequence of operations, right and wrong ones, against calls",
     "files": "files of layers and of the command line, with damaged bytes, archives, arrays and descriptions",
+    "models": "safetensors files and models in JSON, damaged, for rnnfast.from_file and rnnfast convert",
     "onnx": "recurrent nodes of ONNX, valid and invalid ones, against the equations of the standard and ONNX Runtime",
     "commands": "train csv, predict, train text and sample, on any file",
     "parameters": "load_state_dict with any arrays under any names: all or nothing",

@@ -232,6 +232,7 @@ def call_of(method):
             "mask": np.arange(T * N).reshape(T, N) % 3 > 0,
         }
         given |= {"reset": np.arange(T * N).reshape(T, N) % 5 == 0, "zero_masked": False}
+        given["reset_state"] = state_of(layer)
         return getattr(layer, method), given | ({"checkpoint": 2} if method == "forward" else {})
 
     return prepare
@@ -303,7 +304,7 @@ def attribute(name):
 
 def optimizer_step(name):
     parameters = {"a": values(3, 2), "b": values(4)}
-    optimizer = {"lstm": training.Adam, "gru": training.SGD}.get(name, training.Adam)(parameters, lr=0.1)
+    optimizer = {"lstm": training.RMSprop, "gru": training.SGD}.get(name, training.Adam)(parameters, lr=0.1)
     gradients = {"a": values(3, 2), "b": values(4)}
 
     def step(a, b):
@@ -349,6 +350,7 @@ CALLS = {
     "step": stream_step,
     "state": stream_state,
     "reset": lambda _: (rnnfast.GRU(I, H, rng=0).stream(N).reset, {"rows": [0, 2]}),
+    "update": lambda _: (rnnfast.GRU(I, H, rng=0).stream(N).update, {"layer": rnnfast.GRU(I, H, rng=1)}),
     "StreamPool": lambda _: (rnnfast.StreamPool, {"layer": layer_of("rnn"), "capacity": 4}),
     "pool_step": pool_step,
     "join": lambda _: (pool_of()[0].join, {"state": (values(1, H), values(1, H))}),
@@ -359,6 +361,29 @@ CALLS = {
         training.mean_squared_error,
         {"y": values(T, N), "target": values(T, N), "weights": values(T, N) ** 2},
     ),
+    "binary_cross_entropy": lambda _: (
+        training.binary_cross_entropy,
+        {"logits": values(T, N, I), "target": values(T, N, I) > 0, "mask": values(T, N) > 0, "pos_weight": np.ones(I)},
+    ),
+    "quantile_loss": lambda _: (
+        training.quantile_loss,
+        {"y": values(T, N, 2), "target": values(T, N), "quantiles": [0.1, 0.9], "weights": values(T, N) ** 2},
+    ),
+    "gaussian_nll": lambda _: (
+        training.gaussian_nll,
+        {"y": values(T, N, 2), "target": values(T, N, 1), "mask": values(T, N) > 0, "eps": 1e-6},
+    ),
+    "ctc_loss": lambda _: (
+        training.ctc_loss,
+        {
+            "logits": values(T, N, I),
+            "targets": np.ones((N, 2), int),
+            "input_lengths": np.full(N, T),
+            "target_lengths": np.arange(N) % 3,
+            "blank": 0,
+        },
+    ),
+    "average": lambda _: (training.ExponentialMovingAverage, {"parameters": {"a": values(3)}, "decay": 0.9}),
     "softmax_cross_entropy": lambda _: (
         training.softmax_cross_entropy,
         {
@@ -374,10 +399,20 @@ CALLS = {
     ),
     "Adam": lambda _: (training.Adam, {"parameters": {"a": values(3)}, "lr": 0.1}),
     "SGD": lambda _: (training.SGD, {"parameters": {"a": values(3)}, "lr": 0.1, "momentum": 0.9}),
+    "RMSprop": lambda _: (training.RMSprop, {"parameters": {"a": values(3)}, "alpha": 0.9, "weight_decay": 0.1}),
     "optimizer_step": optimizer_step,
     "truncated_bptt": lambda _: (
-        lambda layer, x, window, state: list(itertools.islice(training.truncated_bptt(layer, x, window, state), 3)),
-        {"layer": layer_of("gru"), "x": values(T, N, I), "window": 2, "state": None},
+        lambda **given: list(itertools.islice(training.truncated_bptt(**given), 3)),
+        {
+            "layer": layer_of("gru"),
+            "x": values(T, N, I),
+            "window": 2,
+            "state": None,
+            "lengths": None,
+            "mask": np.arange(T * N).reshape(T, N) % 3 > 0,
+            "reset": np.arange(T * N).reshape(T, N) % 5 == 0,
+            "reset_state": "zeros",
+        },
     ),
 }
 LAYERS = ["rnn", "lstm", "gru", "frozen", "both", "linear", "embedding"]

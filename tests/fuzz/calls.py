@@ -155,6 +155,24 @@ def assert_consistent(layer, p, results, case):
         assert_same(of_rows(run(layer, q), range(len(which))), of_rows(results, which))
         in_chunks(layer, p, called)
         swap(layer, p, called)
+        if p.dtype == np.float32:
+            narrowed(layer, p, which, case)
+
+
+def narrowed(layer, p, which, case):
+    """Weights in fewer bytes: other threads, other rows, and one step at a time."""
+
+    def called(q):
+        y, state = layer(q.x, q.state, **uneven(q))
+        return {"y": y, **{f"state {i}": member for i, member in enumerate(members(state))}}
+
+    layer.freeze(*[("bfloat16",), ("int8",), ("int8", "int8")][case["seed"] % 3])
+    results = called(p)
+    functional.set_num_threads(1)
+    assert_same(called(p), results)
+    assert_same(of_rows(called(rows(p, which)), range(len(which))), of_rows(results, which))
+    in_chunks(layer, p, results)
+    layer.unfreeze()
 
 
 def in_chunks(layer, p, called):
@@ -187,9 +205,9 @@ def bidirectional(case):
     assume(not with_masks)
     ours, other = layer_of(p), layer_of(q)
     joined = rnnfast.Bidirectional(ours, other, merge=case["merge"])
-    y, state, tape = joined.forward(p.x, (p.state, q.state), **uneven(p))
+    y, state, tape = joined.forward(p.x, (p.state, q.state), **uneven_of_both(p, q))
     one, one_end, one_tape = ours.forward(p.x, p.state, **uneven(p))
-    two, two_end, two_tape = other.forward(p.x, q.state, **uneven(p))
+    two, two_end, two_tape = other.forward(p.x, q.state, **uneven(q))
     merged = {
         "concat": lambda: np.concatenate([one, two], 2),
         "sum": lambda: one + two,
@@ -215,12 +233,18 @@ def bidirectional(case):
     turned(case, joined, p, q, y, state, got, dy)
 
 
+def uneven_of_both(p, q):
+    """The arguments of a call of both layers."""
+    given = uneven(p)
+    return given | ({"reset_state": (given["reset_state"], q.options["reset_state"])} if "reset_state" in given else {})
+
+
 def turned(case, joined, p, q, y, state, got, dy):
     """The same with a second layer that does not know that it runs backward."""
     plain = problem(case, case["other"])
     assume(all((plain.parameters[name] == value).all() for name, value in q.parameters.items()))
     other = rnnfast.Bidirectional(joined.forward_layer, layer_of(plain), merge=case["merge"])
-    y2, state2, tape = other.forward(p.x, (p.state, q.state), **uneven(p))
+    y2, state2, tape = other.forward(p.x, (p.state, q.state), **uneven_of_both(p, q))
     assert_same({"y": y2}, {"y": y})
     for one, two in zip(itertools.chain(*map(members, state)), itertools.chain(*map(members, state2)), strict=True):
         np.testing.assert_array_equal(one, two)

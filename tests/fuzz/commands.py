@@ -5,6 +5,7 @@ Series of times that ``train csv`` accepts are continued as the calendar does, i
 
 import calendar
 import contextlib
+import csv
 import datetime
 import decimal
 import json
@@ -19,9 +20,9 @@ HORIZON = 3
 FAST = ["--hidden", 2, "--epochs", 1]
 
 # Formats of dates: those that are documented must be accepted, the others may be.
-DOCUMENTED = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m"]
+DOCUMENTED = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m", "%d.%m.%Y", "%d.%m.%Y %H:%M"]
 OTHERS = [
-    "%Y%m%d", "%Y%m", "%Y", "%d.%m.%Y", "%m/%d/%Y", "%Y/%m/%d", "%Y-%m-%d %H:%M", "%Y%m%dT%H%M", "%Y-%m-%dT%H",
+    "%Y%m%d", "%Y%m", "%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%Y-%m-%d %H:%M", "%Y%m%dT%H%M", "%Y-%m-%dT%H",
     "%G-W%V-%u", "%GW%V%u", "%G-W%V", "%Y-%j", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S+00:00",
     "%Y-%m-%dT%H:%M:%S.%f", "T%H:%M", "%H:%M", "%Y-%m-%dT%H:%M:%S,%f", "%Y-%m-%dT%H%M", "%Y%m%d%H", "%Y%m%d %H:%M",
     "%y-%m-%d", "%b %Y", "%Y-%m-%dT%H:%M-05:00", "%Y-%m-%dt%H:%M", "%d", "%s",
@@ -32,7 +33,8 @@ STARTS = [
     "1970-01-01", "0999-12-25",
 ]  # fmt: skip
 WORDS = [
-    "", " ", "a", "1", "-1", "1e3", "nan", "inf", "1_0", "0x1", "1,5", "\"", "\"\"", "'", "é", "\ufeff", "\u202e",
+    "", " ", "a", "1", "-1", "1,5", "1.234", "1.234,5", "1 234", "5 €", "NA", "Total",
+    "1e3", "nan", "inf", "1_0", "0x1", "\"", "\"\"", "'", "é", "\ufeff", "\u202e",
     "\u0661", "½", "1e400", "-0", "1e150", "1e151", "0.1", "=1", "\x00", "\x1b[31m", "2024-02-30",
     "\u0662\u0660\u0662\u0664", "+5", ".5", "5.", "1e-320",
 ]  # fmt: skip
@@ -44,7 +46,7 @@ def generate(random):
     if what == "times":
         case |= {
             "rows": random.choice([5, 11, 12, 24, 25, 40]),
-            "clock": random.choice(["number", "moment", "moment", "moment", "month", "month end"]),
+            "clock": random.choice(["number", "moment", "moment", "moment", "business day", "month", "month end"]),
             "format": random.choice(DOCUMENTED if random.random() < 0.4 else OTHERS),
             "step": random.choice(STEPS),
             "months": random.choice([1, 1, 2, 3, 12]),
@@ -74,13 +76,24 @@ def generate(random):
             "by": random.choice(["1", "0.1", "5", "0.25", "100", "1e2", "0.001", "3"]),
             "separator": random.choice(",;\t|"),
             "fault": random.choice([None] * 5 + ["gap", "twice", "order", "other format"]),
+            "fill": random.choice([None, "previous"]),
         }
     elif what == "sheet":
         case["lines"] = sheet(random)
-        case["encoding"] = random.choice(["utf-8"] * 5 + ["utf-8-sig", "utf-16", "latin1"])
+        case["encoding"] = random.choice(["utf-8"] * 5 + ["utf-8-sig", "utf-16", "cp1252"])
         case["newline"] = random.choice(["\n", "\n", "\r\n", "\r"])
         case["arguments"] = random.choice(
-            [[], ["--season", "4"], ["--time-column", "t"], ["--delimiter", ";"], ["--delimiter", ""]]
+            [
+                [],
+                ["--season", "4"],
+                ["--time-column", "t"],
+                ["--delimiter", ";"],
+                ["--delimiter", ""],
+                ["--fill", "interpolate", "--differences", "auto"],
+                ["--time-column", "t", "--fill", "previous"],
+                ["--decimal", ","],
+                ["--column", "x"],
+            ]
         )
     else:
         alphabet = random.choice(
@@ -133,6 +146,15 @@ def moments(case):
                 found.append(None)
         return found
     found = []
+    if case["clock"] == "business day":
+        day = datetime.date(year, month, day)
+        while len(found) < rows:
+            if day.weekday() < 5:
+                found.append(datetime.datetime(day.year, day.month, day.day, case["hour"], case["minute"]))
+            if day == datetime.date.max:
+                return found + [None] * (rows - len(found))
+            day += datetime.timedelta(1)
+        return found
     for i in range(rows):
         at = 12 * year + month - 1 + i * case["months"]
         y, m = at // 12, at % 12 + 1
@@ -167,15 +189,19 @@ def texts_of(case):
         return texts[:rows], texts[rows:], plain
     found = moments(case)
     assume(None not in found[:rows])
+    # Within a week, business days are days.
+    assume(case["clock"] != "business day" or found[rows - 1] - found[0] > datetime.timedelta(5))
     texts = [None if moment is None else written(moment, case["format"]) for moment in found]
     assume(len(set(texts[:rows])) == rows and texts[0] < texts[1])
     exact = [datetime_of(text, case["format"]) == moment for text, moment in zip(texts, found, strict=True) if text]
-    known = DOCUMENTED if case["clock"] == "moment" else ["%Y-%m", "%Y-%m-%d"]
+    of_days = ["%Y-%m-%d", "%d.%m.%Y"]
+    known = {"moment": DOCUMENTED, "business day": of_days}.get(case["clock"], ["%Y-%m", *of_days])
     ends = None in texts or found[-1].year == 9999  # training may refuse times with little left after them
     same_day = case["clock"] != "month" or {moment.day for moment in found[:rows]} == {case["day"]}
     documented = case["format"] in known and all(exact) and same_day and not ends
     weeks = "%V" in case["format"] and "%u" not in case["format"]  # which strptime does not read
     complete = case["step"] % (7 * 86400) == 0 and case["clock"] == "moment" if weeks else all(exact)
+    complete = complete and not ("%V" in case["format"] and "month" in case["clock"])  # weeks count days
     return texts[:rows], texts[rows:] if complete else None, documented
 
 
@@ -197,7 +223,7 @@ def datetime_of(text, form):
 def check_times(case):
     assume(case["rows"] >= 5)
     texts, to_come, documented = texts_of(case)
-    fault = case["fault"]
+    fault, fill = case["fault"], case.get("fill")
     if fault == "gap":
         del texts[len(texts) // 2]
     elif fault == "twice":
@@ -211,9 +237,9 @@ def check_times(case):
     lines = [f"t{separator}v", *(f"{text}{separator}{(7 * i) % 5}.5" for i, text in enumerate(texts))]
     with folder() as path:
         (path / "sheet").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        more = ["--time-column", "t", "--delimiter", separator]
+        more = ["--time-column", "t", "--delimiter", separator, *(["--fill", fill] if fill else [])]
         status = train(path, more)
-        if fault:
+        if fault and not (fault == "gap" and fill):
             assert status == 2, f"accepted times with a fault: {fault}, {texts}"
         if documented and not fault:
             assert status == 0, f"refused the documented times {texts}"
@@ -239,11 +265,12 @@ def predicted(path, exists=True):
         assert "memory" not in err, err
         return None
     assert status == 0, f"predict refused what train csv has saved: {err}"
-    header, *rows = out.splitlines()
-    values = [row.split(",")[-len(header.split(",")) + 1 :] for row in rows]
+    tables = [list(csv.reader(out.splitlines(), delimiter=delimiter)) for delimiter in ",;\t|"]
+    _, *rows = max(tables, key=lambda table: len(table[0]) if len({len(row) for row in table}) == 1 else 0)
     assert len(rows) == HORIZON
+    values = [[cell.replace(",", ".") for cell in row[1:]] for row in rows]
     assert np.isfinite(np.array(values, float)).all(), out
-    return [row.rsplit(",", len(header.split(",")) - 1)[0].strip('"') for row in rows]
+    return [row[0] for row in rows]
 
 
 # ---- any sheet, any text

@@ -59,8 +59,11 @@ def generate(random):
     }
 
 
-def edit(random):
-    kind = random.choices(["json", "bytes", "array", "header", "entry", "archive", "large"], [8, 3, 4, 4, 4, 2, 2])[0]
+KINDS = {"json": 8, "bytes": 3, "array": 4, "header": 4, "entry": 4, "archive": 2, "large": 2}
+
+
+def edit(random, kinds=tuple(KINDS)):
+    kind = random.choices(kinds, [KINDS[one] for one in kinds])[0]
     e = {"kind": kind, "at": random.randrange(1 << 16)}
     if kind == "json":
         e["how"] = random.choices(["set", "delete", "add", "deep", "text"], [8, 2, 3, 1, 1])[0]
@@ -283,12 +286,12 @@ def damage_archive(data, e):
     return bytes(raw)
 
 
-def nodes(value, path=()):
-    """All places in a JSON value."""
+def nodes(value, path=(), most=None):
+    """All places in a JSON value; with `most`, only those in the first elements of each list."""
     yield path
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = value.items() if isinstance(value, dict) else enumerate(value[:most]) if isinstance(value, list) else ()
     for key, one in children:
-        yield from nodes(one, (*path, key))
+        yield from nodes(one, (*path, key), most)
 
 
 def damage_json(content, e):
@@ -296,6 +299,11 @@ def damage_json(content, e):
         about = json.loads(np.load(io.BytesIO(content)).item())
     except Exception:
         return "{"
+    return changed_json(about, e)
+
+
+def changed_json(about, e, most=None):
+    """The text of a JSON value with one change at one of its `nodes`."""
     how, value = e["how"], e["value"]
     if how == "text":
         return str(value)
@@ -303,7 +311,7 @@ def damage_json(content, e):
         begin, end = [("[", "]"), ('{"layer":', "}"), ('{"class": "Bidirectional", "forward_layer":', "}")][e["at"] % 3]
         nested = begin * e["depth"] + "1" + end * e["depth"]
         return f'{{"format": 1, "layer": {nested}}}' if e["at"] % 2 else nested
-    where = [path for path in nodes(about) if path] or [()]
+    where = [path for path in nodes(about, most=most) if path] or [()]
     path = where[e["at"] % len(where)]
     if not path:
         return json.dumps(value)

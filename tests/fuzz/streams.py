@@ -11,8 +11,9 @@ from fuzz import assume, outcome
 I = 3
 
 # Operations, and how often they are drawn. Those in WRONG raise an error and change nothing.
-STREAM = {"step": 6, "call": 3, "state": 2, "assign": 2, "reset": 2, "weights": 1, "freeze": 1, "other": 1, "wrong": 4}
-POOL = {"join": 4, "leave": 2, "step": 8, "weights": 1, "freeze": 1, "wrong": 4}
+STREAM = {"step": 6, "call": 3, "state": 2, "assign": 2, "reset": 2, "weights": 1, "update": 1, "freeze": 1, "other": 1}
+STREAM |= {"wrong": 4}
+POOL = {"join": 4, "leave": 2, "step": 8, "weights": 1, "update": 1, "freeze": 1, "wrong": 4}
 ERRORS = ValueError, TypeError, IndexError, KeyError, RuntimeError
 
 
@@ -87,6 +88,15 @@ class Model:
             if array.flags.writeable:
                 array += rng.uniform(-1, 1, array.shape).astype(self.dtype)
 
+    def update(self, rng):
+        """Take the present weights of the layer, or those of a copy."""
+        layer = self.layer
+        if rng.integers(2):
+            layer = type(layer)(**{**rnnfast.layers.saving.options(layer), "batch_first": bool(rng.integers(2))})
+            layer.load_state_dict(self.layer.state_dict())
+        self.subject().update(*[[], [None], [layer]][rng.integers(3)])
+        self.oracle.load_state_dict(self.layer.state_dict())
+
     def freeze(self, rng):
         (self.layer.freeze if rng.integers(2) else self.layer.unfreeze)()
 
@@ -131,6 +141,9 @@ def wrong_out(rng, shape, dtype, x):
 
 
 class StreamModel(Model):
+    def subject(self):
+        return self.stream
+
     def __init__(self, layer, N):
         super().__init__(layer)
         self.N, self.stream, self.expected = N, layer.stream(N), self.zeros(N)
@@ -225,6 +238,8 @@ class StreamModel(Model):
             "reset of fractions": lambda: stream.reset([0.5]),
             "reset of too many flags": lambda: stream.reset([True] * (N + 1)),
             "reset of text": lambda: stream.reset("a"),
+            "update to another class": lambda: stream.update(rnnfast.Linear(I, I)),
+            "update to other sizes": lambda: stream.update(rnnfast.GRU(I + 1, 2)),
             "batch_size of 0": lambda: self.layer.stream(0),
             "batch_size of a fraction": lambda: self.layer.stream(1.5),
         }
@@ -233,6 +248,9 @@ class StreamModel(Model):
 
 
 class PoolModel(Model):
+    def subject(self):
+        return self.pool
+
     def __init__(self, layer, capacity):
         super().__init__(layer)
         self.pool, self.capacity = rnnfast.StreamPool(layer, capacity), capacity
@@ -296,6 +314,8 @@ class PoolModel(Model):
             "join of two rows": lambda: pool.join(state),
             "join of text": lambda: pool.join("ab"),
             "join of half a state": lambda: pool.join((wide[0], wide[1].astype(complex)) if pair else wide[:0]),
+            "update to another class": lambda: pool.update(3),
+            "update to other sizes": lambda: pool.update(rnnfast.GRU(I + 1, 2)),
             "capacity of 0": lambda: rnnfast.StreamPool(self.layer, 0),
         }
         if ids:

@@ -41,9 +41,11 @@ def look_of_results(results):
 
 
 def look_of_stream(stream):
-    """The state, and the results of the next step and call."""
+    """The state, the results of the next step and call, and the state after a reset."""
     x = X[:1] if stream.batch_size == N else X[:1, :1]
-    return bits(stream.state), stream.step(x[0]).tobytes(), stream(x).tobytes(), bits(stream.state)
+    look = bits(stream.state), stream.step(x[0]).tobytes(), stream(x).tobytes(), bits(stream.state)
+    stream.reset()
+    return *look, bits(stream.state)
 
 
 def look_of_pool(pool):
@@ -63,8 +65,9 @@ def look_of_layer(layer):
     frozen = [part.__getstate__()["_frozen"] for part in parts]
     look = [frozen, [array.flags.writeable for array in layer.parameters.values()], look_of_results(layer.state_dict())]
     look.append(look_of_results(layer(x)))
-    *y, tape = layer.forward(x)
-    look.append(look_of_results([*y, layer.backward(tape, None)[:]]))
+    if "int8" not in frozen:  # which cannot be trained
+        *y, tape = layer.forward(x)
+        look.append(look_of_results([*y, layer.backward(tape, None)[:]]))
     layer.unfreeze()
     for array in layer.parameters.values():
         array[...] = 0.5
@@ -79,7 +82,7 @@ def look_of_layer(layer):
 
 
 def used_stream(cell, batch_size=N):
-    stream = layer_of(cell, num_layers=2).stream(batch_size)
+    stream = layer_of(cell, num_layers=2, init_state=True).stream(batch_size)
     stream.step(X[0, :batch_size])
     return stream
 
@@ -89,7 +92,16 @@ def state_like(stream):
     return values if isinstance(stream.state, tuple) else values[0]
 
 
+def other_layer(cell):
+    """A layer of other weights, from other initial states, for the streams of `used_stream` and `used_pool`."""
+    layer = layer_of(cell, 1, num_layers=2, init_state=True)
+    for name, array in layer.parameters.items():
+        array += name.startswith(("h0", "c0"))
+    return layer
+
+
 def streams(cell):
+    other = other_layer(cell)
     stream = functools.partial(used_stream, cell)
     values = state_like(stream())
     acts = {
@@ -104,15 +116,17 @@ def streams(cell):
         "reset": lambda stream: stream.reset(),
         "reset of a row": lambda stream: stream.reset(1),
         "reset of rows": lambda stream: stream.reset(np.arange(N) < 2),
+        "update": lambda stream: stream.update(other),
     }
     actions = {f"stream, {name}": Action(stream, act, look_of_stream) for name, act in acts.items()}
     one = functools.partial(used_stream, cell, 1)
     actions["stream, step of one row"] = Action(one, lambda stream: stream.step(X[1, 0]), look_of_stream)
+    actions["stream, update of one row"] = Action(one, lambda stream: stream.update(other), look_of_stream)
     return actions
 
 
 def used_pool(cell):
-    pool = rnnfast.StreamPool(layer_of(cell, num_layers=2), 4)
+    pool = rnnfast.StreamPool(layer_of(cell, num_layers=2, init_state=True), 4)
     first, second, third = pool.join(), pool.join(), pool.join()
     pool.step([third, first, second], np.full((3, I), 0.5, np.float32))
     pool.leave(second)
@@ -120,7 +134,7 @@ def used_pool(cell):
 
 
 def pools(cell):
-    pool = functools.partial(used_pool, cell)
+    pool, other = functools.partial(used_pool, cell), other_layer(cell)
     state = pool().leave(1)
     x = np.full((2, I), 0.25, np.float32)
     acts = {
@@ -130,6 +144,7 @@ def pools(cell):
         "step": lambda pool: pool.step([3, 1], x),
         "step with out": lambda pool: pool.step([3, 1], x, np.empty((2, 2 * H), np.float32)[:, ::2]),
         "step of one": lambda pool: pool.step([1], x[:1]),
+        "update": lambda pool: pool.update(other),
     }
     return {f"pool, {name}": Action(pool, act, look_of_pool) for name, act in acts.items()}
 
@@ -144,9 +159,9 @@ KINDS = {
 }
 
 
-def frozen(make):
+def frozen(make, weights=None):
     layer = make()
-    layer.freeze()
+    layer.freeze(weights)
     return layer
 
 
@@ -159,10 +174,13 @@ def folder():
 
 
 @functools.cache
-def saved(kind):
-    """The path of a file with a layer of other parameters."""
-    path = os.path.join(folder(), kind)
-    KINDS[kind](1).save(path)
+def saved(kind, weights=None):
+    """The path of a file with a layer of other parameters, in fewer bytes if it is frozen with such weights."""
+    path = os.path.join(folder(), f"{kind} {weights}")
+    layer = KINDS[kind](1)
+    if weights is not None:
+        layer.freeze(weights)
+    layer.save(path)
     return path
 
 
@@ -192,7 +210,9 @@ def layers(kind):
         "forward and backward": lambda layer: forward_backward(layer, x),
         "freeze": lambda layer: layer.freeze(),
         "load_state_dict": lambda layer: layer.load_state_dict(other),
+        "freeze to int8": lambda layer: layer.freeze("int8"),
         "load": lambda layer: layer.load(saved(kind)),
+        "load int8": lambda layer: layer.load(saved(kind, "int8")),
     }
     if hasattr(make(), "release"):
         acts["release"] = lambda layer: layer.release()
@@ -200,10 +220,17 @@ def layers(kind):
         acts["ragged call"] = lambda layer: layer(x, lengths=[2, 4, 1, 0, 4, 3])
         acts["ragged forward and backward"] = lambda layer: forward_backward(layer, x, lengths=[2, 4, 1, 0, 4, 3])
         acts["checkpoints"] = lambda layer: forward_backward(layer, x, checkpoint=2)
-    actions = {f"{kind}, {name}": Action(make, act, look_of_layer, files=name == "load") for name, act in acts.items()}
+    actions = {
+        f"{kind}, {name}": Action(make, act, look_of_layer, files=name in ("load", "load int8"))
+        for name, act in acts.items()
+    }
     frozen_layer = functools.partial(frozen, make)
     actions[f"{kind}, unfreeze"] = Action(frozen_layer, lambda layer: layer.unfreeze(), look_of_layer)
     actions[f"{kind}, frozen call"] = Action(frozen_layer, lambda layer: (layer(x), layer(x)), look_of_layer)
+    narrow_layer = functools.partial(frozen, make, "int8")
+    actions[f"{kind}, int8 to float32"] = Action(narrow_layer, lambda layer: layer.freeze("float32"), look_of_layer)
+    actions[f"{kind}, unfreeze int8"] = Action(narrow_layer, lambda layer: layer.unfreeze(), look_of_layer)
+    actions[f"{kind}, int8 call"] = Action(narrow_layer, lambda layer: (layer(x), layer(x)), look_of_layer)
     return actions
 
 
@@ -228,6 +255,7 @@ def look_of_optimizer(subject):
 OPTIMIZERS = {
     "SGD": lambda parameters: training.SGD(parameters, 0.1, momentum=0.9),
     "Adam": lambda parameters: training.Adam(parameters),
+    "RMSprop": lambda parameters: training.RMSprop(parameters, momentum=0.9, centered=True),
 }
 
 
@@ -238,6 +266,32 @@ def optimizers(kind):
         f"{kind}, step": Action(make, lambda subject: subject[1].step(subject[0]), look_of_optimizer),
         f"{kind}, load_state_dict": Action(make, lambda subject: subject[1].load_state_dict(state), look_of_optimizer),
     }
+
+
+def averaged():
+    """Parameters and an average of theirs that differs from them."""
+    parameters = {name: np.full(300, 1.0, np.float32) for name in "abc"}
+    average = training.ExponentialMovingAverage(parameters, 0.5)
+    average.update()
+    for array in parameters.values():
+        array += 1
+    return parameters, average
+
+
+def look_of_average(subject):
+    parameters, average = subject
+    return look_of_results([parameters, average.state_dict()])
+
+
+def apply_average(subject):
+    average = subject[1]
+    try:
+        with average.applied():
+            pass
+    except MemoryError:
+        if average._swapped:  # at the end of the block, as documented
+            average.swap()
+        raise
 
 
 def clipped():
@@ -289,6 +343,9 @@ ACTIONS = {
         *map(layers, KINDS),
         *map(optimizers, OPTIMIZERS),
         {
+            "ExponentialMovingAverage, update": Action(averaged, lambda subject: subject[1].update(), look_of_average),
+            "ExponentialMovingAverage, swap": Action(averaged, lambda subject: subject[1].swap(), look_of_average),
+            "ExponentialMovingAverage, applied": Action(averaged, apply_average, look_of_average),
             "clip_grad_norm": Action(
                 clipped, lambda gradients: training.clip_grad_norm(gradients, 1.0), look_of_results
             ),

@@ -67,6 +67,8 @@ def gradient_by_differences(p, run_forward):
 
     results = {"dx": central_differences(loss, p.x)}
     results.update({f"dstate {i}": central_differences(loss, member) for i, member in enumerate(members(p.state))})
+    resets = members(p.options["reset_state"]) if "reset_state" in p.options else []
+    results.update({f"dreset {i}": central_differences(loss, member) for i, member in enumerate(resets)})
     trained = {name: value for name, value in p.parameters.items() if is_trained(p.cell, name)}
     results.update({f"d{name}": central_differences(loss, value) for name, value in trained.items()})
     return results

@@ -136,6 +136,7 @@ def make_engine(p, isa=None):
         reverse=p.options["reverse"],
         bias=p.bias,
         isa=isa,
+        weights=p.weights,
     )
 
 

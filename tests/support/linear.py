@@ -12,7 +12,7 @@ def linear_problem(M, I, O, dtype, bias):
     return x, weight, rng.uniform(-1, 1, O).astype(dtype) if bias else None, dy
 
 
-def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain", guards=None):
+def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain", guards=None, weights="full"):
     """y, dx, dweight and dbias, computed on guarded buffers."""
     guards = guards or Guards(x.dtype)
 
@@ -27,7 +27,8 @@ def run_linear(x, weight, bias, dy, isa, *, start=0.0, layout="plain", guards=No
         if gradient is not None:
             gradient.fill(start)
     with functional.use_isa(isa):
-        functional.linear_forward(held_x, functional.linear_pack(held_weight, held_bias), y)
+        packed = functional.linear_pack(held_weight, held_bias, weights=weights)
+        functional.linear_forward(held_x, packed, y, weights=weights)
         functional.linear_backward(held_x, held_weight, held_dy, dx, dweight, dbias)
     guards.check()
     results = {"y": y, "dx": dx, "dweight": dweight}

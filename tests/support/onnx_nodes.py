@@ -12,7 +12,7 @@ GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 PLACES = {"RNN": 1, "LSTM": 3, "GRU": 2}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}
-NOT_MODELS = {"no bytes": b"", "another message": b"\x08\x07", "text": b"this is no model", "zeros": bytes(100)}
+NOT_MODELS = {"no bytes": b"", "another message": b"\x08\x07", "text": b"not a model", "zeros": bytes(100)}
 NEWEST = max(row[2] for row in helper.VERSION_TABLE)
 
 

@@ -35,6 +35,7 @@ def problem(
     bias=True,
     dropout=False,
     dtype=np.float64,
+    weights="full",
     seed=0,
 ):
     """Random parameters, x, state, dropout masks, dy and dstate, with the options as the reference takes them."""
@@ -56,6 +57,7 @@ def problem(
     return SimpleNamespace(
         cell=cell,
         dtype=np.dtype(dtype),
+        weights=weights,
         input_size=I,
         hidden_size=H,
         proj_size=proj_size,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rnnfast import functional, reference
 from support import problems as plain
 from support.cells import DIRECTIONS, VARIANTS, has_c, make_layer
-from support.compare import named
+from support.compare import members, named
 from support.problems import variant_problem
 
 # The arguments that describe each kind of batch.
@@ -22,12 +22,16 @@ KINDS = {
     "mask and reset": ("mask", "reset"),
     "zero_masked and reset": ("mask", "zero_masked", "reset"),
     "lengths and reset": ("lengths", "reset"),
+    "mask and reset to a state": ("mask", "reset", "reset_state"),
+    "lengths and reset to a state": ("lengths", "reset", "reset_state"),
 }
-UNEVEN = ("lengths", "mask", "reset", "zero_masked")
+# Those whose resets go to the initial state.
+WITHOUT_RESET_STATE = tuple(kind for kind, names in KINDS.items() if "reset_state" not in names)
+UNEVEN = ("lengths", "mask", "reset", "reset_state", "zero_masked")
 
 
 def draw_sequences(kind, T, N, seed=0):
-    """Random lengths, mask or reset of N rows: some rows have every step, some none, others a part."""
+    """Random lengths, mask or reset of N rows: some rows have every step, some none, others a part. No reset state."""
     rng = np.random.default_rng(seed)
 
     def flags():
@@ -35,7 +39,18 @@ def draw_sequences(kind, T, N, seed=0):
 
     lengths = np.where(rng.random(N) < 0.3, T * rng.integers(0, 2, N), rng.integers(0, T + 1, N))
     arrays = {"lengths": lengths, "mask": flags(), "reset": flags(), "zero_masked": True}
-    return {name: arrays[name] for name in KINDS[kind]}
+    return {name: arrays[name] for name in KINDS[kind] if name != "reset_state"}
+
+
+def draw_reset_state(p, seed=0):
+    """A random reset state in the form of the problem's states."""
+    rng = np.random.default_rng([seed, 1])
+    return over_members(p.state, lambda member: rng.uniform(-1, 1, member.shape).astype(p.dtype))
+
+
+def over_members(state, function):
+    """Apply a function to the arrays of a state."""
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
 
 
 def uneven_problem(kind, variant, T, N, I, H, *, seed=0, **options):
@@ -44,6 +59,8 @@ def uneven_problem(kind, variant, T, N, I, H, *, seed=0, **options):
     p.variant = variant
     if kind is not None:
         p.options.update(draw_sequences(kind, T, N, seed))
+        if "reset_state" in KINDS[kind]:
+            p.options["reset_state"] = draw_reset_state(p, seed)
     return p
 
 
@@ -100,7 +117,13 @@ def run(layer, p, checkpoint=None):
 def run_backward(layer, p, y, state, tape):
     spoil(p)
     grads = layer.backward(tape, p.dy, p.dstate, per_step=True)
-    return {**named(y, state, *grads), "dh": grads.h}
+    return {**named(y, state, *grads), "dh": grads.h, **named_reset(p, grads.reset_state)}
+
+
+def named_reset(p, dreset_state):
+    """The gradient of the reset state by name, if the problem has one."""
+    assert (dreset_state is not None) == ("reset_state" in p.options)
+    return {} if dreset_state is None else {f"dreset {i}": member for i, member in enumerate(members(dreset_state))}
 
 
 def cells_of(p, tape, checkpoint=None):
@@ -121,6 +144,8 @@ def in_float64(p):
     q.parameters = {name: cast(value, np.float64) for name, value in p.parameters.items()}
     masks = p.options["masks"]
     q.options = {**p.options, "masks": None if masks is None else cast(masks, np.float64)}
+    if "reset_state" in p.options:
+        q.options["reset_state"] = cast(p.options["reset_state"], np.float64)
     return q
 
 
@@ -134,8 +159,10 @@ def is_real(p):
 def run_all(p):
     """The results of the reference by name, with the gradient of every h and, for an LSTM, every c."""
     y, state, tape = reference.forward(p.cell, p.parameters, p.x, p.state, **p.options)
-    *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)
-    return {**named(y, state, *results), "dh": dh, **({"cells": tape.cells} if has_c(p.cell) else {})}
+    *results, dh = reference.backward(tape, p.dy, p.dstate, per_step=True)[:4]
+    dreset_state = reference.backward(tape, p.dy, p.dstate)[-1] if "reset_state" in p.options else None
+    results = {**named(y, state, *results), "dh": dh, **named_reset(p, dreset_state)}
+    return {**results, **({"cells": tape.cells} if has_c(p.cell) else {})}
 
 
 @cache
@@ -148,14 +175,19 @@ def solved(kind, variant, direction, T, N, I, H, dtype, **options):
 def rows(p, which):
     """The problem restricted to some rows of the batch."""
     q = plain.rows(p, which)
-    parts = {name: np.asarray(value)[..., which] for name, value in uneven(p).items() if name != "zero_masked"}
+    parts = {
+        name: np.asarray(uneven(p)[name])[..., which] for name in ("lengths", "mask", "reset") if name in uneven(p)
+    }
     q.options = {**q.options, **parts}
+    if "reset_state" in p.options:
+        q.options["reset_state"] = over_members(p.options["reset_state"], lambda member: member[:, which].copy())
     return q
 
 
 def of_rows(results, which):
     """The results of some rows of the batch."""
-    axes = {"y": 1, "dx": 1, "dh": 2, "cells": 2, "state 0": 1, "state 1": 1, "dstate 0": 1, "dstate 1": 1}
+    axes = {"y": 1, "dx": 1, "dh": 2, "cells": 2}
+    axes |= {f"{kind} {k}": 1 for kind in ("state", "dstate", "dreset") for k in range(2)}
     return {name: value.take(which, axes[name]) for name, value in results.items() if name in axes}
 
 
@@ -165,6 +197,7 @@ def shown(p):
     suffixes = ("_l0", "_l0_reverse") if p.options["bidirectional"] else ("_l0",)
     parameters = {f"{kind}{end}": np.ones((1, 1)[: 1 + ("weight" in kind)]) for end in suffixes for kind in PARAMETERS}
     options = {**p.options, "num_layers": 1, "masks": None}
+    options.pop("reset_state", None)
     y, _, _ = reference.forward("rnn_tanh", parameters, np.ones((T, N, 1)), **options)
     return np.repeat(y != 0, width // y.shape[2], axis=2)
 
@@ -209,8 +242,10 @@ def swapped(p):
 def unbatched(p):
     q = rows(p, slice(0, 1))
     q.x, q.dy = q.x[:, 0], q.dy[:, 0]
-    q.state, q.dstate = (tuple(m[:, 0] for m in s) if isinstance(s, tuple) else s[:, 0] for s in (q.state, q.dstate))
+    q.state, q.dstate = (over_members(s, lambda member: member[:, 0]) for s in (q.state, q.dstate))
     for name, value in uneven(q).items():
-        if name != "zero_masked":
+        if name == "reset_state":
+            q.options[name] = over_members(value, lambda member: member[:, 0])
+        elif name != "zero_masked":
             q.options[name] = value[..., 0]
     return q

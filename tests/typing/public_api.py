@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 import rnnfast
 from rnnfast import GRU, LSTM, RNN, Bidirectional, Embedding, Gradients, Linear, Stream, StreamPool, Tape
 from rnnfast.diagnostics import GradientFlow, Saturation, gradient_flow
-from rnnfast.sklearn import SequenceClassifier, SequenceForecaster, SequenceRegressor, SequenceTagger
-from rnnfast.training import SGD, Adam, DataParallel, Window
+from rnnfast.quantization import MODES, Mode, Report, Size, choose, report
+from rnnfast.sklearn import (
+    SequenceClassifier,
+    SequenceForecaster,
+    SequenceRegressor,
+    SequenceTagger,
+    choose_differences,
+)
+from rnnfast.training import SGD, Adam, AdamW, DataParallel, ExponentialMovingAverage, RMSprop, Window
 
 Array = NDArray[Any]
 
@@ -68,6 +75,7 @@ def parameters_and_files(folder: Path) -> None:
     assert_type(LSTM.from_state_dict(arrays, prefix="", batch_first=True), LSTM)
     assert_type(Linear.from_state_dict(arrays, "head."), Linear)
     found: GRU = rnnfast.from_state_dict(arrays)
+    found = rnnfast.from_file(folder / "model.onnx", name="encoder")
     found(x)
 
 
@@ -98,6 +106,7 @@ def streams() -> None:
     first = pool.join()
     assert_type(first, int)
     assert_type(pool.step([first], x[0, :1]), Array)
+    pool.update()
     pool.leave(first)
 
 
@@ -109,10 +118,19 @@ def training(layer: LSTM) -> None:
     loss, dy = rnnfast.training.softmax_cross_entropy(y, np.zeros((5, 2), int), mask=np.ones((5, 2), bool))
     gradients = layer.backward(tape, dy).parameters
     assert_type(rnnfast.training.clip_grad_norm(gradients, 1.0), float)
-    for optimizer in (Adam(layer.parameters, lr=1e-3), SGD(layer.parameters, lr=0.1, momentum=0.9)):
+    for optimizer in (Adam(layer.parameters, lr=1e-3), SGD(layer, lr=0.1, momentum=0.9), RMSprop(layer)):
         optimizer.step(gradients)
+        optimizer.step(layer.backward(tape, dy))
+    optimizer = AdamW([layer, layer.parameters])
+    optimizer.step([layer.backward(tape, dy), gradients])
+    optimizer.lr = rnnfast.training.schedules.cosine(0.1, steps=5)(0)
+    average = ExponentialMovingAverage([layer])
+    with average.applied():
+        assert_type(average.state_dict(), dict[str, Array])
+    assert_type(rnnfast.training.ctc_loss(y, [[1], [1]]), tuple[float, Array])
     for window in rnnfast.training.truncated_bptt(layer, x, 2):
         assert_type(window, Window)
+    rnnfast.training.truncated_bptt(layer, x, 2, lengths=[5, 3], reset=np.ones((5, 2), bool), reset_state="zeros")
     parallel = DataParallel(layer.parameters, comm=None)
     parallel.average(gradients, weight=2)
 
@@ -125,6 +143,16 @@ def diagnostics(layer: LSTM) -> None:
         assert_type(gates, dict[str, Saturation])
 
 
+def quantization(layer: LSTM) -> None:
+    found = report(layer, x, lengths=[5, 3])
+    assert_type(found, Report)
+    assert_type(found.modes, dict[str, Mode])
+    assert_type(found.modes["int8"].state, Size | None)
+    layer.freeze(weights=choose(layer, x, tolerance=0.01))
+    layer.freeze(weights="int8", activations="int8")
+    layer.freeze(*MODES["int8 products"])
+
+
 def estimators() -> None:
     target = np.array([0, 1])
     classifier = SequenceClassifier(hidden_size=8, max_epochs=2, random_state=0).fit(x, target)
@@ -133,7 +161,9 @@ def estimators() -> None:
     classifier.predict_proba(x)
     SequenceRegressor("gru").fit(x, target).predict(x)
     SequenceTagger().fit(list(x), list(np.zeros((5, 2), int))).predict(list(x))
-    SequenceForecaster(horizon=3).fit(np.arange(50.0)).forecast()
+    SequenceClassifier(embedding="auto").fit([["a", "b"], ["c"]], target)
+    SequenceForecaster(horizon=3).fit(np.arange(50.0), future=np.ones(50)).predict(future=np.ones(3))
+    assert_type(choose_differences(np.arange(50.0), season=12), tuple[int, ...])
 
 
 def main() -> None:
@@ -144,4 +174,5 @@ def main() -> None:
     streams()
     training(LSTM(4, 8))
     diagnostics(LSTM(4, 8))
+    quantization(LSTM(4, 8))
     estimators()

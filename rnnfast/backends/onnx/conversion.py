@@ -64,13 +64,7 @@ def layer_from_onnx(model: Any, node: str | Sequence[str] | None = None) -> laye
     parts = []
     for one in _find(models.find(model, defaults=True), node):
         parts.append(models.part(one, opset))
-        for name in ("sequence_lens", "initial_h", "initial_c"):
-            value = one.constants.get(name)
-            if value is not None and (value.any() or name == "sequence_lens"):
-                raise ValueError(
-                    f"{name} of node {one.name!r} is a constant of the model, but a layer does not store it: make it "
-                    "an input of the model, and pass it to each call of the layer"
-                )
+        require_no_state(one)
     for part in parts[1:]:
         if (part.operator, part.options) != (parts[0].operator, parts[0].options):
             raise ValueError(
@@ -78,6 +72,17 @@ def layer_from_onnx(model: Any, node: str | Sequence[str] | None = None) -> laye
                 f"{part.options}; convert them one by one"
             )
     return build(parts)
+
+
+def require_no_state(one: models.RecurrentNode) -> None:
+    """Raise an error if a model fixes the initial state or the lengths of a node, which are no parts of a layer."""
+    for name in ("sequence_lens", "initial_h", "initial_c"):
+        value = one.constants.get(name)
+        if value is not None and (value.any() or name == "sequence_lens"):
+            raise ValueError(
+                f"{name} of node {one.name!r} is a constant of the model, but a layer does not store it: make it "
+                "an input of the model, and pass it to each call of the layer"
+            )
 
 
 def _find(nodes: list[models.RecurrentNode], node: str | Sequence[str] | None) -> list[models.RecurrentNode]:

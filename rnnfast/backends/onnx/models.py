@@ -193,7 +193,7 @@ def _walk(
     constants = dict(outer)
     for tensor in graph.initializer:
         if tensor.name in needed and tensor.name not in variable:
-            constants[tensor.name] = _array(tensor)
+            constants[tensor.name] = array(tensor)
     for node in graph.node:
         if op_type := kind(node):
             given = {name: value for name, value in zip(INPUTS, node.input, strict=False) if value}
@@ -205,7 +205,7 @@ def _walk(
             _walk(body, constants, needed, set(), opsets, found)
 
 
-def _array(tensor: onnx.TensorProto) -> Array:
+def array(tensor: onnx.TensorProto) -> Array:
     try:
         return np.asarray(numpy_helper.to_array(tensor))
     except Exception as error:  # onnx raises errors of many types

@@ -2,9 +2,9 @@
 
 `LSTM`, `GRU`, `RNN`, `LSTMCell`, `GRUCell` and `RNNCell` subclass the classes of torch.nn and replace only `forward`:
 the constructor, parameters, initial values, state_dict, hooks, pickling and error messages are torch's. The layers also
-take `lengths`, `mask` and `reset`, as rnnfast's layers for NumPy do. `convert` switches the layers of an existing
-model, `revert` switches them back, `report` lists what runs on rnnfast, and under `enable` torch's constructors build
-these layers.
+take `lengths`, `mask`, `reset` and `reset_state`, as rnnfast's layers for NumPy do. `convert` switches the layers of an
+existing model, `revert` switches them back, `report` lists what runs on rnnfast, and under `enable` torch's
+constructors build these layers.
 
 rnnfast runs float32 and float64 tensors on the CPU, as padded batches or as a PackedSequence. Dropout draws the same
 random numbers as torch's own layers. Everything else falls back to torch's own operators: other devices and dtypes

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from rnnfast import arguments, ragged
 
-__all__ = ["PARAMETERS", "Call", "array_of", "as_tensor", "from_flat", "is_step", "pattern_of", "sizes_of"]
+__all__ = [
+    "DIFFERENTIABLE",
+    "PARAMETERS",
+    "Call",
+    "array_of",
+    "as_tensor",
+    "from_flat",
+    "is_step",
+    "pattern_of",
+    "sizes_of",
+]
 
 
 class Call(NamedTuple):
@@ -23,6 +33,8 @@ class Call(NamedTuple):
     x: Tensor
     h0: Tensor | None
     c0: Tensor | None
+    h_reset: Tensor | None  # from which sequences start at a reset; None stands for h0
+    c_reset: Tensor | None
     dropout: Tensor | None  # factors for the outputs of all layers but the last, (L - 1, T, N, features)
     batch_sizes: Tensor | None  # of a PackedSequence
     lengths: Tensor | None
@@ -36,6 +48,7 @@ class Call(NamedTuple):
     zero_masked: bool
 
 
+DIFFERENTIABLE = Call._fields.index("dropout")  # x and the states, which have gradients, come before
 PARAMETERS = Call._fields.index("parameters")  # single tensors come before, options after
 
 
@@ -66,8 +79,9 @@ def pattern_of(call: Call) -> ragged.Pattern | None:
     T, N = sizes_of(call)
     given = {"lengths": call.lengths, "mask": call.mask, "reset": call.reset}
     with torch._C._DisableFuncTorch():  # a transform of x would hide the memory of these tensors
-        steps = [None if one is None else array_of(_unwrapped(name, one)) for name, one in given.items()]
-    return ragged.read(T, None if call.axes == "T" else N, call.axes == "NT", *steps)
+        lengths, mask, reset = (None if one is None else array_of(_unwrapped(name, one)) for name, one in given.items())
+    rows = None if call.axes == "T" else N
+    return ragged.read(T, rows, call.axes == "NT", lengths, mask, reset, call.h_reset is not None)
 
 
 def _unwrapped(name: str, tensor: Tensor) -> Tensor:

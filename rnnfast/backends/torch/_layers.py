@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import arguments, functional
+from rnnfast.ragged import INITIAL, RESET_STATES
 
 from . import _loop, _operators
 from ._call import Call, as_tensor
@@ -74,6 +75,7 @@ class _Recurrent(Fast, torch.nn.RNNBase):
         lengths: Any = None,
         mask: Any = None,
         reset: Any = None,
+        reset_state: Any = INITIAL,
         zero_masked: bool = False,
     ) -> Any:
         """Run the layer, with torch's arguments and results, and those of rnnfast's layers for ragged batches.
@@ -90,8 +92,13 @@ class _Recurrent(Fast, torch.nn.RNNBase):
             True at valid steps. At masked-out steps the state is kept, and output repeats that of the previous step of
             the same direction, or is 0 if there is none. Mutually exclusive with `lengths`.
         reset : Tensor or array_like of bool, of the shape of `mask`, optional
-            True at each step where a new sequence starts within the row. That step starts from `hx`, not from zeros
-            unless `hx` is None, and no state, output or gradient crosses the boundary.
+            True at each step where a new sequence starts within the row. That step starts from `reset_state`, and no
+            state, output or gradient crosses the boundary.
+        reset_state : {"initial", "zeros"}, None, or tensors in the form of `hx`, default "initial"
+            The state from which sequences start at a reset: "initial" means `hx`, and "zeros" and None mean zeros.
+            Gradients flow to tensors. Unless it is "initial", only the first sequence of a row starts from `hx`, and a
+            row that is reset at step 0 ignores `hx`. In a reverse direction, only the last sequence of a row starts
+            from `hx`. Without `reset`, the argument has no effect.
         zero_masked : bool, default False
             Whether output is 0 at masked-out steps, instead of repeating.
 
@@ -104,16 +111,17 @@ class _Recurrent(Fast, torch.nn.RNNBase):
         Raises
         ------
         ValueError, RuntimeError
-            Where torch's own forward raises them. ValueError also if lengths, mask or reset have a wrong shape or
-            value, or come with a PackedSequence.
+            Where torch's own forward raises them. ValueError also if lengths, mask, reset or reset_state have a wrong
+            shape or value, or come with a PackedSequence.
         TypeError
-            If lengths are not integers, or mask or reset are not booleans.
+            If lengths are not integers, mask or reset are not booleans, or reset_state does not consist of tensors.
         """
         own = self._parameters  # a look-up here is faster than getattr, the fallback for replaced parameters
         parameters: list[Any] = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
         pair = self.mode == "LSTM"
         states: Sequence[Any] = () if hx is None else tuple(hx) if pair else (hx,)
         ragged = lengths is not None or mask is not None or reset is not None or zero_masked is not False
+        ragged = ragged or reset_state is not INITIAL
         if isinstance(input, PackedSequence):
             if ragged:
                 raise ValueError(
@@ -127,8 +135,10 @@ class _Recurrent(Fast, torch.nn.RNNBase):
             axes = ("NT" if self.batch_first else "TN") if x.dim() == 3 else "T"
         if not self._fits(x, batch_sizes, states) or (not ragged and torch.is_autocast_enabled("cpu")):
             return super().forward(input, hx)
-        run = _operators.run
-        if not _runs(x, parameters[0], *states) or x.numel() == 0:
+        run, resets = _operators.run, self._resets(reset_state, x) if ragged else ()
+        if reset is None:
+            resets = ()
+        if not _runs(x, parameters[0], *states, *resets) or x.numel() == 0:
             if not ragged or x.numel() == 0:
                 return super().forward(input, hx)
             run = _loop.run
@@ -138,10 +148,13 @@ class _Recurrent(Fast, torch.nn.RNNBase):
             zero_masked = arguments.flag("zero_masked", zero_masked)
             lengths, mask, reset = as_tensor("lengths", lengths), as_tensor("mask", mask), as_tensor("reset", reset)
         h0, c0 = (*states, None, None)[:2]
+        h_reset, c_reset = (*resets, None, None)[:2]
         call = Call(
             x,
             h0,
             c0,
+            h_reset,
+            c_reset,
             self._dropout_factors(x, axes),
             batch_sizes,
             lengths,
@@ -179,12 +192,33 @@ class _Recurrent(Fast, torch.nn.RNNBase):
             return False
         if not states:
             return True
+        return [getattr(state, "shape", None) for state in states] == self._shapes(x, batch_sizes)
+
+    def _shapes(self, x: Any, batch_sizes: Any = None) -> list[tuple[int, ...]]:
+        """The shapes of h and, for an LSTM, c."""
         batch = (
             [x.shape[not self.batch_first]] if x.dim() == 3 else [] if batch_sizes is None else [int(batch_sizes[0])]
         )
         L = self.num_layers * (1 + self.bidirectional)
         widths = (self.proj_size or self.hidden_size, self.hidden_size)[: 1 + (self.mode == "LSTM")]
-        return [getattr(state, "shape", None) for state in states] == [(L, *batch, width) for width in widths]
+        return [(L, *batch, width) for width in widths]
+
+    def _resets(self, reset_state: Any, x: Tensor) -> Sequence[Tensor]:
+        """Check a reset state; return its tensors, none for "initial"."""
+        if isinstance(reset_state, str) and arguments.choice("reset_state", reset_state, RESET_STATES) == INITIAL:
+            return ()
+        shapes = self._shapes(x)
+        if reset_state is None or isinstance(reset_state, str):
+            return [x.new_zeros(shape) for shape in shapes]
+        given = tuple(reset_state) if isinstance(reset_state, (tuple, list)) else (reset_state,)
+        if not all(isinstance(one, Tensor) for one in given):
+            raise TypeError(
+                f"reset_state must consist of tensors, as hx does, got {[type(one).__name__ for one in given]}"
+            )
+        if [tuple(one.shape) for one in given] != shapes:
+            expected, got = (" and ".join(map(str, some)) for some in (shapes, [tuple(one.shape) for one in given]))
+            raise ValueError(f"reset_state must have the shape of hx, {expected}, got {got}")
+        return given
 
     def _dropout_factors(self, x: Tensor, axes: str) -> Tensor | None:
         """Dropout factors for the outputs of all layers but the last, drawn layer by layer as torch draws them."""
@@ -237,7 +271,7 @@ class _Cell(Fast, torch.nn.RNNCellBase):
             return super().forward(input, hx)
         h0, c0 = (*states, None, None)[:2]
         axes = "N" if input.dim() == 2 else ""
-        call = Call(input, h0, c0, None, None, None, None, None, parameters, cell, 1, False, axes, False)
+        call = Call(input, h0, c0, *(None,) * 7, parameters, cell, 1, False, axes, False)
         try:
             _, h, *others = _operators.run(call)  # y has the values of h, but backward needs it unchanged
         except _operators.Misfit:

@@ -76,7 +76,8 @@ class _Steps(NamedTuple):
 
     def turned(self) -> _Steps:
         """The steps of the reverse direction: where a sequence starts, its predecessor ends."""
-        return _Steps(self.valid.flip(0), self.repeats.flip(0), self.starts.roll(-1, 0).flip(0))
+        starts = torch.cat([torch.zeros_like(self.starts[:1]), self.starts[1:].flip(0)])
+        return _Steps(self.valid.flip(0), self.repeats.flip(0), starts)
 
 
 def _steps(call: Call) -> _Steps | None:
@@ -93,7 +94,6 @@ def _steps(call: Call) -> _Steps | None:
         valid = inside if mask is None else mask
         repeats = ~valid if held and not call.zero_masked else np.zeros_like(valid)
         starts = np.zeros_like(valid) if reset is None else reset & inside
-        starts[:1] = False
     device = call.x.device
     return _Steps(*(torch.from_numpy(part.copy()).to(device).unsqueeze(-1) for part in (valid, repeats, starts)))
 
@@ -104,11 +104,16 @@ def _select(rows: Tensor, state: Sequence[Tensor], other: Sequence[Tensor]) -> t
 
 
 def _direction(
-    cell: str, w: _Weights, x: Tensor, initial: tuple[Tensor, ...], steps: _Steps | None
+    cell: str,
+    w: _Weights,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    reset_state: tuple[Tensor, ...],
+    steps: _Steps | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one direction of one layer, in the order of x; return y and the final state."""
-    step, state, outputs = _CELLS[cell], initial, []
-    zeros = tuple(torch.zeros_like(member) for member in initial)
+    step, outputs = _CELLS[cell], []
+    zeros = tuple(torch.zeros_like(member) for member in state)
     last = zeros[0]
     for t, a in enumerate(linear(x, w.ih, w.bias_ih)):
         if steps is None:
@@ -116,7 +121,7 @@ def _direction(
             outputs.append(state[0])
             continue
         valid, repeats, starts = (part[t] for part in steps)
-        state, last = _select(starts, initial, state), torch.where(starts, zeros[0], last)
+        state, last = _select(starts, reset_state, state), torch.where(starts, zeros[0], last)
         # Rows without this step compute on zeros, so that their state cannot affect the gradients of the parameters.
         after = step(a, w, *_select(valid, state, zeros))
         state, last = _select(valid, after, state), torch.where(valid, after[0], last)
@@ -133,7 +138,8 @@ def run(call: Call) -> tuple[Tensor, ...]:
     directions = 1 + call.bidirectional
     count = len(call.parameters) // (call.num_layers * directions)
     weights = [_weights(call.parameters[at : at + count]) for at in range(0, len(call.parameters), count)]
-    initial = _initial(call, weights[0], y)
+    initial = _states(call, weights[0], y, call.h0, call.c0)
+    resets = initial if call.h_reset is None else _states(call, weights[0], y, call.h_reset, call.c_reset)
     ends = []
     for layer in range(call.num_layers):
         if layer and factors is not None:
@@ -143,9 +149,9 @@ def run(call: Call) -> tuple[Tensor, ...]:
         outputs = []
         for direction in range(directions):
             at = layer * directions + direction
-            start = tuple(member[at] for member in initial)
+            start, restart = (tuple(member[at] for member in states) for states in (initial, resets))
             given = (y, steps) if direction == 0 else (y.flip(0), None if steps is None else steps.turned())
-            output, end = _direction(call.cell, weights[at], given[0], start, given[1])
+            output, end = _direction(call.cell, weights[at], given[0], start, restart, given[1])
             outputs.append(output.flip(0) if direction else output)
             ends.append(end)
         y = torch.cat(outputs, -1)
@@ -153,13 +159,13 @@ def run(call: Call) -> tuple[Tensor, ...]:
     return _as_given(y, call, steps), _unbatched(h, call), _unbatched(c[0], call) if c else h.new_empty(0)
 
 
-def _initial(call: Call, w: _Weights, x: Tensor) -> tuple[Tensor, ...]:
-    """h0, and c0 for an LSTM, (layers * directions, N, size)."""
+def _states(call: Call, w: _Weights, x: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, ...]:
+    """h, and c for an LSTM, (layers * directions, N, size); zeros in place of None."""
     states = call.num_layers * (1 + call.bidirectional)
     widths = [w.hh.shape[1], w.ih.shape[0] // 4][: 1 + (call.cell == "lstm")]
     return tuple(
         x.new_zeros(states, x.shape[1], width) if member is None else member.reshape(states, x.shape[1], width)
-        for member, width in zip((call.h0, call.c0), widths, strict=False)
+        for member, width in zip((h, c), widths, strict=False)
     )
 
 

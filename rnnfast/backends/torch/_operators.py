@@ -18,7 +18,7 @@ from rnnfast._types import Array
 from rnnfast.ragged import Ragged
 
 from . import _loop
-from ._call import PARAMETERS, Call, array_of, from_flat, is_step, pattern_of, sizes_of
+from ._call import DIFFERENTIABLE, PARAMETERS, Call, array_of, from_flat, is_step, pattern_of, sizes_of
 
 __all__ = ["COMPILED", "DTYPES", "Misfit", "run"]
 
@@ -315,7 +315,7 @@ def _aligned(tape: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------- the kernels
 
-_PLAIN = (None,) * 5  # dropout, batch_sizes, lengths, mask and reset of a call that has none
+_PLAIN = (None,) * 7  # the arguments between c0 and the parameters of a call that has none of them
 
 
 def _shapes(engine: functional.Engine, call: Call, N: Any) -> list[tuple[Any, ...]]:
@@ -324,6 +324,11 @@ def _shapes(engine: functional.Engine, call: Call, N: Any) -> list[tuple[Any, ..
     lead = (*lead, N) if "N" in call.axes or call.axes == "packed" else lead
     y = (*call.x.shape[:-1], engine.directions * engine.output_size)
     return [y, (*lead, engine.output_size), (*lead, engine.hidden_size) if engine.info.has_c else (0,)]
+
+
+def _states(call: Call) -> tuple[Tensor | None, ...]:
+    """The initial and the reset state of a call."""
+    return call.h0, call.c0, call.h_reset, call.c_reset
 
 
 def _infer(call: Call) -> tuple[Tensor, ...]:
@@ -351,7 +356,10 @@ def _inputs(call: Call, plan: _Plan) -> functional.Inputs:
     """The inputs of a call as the engine takes them."""
     h0, c0, dropout = _contiguous(call.h0), _contiguous(call.c0), _contiguous(call.dropout)
     inputs = functional.Inputs(_sequence(call.x, call.axes), _batched(h0), _batched(c0), dropout, plan.order)
-    return inputs if plan.ragged is None else plan.ragged.inputs(inputs)
+    if plan.ragged is None:
+        return inputs
+    resets = _batched(_contiguous(call.h_reset)), _batched(_contiguous(call.c_reset))
+    return plan.ragged.inputs(inputs, None if call.h_reset is None else resets)
 
 
 def _batched(states: Any) -> Any:
@@ -394,29 +402,32 @@ def _allocate_and_run(call: Call, cache: _Cache, packed: _Packed, plan: _Plan, k
 
 
 def _differentiate(call: Call, kept: _Kept, plan: _Plan | None = None) -> tuple[Any, ...]:
-    """The gradients of x, of h0 and c0 if they were given, and a list of those of the parameters."""
+    """The gradients of x, of the states that were given, and a list of those of the parameters."""
     cache, packed = _ready(call, back=True)
     plan = plan or cache.plan(call)
     engine, dtype = cache.engine, cache.engine.dtype
     dx, dh0, dc0 = (plan.empty(shape, dtype) for shape in (call.x.shape, *plan.shapes[1:]))
+    resets = [None if one is None else np.zeros(one.shape, dtype) for one in (call.h_reset, call.c_reset)]
     dparameters = [cache.zeros(shape, dtype) for shape in cache.shapes.values()]
     inputs = _inputs(call, plan)
     dh_n, dc_n = _contiguous(kept.dh_n), _contiguous(kept.dc_n) if cache.has_c else None
-    given = functional.OutputGradients(_sequence(kept.dy, call.axes), _batched(dh_n), _batched(dc_n))
+    outer = functional.OutputGradients(_sequence(kept.dy, call.axes), _batched(dh_n), _batched(dc_n))
     found = functional.InputGradients(
         _time_first(dx, call.axes), _batched(dh0), _batched(dc0) if cache.has_c else None, dparameters
     )
     own = found
     if plan.ragged is not None:
-        given, own = plan.ragged.output_gradients(given), plan.ragged.input_gradients(found)
+        outer, own = plan.ragged.output_gradients(outer), plan.ragged.input_gradients(found)
     y, tape = _sequence(kept.y, call.axes), _array(_aligned(kept.tape))
     workspace = cache.workspaces.acquire(plan.sizes.backward_workspace)
-    functional.backward(engine, packed.weights, inputs, y, tape, given, own, workspace)
+    functional.backward(engine, packed.weights, inputs, y, tape, outer, own, workspace)
     cache.workspaces.release(workspace)
     if plan.ragged is not None:
-        plan.ragged.finish_gradients(own, found)
-    initial = (None if state is None else torch.from_numpy(array) for state, array in ((call.h0, dh0), (call.c0, dc0)))
-    return torch.from_numpy(dx), *initial, list(map(torch.from_numpy, dparameters))
+        dreset_state = _batched(resets[0]), _batched(resets[1])
+        plan.ragged.finish_gradients(own, found, None if call.h_reset is None else dreset_state)
+    states = zip(_states(call), (dh0, dc0, *resets), strict=True)
+    given = (None if state is None else torch.from_numpy(array) for state, array in states)
+    return torch.from_numpy(dx), *given, list(map(torch.from_numpy, dparameters))
 
 
 def _fake(call: Call, keep_tape: bool = False) -> Any:
@@ -425,7 +436,7 @@ def _fake(call: Call, keep_tape: bool = False) -> Any:
     context = torch.library.get_ctx()
     if call.batch_sizes is None:
         T, N = sizes_of(call)
-        known = isinstance(T, int) and isinstance(N, int) and call[5:PARAMETERS] == _PLAIN[2:]
+        known = isinstance(T, int) and isinstance(N, int) and call.lengths is call.mask is call.reset is None
     else:
         T, known = None, False
         N = context.new_dynamic_size() if call.h0 is None else call.h0.shape[1]
@@ -437,8 +448,8 @@ def _fake(call: Call, keep_tape: bool = False) -> Any:
 
 
 def _fake_gradients(call: Call, kept: _Kept) -> Any:  # noqa: ARG001
-    initial = (call.x.new_empty(0 if one is None else one.shape) for one in (call.h0, call.c0))
-    return call.x.new_empty(call.x.shape), *initial, [one.new_empty(one.shape) for one in call.parameters]
+    states = (call.x.new_empty(0 if one is None else one.shape) for one in _states(call))
+    return call.x.new_empty(call.x.shape), *states, [one.new_empty(one.shape) for one in call.parameters]
 
 
 # ---------------------------------------------------------------------------------------- the operators and autograd
@@ -468,8 +479,8 @@ class _Forward(torch.autograd.Function):
 
 
 def _gradients(differentiate: Any, options: Any, *tensors: Any) -> tuple[Any, ...]:
-    dx, dh0, dc0, dparameters = differentiate(from_flat(options, tensors[5:]), _Kept(*tensors[:5]))
-    return dx, dh0, dc0, *dparameters
+    *given, dparameters = differentiate(from_flat(options, tensors[5:]), _Kept(*tensors[:5]))
+    return *given, *dparameters
 
 
 class _Gradient(torch.autograd.Function):
@@ -489,7 +500,7 @@ class _Gradient(torch.autograd.Function):
             # Views separate the inputs, as one may depend on another.
             given = [one.view_as(one) if one is not None and one.requires_grad else one for one in ctx.saved_tensors]
             call = from_flat(ctx.options, tuple(given[3:]))
-            first = _grad(_loop.run(call), [*call[:3], *call.parameters], given[:3], True)
+            first = _grad(_loop.run(call), [*call[:DIFFERENTIABLE], *call.parameters], given[:3], True)
             second = _grad(first, given, dgradients, again)
         return None, None, None, None, *second
 
@@ -518,12 +529,12 @@ _apply = super(torch.autograd.Function, _Forward).apply
 
 def _record(call: Call) -> Any:
     """Run a call as a node of autograd's graph."""
-    return _apply(_keep, call, *call[:3], *call.parameters)
+    return _apply(_keep, call, *call[:DIFFERENTIABLE], *call.parameters)
 
 
 def _record_operators(call: Call) -> Any:
     """Run rnnfast::forward as a node of autograd's graph, whose passes are operators."""
-    return _Forward.apply(_below_autograd, call, *call[:3], *call.parameters)
+    return _Forward.apply(_below_autograd, call, *call[:DIFFERENTIABLE], *call.parameters)
 
 
 def _below_autograd(call: Call) -> Any:
@@ -532,8 +543,9 @@ def _below_autograd(call: Call) -> Any:
 
 
 def _differentiate_operator(call: Call, kept: _Kept) -> Any:
-    dx, dh0, dc0, dparameters = _backward_operator(*call, *kept)
-    return dx, None if call.h0 is None else dh0, None if call.c0 is None else dc0, dparameters
+    dx, *states, dparameters = _backward_operator(*call, *kept)
+    given = (None if one is None else d for one, d in zip(_states(call), states, strict=True))
+    return dx, *given, dparameters
 
 
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", str: "str", int: "int", bool: "bool"}
@@ -562,8 +574,8 @@ def _on_gradients(kernel: Any) -> Any:
 
     def run(*arguments: Any) -> Any:
         call = Call(*arguments[:count])
-        dx, dh0, dc0, dparameters = kernel(call, _Kept(*arguments[count:]))
-        return dx, *(call.x.new_empty(0) if one is None else one for one in (dh0, dc0)), dparameters
+        dx, *states, dparameters = kernel(call, _Kept(*arguments[count:]))
+        return dx, *(call.x.new_empty(0) if one is None else one for one in states), dparameters
 
     return run
 
@@ -571,7 +583,8 @@ def _on_gradients(kernel: Any) -> Any:
 _LIBRARY = torch.library.Library("rnnfast", "FRAGMENT")
 _LIBRARY.define(f"infer({_schema(Call)}) -> (Tensor y, Tensor h_n, Tensor c_n)")
 _LIBRARY.define(f"forward({_schema(Call)}) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor tape)")
-_LIBRARY.define(f"backward({_schema(Call, _Kept)}) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dparameters)")
+_STATES = ", ".join(f"Tensor d{name}" for name in Call._fields[1:DIFFERENTIABLE])
+_LIBRARY.define(f"backward({_schema(Call, _Kept)}) -> (Tensor dx, {_STATES}, Tensor[] dparameters)")
 _infer_operator = torch.ops.rnnfast.infer.default
 _forward_operator = torch.ops.rnnfast.forward.default
 _backward_operator = torch.ops.rnnfast.backward.default
@@ -587,7 +600,7 @@ register_fake("rnnfast::backward", _on_gradients(_fake_gradients), lib=_LIBRARY)
 
 def run(call: Call) -> Any:
     """y, h_n, for cells with c c_n, and further tensors if operators run or a gradient is needed."""
-    others = *call.parameters, call.h0, call.c0
+    others = *call.parameters, *_states(call)
     needed = torch.is_grad_enabled() and (
         call.x.requires_grad or any(one is not None and one.requires_grad for one in others)
     )
