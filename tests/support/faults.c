@@ -19,14 +19,14 @@ void *__libc_memalign(size_t alignment, size_t size);
 void __libc_free(void *block);
 
 static _Thread_local int armed;
-static size_t least;
+static size_t least, spared;
 static long first, last, seen;
 static atomic_long blocks;
 
 /* Returns whether an allocation of this size is to fail. */
 static int fails(size_t size)
 {
-    if (!armed || size < least) return 0;
+    if (!armed || size < least || size == spared) return 0;
     seen++;
     return first <= seen && seen <= last;
 }
@@ -111,6 +111,12 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*
 void faults_threads(int count)
 {
     threads_left = count;
+}
+
+/* Lets allocations of exactly this size succeed always. */
+void faults_spare(size_t size)
+{
+    spared = size;
 }
 
 /* Calls call(argument); of the allocations of at least `size` bytes that it makes, those from number `from` to number `to`,

@@ -42,6 +42,9 @@ class Library:
         self._library = library = ctypes.PyDLL(os.environ["LD_PRELOAD"])
         library.faults_call.restype = ctypes.py_object
         sizes = [ctypes.c_long, ctypes.c_long, ctypes.c_size_t]
+        # Iteration over the items of a dict crashes CPython if it has no memory for the pair that it reuses:
+        # dictiter_new() in Objects/dictobject.c deallocates an iterator that the garbage collector does not track yet.
+        library.faults_spare(ctypes.c_size_t(sys.getsizeof((None, None))))
         library.faults_call.argtypes = [ctypes.c_void_p, ctypes.py_object, *sizes]
         library.faults_seen.restype = library.faults_blocks.restype = ctypes.c_long
         self._call = ctypes.cast(ctypes.pythonapi.PyObject_CallNoArgs, ctypes.c_void_p)
