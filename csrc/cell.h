@@ -112,3 +112,14 @@ INLINE vec gru_mix(vec z, vec n, vec h_before)
 {
     return muladd(z, h_before - n, n);
 }
+
+INLINE vec relu(vec a)
+{
+    return greater(broadcast(0), a); /* with this order of operands, NaN propagates */
+}
+
+/* The gradient of a, from that of h = relu(a). */
+INLINE vec relu_gradient(vec dh, vec h)
+{
+    return select(less_equal(h, broadcast(0)), broadcast(0), dh);
+}

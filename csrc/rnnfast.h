@@ -98,7 +98,7 @@ typedef enum {
     RNNFAST_GENERIC_GRU_RESET_BEFORE,
     RNNFAST_RNN_TANH_LEAKY, /* h = (1 - leak) h_before + leak tanh(W x + b + R h_before + b'), leak fixed, from 0 to 1 */
     RNNFAST_RNN_RELU_LEAKY,
-    RNNFAST_MINGRU, /* elementwise cells: no weight_hh and bias_hh; cells.h has their equations */
+    RNNFAST_MINGRU, /* elementwise cells: no weight_hh and bias_hh; elementwise_cells.h has their equations */
     RNNFAST_MINGRU_POSITIVE,
     RNNFAST_MINLSTM,
     RNNFAST_MINLSTM_POSITIVE,
