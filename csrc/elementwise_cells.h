@@ -8,6 +8,7 @@
  *   IndRNN     a          h = f(a + w h_before)
  *
  * v [2, H] and w [1, H] are extras with gradients. u is the z of the source, renamed because z keeps the state in every GRU here.
+ * Two cells that differ by a flag share a function, compiled once: a branch for each vector costs less than a larger library.
  * Aliasing and error: cell.h and activations.h. The s of minLSTM has an error of a few ulp even where f and i vanish.
  * Sources: L. Feng et al., "Were RNNs all we needed?", 2024; T. Lei et al., "Simple recurrent units for highly parallelizable recurrence",
  * 2018; S. Li et al., "Independently recurrent neural network (IndRNN): building a longer and deeper RNN", 2018.
@@ -30,7 +31,7 @@ INLINE vec positive_slope(vec g)
 
 /* ---- minGRU: h = (1 - u) h_before + u n ---- */
 
-INLINE void mingru_step(const point *p, range units, int is_positive)
+SEPARATE void mingru_step(const point *p, range units, int is_positive)
 {
     FOR_UNITS (j, lanes, units) {
         REAL *gates = p->gates + j;
@@ -42,7 +43,7 @@ INLINE void mingru_step(const point *p, range units, int is_positive)
     }
 }
 
-INLINE void mingru_gradient(const point *p, range units, int is_positive)
+SEPARATE void mingru_gradient(const point *p, range units, int is_positive)
 {
     FOR_UNITS (j, lanes, units) {
         vec u = get_gate(p->gates + j, lanes), n = get_gate(p->gates + p->H_gate + j, lanes), dh = get(p->dh + j, lanes), dn = dh * u;
@@ -84,7 +85,7 @@ INLINE vec minlstm_share(vec a, vec b)
     return kept / (kept + (one + of_a));
 }
 
-INLINE void minlstm_step(const point *p, range units, int is_positive)
+SEPARATE void minlstm_step(const point *p, range units, int is_positive)
 {
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
@@ -94,7 +95,7 @@ INLINE void minlstm_step(const point *p, range units, int is_positive)
     }
 }
 
-INLINE void minlstm_gradient(const point *p, range units, int is_positive)
+SEPARATE void minlstm_gradient(const point *p, range units, int is_positive)
 {
     FOR_UNITS (j, lanes, units) {
         const REAL *gates = p->gates + j;
@@ -136,7 +137,7 @@ static void minlstm_positive_backward(const point *p, range units)
 
 /* ---- SRU: c = f c_before + (1 - f) n, h = r c + (1 - r) x; or with a product of x in place of x ---- */
 
-INLINE void sru_step(const point *p, range units, int is_linear)
+SEPARATE void sru_step(const point *p, range units, int is_linear)
 {
     const REAL *peephole = p->options->extra;
     ptrdiff_t G = p->H_gate;
@@ -153,7 +154,7 @@ INLINE void sru_step(const point *p, range units, int is_linear)
     }
 }
 
-INLINE void sru_gradient(const point *p, range units, int is_linear)
+SEPARATE void sru_gradient(const point *p, range units, int is_linear)
 {
     const REAL *peephole = p->options->extra;
     ptrdiff_t H = p->H, G = p->H_gate;

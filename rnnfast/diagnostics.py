@@ -168,9 +168,7 @@ def gradient_flow(
     l0  2.83           2.83       1.000            1.000
     """
     if not isinstance(layer, (Recurrent, Bidirectional)):
-        raise TypeError(
-            f"layer must be a recurrent layer such as an LSTM, or a Bidirectional, got {type(layer).__name__}"
-        )
+        raise TypeError(f"layer must be a recurrent layer or a Bidirectional, got {type(layer).__name__}")
     jacobians = arguments.flag("jacobians", jacobians)
     call = saving.describe(layer)
     layer = _at_rest(layer)

@@ -213,7 +213,7 @@ def _flat(layer: Any) -> Iterator[Any]:
         )
     if not isinstance(layer, (Recurrent, Linear, Activation, Dropout, Embedding)):
         raise TypeError(
-            "layer must be a recurrent layer such as an LSTM, or a Sequential of such layers, Embedding, Linear, "
+            "layer must be a recurrent layer, or a Sequential of such layers, Embedding, Linear, "
             f"Activation and Dropout, got {described}"
         )
     if not isinstance(layer, Dropout):

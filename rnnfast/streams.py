@@ -19,7 +19,7 @@ __all__ = ["Stream", "StreamPool"]
 def _check(layer: Any) -> None:
     """Raise an error if `layer` cannot be streamed."""
     if not isinstance(getattr(layer, "engine", None), functional.Engine):
-        raise TypeError(f"layer must be a recurrent layer such as an LSTM, got {type(layer).__name__}")
+        raise TypeError(f"layer must be a recurrent layer, got {type(layer).__name__}")
     if layer.bidirectional or layer.reverse:
         raise ValueError(
             f"{_describe(layer)} cannot be streamed, because its reverse direction starts at the last step of the "

@@ -230,6 +230,20 @@ def test_chrono_gates_keep_the_state():
         assert 0.985 < keeps.max() < 0.991
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_keras_and_torch_values(name):
+    bound = {"torch": lambda _: H**-0.5, "keras": lambda shape: (6 / sum(shape)) ** 0.5}
+    for init, limit in bound.items():
+        parameters = LAYERS[name](init=init, rng=0).parameters
+        weight = parameters["weight_ih_l0"]
+        assert 0.7 * limit(weight.shape) < abs(weight).max() <= limit(weight.shape)
+        bias = parameters.get("bias_ih_l0")
+        if init == "keras" and bias is not None:
+            assert bias.sum() == (H if name in ("minlstm", "sru", "sru linear") else 0)  # of a forget gate
+        again = LAYERS[name](init=init, rng=0).parameters
+        assert all((again[name] == array).all() for name, array in parameters.items())
+
+
 def test_recurrent_weights_of_indrnn_start_between_0_and_1():
     w = IndRNN(4, 1000, rng=0).parameters["recurrent_l0"]
     assert w.shape == (1, 1000)

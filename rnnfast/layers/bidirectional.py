@@ -96,7 +96,7 @@ class Bidirectional(Layer):
         arguments.choice("merge", merge, tuple(_MERGES))
         for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
             if not (isinstance(layer, Recurrent) or layer is backward_layer is None):
-                raise TypeError(f"{name} must be a recurrent layer such as an LSTM, got {type(layer).__name__}")
+                raise TypeError(f"{name} must be a recurrent layer, got {type(layer).__name__}")
             if layer is not None and layer.bidirectional:
                 raise ValueError(f"{name} must run in one direction, got {saving.describe(layer)}")
         if forward_layer is backward_layer:

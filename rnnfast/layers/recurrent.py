@@ -103,7 +103,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     def _implied(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         info = functional.CELLS[cls._cell]
         implied, gates = saving.recurrent_options(shapes, info)
-        if gates not in (len(functional.CELLS[cell].gates) for cell in cls._variants()):
+        if gates not in {float(len(functional.CELLS[cell].gates)) for cell in cls._variants()}:
             find = "" if info.elementwise else ": call rnnfast.from_state_dict, which finds the class"
             raise ValueError(f"{saving.said(shapes, info)}, but {cls.__name__} has {len(info.gates)}{find}")
         known = saving.signature(saving.public(cls))

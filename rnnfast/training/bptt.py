@@ -118,8 +118,7 @@ def truncated_bptt(
     name = type(layer).__name__
     if not callable(getattr(layer, "forward", None)):
         raise TypeError(
-            "layer must be a recurrent layer such as an LSTM, or a model whose forward(x, state) returns (y, state, "
-            f"tape), got {name}"
+            f"layer must be a recurrent layer, or a model whose forward(x, state) returns (y, state, tape), got {name}"
         )
     # Layers are recognized by attributes, so that user-defined models work too. Bidirectional has a backward_layer.
     for path, part in {"": layer, **layers_of(layer)}.items():
