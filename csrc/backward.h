@@ -1,6 +1,7 @@
 /* Backward through a block of steps, for one direction of one layer, and the gradients of its parameters.
  *
- * Steps run from last to first. Each runs the stages in reverse: a stage's pointwise part, then the product that turns dgates into dh.
+ * Steps run from last to first. Each runs the stages in reverse: a stage's pointwise part, then the product, if there is one, that turns
+ * dgates into dh.
  * Then dx and the sums for the weight gradients are computed for the whole block.
  *
  * Order of the sums: a weight gradient consists of chains over at most SUM_ROWS rows (step by step, rows of the batch within a step).
@@ -43,16 +44,18 @@ static void aim_back(product *p, const direction *d, int i, ptrdiff_t t, ptrdiff
 
 static product input_product_back(const direction *d, ptrdiff_t t0, ptrdiff_t t1, range rows)
 {
-    product p = {.rows = rows_of_block(d, t0, t1, rows), .K = d->s.gates * d->s.H, .columns = d->K, .b = d->w.w_ih, .from = FROM_ZERO};
+    product p = {.rows = rows_of_block(d, t0, t1, rows), .K = d->s.gates * d->s.H, .columns = d->K, .b = d->w.w_ih};
+    p.from = d->s.reads_x ? FROM_C : FROM_ZERO;
     p.a = window(&d->dgates, 0, rows);
     p.c = window(&d->dx, t0, rows);
     return p;
 }
 
-/* dh += dy for the rows whose last step is t, which get no dh from a product. */
+/* dh += dy for the rows to whose dh no product has added it: those whose last step is t, or without products all rows. */
 static void add_dy(const direction *d, ptrdiff_t t, range rows, range columns, poller *w)
 {
-    for (ptrdiff_t n = max_of(rows.begin, rows_at(d, t + 1)); d->dy.at && n < rows.end && !should_stop(w, MOVE_WORK * d->s.P); n++) {
+    ptrdiff_t first = d->s.elementwise ? rows.begin : max_of(rows.begin, rows_at(d, t + 1));
+    for (ptrdiff_t n = first; d->dy.at && n < rows.end && !should_stop(w, MOVE_WORK * d->s.P); n++) {
         REAL *dh = row_at(&d->dh, 0, n);
         const REAL *dy = row_at(&d->dy, t, n);
         for (ptrdiff_t j = columns.begin; j < columns.end; j++) dh[j] += dy[j];
@@ -65,7 +68,7 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
     range rows = rows_taking(d, t, own->rows), units = columns_of(d->s.H, own->k, own->n), of_P = columns_of(d->s.P, own->k, own->n);
     ptrdiff_t gates_slot = d->s.keeps_gates ? t : 0;
     if (rows.begin == rows.end) return;
-    if (d->begin || t == d->T - 1) add_dy(d, t, rows, of_P, w->poller);
+    if (d->begin || t == d->T - 1 || d->s.elementwise) add_dy(d, t, rows, of_P, w->poller);
     if (d->s.projects) copy_rows(&d->dh_steps, slot, &d->dh, rows, of_P); /* for the gradient of weight_hr */
     if (d->dh_of_all.at) copy_rows(&d->dh_of_all, t, &d->dh, rows, of_P);
     for (int i = d->s.stages - 1; i >= 0; i--) {
@@ -77,8 +80,10 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
             at.daux = row_at(&d->daux, 0, r);
             at.dh = d->s.projects ? at.daux : row_at(&d->dh, 0, r);
             at.dc = row_at(&d->dc, 0, r);
+            if (d->s.reads_x) at.dx = row_at(&d->dx, t, r);
             cell->stage[i].backward(&at, units);
         }
+        if (!has_product(&cell->stage[i])) continue;
         if (own->n > 1) barrier(w);
         aim_back(&p[i], d, i, t, slot, rows);
         multiply(&p[i], all_tiles(&p[i]), columns_of(p[i].columns, own->k, own->n), w->poller);
@@ -90,8 +95,10 @@ static void backward_block(const direction *d, const worker *w, ptrdiff_t t0, pt
     share own = take_share(d, w, rows_taking(d, t0, all_rows));
     if (!own.n) return;
     product p[MOST_STAGES], input = input_product_back(d, t0, t1, own.rows);
-    for (int i = 0; i < d->s.stages; i++) p[i] = stage_product_back(d, i, own.rows);
+    for (int i = 0; i < d->s.stages; i++)
+        if (has_product(&d->s.cell->stage[i])) p[i] = stage_product_back(d, i, own.rows);
     for (ptrdiff_t t = t1 - 1; t >= t0 && !*w->stopped; t--) step_back(d, w, p, t, t - t0, &own);
+    if (own.n > 1 && d->s.elementwise) barrier(w);
     multiply(&input, all_tiles(&input), columns_of(input.columns, own.k, own.n), w->poller);
 }
 
@@ -154,7 +161,7 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
     for (ptrdiff_t r = rows.begin; r < rows.end && !should_stop(w->poller, MOVE_WORK * (K + P)); r++, n++) {
         while (n >= rows_at(d, t)) n -= rows_at(d, t++);
         pack_row(own->x_panels, R, r, K, row_at(&d->x, t, n));
-        pack_row(own->h_panels, R, r, P, before(&d->y, &d->h0, t, n));
+        if (!d->s.elementwise) pack_row(own->h_panels, R, r, P, before(&d->y, &d->h0, t, n));
         if (d->s.keeps_aux) pack_row(own->aux_panels, R, r, H, row_at(&d->aux, t, n));
     }
     for (int b = 0; b < d->s.columns; b++) pack_tiles(own->gate_tiles + R * b * H, R, H, dgates + b * H, d->dgates.row, tiles, w->poller);
@@ -168,6 +175,7 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
     }
     for (int i = 0; i < d->s.stages; i++) {
         const stage *g = &cell->stage[i];
+        if (!has_product(g)) continue;
         const REAL *source = g->from_aux ? own->aux_panels : own->h_panels;
         ptrdiff_t columns = stage_source(&d->s, g);
         for (int b = g->first; b < g->first + g->count; b++)

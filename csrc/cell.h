@@ -9,6 +9,9 @@
  * of dgates. With a projection (Sak et al. 2014) the cell's output goes to aux, and a last stage, a product without a pointwise part,
  * computes h from it. The entry of a cell that supports a projection has that stage after its own `stages`.
  *
+ * The only stage of an elementwise cell has a pointwise part without a product: gates are bias + W_ih x. A cell that reads x leaves the
+ * gradient of that share in dx, to which the product with W_ih adds.
+ *
  * Backward: on entry dh is the gradient of the cell's output. If h depends on h_before directly, the pointwise part leaves that share
  * of the gradient in dh and the product adds to it (keeps_dh); otherwise the product overwrites dh. dc is both input and output.
  * Aliasing: parts read and write their own row only; c and c_before may be the same row.
@@ -31,9 +34,10 @@ typedef struct {
 typedef struct {
     ptrdiff_t H, H_gate;
     REAL *gates;
+    const REAL *x; /* of cells that read it */
     const REAL *c_before, *h_before;
     REAL *c, *h, *aux;
-    REAL *dgates, *dh, *dc, *daux; /* backward only */
+    REAL *dgates, *dh, *dc, *daux, *dx; /* backward only */
     const cell_options *options;
 } point;
 
@@ -41,12 +45,17 @@ typedef void pointwise(const point *, range units);
 
 typedef struct {
     int from_aux;     /* the product reads aux; otherwise h of the step before */
-    int first, count; /* the columns that the product adds to; count 0: it computes h */
+    int first, count; /* the columns that the product adds to; count 0: it computes h, or with a pointwise part there is no product */
     int keeps_dh;
     pointwise *forward, *backward; /* run after the product (backward: before it); may be NULL */
 } stage;
 
 enum { MOST_STAGES = 2 };
+
+INLINE int has_product(const stage *g)
+{
+    return g->count || !g->forward;
+}
 
 typedef struct {
     rnnfast_cell_info info;
@@ -102,4 +111,15 @@ INLINE void put_gate(REAL *p, vec v, ptrdiff_t lanes)
 INLINE vec gru_mix(vec z, vec n, vec h_before)
 {
     return muladd(z, h_before - n, n);
+}
+
+INLINE vec relu(vec a)
+{
+    return greater(broadcast(0), a); /* with this order of operands, NaN propagates */
+}
+
+/* The gradient of a, from that of h = relu(a). */
+INLINE vec relu_gradient(vec dh, vec h)
+{
+    return select(less_equal(h, broadcast(0)), broadcast(0), dh);
 }

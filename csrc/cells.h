@@ -14,6 +14,7 @@
  */
 #pragma once
 
+#include "elementwise_cells.h"
 #include "generic_cells.h"
 
 /* ---- RNN: h = f(a); the slope comes from h itself, so gates are not kept ---- */
@@ -26,17 +27,6 @@ static void rnn_tanh_forward(const point *p, range units)
 static void rnn_tanh_backward(const point *p, range units)
 {
     FOR_UNITS (j, lanes, units) put(p->dgates + j, get(p->dh + j, lanes) * tanh_slope(get(p->h + j, lanes)), lanes);
-}
-
-INLINE vec relu(vec a)
-{
-    return greater(broadcast(0), a); /* with this order of operands, NaN propagates */
-}
-
-/* The gradient of a, from that of h = relu(a). */
-INLINE vec relu_gradient(vec dh, vec h)
-{
-    return select(less_equal(h, broadcast(0)), broadcast(0), dh);
 }
 
 static void rnn_relu_forward(const point *p, range units)
@@ -256,6 +246,49 @@ static const cell cells[RNNFAST_CELLS] = {
                  .generic = RNNFAST_CELLS, .extra = "leak", .extra_rows = 1},
         .ih = {0}, .hh = {0}, .stages = 1,
         .stage = {{.count = 1, .keeps_dh = 1, .forward = rnn_relu_leaky_forward, .backward = rnn_relu_leaky_backward}}},
+    [RNNFAST_MINGRU] = {
+        .info = {.name = "mingru", .gates = "un", .functions = "sigmoid affine", .columns = 2, .keeps_gates = 1,
+                 .generic = RNNFAST_CELLS, .elementwise = 1},
+        .ih = {0, 1}, .hh = {-1, -1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = mingru_forward, .backward = mingru_backward}}},
+    [RNNFAST_MINGRU_POSITIVE] = {
+        .info = {.name = "mingru_positive", .gates = "un", .functions = "sigmoid", .columns = 2, .keeps_gates = 1,
+                 .generic = RNNFAST_CELLS, .elementwise = 1},
+        .ih = {0, 1}, .hh = {-1, -1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = mingru_positive_forward, .backward = mingru_positive_backward}}},
+    [RNNFAST_MINLSTM] = {
+        .info = {.name = "minlstm", .gates = "fin", .functions = "sigmoid affine", .columns = 3, .keeps_gates = 1,
+                 .generic = RNNFAST_CELLS, .elementwise = 1},
+        .ih = {0, 1, 2}, .hh = {-1, -1, -1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = minlstm_forward, .backward = minlstm_backward}}},
+    [RNNFAST_MINLSTM_POSITIVE] = {
+        .info = {.name = "minlstm_positive", .gates = "fin", .functions = "sigmoid", .columns = 3, .keeps_gates = 1,
+                 .generic = RNNFAST_CELLS, .elementwise = 1},
+        .ih = {0, 1, 2}, .hh = {-1, -1, -1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = minlstm_positive_forward, .backward = minlstm_positive_backward}}},
+    [RNNFAST_SRU] = {
+        .info = {.name = "sru", .gates = "frn", .functions = "sigmoid affine", .columns = 3, .keeps_gates = 1, .has_c = 1,
+                 .generic = RNNFAST_CELLS, .extra = "peephole", .extra_rows = 2, .extra_is_trained = 1, .elementwise = 1, .reads_x = 1},
+        .ih = {0, 1, 2}, .hh = {-1, -1, -1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = sru_forward, .backward = sru_backward}}, .add_extra_terms = sru_peephole_terms},
+    [RNNFAST_SRU_LINEAR] = {
+        .info = {.name = "sru_linear", .gates = "frns", .functions = "sigmoid affine", .columns = 4, .keeps_gates = 1, .has_c = 1,
+                 .generic = RNNFAST_CELLS, .extra = "peephole", .extra_rows = 2, .extra_is_trained = 1, .elementwise = 1},
+        .ih = {0, 1, 2, 3}, .hh = {-1, -1, -1, -1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = sru_linear_forward, .backward = sru_linear_backward}},
+        .add_extra_terms = sru_peephole_terms},
+    [RNNFAST_INDRNN_TANH] = {
+        .info = {.name = "indrnn_tanh", .gates = "h", .functions = "tanh", .columns = 1, .generic = RNNFAST_CELLS,
+                 .extra = "recurrent", .extra_rows = 1, .extra_is_trained = 1, .elementwise = 1},
+        .ih = {0}, .hh = {-1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = indrnn_tanh_forward, .backward = indrnn_tanh_backward}},
+        .add_extra_terms = indrnn_recurrent_terms},
+    [RNNFAST_INDRNN_RELU] = {
+        .info = {.name = "indrnn_relu", .gates = "h", .functions = "relu", .columns = 1, .generic = RNNFAST_CELLS,
+                 .extra = "recurrent", .extra_rows = 1, .extra_is_trained = 1, .elementwise = 1},
+        .ih = {0}, .hh = {-1}, .stages = 1,
+        .stage = {{.keeps_dh = 1, .forward = indrnn_relu_forward, .backward = indrnn_relu_backward}},
+        .add_extra_terms = indrnn_recurrent_terms},
 };
 /* clang-format on */
 

@@ -38,7 +38,7 @@ COMPACT void pack_direction(const shape *s, ptrdiff_t K, const void *const *para
             destination to = gate_of(s, packed->w[i], back->w[i], b, g->count);
             pack_weight(&to, source, H, w_hh + cell->hh[g->first + b] * H * source, k, n, w->poller);
         }
-        if (g->count) continue;
+        if (g->count || !has_product(g)) continue;
         destination to = matrices_of(packed->w[i], back->w[i], s->P, s->weights);
         pack_weight(&to, source, s->P, w_hr, k, n, w->poller);
     }

@@ -100,7 +100,8 @@ typedef struct {
 static products products_of(const shape *s, const weights *w, ptrdiff_t K)
 {
     products p = {.input = input_product(s, w, K)};
-    for (int i = 0; i < s->stages; i++) p.stages[i] = stage_product(s, w, i);
+    for (int i = 0; i < s->stages; i++)
+        if (has_product(&s->cell->stage[i])) p.stages[i] = stage_product(s, w, i);
     return p;
 }
 
@@ -115,7 +116,9 @@ static void step_row(const shape *s, products *p, const point *at, const REAL *x
         const REAL *source = g->from_aux ? at->aux : at->h_before;
         REAL *to = g->count ? at->gates + g->first * s->H_gate : projected;
         stage->from_last = reads_from_last;
-        if (i == 0 && x) multiply_row_weights_twice(&p->input, x, at->gates, stage, source, to, w);
+        if (!has_product(g)) {
+            if (x) multiply_row_weights(&p->input, x, at->gates, w);
+        } else if (i == 0 && x) multiply_row_weights_twice(&p->input, x, at->gates, stage, source, to, w);
         else multiply_row_weights(stage, source, to, w);
         if (g->forward) g->forward(at, units);
     }
@@ -148,6 +151,7 @@ static void forward_row(const direction *d, const worker *w, ptrdiff_t t0, ptrdi
         at.gates += gates_step;
         at.aux += aux_step;
         at.h = s->projects ? at.aux : y;
+        if (s->reads_x) at.x = x;
         if (!s->has_c) continue; /* no offset is added to NULL */
         at.c_before = at.c;
         at.c += c_step;
@@ -179,15 +183,18 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
         for (ptrdiff_t n = taking.begin; n < taking.end; n++) fill_bias_columns(&d->s, row_at(&d->gates, t - first, n), d->w.bias, units);
     }
     if (own.n > 1) barrier(w);
-    for (int i = 0; i < stages; i++) set_rows(&p.stages[i], d, &cell->stage[i], rows);
+    for (int i = 0; i < stages; i++)
+        if (has_product(&cell->stage[i])) set_rows(&p.stages[i], d, &cell->stage[i], rows);
     for (ptrdiff_t t = t0; t < t1; t++) {
         rows = rows_taking(d, t, rows);
         if (rows.begin == rows.end) return;
         for (int i = 0; i < stages; i++) {
             const stage *g = &cell->stage[i];
-            aim(&p.stages[i], d, g, t, t - first, rows);
-            multiply_stage(d, &p.stages[i], g, &own, w->poller);
-            if (own.n > 1 && !has_own_columns(d, g)) barrier(w);
+            if (has_product(g)) {
+                aim(&p.stages[i], d, g, t, t - first, rows);
+                multiply_stage(d, &p.stages[i], g, &own, w->poller);
+                if (own.n > 1 && !has_own_columns(d, g)) barrier(w);
+            }
             if (!g->forward) continue;
             for (ptrdiff_t r = rows.begin; r < rows.end; r++) {
                 if (should_stop(w->poller, POINT_WORK * d->s.H_row)) return;
@@ -195,7 +202,7 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
                 point_at(&at, d, t, t - first, r);
                 g->forward(&at, units);
             }
-            if (own.n > 1) barrier(w);
+            if (own.n > 1 && !d->s.elementwise) barrier(w);
         }
     }
 }

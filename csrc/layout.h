@@ -25,7 +25,7 @@ typedef struct {
     const cell *cell;
     int weights;
     int gates, columns, stages;
-    int keeps_gates, has_c, keeps_aux, projects;
+    int keeps_gates, has_c, keeps_aux, projects, elementwise, reads_x;
     ptrdiff_t L, D, I, H, P;
     ptrdiff_t H_gate;                              /* from column to column of the gates buffer; dgates are H apart */
     ptrdiff_t gates_row, dgates_row, H_row, P_row; /* lengths of rows */
@@ -38,12 +38,13 @@ static int has_weights(rnnfast_weights weights)
     return REAL_BITS == 32 ? weights < RNNFAST_WEIGHTS : weights == RNNFAST_FULL;
 }
 
-/* Whether the cell and the kind of weights exist, and P is H or, for a cell that supports a projection, 1 .. H - 1. */
+/* Whether the cell and the kind of weights exist, P is H or, for a cell that supports a projection, 1 .. H - 1, and the cell can read x. */
 static int is_valid(const rnnfast_stack *stack)
 {
     const rnnfast_cell_info *info = cell_info(stack->cell);
-    return info && has_weights(stack->weights) &&
-           (stack->P == stack->H || (info->supports_projection && 0 < stack->P && stack->P < stack->H));
+    if (!info || !has_weights(stack->weights)) return 0;
+    if (info->reads_x && (stack->I != stack->H || (stack->layers > 1 && stack->directions > 1))) return 0;
+    return stack->P == stack->H || (info->supports_projection && 0 < stack->P && stack->P < stack->H);
 }
 
 /* From column to column of the gates buffer. Whole vectors, so that pointwise parts and products end in whole ones, and threads may divide
@@ -52,7 +53,8 @@ static int is_valid(const rnnfast_stack *stack)
  * products. dgates are not padded, because their columns are the terms of a sum. */
 static ptrdiff_t gate_length(const cell *cell, ptrdiff_t H)
 {
-    return HAS_MASKS && (cell->stage[0].count == cell->info.columns || H > FEW_VECTORS * LANES) ? H : padded(H, LANES);
+    int ends_last = cell->info.elementwise || cell->stage[0].count == cell->info.columns;
+    return HAS_MASKS && (ends_last || H > FEW_VECTORS * LANES) ? H : padded(H, LANES);
 }
 
 /* The length of a row of gates or dgates. Rows do not conflict in cache sets, which would double the time of column sums. */
@@ -80,6 +82,8 @@ static shape shape_of(const rnnfast_stack *stack)
     s.columns = info->columns;
     s.keeps_gates = info->keeps_gates;
     s.has_c = info->has_c;
+    s.elementwise = info->elementwise;
+    s.reads_x = info->reads_x;
     s.keeps_aux = info->keeps_aux || s.projects;
     s.H_gate = gate_length(cell, s.H);
     s.gates_row = gates_row(times(s.columns, s.H_gate));
@@ -185,7 +189,7 @@ INLINE weights lay_out_weights(arena *a, const shape *s, ptrdiff_t layer, int ba
     weights w = {.w_ih = reserve_weight(a, input_width(s, layer), times(s->gates, back ? s->H : s->H_gate), back, s->weights)};
     for (int i = 0; i < s->stages; i++) {
         const stage *g = &s->cell->stage[i];
-        w.w[i] = reserve_weight(a, stage_source(s, g), stage_columns(s, g, back), back, s->weights);
+        if (has_product(g)) w.w[i] = reserve_weight(a, stage_source(s, g), stage_columns(s, g, back), back, s->weights);
     }
     if (!back) w.bias = reserve(a, s->gates_row);
     if (s->extra) w.extra = reserve(a, s->extra);
@@ -278,7 +282,7 @@ static void lay_out_backward(scratch *own, arena *a, const shape *s, const exten
     own->gate_tiles = reserve(a, times(sums, s->dgates_row));
     if (s->projects) own->dh_tiles = reserve(a, times(sums, s->P_row));
     own->x_panels = reserve(a, times(sums, padded(widest_input(s), LANES)));
-    own->h_panels = reserve(a, times(sums, s->P_row));
+    if (!s->elementwise) own->h_panels = reserve(a, times(sums, s->P_row));
     if (s->keeps_aux) own->aux_panels = reserve(a, times(sums, s->H_row));
     if (s->extra && s->cell->add_extra_terms) own->extra_sums = reserve(a, s->extra);
 }

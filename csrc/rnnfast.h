@@ -98,6 +98,14 @@ typedef enum {
     RNNFAST_GENERIC_GRU_RESET_BEFORE,
     RNNFAST_RNN_TANH_LEAKY, /* h = (1 - leak) h_before + leak tanh(W x + b + R h_before + b'), leak fixed, from 0 to 1 */
     RNNFAST_RNN_RELU_LEAKY,
+    RNNFAST_MINGRU, /* elementwise cells: no weight_hh and bias_hh; elementwise_cells.h has their equations */
+    RNNFAST_MINGRU_POSITIVE,
+    RNNFAST_MINLSTM,
+    RNNFAST_MINLSTM_POSITIVE,
+    RNNFAST_SRU,        /* I = D*P = H: its highway adds x itself */
+    RNNFAST_SRU_LINEAR, /* its highway adds a product of x */
+    RNNFAST_INDRNN_TANH,
+    RNNFAST_INDRNN_RELU,
     RNNFAST_CELLS
 } rnnfast_cell;
 
@@ -116,6 +124,8 @@ typedef struct {
     int extra_rows;          /* the extras are [extra_rows, H] */
     int extra_is_optional;   /* there are extras only if the stack has peepholes */
     int extra_is_trained;    /* backward adds to the gradient of the extras */
+    int elementwise;         /* a unit depends on its own state only: parameters 1 and 3, weight_hh and bias_hh, are NULL */
+    int reads_x;             /* x is added to h, so that all layers have inputs of H elements */
 } rnnfast_cell_info;
 
 /* Activations, functions of x with the constants alpha and beta. */

@@ -3,7 +3,8 @@
  * A block of steps is one run of the thread group (threads.h), so each block is divided among the workers that are ready when it starts.
  * Two directions go to two halves of the group if there are two threads. Within a half, rows of the batch are divided, which needs no
  * barrier. If there are too few rows, units are divided: each worker computes all gates of its own units, and one barrier a stage (two, if
- * gates do not begin at whole vectors) makes them visible to the others. Sums over rows are divided by columns.
+ * gates do not begin at whole vectors) makes them visible to the others. The units of an elementwise cell need no barrier in a step. Sums over
+ * rows are divided by columns.
  * No division changes an order of summation.
  */
 #pragma once
@@ -86,6 +87,7 @@ static void point_at(point *p, const direction *d, ptrdiff_t t, ptrdiff_t slot, 
     p->h_before = before(&d->y, &d->h0, t, n);
     p->aux = row_at(&d->aux, t, n);
     p->h = d->s.projects ? p->aux : row_at(&d->y, t, n);
+    if (d->s.reads_x) p->x = row_at(&d->x, t, n);
     if (d->s.has_c) {
         p->c_before = before(&d->c, &d->c0, t, n);
         p->c = row_at(&d->c, t, n);
@@ -174,6 +176,7 @@ typedef struct {
 
 static int by_rows(const direction *d, ptrdiff_t N, int n, double of_step)
 {
+    if (d->s.elementwise) return N >= n;
     double weights = of_step / N;
     if (N >= TILE_ROWS * n) return weights < FAR_WEIGHTS || N >= MANY_TILES * TILE_ROWS * n || d->s.H_gate % LANES;
     return N >= 2 * n && of_step < (double)MANY_BARRIERS * BARRIER_WORK * n;
@@ -183,12 +186,12 @@ static int by_rows(const direction *d, ptrdiff_t N, int n, double of_step)
 static share take_share(const direction *d, const worker *w, range rows)
 {
     ptrdiff_t N = rows.end - rows.begin;
-    double of_step = (double)N * d->s.gates * d->s.H * d->s.P;
+    double of_step = (double)N * d->s.gates * d->s.H * (d->s.elementwise ? d->K + POINT_WORK : d->s.P);
     if (by_rows(d, N, w->n, of_step)) {
         range own = part(N, w->k, w->n);
         return (share){{rows.begin + own.begin, rows.begin + own.end}, 0, 1};
     }
-    if (of_step >= (double)BARRIER_WORK * w->n) return (share){rows, w->k, w->n};
+    if (d->s.elementwise || of_step >= (double)BARRIER_WORK * w->n) return (share){rows, w->k, w->n};
     return (share){rows, 0, w->k == 0};
 }
 

@@ -110,6 +110,7 @@ static void step_single_row(prepared_step *p, const rnnfast_step *arrays)
         at.h_before = h0 ? h0 : p->zeros;
         at.c_before = c0 ? c0 : p->zeros;
         at.c = c_n;
+        at.x = x;
         step_row(s, &l->products, &at, x, h, p->steps, &w);
         x = h;
         if (layer == s->L - 1)

@@ -33,7 +33,7 @@ cdef extern from "rnnfast.h":
         int columns, keeps_gates, has_c, keeps_aux, supports_projection
         rnnfast_cell generic
         const char *extra
-        int extra_rows, extra_is_optional, extra_is_trained
+        int extra_rows, extra_is_optional, extra_is_trained, elementwise, reads_x
 
     ctypedef enum rnnfast_function:
         RNNFAST_SIGMOID

@@ -27,6 +27,8 @@ class CellInfo(NamedTuple):
     extra: str  # name of the per-unit extras, "" for none
     extra_rows: int
     extra_trained: bool
+    elementwise: bool  # there are no weight_hh and bias_hh
+    reads_x: bool
 
 class Sizes(NamedTuple):
     tape: int

@@ -264,7 +264,7 @@ cdef const rnnfast_table *table_of(size_t item, str isa=None) except NULL:
 
 # ---- facts about cells, from the registry in csrc/cells.h ----
 
-CellInfo = namedtuple("CellInfo", "name id gates has_c projects functions generic extra extra_rows extra_trained")
+CellInfo = namedtuple("CellInfo", "name id gates has_c projects functions generic extra extra_rows extra_trained elementwise reads_x")
 
 
 def _cell_info(int cell):
@@ -277,7 +277,7 @@ def _cell_info(int cell):
     extra = "" if info.extra == NULL else (<bytes>info.extra).decode()
     functions = () if info.functions == NULL else tuple((<bytes>info.functions).decode().split())
     return CellInfo((<bytes>info.name).decode(), cell, (<bytes>info.gates).decode(), bool(info.has_c), bool(info.supports_projection),
-                    functions, generic, extra, info.extra_rows, bool(info.extra_is_trained))
+                    functions, generic, extra, info.extra_rows, bool(info.extra_is_trained), bool(info.elementwise), bool(info.reads_x))
 
 
 # The cells that a caller can name, in the order of rnnfast_cell. Options select the generic cell of one.
@@ -1057,6 +1057,10 @@ cdef class Engine:
             raise ValueError(f"proj_size is {proj_size}, but cell {cell!r} supports no projection; use 0, or a cell that does: {cells}")
         if self.proj_size and self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size is {proj_size}, but must be less than hidden_size={hidden_size}; use 0 for no projection")
+        if self.info.reads_x and (input_size != hidden_size or num_layers > 1 and bidirectional):
+            raise ValueError(f"cell {cell!r} adds x to h, so the inputs of all layers must have hidden_size={hidden_size} features, got "
+                             f"input_size={input_size}, num_layers={num_layers} and bidirectional={bool(bidirectional)}; "
+                             f"use a cell that does not read x")
         memset(&self.stack, 0, sizeof(self.stack))
         self.weights = weights
         self.stack.weights = weights_of(weights, dtype.itemsize)
@@ -1076,7 +1080,7 @@ cdef class Engine:
         if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
             raise ValueError(self._too_large())
         self.packed_size, self.packed_back_size = sizes.packed, sizes.packed_back
-        has = [True, True, self.bias, self.bias, self.proj_size, self.extra]
+        has = [True, not self.info.elementwise, self.bias, self.bias and not self.info.elementwise, self.proj_size, self.extra]
         for kind in range(RNNFAST_KINDS):
             if has[kind]:
                 self.kinds[self.kind_count] = kind

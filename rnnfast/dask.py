@@ -30,7 +30,7 @@ import numpy as np
 
 from . import arguments
 from ._types import Array
-from .layers import GRU, LSTM, RNN, Bidirectional
+from .layers import Bidirectional, Recurrent
 
 try:
     import dask.array
@@ -55,7 +55,7 @@ def predict(model: Callable[..., Any], x: DaskArray, lengths: Any = None, *, bat
 
     Parameters
     ----------
-    model : RNN, LSTM, GRU, Bidirectional, or another callable
+    model : recurrent layer, such as LSTM, Bidirectional, or another callable
         It is called with a chunk of `x`, and with ``lengths=`` if they are given. It returns an array, or nested tuples
         of arrays, with one row for each row of the chunk. Several tasks may call it at the same time. `predict` calls
         it with one and with two rows of zeros, to find the shapes and dtypes of the results.
@@ -101,7 +101,7 @@ def predict(model: Callable[..., Any], x: DaskArray, lengths: Any = None, *, bat
         raise TypeError(f"x must be a dask array, got {type(x).__name__}: use dask.array.from_array(x)")
     # Bidirectional itself has no batch_first, but its layers do.
     batch_first = bool(getattr(getattr(model, "forward_layer", model), "batch_first", False))
-    if isinstance(model, (RNN, LSTM, GRU, Bidirectional)) and x.ndim != 3:
+    if isinstance(model, (Recurrent, Bidirectional)) and x.ndim != 3:
         layout = "(N, T, I)" if batch_first else "(T, N, I)"
         raise ValueError(f"x must have layout {layout} for this {type(model).__name__}, got shape {x.shape}")
     if batch_axis is None:

@@ -40,7 +40,7 @@ __all__ = ["GradientFlow", "Saturation", "gradient_flow", "plot_gradient_flow"]
 CLOSED, OPEN = 0.05, 0.95
 _MOST = 1 << 23  # maximum number of elements of the Jacobians that are in memory at a time
 
-CANDIDATES = "hgn"  # letters in CellInfo.gates that are not gates: h of an RNN, g of an LSTM, n of a GRU
+CANDIDATES = "hgns"  # letters in CellInfo.gates that are not gates: h of an RNN, g of an LSTM, n of a GRU, s of an SRU
 
 
 class Saturation(NamedTuple):
@@ -134,7 +134,7 @@ def gradient_flow(
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or Bidirectional
+    layer : recurrent layer, such as LSTM, or Bidirectional
         Must not use the options activations, clip, peepholes and coupled.
     x, state
         As for a call of the layer, with at least one row.
@@ -168,7 +168,7 @@ def gradient_flow(
     l0  2.83           2.83       1.000            1.000
     """
     if not isinstance(layer, (Recurrent, Bidirectional)):
-        raise TypeError(f"layer must be an RNN, LSTM, GRU or Bidirectional, got {type(layer).__name__}")
+        raise TypeError(f"layer must be a recurrent layer or a Bidirectional, got {type(layer).__name__}")
     jacobians = arguments.flag("jacobians", jacobians)
     call = saving.describe(layer)
     layer = _at_rest(layer)

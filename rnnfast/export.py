@@ -16,7 +16,7 @@ import numpy as np
 import rnnfast
 from rnnfast import narrow
 from rnnfast._types import Array
-from rnnfast.layers import GRU, LSTM, RNN, Activation, Bidirectional, Dropout, Embedding, Linear, saving
+from rnnfast.layers import Activation, Bidirectional, Dropout, Embedding, Linear, Recurrent, saving
 from rnnfast.portable import Sources
 
 __all__ = ["CSource", "c_source"]
@@ -147,7 +147,7 @@ def c_source(layer: Any, name: str = "model") -> CSource:
 
     Parameters
     ----------
-    layer : RNN, LSTM, GRU or Sequential
+    layer : recurrent layer, such as LSTM, or Sequential
         With any options, but not in the reverse direction. A Sequential can hold, besides at least one such layer,
         Linear, Activation, Dropout (which does nothing here), and an Embedding as its first layer. Weights of a float64
         layer are rounded to float32. A layer that is frozen with weights in fewer bytes is written with these.
@@ -211,10 +211,10 @@ def _flat(layer: Any) -> Iterator[Any]:
             f"{described} cannot be exported, because its reverse direction starts at the last step of the sequence, "
             "and the program computes one step after the other: use a layer with bidirectional=False and reverse=False"
         )
-    if not isinstance(layer, (RNN, LSTM, GRU, Linear, Activation, Dropout, Embedding)):
+    if not isinstance(layer, (Recurrent, Linear, Activation, Dropout, Embedding)):
         raise TypeError(
-            "layer must be an RNN, LSTM or GRU, or a Sequential of such layers, Embedding, Linear, Activation and "
-            f"Dropout, got {described}"
+            "layer must be a recurrent layer, or a Sequential of such layers, Embedding, Linear, "
+            f"Activation and Dropout, got {described}"
         )
     if not isinstance(layer, Dropout):
         yield layer
@@ -256,7 +256,7 @@ class _Program:
                     end = f"_l{k}"
                     self.recur(layer.engine, {key.removesuffix(end): own[key] for key in own if key.endswith(end)})
         if not self.cells:
-            raise TypeError("layer must have at least one RNN, LSTM or GRU, got only layers without a state")
+            raise TypeError("layer must have at least one recurrent layer, got only layers without a state")
 
     def constants(self, name: str, array: Array, kind: str = "full") -> str:
         """Define an array of constants, and return its name."""
@@ -339,14 +339,15 @@ class _Program:
             point["c_before"] = point["c"] = f"state->c_{n}"
         if has_aux:
             point["aux"] = "aux"
+        if engine.info.reads_x:
+            point["x"] = "x"
         if engine.extra or engine.options:
             point["options"] = "&" + self.options(engine, n, own.get(engine.extra))
         body = []
 
         def rows(name: str, gates: Sequence[int]) -> list[Array]:
             zero = np.zeros(H, np.float32)
-            array = own[name].astype(np.float32)
-            return [zero if gate < 0 else array[gate * H : (gate + 1) * H] for gate in gates]
+            return [zero if gate < 0 else own[name][gate * H : (gate + 1) * H].astype(np.float32) for gate in gates]
 
         def product(to: str, x: str, name: str, weight: Array) -> str:
             return self.product(engine.weights, to, x, f"{name}_{n}", weight)

@@ -161,9 +161,12 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
     for layer in range(engine.num_layers):
         for suffix in suffixes(engine, layer):
             shapes["weight_ih" + suffix] = (rows, features)
-            shapes["weight_hh" + suffix] = (rows, engine.output_size)
+            if not engine.info.elementwise:
+                shapes["weight_hh" + suffix] = (rows, engine.output_size)
             if engine.bias:
-                shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
+                shapes["bias_ih" + suffix] = (rows,)
+            if engine.bias and not engine.info.elementwise:
+                shapes["bias_hh" + suffix] = (rows,)
             if engine.proj_size:
                 shapes["weight_hr" + suffix] = (engine.proj_size, engine.hidden_size)
             if engine.extra:

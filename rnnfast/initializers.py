@@ -124,6 +124,11 @@ def _orthogonal_gates(place: _Place) -> Array:
     return result
 
 
+def _unit(place: _Place) -> Array:
+    """Return uniform values between 0 and 1, with which units of an IndRNN keep their state for different times."""
+    return drawn(place.shape, place.dtype, place.rng.random)
+
+
 def _zeros(place: _Place) -> Array:
     return np.zeros(place.shape, place.dtype)
 
@@ -140,7 +145,7 @@ def _chrono(place: _Place) -> Array:
     bias = _uniform(place)
     assert place.value is not None
     keeps = np.log(place.rng.uniform(1, place.value - 1, place.hidden_size))
-    return _with(bias, place, {"f": keeps, "i": -keeps, "z": keeps})
+    return _with(bias, place, {"f": keeps, "i": -keeps, "z": keeps, "u": -keeps})
 
 
 class _Scheme(NamedTuple):
@@ -172,8 +177,8 @@ SCHEMES: dict[str | None, _Scheme] = {
     "orthogonal": _Scheme({"weight_hh": _orthogonal_gates}),
     "chrono": _Scheme(
         {"bias_ih": _chrono, "bias_hh": lambda place: _with(_uniform(place), place, {"f": 0, "i": 0, "z": 0})},
-        layer="an LSTM or a GRU",
-        gates="fz",
+        layer="a gated layer",
+        gates="fzu",
         needs_bias=True,
         takes="T_max, the longest lag in steps",
         least=2,
@@ -184,7 +189,7 @@ SCHEMES: dict[str | None, _Scheme] = {
             "bias_ih": lambda place: _with(_uniform(place), place, {"f": 1 if place.value is None else place.value}),
             "bias_hh": lambda place: _with(_uniform(place), place, {"f": 0}),
         },
-        layer="an LSTM",
+        layer="a layer with a forget gate",
         gates="f",
         needs_bias=True,
         takes="the bias",
@@ -193,6 +198,7 @@ SCHEMES: dict[str | None, _Scheme] = {
         {
             "weight_ih": lambda place: drawn(place.shape, place.dtype, lambda n: place.rng.normal(0, 0.001, n)),
             "weight_hh": lambda place: np.eye(*place.shape, dtype=place.dtype),
+            "recurrent": lambda place: np.ones(place.shape, place.dtype),
             "bias_ih": _zeros,
             "bias_hh": _zeros,
         },
@@ -214,8 +220,9 @@ class Initializer(NamedTuple):
         self, rng: np.random.Generator, name: str, shape: tuple[int, ...], hidden_size: int, dtype: Any = np.float64
     ) -> Array:
         """Return the initial values of a parameter."""
-        draw = self.scheme.draws.get(name.partition("_l")[0], self.scheme.others)
-        return draw(_Place(rng, shape, self.gates, hidden_size, self.value, dtype))
+        kind = name.partition("_l")[0]
+        others = _unit if kind == "recurrent" and self.scheme.others is _uniform else self.scheme.others
+        return self.scheme.draws.get(kind, others)(_Place(rng, shape, self.gates, hidden_size, self.value, dtype))
 
 
 def read(init: Any, gates: str, relu: bool, bias: bool, coupled: bool) -> Initializer:

@@ -18,7 +18,17 @@ __all__ = ["BUNDLE", "Sources", "Stage"]
 
 BUNDLE = "portable.h"
 # In the order in which they are included.
-FILES = ("rnnfast.h", "simd.h", "view.h", "activations.h", "cell.h", "generic_cells.h", "cells.h", "standalone.h")
+FILES = (
+    "rnnfast.h",
+    "simd.h",
+    "view.h",
+    "activations.h",
+    "cell.h",
+    "elementwise_cells.h",
+    "generic_cells.h",
+    "cells.h",
+    "standalone.h",
+)
 KNOWN = {"LANES": 1, "REAL_BITS": 32, "HAS_MASKS": 0}
 COMPILERS = ("__GNUC__", "__clang__")  # conditions on them are kept; all other macros are undefined
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)

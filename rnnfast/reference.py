@@ -12,7 +12,9 @@ A. Senior and F. Beaufays, "Long short-term memory recurrent neural network arch
 modeling", 2014 (its projection). K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
 statistical machine translation", 2014 (GRU, reset before the product). The documentation of torch.nn.RNN, LSTM and GRU
 (reset after the product, names, layouts, two biases). H. Jaeger et al., "Optimization and applications of echo
-state networks with leaky-integrator neurons", 2007 (leaky RNN).
+state networks with leaky-integrator neurons", 2007 (leaky RNN). L. Feng et al., "Were RNNs all we needed?", 2024
+(minGRU, minLSTM). T. Lei et al., "Simple recurrent units for highly parallelizable recurrence", 2018 (SRU). S. Li et
+al., "Independently recurrent neural network (IndRNN): building a longer and deeper RNN", 2018.
 """
 
 from __future__ import annotations
@@ -158,6 +160,83 @@ def _gru_reset_before_gradient(p, d, kept, dh):
     return da, (dh * z + drh * r + drz @ p.weight_hh[: 2 * H],)
 
 
+def _identity(a):
+    return a, np.ones_like(a)
+
+
+def _positive(a):
+    """Return g(a) and its slope."""
+    s = sigmoid(a)
+    return np.where(a >= 0, a + 0.5, s).astype(a.dtype), np.where(a >= 0, 1, s * (1 - s)).astype(a.dtype)
+
+
+def _mingru_step(_, a, h, g=_identity):
+    a_u, a_n = np.split(a, 2, axis=1)
+    u, (n, slope) = sigmoid(a_u), g(a_n)
+    return ((1 - u) * h + u * n,), (h, u, n, slope)
+
+
+def _mingru_positive_step(p, a, h):
+    return _mingru_step(p, a, h, _positive)
+
+
+def _mingru_gradient(_, __, kept, dh):
+    h, u, n, slope = kept
+    return np.concatenate([dh * (n - h) * u * (1 - u), dh * u * slope], axis=1), (dh * (1 - u),)
+
+
+def _minlstm_step(_, a, h, g=_identity):
+    a_f, a_i, a_n = np.split(a, 3, axis=1)
+    # log (f / i) = log(1 + e^-a_i) - log(1 + e^-a_f) is accurate where both gates vanish
+    share = sigmoid(np.logaddexp(0, -a_i) - np.logaddexp(0, -a_f))
+    n, slope = g(a_n)
+    return (share * h + (1 - share) * n,), (h, sigmoid(a_f), sigmoid(a_i), n, share, slope)
+
+
+def _minlstm_positive_step(p, a, h):
+    return _minlstm_step(p, a, h, _positive)
+
+
+def _minlstm_gradient(_, __, kept, dh):
+    h, f, i, n, share, slope = kept
+    dshare = dh * (h - n) * share * (1 - share)
+    return np.concatenate([dshare * (1 - f), -dshare * (1 - i), dh * (1 - share) * slope], axis=1), (dh * share,)
+
+
+def _sru_step(p, a, h, c):
+    a_f, a_r, n, s = np.split(a, 4, axis=1)
+    f, r = sigmoid(a_f + p.peephole[0] * c), sigmoid(a_r + p.peephole[1] * c)
+    c_after = f * c + (1 - f) * n
+    return (r * c_after + (1 - r) * s, c_after), (h, c, f, r, n, s, c_after)
+
+
+def _sru_gradient(p, d, kept, dh, dc):
+    _, c, f, r, n, s, c_after = kept
+    dr = dh * (c_after - s) * r * (1 - r)
+    dc = dc + dh * r
+    df = dc * (c - n) * f * (1 - f)
+    d.peephole += np.stack([(df * c).sum(0), (dr * c).sum(0)])
+    da = np.concatenate([df, dr, dc * (1 - f), dh * (1 - r)], axis=1)
+    return da, (np.zeros_like(dh), dc * f + df * p.peephole[0] + dr * p.peephole[1])
+
+
+def _indrnn_tanh_step(p, a, h):
+    after = np.tanh(a + p.recurrent * h)
+    return (after,), (h, 1 - after * after)
+
+
+def _indrnn_relu_step(p, a, h):
+    after = np.maximum(a + p.recurrent * h, 0)
+    return (after,), (h, ~(after <= 0))
+
+
+def _indrnn_gradient(p, d, kept, dh):
+    h, slope = kept
+    da = dh * slope
+    d.recurrent += (da * h).sum(0, keepdims=True)
+    return da, (da * p.recurrent,)
+
+
 _CELLS: dict[str, Any] = {
     "rnn_tanh": (_rnn_tanh_step, _rnn_gradient),
     "rnn_relu": (_rnn_relu_step, _rnn_gradient),
@@ -166,14 +245,30 @@ _CELLS: dict[str, Any] = {
     "gru_reset_before": (_gru_reset_before_step, _gru_reset_before_gradient),
     "rnn_tanh_leaky": (_rnn_tanh_leaky_step, _rnn_leaky_gradient),
     "rnn_relu_leaky": (_rnn_relu_leaky_step, _rnn_leaky_gradient),
+    "mingru": (_mingru_step, _mingru_gradient),
+    "mingru_positive": (_mingru_positive_step, _mingru_gradient),
+    "minlstm": (_minlstm_step, _minlstm_gradient),
+    "minlstm_positive": (_minlstm_positive_step, _minlstm_gradient),
+    "sru": (_sru_step, _sru_gradient),
+    "sru_linear": (_sru_step, _sru_gradient),
+    "indrnn_tanh": (_indrnn_tanh_step, _indrnn_gradient),
+    "indrnn_relu": (_indrnn_relu_step, _indrnn_gradient),
 }
+_HAS_C = ("lstm", "sru", "sru_linear")
+_ROWS = {"mingru": 2, "mingru_positive": 2, "minlstm": 3, "minlstm_positive": 3, "sru": 3, "sru_linear": 4}  # gates
 
-_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "leak")
+_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "leak", "peephole", "recurrent")
+
+
+def _inputs(p, x):
+    """Return a = W_ih x + b_ih of all steps, with x appended if the cell reads it."""
+    a = x @ p.weight_ih.T + p.bias_ih
+    return np.concatenate([a, x], axis=2) if p.reads_x else a
 
 
 def _run(step, p, x, state):
     """Run one direction of one layer, in the order of x; return y (T, N, H or P), the states and the values kept."""
-    inputs = x @ p.weight_ih.T + p.bias_ih
+    inputs = _inputs(p, x)
     states, kept = [], []
     for a in inputs:
         state, values = step(p, a, *state)
@@ -197,9 +292,10 @@ def _run_gradient(gradient, p, d, x, kept, dy, dstate):
 def _input_gradient(p, d, x, dinputs):
     """Return the gradient of x from those of a = W_ih x + b_ih, last step first; add those of p to d."""
     da = np.stack(dinputs[::-1])
+    da, dx = np.split(da, [len(p.weight_ih)], axis=2)
     d.weight_ih += np.tensordot(da, x, axes=([0, 1], [0, 1]))
     d.bias_ih += da.sum((0, 1))
-    return da @ p.weight_ih
+    return da @ p.weight_ih + dx if p.reads_x else da @ p.weight_ih
 
 
 def _steps(T, N, lengths, mask, reset, zero_masked):
@@ -234,7 +330,7 @@ def _select(rows, state, other):
 
 def _run_selected(step, p, x, state, reset_state, order):
     """Do the same as `_run` for rows with different steps. x is 0 at steps that are not valid."""
-    inputs = x @ p.weight_ih.T + p.bias_ih
+    inputs = _inputs(p, x)
     zeros = [np.zeros_like(member) for member in state]
     last = zeros[0]
     outputs, states, kept = [], [], []
@@ -270,18 +366,19 @@ def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, order):
     return _input_gradient(p, d, x, dinputs), dstate, dhs[::-1], dreset
 
 
-def _gather(parameters, suffix):
-    """Return the parameters of one layer and direction by kind, with zeros for missing biases."""
+def _gather(cell, parameters, suffix):
+    """Return the parameters of a layer and direction by kind, with zeros for missing biases; and whether it reads x."""
     p = SimpleNamespace(**{kind: parameters.get(kind + suffix) for kind in _KINDS})
-    zeros = np.zeros_like(p.weight_hh[:, 0])
+    zeros = np.zeros_like(p.weight_ih[:, 0])
     p.bias_ih = zeros if p.bias_ih is None else p.bias_ih
     p.bias_hh = zeros if p.bias_hh is None else p.bias_hh
+    p.reads_x = cell == "sru"
     return p
 
 
 def _members(cell, state):
     """Return the parts of a state: h, or h and c."""
-    if cell != "lstm":
+    if cell not in _HAS_C:
         return (state,)
     return (None, None) if state is None else state
 
@@ -289,7 +386,7 @@ def _members(cell, state):
 def _stack(cell, states):
     """Combine the states of all layers and directions into one."""
     members = tuple(np.stack(member) for member in zip(*states, strict=True))
-    return members if cell == "lstm" else members[0]
+    return members if cell in _HAS_C else members[0]
 
 
 class _Tape(SimpleNamespace):
@@ -333,19 +430,30 @@ def forward(
       h' = (1 - z) * n + z * h.
     - gru_reset_before: as gru, but n = tanh(W_in x + b_in + W_hn (r * h) + b_hn).
 
+    The remaining cells have neither W_hh nor b_hh. Their g is the identity, or in names that end in _positive a + 1/2
+    where a >= 0 and sigma(a) otherwise:
+
+    - mingru: u = sigma(W_iu x + b_iu); n = g(W_in x + b_in); h' = (1 - u) * h + u * n.
+    - minlstm: f, i = sigma(W_ih x + b_ih); n = g(W_in x + b_in); h' = (f * h + i * n) / (f + i).
+    - sru: f, r = sigma(W_ih x + b_ih + v * c); c' = f * c + (1 - f) * (W_in x + b_in); h' = r * c' + (1 - r) * x.
+      sru_linear has W_is x + b_is instead of x in the last term.
+    - indrnn_tanh: h' = tanh(W_ih x + b_ih + w * h). indrnn_relu has max(0, .) instead of tanh.
+
     Rows can have different steps, which are the same for all layers and directions: x is read at valid steps only, and
     the state is kept at the others.
 
     Parameters
     ----------
-    cell : {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before", "rnn_tanh_leaky", "rnn_relu_leaky"}
+    cell : str
+        One of the names above.
     parameters : mapping of str to ndarray
         For each layer k, ``weight_ih_l{k}`` (gates * H, I_k), ``weight_hh_l{k}`` (gates * H, H or P), and optionally
         ``bias_ih_l{k}`` and ``bias_hh_l{k}`` (gates * H,). An LSTM with a projection also has ``weight_hr_l{k}``
-        (P, H), and a leaky RNN ``leak_l{k}`` (1, H). Names for the second direction end in ``_reverse``. I_0 is I, and
+        (P, H), a leaky RNN ``leak_l{k}`` (1, H), an SRU ``peephole_l{k}`` (2, H), which is v for f and r, and an IndRNN
+        ``recurrent_l{k}`` (1, H), which is w. Names for the second direction end in ``_reverse``. I_0 is I, and
         for k > 0, I_k is the number of directions times H (or P).
     x : ndarray, (T, N, I), T >= 1
-    state : ndarray, (layers * directions, N, H or P), or for lstm a pair with c (..., H), optional
+    state : ndarray, (layers * directions, N, H or P), or for lstm and sru a pair with c (..., H), optional
         The initial state, with index = layer * directions + direction. None, for the state or for one of the pair,
         means zeros.
     num_layers : int
@@ -409,9 +517,12 @@ def forward(
             y = np.where(steps.valid, y, 0)
         runs, outputs = [], []
         for suffix in suffixes:
-            p = _gather(parameters, f"_l{layer}{suffix}")
-            rows, width = p.weight_hh.shape
-            widths = (width, rows // 4) if cell == "lstm" else (width,)
+            p = _gather(cell, parameters, f"_l{layer}{suffix}")
+            if p.weight_hh is None:
+                widths = (len(p.weight_ih) // _ROWS.get(cell, 1),) * (1 + (cell in _HAS_C))
+            else:
+                rows, width = p.weight_hh.shape
+                widths = (width, rows // 4) if cell == "lstm" else (width,)
             start, restart = (
                 [
                     np.zeros((N, size), x.dtype) if member is None else member[len(ends)]
@@ -486,7 +597,8 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
         dx: Any = 0
         before, resets, dhs_layer = [], [], []
         for direction, (run, dy_run) in enumerate(zip(runs, np.split(dy, len(runs), axis=2), strict=True)):
-            d = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in vars(run.p).items()})
+            held = {kind: getattr(run.p, kind) for kind in _KINDS}
+            d = SimpleNamespace(**{kind: None if a is None else np.zeros_like(a) for kind, a in held.items()})
             end = [member[layer * len(runs) + direction] for member in ends]
             given = gradient, run.p, d, run.x, run.kept, dy_run[run.way], end
             if tape.steps is None:

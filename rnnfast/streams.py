@@ -19,7 +19,7 @@ __all__ = ["Stream", "StreamPool"]
 def _check(layer: Any) -> None:
     """Raise an error if `layer` cannot be streamed."""
     if not isinstance(getattr(layer, "engine", None), functional.Engine):
-        raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+        raise TypeError(f"layer must be a recurrent layer, got {type(layer).__name__}")
     if layer.bidirectional or layer.reverse:
         raise ValueError(
             f"{_describe(layer)} cannot be streamed, because its reverse direction starts at the last step of the "
@@ -314,7 +314,7 @@ class Stream(Fixed):
 
         Parameters
         ----------
-        layer : RNN, LSTM or GRU, optional
+        layer : recurrent layer, such as LSTM, optional
             A layer of the class and options of the layer that created the stream; only batch_first and dropout may
             differ. Later changes of its parameters do not affect the stream. By default, the layer that created the
             stream, with its current parameters.
@@ -354,7 +354,7 @@ class StreamPool(Fixed):
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU
+    layer : recurrent layer, such as LSTM
         Must be neither bidirectional nor reverse.
     capacity : int
         The maximum number of streams at a time. Memory for all their states is allocated by the constructor.
@@ -446,7 +446,7 @@ class StreamPool(Fixed):
 
         Parameters
         ----------
-        layer : RNN, LSTM or GRU, optional
+        layer : recurrent layer, such as LSTM, optional
             A layer of the class and options of the pool's layer; only batch_first and dropout may differ. Later changes
             of its parameters do not affect the pool. By default, the pool's layer, with its current parameters.
 

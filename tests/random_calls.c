@@ -616,6 +616,10 @@ static void choose_stack(caller *c, problem *p)
         break;
     default: break;
     }
+    if (p->cell->reads_x) {
+        s->I = s->H;
+        if (s->layers > 1) s->directions = 1;
+    }
     s->P = p->cell->supports_projection && s->H > 1 && one_in(c, 2) ? between(c, 1, s->H - 1) : s->H;
     p->states = s->layers * s->directions;
     if (!p->cell->functions) choose_options(c, p);
@@ -642,9 +646,9 @@ static void add_parameters(caller *c, problem *p)
     const int bias_ih = !one_in(c, 4), bias_hh = !one_in(c, 4);
     for (ptrdiff_t state = 0; state < p->states; state++) {
         add_parameter(c, p, state, 0, rows, state < s->directions ? s->I : s->directions * s->P, 1);
-        add_parameter(c, p, state, 1, rows, s->P, 1);
+        if (!p->cell->elementwise) add_parameter(c, p, state, 1, rows, s->P, 1);
         if (bias_ih) add_parameter(c, p, state, 2, rows, 1, 1);
-        if (bias_hh) add_parameter(c, p, state, 3, rows, 1, 1);
+        if (bias_hh && !p->cell->elementwise) add_parameter(c, p, state, 3, rows, 1, 1);
         if (s->P < s->H) add_parameter(c, p, state, 4, s->P, s->H, 1);
         if (p->cell->extra && (s->peepholes || !p->cell->extra_is_optional))
             add_parameter(c, p, state, 5, p->cell->extra_rows, s->H, p->cell->extra_is_trained);

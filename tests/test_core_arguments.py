@@ -82,7 +82,7 @@ CALLS = {
     "overlaps": lambda: (_core.overlaps, [[f(3), f(3)]]),
     "PreparedCall.update": lambda: (step().update, [lambda h, c: (1, (h, c))]),
     "PreparedCall.replace": lambda: (step().replace, [packed, None]),
-    "CellInfo": lambda: (_core.CellInfo, list(range(10))),
+    "CellInfo": lambda: (_core.CellInfo, list(range(12))),
     "Sizes": lambda: (_core.Sizes, [1, 2, 3]),
     "use_isa": lambda: (_core.use_isa, ["scalar"]),
     "isas": lambda: (_core.isas, []),

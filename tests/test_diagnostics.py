@@ -296,7 +296,7 @@ def test_repr_is_a_table():
 @pytest.mark.parametrize(
     ("layer", "x", "error", "message"),
     [
-        (rnnfast.Linear(4, 5), values(T, N, I), TypeError, "layer must be an RNN, .* got Linear"),
+        (rnnfast.Linear(4, 5), values(T, N, I), TypeError, "layer must be a recurrent layer or .* got Linear"),
         (rnnfast.RNN(4, 5, clip=1.0), values(T, N, I), ValueError, r"layer must not use .* RNN\(4, 5, clip=1.0\)"),
         (rnnfast.LSTM(4, 5, peepholes=True), values(T, N, I), ValueError, "must not use the options activations"),
         (

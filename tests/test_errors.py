@@ -334,10 +334,10 @@ def test_dy(dy, error, match):
 def test_bidirectional_layers():
     forward, backward = lstm(), rnnfast.GRU(I, H, reverse=True)
     for bad in (None, LINEAR, "LSTM", rnnfast.Bidirectional(forward)):
-        with pytest.raises(TypeError, match="forward_layer must be an RNN, LSTM or GRU, got"):
+        with pytest.raises(TypeError, match="forward_layer must be a recurrent layer, got"):
             rnnfast.Bidirectional(bad, backward)
         if bad is not None:
-            with pytest.raises(TypeError, match="backward_layer must be an RNN, LSTM or GRU, got"):
+            with pytest.raises(TypeError, match="backward_layer must be a recurrent layer, got"):
                 rnnfast.Bidirectional(forward, bad)
     for name, layers in (
         ("forward", (lstm(bidirectional=True), None)),

@@ -26,9 +26,11 @@ T = 23  # steps
 def layers():
     """Layers of all cells of the registry, with all their options, and models; sizes below, at and above a tile."""
     made = {}
-    for cell in CELLS:
-        made[cell] = make_layer(cell, 3, 7)
-        made[f"{cell}_stack"] = make_layer(cell, 5, 9, num_layers=3, init_state=True)
+    for cell, info in CELLS.items():
+        if not info.elementwise:
+            made[cell] = make_layer(cell, 3, 7)
+        made[f"{cell}_stack"] = make_layer(cell, 9 if info.reads_x else 5, 9, num_layers=3, init_state=True)
+    made["indrnn_no_bias"] = make_layer("indrnn_relu", 3, 7, bias=False)
     for cell in ("gru", "gru_reset_before"):
         made[f"{cell}_no_bias"] = make_layer(cell, 1, 8, bias=False)
     made["lstm_projected"] = LSTM(3, 9, 2, proj_size=4, init_state=True, rng=0)
@@ -332,8 +334,8 @@ class Model(rnnfast.Model):
         (lambda: rnnfast.Bidirectional(GRU(2, 3)), ValueError, "its reverse direction starts at the last step"),
         (lambda: rnnfast.Sequential(GRU(2, 3), rnnfast.Pool("last")), TypeError, r"Dropout, got Pool\('last'\)"),
         (lambda: rnnfast.Sequential(GRU(2, 3), rnnfast.LayerNorm(3)), TypeError, r"got LayerNorm\(3\)"),
-        (lambda: rnnfast.Sequential(Linear(2, 3)), TypeError, "at least one RNN, LSTM or GRU"),
-        (lambda: rnnfast.Sequential(Dropout(0.5)), TypeError, "at least one RNN, LSTM or GRU"),
+        (lambda: rnnfast.Sequential(Linear(2, 3)), TypeError, "at least one recurrent layer"),
+        (lambda: rnnfast.Sequential(Dropout(0.5)), TypeError, "at least one recurrent layer"),
         (
             lambda: rnnfast.Sequential(Activation("relu"), Embedding(3, 2), GRU(2, 3)),
             TypeError,

@@ -120,7 +120,8 @@ def test_nan_stays_in_its_row(variant, kind):
     for place in ("x", "state", "dy", "dstate"):
         q = copy(p)
         values = tuple(member.copy() for member in members(getattr(p, place)))
-        values[0][2 if place in ("x", "dy") else 0, 3, 0] = np.nan
+        for value in values:
+            value[2 if place in ("x", "dy") else 0, 3, 0] = np.nan
         setattr(q, place, values if isinstance(getattr(p, place), tuple) else values[0])
         for checkpoint in (None, 1):
             got = run(layer_of(p), q, checkpoint)

@@ -23,10 +23,18 @@ def test_cells_are_listed_in_the_order_of_the_enumeration():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_engine_derives_its_facts_from_the_registry(cell):
-    engine = functional.Engine(cell, FLOAT, 2, 3)
+    engine = functional.Engine(cell, FLOAT, 3, 3)
     assert engine.info == CELLS[cell]
     assert engine.gates == len(engine.info.gates) == len(set(engine.info.gates))
-    assert functional.parameter_shapes(engine)["weight_ih_l0"] == (engine.gates * 3, 2)
+    shapes = functional.parameter_shapes(engine)
+    assert shapes["weight_ih_l0"] == (engine.gates * 3, 3)
+    assert ("weight_hh_l0" in shapes) == ("bias_hh_l0" in shapes) == (not engine.info.elementwise)
+
+
+@pytest.mark.parametrize("given", [{"input_size": 4}, {"num_layers": 2, "bidirectional": True}])
+def test_cells_that_read_x_refuse_inputs_of_other_sizes(given):
+    with pytest.raises(ValueError, match="the inputs of all layers must have hidden_size=3 features"):
+        functional.Engine("sru", FLOAT, **{"input_size": 3, "hidden_size": 3, **given})
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -36,7 +44,7 @@ def test_projection_is_refused_by_cells_that_do_not_support_it(cell, proj_size):
         assert functional.Engine(cell, FLOAT, 3, 5, proj_size=proj_size).output_size == proj_size
         return
     with pytest.raises(ValueError, match=f"proj_size is {proj_size}, but"):
-        functional.Engine(cell, FLOAT, 3, 5, proj_size=proj_size)
+        functional.Engine(cell, FLOAT, 5, 5, proj_size=proj_size)
 
 
 def test_unknown_cells_are_refused_by_name():

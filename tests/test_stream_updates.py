@@ -124,8 +124,8 @@ WRONG = {
     "learned state": (lambda: make("lstm", init_state=True), ValueError, "init_state=True, but .* init_state=False"),
     "dtype": (lambda: make("lstm", dtype="f8"), ValueError, "dtype='float64', but .* has dtype='float32'"),
     "reverse": (lambda: make("lstm", reverse=True), ValueError, "reverse=True.* cannot be streamed"),
-    "linear": (lambda: rnnfast.Linear(I, H), TypeError, "layer must be an RNN, LSTM or GRU, got Linear"),
-    "arrays": (lambda: make("lstm").state_dict(), TypeError, "layer must be an RNN, LSTM or GRU, got dict"),
+    "linear": (lambda: rnnfast.Linear(I, H), TypeError, "layer must be a recurrent layer, got Linear"),
+    "arrays": (lambda: make("lstm").state_dict(), TypeError, "layer must be a recurrent layer, got dict"),
 }
 
 

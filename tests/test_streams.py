@@ -290,7 +290,7 @@ def test_reset(variant, rows, which, rng):
         state = stream.state
         assert stream.reset(rows) is None
         for member in members(state):
-            assert member.all(axis=-1).any() or variant.startswith("rnn_relu")
+            assert member.all(axis=-1).any() or "rnn_relu" in variant  # whose units can be silent
             member[:, which] = 0
         assert bits(stream.state) == bits(state)
         assert_same_bits(outputs(stream.step(x[2])[None], stream.state), outputs(*layer(x[2:], state)))

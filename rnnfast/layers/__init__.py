@@ -7,7 +7,7 @@ and initial values are those of torch.nn (docs.pytorch.org), so a torch ``state_
 Modules:
 
 - ``base``: the base classes of all layers, Tape, Gradients
-- ``recurrent``: the base class of ``rnn``, ``lstm`` and ``gru``
+- ``recurrent``: the base class of ``rnn``, ``lstm``, ``gru`` and ``elementwise_cells``
 - ``execution``: plans, buffers, and the forward and backward passes of recurrent layers
 - ``bidirectional``, ``linear``, ``elementwise``, ``pooling``: the other layers
 - ``saving``: the options of a layer, and its file format
@@ -16,6 +16,7 @@ Modules:
 from .base import Gradients, Layer, Tape
 from .bidirectional import Bidirectional
 from .elementwise import Activation, Dropout, LayerNorm
+from .elementwise_cells import SRU, IndRNN, MinGRU, MinLSTM
 from .gru import GRU
 from .linear import Embedding, Linear
 from .lstm import LSTM
@@ -28,15 +29,19 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SRU",
     "Activation",
     "Attention",
     "Bidirectional",
     "Dropout",
     "Embedding",
     "Gradients",
+    "IndRNN",
     "Layer",
     "LayerNorm",
     "Linear",
+    "MinGRU",
+    "MinLSTM",
     "Pool",
     "Recurrent",
     "Tape",
@@ -45,5 +50,6 @@ __all__ = [
 ]
 
 # The public classes, from which `load` builds layers.
-_PUBLIC = (RNN, LSTM, GRU, Bidirectional, Linear, Embedding, Activation, Dropout, LayerNorm, Pool, Attention)
+_RECURRENT = (RNN, LSTM, GRU, MinGRU, MinLSTM, SRU, IndRNN)
+_PUBLIC = (*_RECURRENT, Bidirectional, Linear, Embedding, Activation, Dropout, LayerNorm, Pool, Attention)
 CLASSES.update({kind.__name__: kind for kind in _PUBLIC})

@@ -52,9 +52,9 @@ class Bidirectional(Layer):
 
     Parameters
     ----------
-    forward_layer : RNN, LSTM or GRU
+    forward_layer : recurrent layer, such as LSTM
         Must be neither bidirectional nor reverse.
-    backward_layer : RNN, LSTM or GRU, optional
+    backward_layer : recurrent layer, such as LSTM, optional
         Must not be bidirectional, and must have the input_size, dtype and batch_first of forward_layer. For the merges
         "sum", "mul" and "mean", both layers must also have the same output size. If its option `reverse` is False, the
         layer reads x in reverse order, and its outputs are reversed again. By default, a layer of the same class and
@@ -76,7 +76,7 @@ class Bidirectional(Layer):
     ValueError
         If a layer runs in the wrong direction, the two layers do not match, or `merge` is unknown.
     TypeError
-        If a layer is not an RNN, LSTM or GRU.
+        If a layer is not a recurrent layer.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class Bidirectional(Layer):
         arguments.choice("merge", merge, tuple(_MERGES))
         for name, layer in (("forward_layer", forward_layer), ("backward_layer", backward_layer)):
             if not (isinstance(layer, Recurrent) or layer is backward_layer is None):
-                raise TypeError(f"{name} must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+                raise TypeError(f"{name} must be a recurrent layer, got {type(layer).__name__}")
             if layer is not None and layer.bidirectional:
                 raise ValueError(f"{name} must run in one direction, got {saving.describe(layer)}")
         if forward_layer is backward_layer:

@@ -1,4 +1,4 @@
-"""The base class of RNN, LSTM and GRU."""
+"""The base class of all recurrent layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = TypeVar("State")  # the type of the state: h, or for LSTM the pair (h, c
 
 
 class Recurrent(ArrayLayer, Generic[State]):
-    """Base class of RNN, LSTM and GRU, which only define their options.
+    """Base class of all recurrent layers, which only define their options.
 
     Attributes
     ----------
@@ -68,8 +68,8 @@ class Recurrent(ArrayLayer, Generic[State]):
                 "bidirectional=True and reverse=True are mutually exclusive: bidirectional=True includes the reverse "
                 "direction"
             )
-        self.activations = options.activations(given["activations"], cell, 1 + self.bidirectional)
-        self.clip = options.clip(given["clip"])
+        self.activations = options.activations(given.get("activations"), cell, 1 + self.bidirectional)
+        self.clip = options.clip(given.get("clip"))
         self.peepholes = arguments.flag("peepholes", given.get("peepholes", False))
         self.coupled = arguments.flag("coupled", given.get("coupled", False))
         self.init_state = arguments.flag("init_state", given["init_state"])
@@ -101,16 +101,21 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     @classmethod
     def _implied(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        implied, gates = saving.recurrent_options(shapes)
-        own = len(functional.CELLS[cls._cell].gates)
-        if gates != own:
-            has = f"{cls.__name__} has {own}: call rnnfast.from_state_dict, which finds the class"
-            raise ValueError(f"{saving.said(shapes)}, but {has}")
+        info = functional.CELLS[cls._cell]
+        implied, gates = saving.recurrent_options(shapes, info)
+        if gates not in {float(len(functional.CELLS[cell].gates)) for cell in cls._variants()}:
+            find = "" if info.elementwise else ": call rnnfast.from_state_dict, which finds the class"
+            raise ValueError(f"{saving.said(shapes, info)}, but {cls.__name__} has {len(info.gates)}{find}")
         known = saving.signature(saving.public(cls))
         lacking = [name for name, value in implied.items() if value and name not in known]
         if lacking:
             raise ValueError(f"the names of the parameters imply {lacking[0]}, which {cls.__name__} does not have")
         return {name: value for name, value in implied.items() if name in known}
+
+    @classmethod
+    def _variants(cls) -> tuple[str, ...]:
+        """Return cells of the class with all numbers of gates that it can have."""
+        return (cls._cell,)
 
     def _new_engine(self, **given: Any) -> functional.Engine:
         return functional.Engine(

@@ -423,10 +423,15 @@ def _some(names: list[str]) -> str:
 def _class_of(shapes: dict[str, tuple[int, ...]]) -> type[Any]:
     """Return the class that the parameters of a layer belong to."""
     if FIRST in shapes:
+        recurrent = {one: functional.CELLS[one._cell] for one in CLASSES.values() if hasattr(one, "_cell")}
+        if "weight_hh_l0" not in shapes:
+            elementwise = [f"rnnfast.{one.__name__}" for one, info in recurrent.items() if info.elementwise]
+            raise ValueError(
+                f"arrays have no 'weight_hh_l0', so they can be those of {' or '.join(elementwise)}: call "
+                "from_state_dict of the class"
+            )
         gates = recurrent_options(shapes)[1]
-        kinds: dict[float, Any] = {
-            len(functional.CELLS[one._cell].gates): one for one in CLASSES.values() if hasattr(one, "_cell")
-        }
+        kinds: dict[float, Any] = {len(info.gates): one for one, info in recurrent.items() if not info.elementwise}
         if gates not in kinds:
             counts = ", ".join(f"{count} ({kind.__name__})" for count, kind in kinds.items())
             raise ValueError(f"{said(shapes)}, but layers have {counts}")
@@ -445,14 +450,23 @@ def _class_of(shapes: dict[str, tuple[int, ...]]) -> type[Any]:
     )
 
 
-def recurrent_options(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], float]:
-    """Return the options of a recurrent layer that its parameters determine, and the number of its gates."""
+def recurrent_options(
+    shapes: Mapping[str, tuple[int, ...]], info: functional.CellInfo | None = None
+) -> tuple[dict[str, Any], float]:
+    """Return the options of a recurrent layer that its parameters determine, and the number of its gates.
+
+    `info` is that of a cell of its class, which only a class with elementwise cells has to pass.
+    """
     projection = ["weight_hr_l0"] if "weight_hr_l0" in shapes else []
-    for name in (FIRST, "weight_hh_l0", *projection):
+    needed = _sized(info)
+    for name in (*needed, *projection):
         if len(shapes.get(name, ())) != 2:
             got = f"shape {shapes[name]}" if name in shapes else f"only {_some(list(shapes)) or 'an empty mapping'}"
             raise ValueError(f"the parameters must contain a matrix {name} (torch's names), got {got}")
-    hidden_size = shapes[projection[0] if projection else "weight_hh_l0"][1]
+    if info is not None and len(needed) == 1:
+        hidden_size = shapes[FIRST][0] // len(info.gates)
+    else:
+        hidden_size = shapes[(*projection, needed[-1])[0]][1]
     num_layers = 1
     while f"weight_ih_l{num_layers}" in shapes:
         num_layers += 1
@@ -463,16 +477,24 @@ def recurrent_options(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, 
         "proj_size": shapes[projection[0]][0] if projection else 0,
         "bias": not shapes.keys().isdisjoint(("bias_ih_l0", "bias_hh_l0")),
         "bidirectional": f"{FIRST}_reverse" in shapes,
-        "peepholes": "peephole_l0" in shapes,
+        "peepholes": "peephole_l0" in shapes and "peephole_l0" not in needed,
         "init_state": any(name.startswith(("h0_l", "c0_l")) for name in shapes),
     }
     return options, shapes[FIRST][0] / hidden_size if hidden_size else 0
 
 
-def said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _sized(info: functional.CellInfo | None) -> list[str]:
+    """Return the matrices that determine the sizes of a layer."""
+    if info is None or not info.elementwise:
+        return [FIRST, "weight_hh_l0"]
+    return [FIRST, f"{info.extra}_l0"] if info.extra else [FIRST]
+
+
+def said(shapes: Mapping[str, tuple[int, ...]], info: functional.CellInfo | None = None) -> str:
     """Return the number of gates as the beginning of a message."""
-    _, gates = recurrent_options(shapes)
-    return f"the shapes of {FIRST} {shapes[FIRST]} and weight_hh_l0 {shapes['weight_hh_l0']} imply {gates:g} gates"
+    _, gates = recurrent_options(shapes, info)
+    named = " and ".join(f"{name} {shapes[name]}" for name in _sized(info))
+    return f"the shapes of {named} imply {gates:g} gates"
 
 
 def agreed(read: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def truncated_bptt(
 
     Parameters
     ----------
-    layer : RNN, LSTM or GRU, or a model that contains such layers
+    layer : recurrent layer, such as LSTM, or a model that contains such layers
         A model needs a method ``forward(x, state)`` that returns ``(y, state, tape)`` and accepts ``state=None``. The
         following arguments are passed by name, and only those that are given. If it has an attribute ``batch_first``,
         that is used. No part of it may run backward in time.
@@ -118,8 +118,7 @@ def truncated_bptt(
     name = type(layer).__name__
     if not callable(getattr(layer, "forward", None)):
         raise TypeError(
-            "layer must be an RNN, LSTM or GRU, or a model whose forward(x, state) returns (y, state, tape), "
-            f"got {name}"
+            f"layer must be a recurrent layer, or a model whose forward(x, state) returns (y, state, tape), got {name}"
         )
     # Layers are recognized by attributes, so that user-defined models work too. Bidirectional has a backward_layer.
     for path, part in {"": layer, **layers_of(layer)}.items():

@@ -11,8 +11,11 @@ import pytest
 import rnnfast
 from rnnfast.functional import CELLS
 
-# Each cell, and again with a projection where the cell supports one: the name of the cell, and whether to project.
-VARIANTS = {cell: (cell, False) for cell in CELLS}
+# The cells whose input may have any size. Those that read x need H features: test_elementwise_cells.py compares them
+# with the others.
+ANY_INPUT = [cell for cell, info in CELLS.items() if not info.reads_x]
+# Each such cell, and again with a projection where it supports one: the name of the cell, and whether to project.
+VARIANTS = {cell: (cell, False) for cell in ANY_INPUT}
 VARIANTS |= {f"{cell}_projected": (cell, True) for cell, info in CELLS.items() if info.projects}
 
 # The ways in which a stack may run, as keyword arguments of the reference and of the engine.
@@ -27,6 +30,14 @@ OPTIONS = [
     (rnnfast.LSTM, {}),
     (rnnfast.GRU, {}),
     (rnnfast.GRU, {"reset_after": False}),
+    (rnnfast.MinGRU, {}),
+    (rnnfast.MinGRU, {"candidate": "identity"}),
+    (rnnfast.MinLSTM, {}),
+    (rnnfast.MinLSTM, {"candidate": "identity"}),
+    (rnnfast.SRU, {"highway": "identity"}),
+    (rnnfast.SRU, {"highway": "linear"}),
+    (rnnfast.IndRNN, {}),
+    (rnnfast.IndRNN, {"nonlinearity": "tanh"}),
 ]
 # torch's class for the cells that it has.
 TORCH_CLASSES = {"rnn_tanh": "RNN", "rnn_relu": "RNN", "lstm": "LSTM", "gru": "GRU"}
@@ -57,7 +68,7 @@ def has_c(variant):
 
 def make_layer(variant, I, H, **options):
     """A layer of one of VARIANTS with H outputs. With a projection it has H + 1 units, as P must be less than H."""
-    cell, projected = VARIANTS[variant]
+    cell, projected = VARIANTS.get(variant, (variant, False))
     if cell not in LAYERS:
         pytest.skip(f"support.cells.OPTIONS has no layer of the cell {cell}")
     maker, own = LAYERS[cell]
@@ -75,9 +86,12 @@ def parameter_shapes(cell, I, H, *, proj_size=0, num_layers=1, bidirectional=Fal
         for suffix in suffixes:
             end = f"_l{layer}{suffix}"
             shapes["weight_ih" + end] = (rows, len(suffixes) * width if layer else I)
-            shapes["weight_hh" + end] = (rows, width)
+            if not info.elementwise:
+                shapes["weight_hh" + end] = (rows, width)
             if bias:
-                shapes["bias_ih" + end] = shapes["bias_hh" + end] = (rows,)
+                shapes["bias_ih" + end] = (rows,)
+            if bias and not info.elementwise:
+                shapes["bias_hh" + end] = (rows,)
             if proj_size:
                 shapes["weight_hr" + end] = (width, H)
             if info.extra:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rnnfast import functional, reference
 from support import problems as plain
-from support.cells import DIRECTIONS, VARIANTS, has_c, make_layer
+from support.cells import DIRECTIONS, VARIANTS, has_c, is_trained, make_layer
 from support.compare import members, named
 from support.problems import variant_problem
 
@@ -72,8 +72,8 @@ def uneven(p):
 def extras_of(p):
     """The per-unit extras of a cell that are an option of its layer, such as a leak."""
     extra = functional.CELLS[p.cell].extra
-    values = [value for name, value in p.parameters.items() if name.startswith(f"{extra}_l")]
-    return {extra: np.concatenate(values)} if extra else {}
+    values = [value for name, value in p.parameters.items() if not is_trained(p.cell, name)]
+    return {extra: np.concatenate(values)} if values else {}
 
 
 def layer_of(p, isa=None, **options):

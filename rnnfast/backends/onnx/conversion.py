@@ -152,7 +152,7 @@ def to_onnx(
     >>> [value.name for value in model.graph.input], [value.name for value in model.graph.output]
     (['x', 'h_0', 'c_0'], ['y', 'h_n', 'c_n'])
     """
-    if not isinstance(layer, layers.Recurrent):
+    if not isinstance(layer, (layers.RNN, layers.LSTM, layers.GRU)):
         raise TypeError(f"layer must be an RNN, LSTM or GRU, got {type(layer).__name__}")
     known = "num_layers", "nonlinearity", "reset_after", "reverse", "activations", "clip", "peepholes", "coupled"
     reject(layer, "ONNX", *known)
