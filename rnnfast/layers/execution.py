@@ -100,9 +100,10 @@ def engine_inputs(plan: Plan, inputs: Inputs) -> Inputs:
 
 def spread(plan: Plan, factors: Array) -> Array:
     """Return factors (N, features), the same for all steps, as a view that broadcasts with a sequence."""
-    if len(plan.y) == 2:
-        return factors[0]
-    return factors if plan.time_major else factors[:, np.newaxis]
+    if len(plan.y) == 3:
+        return factors if plan.time_major else factors[:, np.newaxis]
+    row: Array = factors[0]
+    return row
 
 
 def engine_states(plan: Plan, state: ragged.State | None) -> ragged.State | None:
