@@ -16,6 +16,7 @@ from support.ragged import run as run_layer
 
 import rnnfast
 from rnnfast import functional
+from rnnfast.layers import saving
 
 # --- the engine
 
@@ -271,6 +272,20 @@ def test_masks_do_not_depend_on_the_batch_or_on_how_it_is_run(options, threads):
             np.testing.assert_array_equal(value, whole[name].take(range(4), axis if name in ("y", "dx") else 1))
 
 
+def test_every_layout_has_the_same_masks():
+    def results(layout, **options):
+        layer = rnnfast.GRU(3, 5, 2, recurrent_dropout=0.5, input_dropout=0.5, rng=0, **options)
+        x = np.arange(18, dtype=np.float32).reshape(6, 1, 3) / 9 * np.ones((1, 4, 1), np.float32)
+        y, _, tape = layer.forward(layout(x))
+        return [layout(array) for array in (y, layer.backward(tape, np.ones_like(y)).x)]
+
+    expected = results(lambda a: a)
+    for got, want in zip(results(lambda a: a.swapaxes(0, 1), batch_first=True), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    for got, want in zip(results(lambda a: a[:, 0] if a.ndim == 3 else a), expected, strict=True):
+        np.testing.assert_array_equal(got, want[:, 0])
+
+
 def test_masks_follow_the_seed_and_the_calls():
     x = np.ones((3, 2, 50))
     one, same = (_adder(recurrent_dropout=0.5) for _ in range(2))
@@ -356,6 +371,7 @@ def test_layers_of_earlier_versions():
         del state[name]
     old = rnnfast.GRU.__new__(rnnfast.GRU)
     old.__setstate__(state)
+    assert not {"recurrent_dropout", "input_dropout"} & saving.to_json(layer).keys()
     x = np.ones((5, 2, 3))
     np.testing.assert_array_equal(old.forward(x)[0], layer(x)[0])
     assert repr(old) == repr(layer)
