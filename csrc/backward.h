@@ -43,7 +43,7 @@ static void aim_back(product *p, const direction *d, int i, ptrdiff_t t, ptrdiff
 }
 
 /* After a product that reads masked rows: their gradient, times their masks, in place of or in addition to dh or daux, and dy. */
-static void mask_rows_back(const direction *d, int i, ptrdiff_t t, range rows, range columns, poller *w)
+SEPARATE void mask_rows_back(const direction *d, int i, ptrdiff_t t, range rows, range columns, poller *w)
 {
     const stage *g = &d->s.cell->stage[i];
     for (ptrdiff_t r = rows.begin; r < rows.end && !should_stop(w, MOVE_WORK * d->s.P); r++) {

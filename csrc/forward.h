@@ -79,8 +79,10 @@ static int has_own_columns(const direction *d, const stage *g)
     return g->count && d->s.H_gate % LANES == 0;
 }
 
-/* Points a product at copies of its rows times their masks. The workers that share the units write them together. */
-static void mask_rows(product *p, const direction *d, const stage *g, ptrdiff_t t, range rows, const share *own, const worker *w)
+/* Points a product at copies of its rows times their masks. The workers that share the units write them together. This function and
+ * mask_rows_back() are separate to keep vectors out of the frames of the time loops, which gcc 12 misaligns under AddressSanitizer with
+ * detect_stack_use_after_return. */
+SEPARATE void mask_rows(product *p, const direction *d, const stage *g, ptrdiff_t t, range rows, const share *own, const worker *w)
 {
     const range columns = columns_of(p->K, own->k, own->n);
     for (ptrdiff_t r = rows.begin; r < rows.end && !should_stop(w->poller, MOVE_WORK * p->K); r++) {
