@@ -22,7 +22,8 @@ static product stage_product_back(const direction *d, int i, range rows)
     p.a = g->count ? d->dgates : window(&d->dh, 0, rows);
     p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);
     p.a.N = rows.end - rows.begin;
-    if (i == 0 && d->dy.at) p.plus = d->dy, p.plus.N = p.a.N;
+    if (is_masked(d, g)) p.from = FROM_ZERO, p.c = window(&d->masked, 0, rows); /* mask_rows_back() does the rest */
+    else if (i == 0 && d->dy.at) p.plus = d->dy, p.plus.N = p.a.N;
     return p;
 }
 
@@ -35,11 +36,27 @@ static void aim_back(product *p, const direction *d, int i, ptrdiff_t t, ptrdiff
         view_from(&p->a, &d->dgates, slot, rows.begin);
         p->a.at += g->first * d->s.H;
     }
-    if (i == 0) {
+    if (i == 0 && !is_masked(d, g)) {
         if (t && d->dy.at) view_from(&p->plus, &d->dy, t - 1, rows.begin);
         else p->plus.at = NULL;
     }
     p->from_last = from_last(slot);
+}
+
+/* After a product that reads masked rows: their gradient, times their masks, in place of or in addition to dh or daux, and dy. */
+SEPARATE void mask_rows_back(const direction *d, int i, ptrdiff_t t, range rows, range columns, poller *w)
+{
+    const stage *g = &d->s.cell->stage[i];
+    for (ptrdiff_t r = rows.begin; r < rows.end && !should_stop(w, MOVE_WORK * d->s.P); r++) {
+        const REAL *from = row_at(&d->masked, 0, r), *mask = row_at(&d->masks, 0, r);
+        const REAL *dy = i == 0 && t && d->dy.at ? row_at(&d->dy, t - 1, r) : NULL;
+        REAL *to = row_at(g->from_aux ? &d->daux : &d->dh, 0, r);
+        FOR_UNITS (j, lanes, columns) {
+            vec sum = get(from + j, lanes) * get(mask + j, lanes);
+            if (!g->from_aux && g->keeps_dh) sum = sum + get(to + j, lanes);
+            put(to + j, dy ? sum + get(dy + j, lanes) : sum, lanes);
+        }
+    }
 }
 
 static product input_product_back(const direction *d, ptrdiff_t t0, ptrdiff_t t1, range rows)
@@ -86,7 +103,9 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
         if (!has_product(&cell->stage[i])) continue;
         if (own->n > 1) barrier(w);
         aim_back(&p[i], d, i, t, slot, rows);
-        multiply(&p[i], all_tiles(&p[i]), columns_of(p[i].columns, own->k, own->n), w->poller);
+        range columns = columns_of(p[i].columns, own->k, own->n);
+        multiply(&p[i], all_tiles(&p[i]), columns, w->poller);
+        if (is_masked(d, &cell->stage[i])) mask_rows_back(d, i, t, rows, columns, w->poller);
     }
 }
 
@@ -161,8 +180,9 @@ static void sum_rows(const direction *d, const worker *w, ptrdiff_t t0, ptrdiff_
     for (ptrdiff_t r = rows.begin; r < rows.end && !should_stop(w->poller, MOVE_WORK * (K + P)); r++, n++) {
         while (n >= rows_at(d, t)) n -= rows_at(d, t++);
         pack_row(own->x_panels, R, r, K, row_at(&d->x, t, n));
-        if (!d->s.elementwise) pack_row(own->h_panels, R, r, P, before(&d->y, &d->h0, t, n));
-        if (d->s.keeps_aux) pack_row(own->aux_panels, R, r, H, row_at(&d->aux, t, n));
+        const REAL *mask = d->masks.at ? row_at(&d->masks, 0, n) : NULL, *of_aux = d->s.projects ? NULL : mask;
+        if (!d->s.elementwise) pack_masked_row(own->h_panels, R, r, P, before(&d->y, &d->h0, t, n), mask);
+        if (d->s.keeps_aux) pack_masked_row(own->aux_panels, R, r, H, row_at(&d->aux, t, n), of_aux);
     }
     for (int b = 0; b < d->s.columns; b++) pack_tiles(own->gate_tiles + R * b * H, R, H, dgates + b * H, d->dgates.row, tiles, w->poller);
     if (d->s.projects) pack_tiles(own->dh_tiles, R, P, d->dh_steps.at + r0 * d->dh_steps.row, d->dh_steps.row, tiles_of_P, w->poller);

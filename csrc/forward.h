@@ -4,6 +4,9 @@
  * reuse one block of gates, so inference and training run the same code. A row that a worker has to itself takes its steps without lists
  * of rows (forward_row), by the same products and pointwise parts.
  *
+ * With recurrent dropout, products with weight_hh read copies of their rows times a mask. The mask of a row, unit and direction is the same
+ * for all steps: Y. Gal and Z. Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", 2016.
+ *
  * Order of a sum: bias_ih + bias_hh, then the features of x in order, then the units of h in order.
  * Aliasing: x, y, gates, c and aux do not overlap.
  */
@@ -74,6 +77,21 @@ static void fill_bias_columns(const shape *s, REAL *gates, const REAL *bias, ran
 static int has_own_columns(const direction *d, const stage *g)
 {
     return g->count && d->s.H_gate % LANES == 0;
+}
+
+/* Points a product at copies of its rows times their masks. The workers that share the units write them together. This function and
+ * mask_rows_back() are separate to keep vectors out of the frames of the time loops, which gcc 12 misaligns under AddressSanitizer with
+ * detect_stack_use_after_return. */
+SEPARATE void mask_rows(product *p, const direction *d, const stage *g, ptrdiff_t t, range rows, const share *own, const worker *w)
+{
+    const range columns = columns_of(p->K, own->k, own->n);
+    for (ptrdiff_t r = rows.begin; r < rows.end && !should_stop(w->poller, MOVE_WORK * p->K); r++) {
+        const REAL *from = g->from_aux ? row_at(&d->aux, t, r) : before(&d->y, &d->h0, t, r), *mask = row_at(&d->masks, 0, r);
+        REAL *to = row_at(&d->masked, 0, r);
+        FOR_UNITS (j, lanes, columns) put(to + j, get(from + j, lanes) * get(mask + j, lanes), lanes);
+    }
+    view_from(&p->a, &d->masked, 0, rows.begin);
+    if (own->n > 1) barrier(w);
 }
 
 static void multiply_stage(const direction *d, const product *p, const stage *g, const share *own, poller *w)
@@ -168,7 +186,7 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
     share own = take_share(d, w, rows_taking(d, t0, all_rows));
     if (!own.n) return;
     range rows = own.rows, units = columns_of(d->s.H, own.k, own.n);
-    if (!d->begin && own.n == 1 && rows.end - rows.begin == 1) {
+    if (!d->begin && !d->masks.at && own.n == 1 && rows.end - rows.begin == 1) {
         forward_row(d, w, t0, t1, t0 - first, rows.begin);
         return;
     }
@@ -192,6 +210,7 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
             const stage *g = &cell->stage[i];
             if (has_product(g)) {
                 aim(&p.stages[i], d, g, t, t - first, rows);
+                if (is_masked(d, g)) mask_rows(&p.stages[i], d, g, t, rows, &own, w);
                 multiply_stage(d, &p.stages[i], g, &own, w->poller);
                 if (own.n > 1 && !has_own_columns(d, g)) barrier(w);
             }

@@ -256,9 +256,9 @@ static kept kept_at(const parts *tape, const shape *s, const extent *e, ptrdiff_
 
 /* Scratch memory of one direction. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with
  * a projection, dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, x, h and aux in
- * panels, and the sums for the gradient of the extras. */
+ * panels, and the sums for the gradient of the extras. Both: the masked operands of a step's recurrent product, or their gradients. */
 typedef struct {
-    REAL *gates, *aux;
+    REAL *gates, *aux, *masked;
     REAL *dgates, *dh_steps, *dh, *dc, *daux;
     REAL *gate_tiles, *dh_tiles, *x_panels, *h_panels, *aux_panels, *extra_sums;
 } scratch;
@@ -296,6 +296,7 @@ INLINE void lay_out_workspace(workspace *w, arena *a, const shape *s, const exte
     if (back && s->L > 1) w->masked = lay_out_output(a, s, e);
     if (back && s->D > 1) w->second_dx = reserve(a, times(e->stored, widest_input(s)));
     for (int d = 0; d < s->D; d++) {
+        w->of[d].masked = reserve(a, times(e->N, s->P_row));
         if (back) {
             lay_out_backward(&w->of[d], a, s, e);
         } else {

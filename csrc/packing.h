@@ -58,16 +58,23 @@ static range columns_of(ptrdiff_t columns, int k, int n)
     return (range){vectors.begin * LANES, min_of(vectors.end * LANES, columns)};
 }
 
-/* Packs row k of a K x columns matrix. */
-static void pack_row(REAL *packed, ptrdiff_t K, ptrdiff_t k, ptrdiff_t columns, const REAL *row)
+/* Packs row k of a K x columns matrix: `row`, or, unless mask is NULL, row times mask. */
+INLINE void pack_masked_row(REAL *packed, ptrdiff_t K, ptrdiff_t k, ptrdiff_t columns, const REAL *row, const REAL *mask)
 {
     for (ptrdiff_t j = 0; j < columns; j += TILE_COLUMNS) {
         ptrdiff_t count = min_of(TILE_COLUMNS, columns - j), width = round_up(count, LANES);
         REAL *to = packed + j * K + k * width;
         ptrdiff_t i = 0;
-        for (; i + LANES <= count; i += LANES) store(to + i, load(row + j + i));
-        if (i < count) store(to + i, load_part(row + j + i, count - i));
+        for (; i + LANES <= count; i += LANES) store(to + i, mask ? load(row + j + i) * load(mask + j + i) : load(row + j + i));
+        if (i == count) continue;
+        vec rest = load_part(row + j + i, count - i);
+        store(to + i, mask ? rest * load_part(mask + j + i, count - i) : rest);
     }
+}
+
+static void pack_row(REAL *packed, ptrdiff_t K, ptrdiff_t k, ptrdiff_t columns, const REAL *row)
+{
+    pack_masked_row(packed, K, k, columns, row, NULL);
 }
 
 /* Packs elements k0 .. k1-1 of columns i0 .. i1-1 of a panel. The columns are the rows of `from`, `apart` elements apart. */

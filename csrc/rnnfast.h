@@ -7,7 +7,9 @@
  *   x, dx                [T, N, I]        any stride between steps and between rows; the features of a row are contiguous
  *   y, dy                [T, N, D*P]      the same; the forward direction's P elements first
  *   h0, h_n, dh_n, dh0   [L*D, N, P]      contiguous; c likewise with H; layer 0 forward, layer 0 reverse, layer 1 forward ...
- *   masks                [L-1, T, N, D*P] contiguous; factors for the output of each layer but the last (dropout)
+ *   masks                [L-1, T, N, D*P] any stride between layers, steps and rows, 0 too; factors for the output of each layer but the
+ *                                         last (dropout)
+ *   recurrent_masks      [L*D, N, P]      contiguous; factors for what all products with weight_hh read, the same for all steps
  *
  * parameters: six pointers for each layer and direction, NULL for those that do not exist, in torch's gate order (i,f,g,o; r,z,n):
  *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], extra [rows, H]
@@ -23,7 +25,7 @@
  * - For single steps, as in an audio callback, prepare a step once (step_size, prepare_step) and call step for each. A prepared step is
  *   suitable for real-time threads: it allocates nothing, takes no lock and makes no system call. Its bits are those of forward.
  * - For gradients, call forward with a tape. Then call backward with packed_back of the same parameters and with the same tape, x, y, h0,
- *   c0 and masks, unchanged since forward.
+ *   c0, masks and recurrent_masks, unchanged since forward.
  *
  * Nothing here allocates memory, and nothing but sizes() fails: arguments are trusted. Buffers must not overlap unless stated otherwise.
  * All functions may be called from any number of threads at once, if each call has its own outputs, tape and workspace. The contents of
@@ -82,7 +84,7 @@ extern "C" {
 /* The version of this interface. Code compiled against one version does not work with another. It is raised when a struct, a function or a
  * meaning changes. It stays the same when entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
  * ends of their enums: existing code then still works, and rnnfast_api tells whether a library has everything that a header declares. */
-#define RNNFAST_ABI 4
+#define RNNFAST_ABI 5
 
 enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
 
@@ -242,6 +244,8 @@ typedef struct {
     ptrdiff_t y_step, y_row;
     void *tape;        /* written by forward, read by backward; NULL in forward: no gradients needed */
     const void *masks; /* optional */
+    ptrdiff_t masks_layer, masks_step, masks_row;
+    const void *recurrent_masks; /* optional; with an order, those of sequences */
 
     const void *packed; /* forward only, with h_n and c_n */
     void *h_n, *c_n;

@@ -31,6 +31,7 @@ typedef struct {
     int keeps;              /* there is a tape */
     view x, y, h0, c0;
     view gates, c, aux; /* of all steps; without a tape gates are of a block, and c and aux of one step */
+    view masks, masked; /* of a step, for recurrent products; masks.at may be NULL */
     weights w;
     cell_options options;
     view h_n, c_n;
@@ -75,6 +76,12 @@ static ptrdiff_t block_end(const direction *d, ptrdiff_t t0, ptrdiff_t rows)
 static REAL *before(const view *v, const view *initial, ptrdiff_t t, ptrdiff_t n)
 {
     return t ? row_at(v, t - 1, n) : row_at(initial, 0, n);
+}
+
+/* Whether a stage's product reads its rows times their masks: all products with weight_hh do. */
+static int is_masked(const direction *d, const stage *g)
+{
+    return d->masks.at && g->count;
 }
 
 /* The arguments of the pointwise parts for row n at step t. slot: the step of d->gates that has its gates. */

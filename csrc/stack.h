@@ -128,6 +128,8 @@ INLINE direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
     d->y = shifted(as_taken(p, y, which), which * s->P);
     d->h0 = state_of(p->h0, state, e->N, s->P, c->work.zeros);
     d->c0 = state_of(p->c0, state, e->N, s->H, c->work.zeros);
+    d->masks = state_of(p->recurrent_masks, state, e->N, s->P, NULL);
+    d->masked = view_of(d->own->masked, e->N, 0, s->P_row);
     d->gates = in_order(p, e, k.gates, s->gates_row);
     d->c = in_order(p, e, k.c, s->H_row);
     d->aux = in_order(p, e, k.aux ? k.aux : c->work.zeros, k.aux ? s->H_row : 0);
@@ -161,12 +163,12 @@ static void combine(call *c, ptrdiff_t layer, view to, view from, view other)
     const rnnfast_problem *p = c->problem;
     const REAL *masks = layer ? p->masks : NULL;
     c->columns = input_width(&c->s, layer);
-    if (masks) masks += (layer - 1) * p->T * p->N * c->columns;
+    if (masks) masks += (layer - 1) * p->masks_layer;
     if (!masks && !other.at) return;
     c->to = as_taken(p, to, 0);
     c->from = as_taken(p, from, 0);
     c->other = as_taken(p, other, 0);
-    c->mask = as_taken(p, like_x(p, masks, c->columns), 0);
+    c->mask = as_taken(p, view_of(masks, p->N, p->masks_step, p->masks_row), 0);
     run(c, combine_task);
 }
 

@@ -107,6 +107,8 @@ cdef extern from "rnnfast.h":
         ptrdiff_t y_step, y_row
         void *tape
         const void *masks
+        ptrdiff_t masks_layer, masks_step, masks_row
+        const void *recurrent_masks
         const void *packed
         void *h_n
         void *c_n

@@ -199,7 +199,16 @@ class Inputs:
     c0: Any
     masks: Any
     order: Order | None
-    def __new__(cls, x: Any, h0: Any = None, c0: Any = None, masks: Any = None, order: Order | None = None) -> Self: ...
+    recurrent_masks: Any
+    def __new__(
+        cls,
+        x: Any,
+        h0: Any = None,
+        c0: Any = None,
+        masks: Any = None,
+        order: Order | None = None,
+        recurrent_masks: Any = None,
+    ) -> Self: ...
 
 @disjoint_base
 class Outputs:

@@ -1098,9 +1098,6 @@ cdef class Engine:
         """Return the bytes of a state of all layers and directions."""
         return self.num_layers * self.directions * rows * width * self.table.item
 
-    cdef size_t masks_bytes(self, Py_ssize_t T, Py_ssize_t N) noexcept:
-        return (self.num_layers - 1) * T * N * self.directions * self.output_size * self.table.item
-
     def sizes(self, T, N, Order order=None):
         """Return the bytes of a tape and of workspaces for T steps and N rows, or for an order."""
         cdef rnnfast_sizes sizes
@@ -1186,15 +1183,17 @@ cdef class Inputs:
     h0, c0 : ndarray or None
         The initial states; None stands for zeros.
     masks : ndarray or None, (num_layers - 1, T, N, features of y)
-        Dropout factors for the outputs of all layers but the last.
+        Dropout factors for the outputs of all layers but the last. Strides of 0 repeat them.
     order : Order or None
         For a ragged batch, the order of its steps, from `arrange`. There is then one state for each of its sequences.
+    recurrent_masks : ndarray or None, (num_layers * directions, N, output_size)
+        Factors for what the products with weight_hh read, the same for all steps. With an order, those of sequences.
     """
-    cdef readonly object x, h0, c0, masks
+    cdef readonly object x, h0, c0, masks, recurrent_masks
     cdef readonly Order order
 
-    def __cinit__(self, x, h0=None, c0=None, masks=None, Order order=None):
-        self.x, self.h0, self.c0, self.masks, self.order = x, h0, c0, masks, order
+    def __cinit__(self, x, h0=None, c0=None, masks=None, Order order=None, recurrent_masks=None):
+        self.x, self.h0, self.c0, self.masks, self.order, self.recurrent_masks = x, h0, c0, masks, order, recurrent_masks
 
 
 cdef class Outputs:
@@ -1237,6 +1236,16 @@ cdef class InputGradients:
         self.dx, self.dh0, self.dc0, self.dparameters, self.dh = dx, dh0, dc0, dparameters, dh
 
 
+cdef int acquire_masks(rnnfast_problem *p, Buffers *buffers, Engine engine, Inputs inputs, Py_ssize_t states) except -1:
+    cdef size_t item = engine.table.item
+    cdef Py_ssize_t P = engine.output_size
+    if inputs.masks is not None:
+        p.masks = acquire_array(buffers, inputs.masks, PyBUF_STRIDES, item, 4, engine.num_layers - 1, p.T, p.N, engine.directions * P)
+        p.masks_layer, p.masks_step, p.masks_row = stride(buffers, 0, item), stride(buffers, 1, item), stride(buffers, 2, item)
+    p.recurrent_masks = acquire_optional(buffers, inputs.recurrent_masks, PyBUF_SIMPLE, engine.state_bytes(states, P))
+    return 0
+
+
 def forward(Engine engine, packed, Inputs inputs, Outputs outputs, workspace, tape=None):
     """Run an engine forward over a batch.
 
@@ -1275,7 +1284,7 @@ def forward(Engine engine, packed, Inputs inputs, Outputs outputs, workspace, ta
         if engine.has_c:
             p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, engine.state_bytes(states, H))
         p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, sizes.tape)
-        p.masks = acquire_optional(&buffers, inputs.masks, PyBUF_SIMPLE, engine.masks_bytes(p.T, p.N))
+        acquire_masks(&p, &buffers, engine, inputs, states)
         p.workspace = acquire(&buffers, workspace, PyBUF_WRITABLE, sizes.forward_workspace)
         with nogil:
             engine.table.forward(&p)
@@ -1325,7 +1334,7 @@ def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients
         p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 3, p.T, p.N, engine.directions * P)
         p.y_step, p.y_row = stride(&buffers, 0, item), stride(&buffers, 1, item)
         p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, sizes.tape)
-        p.masks = acquire_optional(&buffers, inputs.masks, PyBUF_SIMPLE, engine.masks_bytes(p.T, p.N))
+        acquire_masks(&p, &buffers, engine, inputs, states)
         if output_gradients.dy is not None:
             p.dy = acquire_array(&buffers, output_gradients.dy, PyBUF_STRIDES, item, 3, p.T, p.N, engine.directions * P)
             p.dy_step, p.dy_row = stride(&buffers, 0, item), stride(&buffers, 1, item)

@@ -135,7 +135,7 @@ class _Window:
         if array is None:
             return None
         if layers:
-            return np.stack([self.take(part) for part in array])
+            return np.ascontiguousarray(np.stack([self.take(part) for part in array]))  # axes of stride 0 may be last
         return array[self._where][:, np.newaxis] if self._gathered else array[self._where]
 
     def put(self, array: Array, values: Array) -> None:
@@ -151,7 +151,7 @@ def _windows(part: Part, T: int, N: int, order: Any, edges: list[int]) -> list[_
 
 
 def _of_part(states: tuple[Array | None, ...], part: Part, window: _Window) -> list[Any]:
-    """Return copies of h and c, for a part and the sequences of a window."""
+    """Return copies of states, for a part and the sequences of a window."""
     return [None if a is None else a[part.states, : window.sequences].copy() for a in states]
 
 
@@ -175,11 +175,11 @@ def _masked(outputs: Array, masks: Array | None, layer: int) -> Array:
         return outputs if masks is None else outputs * masks[layer - 1]
 
 
-def _inputs(part: Part, window: _Window, source: Array, start: list[Any], masks: Array | None) -> Inputs:
-    """Return the inputs of a part for a window; `source` holds x of all steps."""
-    own_masks = window.take(masks, layers=True) if part.engine.num_layers > 1 else None
-    h0, c0 = start
-    return Inputs(window.take(source), h0, c0, own_masks, window.order)
+def _inputs(part: Part, window: _Window, source: Array, start: list[Any], inputs: Inputs) -> Inputs:
+    """Return the inputs of a part for a window of `inputs`; `source` holds x of all steps."""
+    masks = window.take(inputs.masks, layers=True) if part.engine.num_layers > 1 else None
+    h0, c0, recurrent_masks = *start, *_of_part((inputs.recurrent_masks,), part, window)
+    return Inputs(window.take(source), h0, c0, masks, window.order, recurrent_masks)
 
 
 def forward(
@@ -203,7 +203,7 @@ def forward(
             starts = []
             for window in _windows(part, T, N, inputs.order, saved.edges):
                 starts.append(_of_part(states, part, window))
-                own = _run(part, window, packed, _inputs(part, window, source, starts[-1], masks), scratch)
+                own = _run(part, window, packed, _inputs(part, window, source, starts[-1], inputs), scratch)
                 window.put(y[..., part.columns], own.y)
                 _keep(states, part, window, (own.h_n, own.c_n))
             saved.starts.append(starts)
@@ -236,7 +236,7 @@ def backward(
         for part, of_part in zip(parts, of_parts, strict=True):
             windows = _windows(part, T, N, inputs.order, saved.edges)
             for window, start in zip(reversed(windows), reversed(of_part), strict=True):
-                own = _inputs(part, window, source, start, inputs.masks)
+                own = _inputs(part, window, source, start, inputs)
                 tape = scratch.bytes("tape", window.sizes.tape)
                 y = _run(part, window, packs[0], own, scratch, tape).y
                 dstates = _of_part(states, part, window)

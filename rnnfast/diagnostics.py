@@ -198,9 +198,10 @@ def _at_rest(layer: Any) -> Any:
             f"layer must not use the options activations, clip, peepholes and coupled, got {saving.describe(layer)}: "
             "backward(tape, dy, per_step=True) returns the gradients of such layers too"
         )
-    if layer.dropout:
+    if any(getattr(layer, name) for name in saving.DROPOUTS):
         layer = copy.copy(layer)
-        layer.dropout = 0.0
+        for name in saving.DROPOUTS:
+            setattr(layer, name, 0.0)
     return layer
 
 

@@ -78,10 +78,13 @@ class Ragged:
         self._turned = [engine.reverse or (engine.bidirectional and state % 2 == 1) for state in range(states)]
 
     def inputs(self, inputs: Inputs, reset_state: State | None) -> Inputs:
-        """Return the inputs of the engine, with states of sequences instead of rows."""
+        """Return the inputs of the engine, with states and recurrent masks of sequences instead of rows."""
         h_reset, c_reset = (inputs.h0, inputs.c0) if reset_state is None else reset_state
         h0, c0 = self._spread(inputs.h0, h_reset), self._spread(inputs.c0, c_reset)
-        return Inputs(inputs.x, h0, c0, inputs.masks, self.order)
+        masks = inputs.recurrent_masks
+        if masks is not None:
+            masks = masks.take(self._of_rows(), axis=1)
+        return Inputs(inputs.x, h0, c0, inputs.masks, self.order, masks)
 
     def outputs(self, outputs: Outputs) -> Outputs:
         """Return the outputs of the engine, with new arrays for the states of sequences."""
@@ -167,12 +170,16 @@ class Ragged:
             return None
         return np.empty((len(self._turned), len(self._sequences), like.shape[2]), like.dtype)
 
+    def _of_rows(self) -> Array:
+        """Return the row of each sequence."""
+        rows = np.empty_like(self._sequences)
+        rows[self._sequences] = np.repeat(np.arange(len(self._rows) - 1), np.diff(self._rows))
+        return rows
+
     def _spread(self, initial: Array | None, reset: Array | None) -> Array | None:
         """Return the states with which sequences start, given the initial states and the reset states of rows."""
         if reset is not None:
-            of_rows = np.empty_like(self._sequences)
-            of_rows[self._sequences] = np.repeat(np.arange(len(self._rows) - 1), np.diff(self._rows))
-            states = reset.take(of_rows, axis=1)
+            states = reset.take(self._of_rows(), axis=1)
         elif initial is not None:
             states = np.zeros((len(self._turned), len(self._sequences), initial.shape[2]), initial.dtype)
         else:

@@ -14,12 +14,14 @@ statistical machine translation", 2014 (GRU, reset before the product). The docu
 (reset after the product, names, layouts, two biases). H. Jaeger et al., "Optimization and applications of echo
 state networks with leaky-integrator neurons", 2007 (leaky RNN). L. Feng et al., "Were RNNs all we needed?", 2024
 (minGRU, minLSTM). T. Lei et al., "Simple recurrent units for highly parallelizable recurrence", 2018 (SRU). S. Li et
-al., "Independently recurrent neural network (IndRNN): building a longer and deeper RNN", 2018.
+al., "Independently recurrent neural network (IndRNN): building a longer and deeper RNN", 2018. Y. Gal and
+Z. Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", 2016 (input and recurrent
+dropout).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,22 +59,27 @@ def sigmoid(a: ArrayLike) -> Array:
 # gradients of a and of the state before the step. A state is h (N, H or P) and, for LSTM, c (N, H).
 
 
+def _masked(p, values):
+    """Return values that the recurrent product reads, or their gradients, times the mask of recurrent dropout."""
+    return values if p.recurrent_mask is None else values * p.recurrent_mask
+
+
 def _rnn_tanh_step(p, a, h):
-    after = np.tanh(a + h @ p.weight_hh.T + p.bias_hh)
+    after = np.tanh(a + _masked(p, h) @ p.weight_hh.T + p.bias_hh)
     return (after,), (h, 1 - after * after)
 
 
 def _rnn_relu_step(p, a, h):
-    after = np.maximum(a + h @ p.weight_hh.T + p.bias_hh, 0)
+    after = np.maximum(a + _masked(p, h) @ p.weight_hh.T + p.bias_hh, 0)
     return (after,), (h, ~(after <= 0))
 
 
 def _rnn_gradient(p, d, kept, dh):
     h, slope = kept
     da = dh * slope
-    d.weight_hh += da.T @ h
+    d.weight_hh += da.T @ _masked(p, h)
     d.bias_hh += da.sum(0)
-    return da, (da @ p.weight_hh,)
+    return da, (_masked(p, da @ p.weight_hh),)
 
 
 def _rnn_tanh_leaky_step(p, a, h):
@@ -91,7 +98,7 @@ def _rnn_leaky_gradient(p, d, kept, dh):
 
 
 def _lstm_step(p, a, h, c):
-    i, f, g, o = np.split(a + h @ p.weight_hh.T + p.bias_hh, 4, axis=1)
+    i, f, g, o = np.split(a + _masked(p, h) @ p.weight_hh.T + p.bias_hh, 4, axis=1)
     i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
     c_after = f * c + i * g
     tanh_c = np.tanh(c_after)
@@ -112,14 +119,14 @@ def _lstm_gradient(p, d, kept, dh, dc):
     dg = dc * i * (1 - g * g)
     do = dh * tanh_c * o * (1 - o)
     da = np.concatenate([di, df, dg, do], axis=1)
-    d.weight_hh += da.T @ h
+    d.weight_hh += da.T @ _masked(p, h)
     d.bias_hh += da.sum(0)
-    return da, (da @ p.weight_hh, dc * f)
+    return da, (_masked(p, da @ p.weight_hh), dc * f)
 
 
 def _gru_step(p, a, h):
     a_r, a_z, a_n = np.split(a, 3, axis=1)
-    q_r, q_z, q_n = np.split(h @ p.weight_hh.T + p.bias_hh, 3, axis=1)
+    q_r, q_z, q_n = np.split(_masked(p, h) @ p.weight_hh.T + p.bias_hh, 3, axis=1)
     r, z = sigmoid(a_r + q_r), sigmoid(a_z + q_z)
     n = np.tanh(a_n + r * q_n)
     return ((1 - z) * n + z * h,), (h, r, z, n, q_n)
@@ -131,17 +138,17 @@ def _gru_gradient(p, d, kept, dh):
     dr = dn * q_n * r * (1 - r)
     dz = dh * (h - n) * z * (1 - z)
     dq = np.concatenate([dr, dz, dn * r], axis=1)
-    d.weight_hh += dq.T @ h
+    d.weight_hh += dq.T @ _masked(p, h)
     d.bias_hh += dq.sum(0)
-    return np.concatenate([dr, dz, dn], axis=1), (dh * z + dq @ p.weight_hh,)
+    return np.concatenate([dr, dz, dn], axis=1), (dh * z + _masked(p, dq @ p.weight_hh),)
 
 
 def _gru_reset_before_step(p, a, h):
     H = h.shape[1]
     a_r, a_z, a_n = np.split(a + p.bias_hh, 3, axis=1)
-    q_r, q_z = np.split(h @ p.weight_hh[: 2 * H].T, 2, axis=1)
+    q_r, q_z = np.split(_masked(p, h) @ p.weight_hh[: 2 * H].T, 2, axis=1)
     r, z = sigmoid(a_r + q_r), sigmoid(a_z + q_z)
-    n = np.tanh(a_n + (r * h) @ p.weight_hh[2 * H :].T)
+    n = np.tanh(a_n + _masked(p, r * h) @ p.weight_hh[2 * H :].T)
     return ((1 - z) * n + z * h,), (h, r, z, n)
 
 
@@ -149,15 +156,15 @@ def _gru_reset_before_gradient(p, d, kept, dh):
     h, r, z, n = kept
     H = h.shape[1]
     dn = dh * (1 - z) * (1 - n * n)
-    drh = dn @ p.weight_hh[2 * H :]
+    drh = _masked(p, dn @ p.weight_hh[2 * H :])
     dr = drh * h * r * (1 - r)
     dz = dh * (h - n) * z * (1 - z)
     drz = np.concatenate([dr, dz], axis=1)
     da = np.concatenate([drz, dn], axis=1)
-    d.weight_hh[: 2 * H] += drz.T @ h
-    d.weight_hh[2 * H :] += dn.T @ (r * h)
+    d.weight_hh[: 2 * H] += drz.T @ _masked(p, h)
+    d.weight_hh[2 * H :] += dn.T @ _masked(p, r * h)
     d.bias_hh += da.sum(0)
-    return da, (dh * z + drh * r + drz @ p.weight_hh[: 2 * H],)
+    return da, (dh * z + drh * r + _masked(p, drz @ p.weight_hh[: 2 * H]),)
 
 
 def _identity(a):
@@ -366,9 +373,9 @@ def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, order):
     return _input_gradient(p, d, x, dinputs), dstate, dhs[::-1], dreset
 
 
-def _gather(cell, parameters, suffix):
-    """Return the parameters of a layer and direction by kind, with zeros for missing biases; and whether it reads x."""
-    p = SimpleNamespace(**{kind: parameters.get(kind + suffix) for kind in _KINDS})
+def _gather(cell, parameters, suffix, recurrent_mask):
+    """Return the parameters of a layer and direction by kind, with zeros for missing biases, its mask, and reads_x."""
+    p = SimpleNamespace(**{kind: parameters.get(kind + suffix) for kind in _KINDS}, recurrent_mask=recurrent_mask)
     zeros = np.zeros_like(p.weight_ih[:, 0])
     p.bias_ih = zeros if p.bias_ih is None else p.bias_ih
     p.bias_hh = zeros if p.bias_hh is None else p.bias_hh
@@ -410,6 +417,8 @@ def forward(
     bidirectional: bool = False,
     reverse: bool = False,
     masks: Array | None = None,
+    input_masks: Sequence[Array] | None = None,
+    recurrent_masks: Array | None = None,
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     reset: ArrayLike | None = None,
@@ -463,6 +472,11 @@ def forward(
         Whether the only direction runs from the last step to the first. y remains in the order of x.
     masks : ndarray, (num_layers - 1, T, N, directions * (H or P)), optional
         Dropout factors for the outputs of all layers but the last.
+    input_masks : sequence of ndarray, (N, I_k) for each layer k, optional
+        Factors for the input of each layer, the same for all steps (input dropout).
+    recurrent_masks : ndarray, (layers * directions, N, H or P), optional
+        Factors for what the products with W_hh and its parts read, h or r * h, the same for all steps (recurrent
+        dropout). In gru, the last term z * h is not affected, nor is (1 - leak) * h.
     lengths : array_like of int, (N,), optional
         The number of valid steps of each row, from 0 to T. The rest is padding, where y is 0. Mutually exclusive with
         `mask`.
@@ -483,7 +497,7 @@ def forward(
     state : ndarray, or for lstm a pair
         The state after the last step that each direction processes, in the layout of the initial state.
     tape : object
-        Pass it to `backward`. It references the parameters, x and masks: do not change them before. For lstm,
+        Pass it to `backward`. It references the parameters, x and all masks: do not change them before. For lstm,
         ``tape.cells`` is c after every step, (layers * directions, T, N, H), in the order of x; 0 at padding.
 
     Examples
@@ -513,11 +527,14 @@ def forward(
     for layer in range(num_layers):
         if layer > 0 and masks is not None:
             y = y * masks[layer - 1]
+        if input_masks is not None:
+            y = y * input_masks[layer]
         if steps is not None:
             y = np.where(steps.valid, y, 0)
         runs, outputs = [], []
         for suffix in suffixes:
-            p = _gather(cell, parameters, f"_l{layer}{suffix}")
+            recurrent_mask = None if recurrent_masks is None else recurrent_masks[len(ends)]
+            p = _gather(cell, parameters, f"_l{layer}{suffix}", recurrent_mask)
             if p.weight_hh is None:
                 widths = (len(p.weight_ih) // _ROWS.get(cell, 1),) * (1 + (cell in _HAS_C))
             else:
@@ -542,7 +559,8 @@ def forward(
         y = np.concatenate(outputs, axis=2)
     state = _stack(cell, ends)
     names = [name for name in parameters if not name.startswith("leak_l")]
-    tape = _Tape(cell=cell, names=names, layers=layers, masks=masks, steps=steps, shared=shared, y=y, state=state)
+    tape = _Tape(cell=cell, names=names, layers=layers, steps=steps, shared=shared, y=y, state=state)
+    tape.masks, tape.input_masks = masks, input_masks
     return y, state, tape
 
 
@@ -614,6 +632,8 @@ def backward(tape: Any, dy: Array | None, dstate: Any = None, *, per_step: bool 
             dparameters.update({kind + run.suffix: value for kind, value in vars(d).items()})
         starts, restarts = before + starts, resets + restarts
         dhs = dhs_layer + dhs
+        if tape.input_masks is not None:
+            dx = dx * tape.input_masks[layer]
         if layer > 0 and tape.masks is not None:
             dx = dx * tape.masks[layer - 1]
         if tape.steps is not None:

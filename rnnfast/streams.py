@@ -41,9 +41,9 @@ def _weights_of(own: Any, run: Any, layer: Any, user: str) -> tuple[Array, tuple
     layer = own if layer is None else layer
     if layer is not own:
         _check(layer)
-        from .layers.saving import differences
+        from .layers.saving import DROPOUTS, differences
 
-        theirs, ours = differences(layer, own, free=("batch_first", "dropout"))
+        theirs, ours = differences(layer, own, free=("batch_first", *DROPOUTS))
         if not theirs and layer.engine.isa != own.engine.isa:
             theirs, ours = (f"the instruction set {one.engine.isa}" for one in (layer, own))
         if theirs:

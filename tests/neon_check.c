@@ -181,6 +181,7 @@ static void run(const golden *g, const rnnfast_table *table, int threads, int ke
     p.h0 = converted(g->h0, item);
     p.c0 = converted(g->c0, item);
     p.masks = converted(g->masks, item);
+    p.masks_layer = p.T * (p.masks_step = p.N * (p.masks_row = outputs));
     p.x_step = p.dx_step = p.N * (p.x_row = p.dx_row = g->stack.I);
     p.y_step = p.dy_step = p.N * (p.y_row = p.dy_row = outputs);
     p.y = results[0];

@@ -363,7 +363,7 @@ typedef struct {
     const rnnfast_cell_info *cell;
     ptrdiff_t T, N, states, rows; /* rows: of states, which are those of sequences in a ragged batch */
     const rnnfast_order *order;
-    array x, h0, c0, masks, dy, dh_n, dc_n;
+    array x, h0, c0, masks, recurrent_masks, dy, dh_n, dc_n;
     const void *parameters[MOST_PARAMETERS];
     void *start[MOST_PARAMETERS]; /* of the gradients, which are added to it; NULL: no gradient */
     ptrdiff_t counts[MOST_PARAMETERS];
@@ -440,7 +440,8 @@ static rnnfast_problem problem_of(const problem *p, const outcome *o, int thread
     q.h0 = p->h0.at, q.c0 = p->c0.at;
     q.y = o->y.at, q.y_step = o->y.step, q.y_row = o->y.row;
     q.tape = o->tape;
-    q.masks = p->masks.at;
+    q.masks = p->masks.at, q.masks_layer = p->masks.block, q.masks_step = p->masks.step, q.masks_row = p->masks.row;
+    q.recurrent_masks = p->recurrent_masks.at;
     q.packed = p->packed;
     q.h_n = o->h_n.at, q.c_n = o->c_n.at;
     q.packed_back = p->packed_back;
@@ -692,9 +693,10 @@ static problem *new_problem(caller *c)
         if (p->order && one_in(c, 2)) fold_dy(c, p);
     }
     if (s->layers > 1 && one_in(c, 2)) {
-        p->masks = new_array(c, s->layers - 1, p->T, p->N, s->directions * s->P, 1);
+        p->masks = new_array(c, s->layers - 1, p->T, p->N, s->directions * s->P, 0);
         randomise_entries(c, p, &p->masks, 1.5);
     }
+    if (one_in(c, 2)) p->recurrent_masks = random_states(c, p, s->P);
     p->h0 = random_states(c, p, s->P);
     p->dh_n = random_states(c, p, s->P);
     if (p->cell->has_c) {
@@ -771,7 +773,8 @@ static problem part_of_problem(caller *c, const problem *p, ptrdiff_t t0, ptrdif
     q.N = q.rows = n1 - n0;
     q.x = part_of(c, p->x, t0, t1, n0, n1);
     q.dy = part_of(c, p->dy, t0, t1, n0, n1);
-    q.masks = plain_copy(c, part_of(c, p->masks, t0, t1, n0, n1));
+    q.masks = part_of(c, p->masks, t0, t1, n0, n1);
+    q.recurrent_masks = plain_copy(c, part_of(c, p->recurrent_masks, 0, 1, n0, n1));
     q.h0 = plain_copy(c, part_of(c, p->h0, 0, 1, n0, n1));
     q.c0 = plain_copy(c, part_of(c, p->c0, 0, 1, n0, n1));
     q.dh_n = plain_copy(c, part_of(c, p->dh_n, 0, 1, n0, n1));
@@ -864,6 +867,7 @@ static void check_two_calls(caller *c, const problem *p, const outcome *expected
         memcpy(part[k].dparameters, whole.dparameters, sizeof whole.dparameters);
         q[k].h0 = first_states(c, k ? part[0].h_n : p->h0, q[k].rows);
         q[k].c0 = first_states(c, k ? part[0].c_n : p->c0, q[k].rows);
+        q[k].recurrent_masks = first_states(c, p->recurrent_masks, q[k].rows);
         forward(c, &q[k], &part[k], (int)between(c, 1, 4), 1, 0);
     }
     for (int k = 1; k >= 0; k--) {
@@ -935,7 +939,7 @@ static void check_sequence_alone(caller *c, const problem *p, const outcome *exp
     for (int i = 0; i < 5; i++) {
         const array *a = arrays[i];
         if (!a->at) continue;
-        own[i] = new_array(c, a->blocks, steps, 1, a->F, i == 2);
+        own[i] = new_array(c, a->blocks, steps, 1, a->F, 0);
         for (ptrdiff_t b = 0; b < a->blocks; b++)
             for (ptrdiff_t s = 0; s < steps; s++) {
                 rnnfast_position at = o->positions[0][o->begin[s] + k];
@@ -949,6 +953,7 @@ static void check_sequence_alone(caller *c, const problem *p, const outcome *exp
     q.x = own[0], q.dy = own[1], q.masks = own[2];
     q.h0 = plain_copy(c, part_of(c, p->h0, 0, 1, k, k + 1));
     q.c0 = plain_copy(c, part_of(c, p->c0, 0, 1, k, k + 1));
+    q.recurrent_masks = plain_copy(c, part_of(c, p->recurrent_masks, 0, 1, k, k + 1));
     q.dh_n = plain_copy(c, part_of(c, p->dh_n, 0, 1, k, k + 1));
     q.dc_n = plain_copy(c, part_of(c, p->dc_n, 0, 1, k, k + 1));
     outcome alone = new_outcome(c, &q), same = part_of_outcome(c, expected, 0, 1, k, k + 1);
@@ -989,7 +994,7 @@ static void call_stack(caller *c)
     if (one_in(c, 3)) check_stopped(c, p, &expected);
     if (!o) check_some_rows(c, p, &expected);
     if (p->stack.directions == 1 && (o ? o->steps : p->T) > 1) check_two_calls(c, p, &expected);
-    if (!o && !p->masks.at && (p->stack.directions == 1 || p->T == 1)) check_steps(c, p, &expected);
+    if (!o && !p->masks.at && !p->recurrent_masks.at && (p->stack.directions == 1 || p->T == 1)) check_steps(c, p, &expected);
     if (o && o->steps) check_sequence_alone(c, p, &expected);
     if (o) check_fill(c, p, &expected);
 }

@@ -170,14 +170,39 @@ def test_declined(make):
     np.testing.assert_array_equal(got, expected)
 
 
+DROPOUT = {
+    "dropout": {"dropout": 0.5},
+    "recurrent": {"recurrent_dropout": 0.5},
+    "both": {"dropout": 0.25, "recurrent_dropout": 0.5},
+    "everything": {"dropout": 1.0},
+    "implementation": {"dropout": 0.5, "implementation": 1, "use_cudnn": False},
+}
+
+
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout"])
-def test_dropout_is_declined_in_training_alone(name, option):
-    layer, x = LAYERS[name](4, **{option: 0.5}), np.ones((2, 5, 3), "float32")
-    expected, got, calls = both(lambda: layer(x, training=False))
-    assert calls == 1
+@pytest.mark.parametrize("options", DROPOUT)
+@pytest.mark.parametrize("masked", [False, True])
+def test_dropout(name, options, masked):
+    """Inference always runs on rnnfast; training where Keras draws one mask for all gates, with the same mask."""
+    if name == "SimpleRNN" and options == "implementation":
+        pytest.skip("SimpleRNN has no such option")
+    x = np.random.default_rng(1).standard_normal((3, 6, 5)).astype("float32")
+    mask = np.random.default_rng(2).random((3, 6)) < 0.7 if masked else None
+    first = LAYERS[name](4)
+    first.build(x.shape)
+
+    def call(training):
+        layer = LAYERS[name](4, seed=7, go_backwards=True, return_sequences=True, **DROPOUT[options])
+        layer.build(x.shape)
+        layer.set_weights(first.get_weights())
+        return np.stack([layer(x, mask=mask, training=training) for _ in range(2)])
+
+    assert both(lambda: call(False))[2] == 2
+    expected, got, calls = both(lambda: call(True))
+    supported = options in ("dropout", "recurrent", "both") if name == "SimpleRNN" else options == "dropout"
+    assert calls == 2 * supported
     np.testing.assert_allclose(got, expected, **TOLERANCE["float32"])
-    assert both(lambda: layer(x, training=True))[2] == 0
+    assert options == "everything" or not np.array_equal(got[0], got[1])
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")

@@ -182,7 +182,7 @@ def test_arrays_of_objects_are_refused():
         VALID.replace("np.float32", "np.float64")
         + """
 FIELDS = {
-    _core.Inputs: ("x", "h0", "c0", "masks", "order"),
+    _core.Inputs: ("x", "h0", "c0", "masks", "order", "recurrent_masks"),
     _core.Outputs: ("y", "h_n", "c_n"),
     _core.OutputGradients: ("dy", "dh_n", "dc_n"),
     _core.InputGradients: ("dx", "dh0", "dc0", "dparameters", "dh"),
@@ -341,7 +341,8 @@ def arguments():
     for name in ("packed", "packed_back"):
         buffers[name] = functional.empty(getattr(engine, f"{name}_size"))
     functional.pack(engine, parameters, buffers["packed"], buffers["packed_back"])
-    states = {name: f(2, 2, 5) for name in ("h0", "c0", "h_n", "c_n", "dh_n", "dc_n", "dh0", "dc0")}
+    names = "h0", "c0", "h_n", "c_n", "dh_n", "dc_n", "dh0", "dc0", "recurrent_masks"
+    states = {name: f(2, 2, 5) for name in names}
     sequences = {
         "x": f(4, 2, 3),
         "dx": f(4, 2, 3),
@@ -354,7 +355,7 @@ def arguments():
 
 
 def run_both(a):
-    inputs = Inputs(a["x"], a["h0"], a["c0"], a["masks"], a["order"])
+    inputs = Inputs(a["x"], a["h0"], a["c0"], a["masks"], a["order"], a["recurrent_masks"])
     outputs = Outputs(a["y"], a["h_n"], a["c_n"])
     functional.forward(a["engine"], a["packed"], inputs, outputs, a["forward_workspace"], a["tape"])
     given = OutputGradients(a["dy"], a["dh_n"], a["dc_n"])
@@ -371,6 +372,7 @@ def run_both(a):
         "dy",
         "dh",
         "masks",
+        "recurrent_masks",
         "h0",
         "c0",
         "h_n",
@@ -411,7 +413,7 @@ def test_orders_that_exceed_x_are_refused(arguments):
     """The batch sizes of a packed batch may have changed since they were compared with x."""
     engine, order = arguments["engine"], functional.packed_order(np.array([3, 3, 3]))
     a = {**arguments, "order": order, "masks": None, "dh": None}
-    for name in ("h0", "c0", "h_n", "c_n", "dh_n", "dc_n", "dh0", "dc0"):
+    for name in ("h0", "c0", "h_n", "c_n", "dh_n", "dc_n", "dh0", "dc0", "recurrent_masks"):
         a[name] = np.zeros((2, 3, 5), np.float32)
     for name, size in engine.sizes(9, 1, order)._asdict().items():
         a[name] = functional.empty(size)

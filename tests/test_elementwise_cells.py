@@ -215,6 +215,20 @@ def test_unknown_choices_are_refused():
         IndRNN(2, 3, nonlinearity="sigmoid")
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_inputs_can_be_dropped_for_a_whole_row(name, rng):
+    layer = LAYERS[name](rng=0, input_dropout=0.4)
+    x = rng.standard_normal((T, N, layer.input_size)).astype(np.float32)
+    y, _, tape = layer.forward(x)
+    assert not np.array_equal(y, layer(x)[0])
+    dx = layer.backward(tape, np.ones_like(y)).x
+    dropped = (dx == 0).all(axis=0)
+    assert 0 < dropped.sum() < dropped.size
+    assert ((dx == 0) == dropped).mean() > 0.9
+    with pytest.raises(ValueError, match="recurrent_dropout must be 0, as a"):
+        layer.recurrent_dropout = 0.5
+
+
 def test_chrono_gates_keep_the_state():
     """With x = 0, the share of the state that a step keeps is 1 - 1 / t for t from 2 to T_max."""
     for kind in (MinGRU, MinLSTM, rnnfast.SRU):

@@ -11,6 +11,7 @@ from support.compare import assert_same_bits
 from support.layers import results
 
 import rnnfast
+from rnnfast.layers import saving
 
 LAYERS = {
     "rnn": lambda: rnnfast.RNN(4, 6, 2, leak=0.5, rng=0),
@@ -24,10 +25,10 @@ RECURRENT = ("rnn", "lstm", "gru")
 
 
 def names(layer):
-    """The names of all options but dropout, and of what is built from them."""
+    """The names of all options but those of dropout, and of what is built from them."""
     options = inspect.signature(type(layer)).parameters
     others = ("parameters", "engine", "execution") if hasattr(layer, "engine") else ("parameters",)
-    return [*(name for name in options if name not in ("rng", "init", "dropout")), *others]
+    return [*(name for name in options if name not in ("rng", "init", *saving.DROPOUTS)), *others]
 
 
 def outputs(layer):

@@ -8,7 +8,7 @@ from rnnfast import functional
 from rnnfast._types import Array
 from rnnfast.layers import saving
 
-SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", "dropout", "bidirectional", "dtype")  # by all
+SUPPORTED = ("input_size", "hidden_size", "bias", "batch_first", *saving.DROPOUTS, "bidirectional", "dtype")  # by all
 ACTIVATION_LAYERS = ("tanh", "sigmoid", "relu")  # those of rnnfast.Activation
 
 

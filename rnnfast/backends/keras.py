@@ -21,7 +21,8 @@ to Keras's own loop and are not counted by `calls`:
 
 - activations other than the keys of `ACTIVATIONS`, and callables that are not Keras's own functions;
 - other classes of cells, including subclasses, and stacked cells, ``RNN([cell, cell])``;
-- training=True where the cell has dropout or recurrent_dropout;
+- training=True where Keras draws a mask of dropout for each gate: LSTM and GRU with recurrent_dropout, or with dropout
+  and implementation=1;
 - a compute dtype other than float32 and float64, or different from the dtype of the weights;
 - complex x, and initial states or masks that Keras would have to broadcast.
 
@@ -36,6 +37,7 @@ therefore take effect in the next call, at the cost of reading the weights twice
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from typing import Any, NamedTuple
 
@@ -51,7 +53,7 @@ except ModuleNotFoundError as error:
         "newer, h5py and jax: pip install 'rnnfast[keras]', and set the environment variable KERAS_BACKEND=numpy"
     ) from error
 
-from rnnfast import arguments, layers, options
+from rnnfast import arguments, functional, layers, options
 from rnnfast.backends._common import reorder, require_version
 from rnnfast.backends.keras_files import (
     ACTIVATIONS,
@@ -154,13 +156,38 @@ def _inner_loop(self: Any, sequences: Any, initial_state: Any, mask: Any, traini
         mask = mask[:, order].astype(bool)
         uneven = {"mask": mask, "zero_masked": bool(self.zero_output_for_mask) and not self.unroll}
     start = [state[np.newaxis] for state in states]
-    y, end = layer(sequences[:, order], start if len(start) == 2 else start[0], **uneven)
+    run: Any = layer
+    if training and (self.cell.dropout or self.cell.recurrent_dropout):
+        masks = self.cell.get_dropout_mask(sequences[:, 0])
+        if masks is not None:
+            sequences = sequences * np.asarray(masks)[:, np.newaxis]
+        run = functools.partial(_run_masked, layer, self.cell.get_recurrent_dropout_mask(states[0]))
+    y, end = run(sequences[:, order], start if len(start) == 2 else start[0], **uneven)
     if mask is not None and not (self.unroll or self.zero_output_for_mask):
         # At masked steps before the first valid one, Keras's loop outputs the initial h; its unrolled loop and rnnfast
         # output zeros.
         np.copyto(y, states[0][:, np.newaxis], where=~np.logical_or.accumulate(mask, axis=1)[:, :, np.newaxis])
     end = [state[0] for state in (end if isinstance(end, tuple) else (end,))]
     return y[:, -1], y if self.return_sequences else y[:, -1:], end
+
+
+def _run_masked(layer: layers.Recurrent[Any], masks: Any, x: Any, state: Any, **uneven: Any) -> Any:
+    """Call a layer with a mask of recurrent dropout (N, H), or None."""
+    call = layer.execution.read(x, state, **uneven)
+    inputs = call.inputs
+    masks = None if masks is None else np.ascontiguousarray(masks, layer.dtype)[np.newaxis]
+    return layer._infer(call._replace(inputs=functional.Inputs(inputs.x, inputs.h0, inputs.c0, recurrent_masks=masks)))
+
+
+def _draws_otherwise(cell: Any, dtype: Any) -> bool:
+    """Whether the dropout of a cell in training is not that of rnnfast.
+
+    With implementation=1, which recurrent_dropout selects, Keras's LSTM and GRU draw a mask for each gate.
+    """
+    rates = cell.dropout, cell.recurrent_dropout
+    if not any(rates):
+        return False
+    return getattr(cell, "implementation", 2) == 1 or 1 in rates or dtype.name != cell.compute_dtype
 
 
 def _layer_for(cell: Any, sequences: Any, states: list[Any], mask: Any, training: Any) -> layers.Recurrent[Any] | None:
@@ -174,7 +201,7 @@ def _layer_for(cell: Any, sequences: Any, states: list[Any], mask: Any, training
     if (
         dtype not in arguments.DTYPES
         or dtype.name != cell.compute_dtype
-        or (training and (cell.dropout or cell.recurrent_dropout))
+        or (training and _draws_otherwise(cell, sequences.dtype))
         or len(shape) != 3
         or shape[2] != len(weights[0])
         or sequences.dtype.kind not in "fiub"

@@ -83,7 +83,7 @@ class Layer(Fixed):
     """Base class of all layers.
 
     The options of a layer can be read, but neither assigned nor deleted, because its arrays and its engine are built
-    for them. The one exception is `dropout`. Subclasses may have any other attributes.
+    for them. The exceptions are the options of dropout. Subclasses may have any other attributes.
     """
 
     def _fixed(self) -> Collection[str]:
@@ -192,7 +192,8 @@ class Layer(Fixed):
         Parameters
         ----------
         path : str or os.PathLike
-            The file of a layer of the same class and options. Only batch_first, dropout and dtype may differ.
+            The file of a layer of the same class and options. Only batch_first, the options of dropout,
+            and dtype may differ.
 
         Raises
         ------

@@ -38,7 +38,7 @@ class MinGRU(Recurrent[Array]):
         The function g. With "positive", h stays positive if the initial state is.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras" and None as for :class:`RNN`, or ("chrono", T_max), which
@@ -83,6 +83,7 @@ class MinGRU(Recurrent[Array]):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,
@@ -113,7 +114,7 @@ class MinLSTM(Recurrent[Array]):
         The function g. With "positive", h stays positive if the initial state is.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras" and None as for :class:`RNN`, or "forget" and "chrono" as
@@ -151,6 +152,7 @@ class MinLSTM(Recurrent[Array]):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,
@@ -186,7 +188,7 @@ class SRU(Recurrent[tuple[Array, Array]]):
         one layer if it is bidirectional. "auto" is "identity" where that is possible, and "linear" otherwise.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras" and None as for :class:`RNN`, or "forget" and "chrono" as
@@ -227,6 +229,7 @@ class SRU(Recurrent[tuple[Array, Array]]):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,
@@ -270,7 +273,7 @@ class IndRNN(Recurrent[Array]):
         The function f.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str or None, default "torch"
         How the parameters are initialised: "torch", "keras", "identity" and None as for :class:`RNN`. w is uniform in
@@ -309,6 +312,7 @@ class IndRNN(Recurrent[Array]):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,

@@ -72,6 +72,7 @@ class Kept(NamedTuple):
     weights: Weights
     saved: checkpoints.Saved | None
     learned: tuple[bool, ...] = ()  # whether h and c of the initial state, and then of the reset state, are parameters
+    factors: Array | None = None  # of input dropout, by which x of the call is multiplied
 
 
 class Found(NamedTuple):
@@ -89,6 +90,20 @@ def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tupl
         sequence, h, c = (None if array is None else array[:, np.newaxis] for array in (sequence, h, c))
         return sequence, h, c
     return None if sequence is None else sequence.transpose(1, 0, 2), h, c
+
+
+def engine_inputs(plan: Plan, inputs: Inputs) -> Inputs:
+    """Return views of inputs in the engine's layout, which all masks have."""
+    x, h0, c0 = engine_view(plan, inputs.x, inputs.h0, inputs.c0)
+    return Inputs(x, h0, c0, inputs.masks, recurrent_masks=inputs.recurrent_masks)
+
+
+def spread(plan: Plan, factors: Array) -> Array:
+    """Return factors (N, features), the same for all steps, as a view that broadcasts with a sequence."""
+    if len(plan.y) == 3:
+        return factors if plan.time_major else factors[:, np.newaxis]
+    row: Array = factors[0]
+    return row
 
 
 def engine_states(plan: Plan, state: ragged.State | None) -> ragged.State | None:
@@ -334,7 +349,7 @@ class Execution(Fixed):
             return results, None if every is None else checkpoints.Saved([], [], [])
         sizes = plan.sizes
         if not plan.time_major:
-            inputs = Inputs(*engine_view(plan, inputs.x, inputs.h0, inputs.c0), inputs.masks)
+            inputs = engine_inputs(plan, inputs)
             outputs = own = Outputs(*engine_view(plan, results.y, results.h_n, results.c_n))
         if rows is not None:
             sizes, own = rows.sizes, rows.outputs(outputs)
@@ -391,7 +406,7 @@ class Execution(Fixed):
         y, outputs = kept.y, results
         if not plan.time_major:
             y, _, _ = engine_view(plan, y)
-            inputs = Inputs(*engine_view(plan, inputs.x, inputs.h0, inputs.c0), inputs.masks)
+            inputs = engine_inputs(plan, inputs)
             gradients = OutputGradients(*engine_view(plan, gradients.dy, gradients.dh_n, gradients.dc_n))
             whole = None if dh is None else dh.reshape(plan.h[0], plan.T, plan.N, plan.h[-1])
             outputs = InputGradients(*engine_view(plan, dx, dh0, dc0), results.dparameters, whole)

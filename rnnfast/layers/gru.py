@@ -38,8 +38,9 @@ class GRU(Recurrent[Array]):
     activations : list, optional
         Two activation functions, specified as for :class:`RNN`: for the gates r and z, and for n. The default is
         sigmoid, tanh.
-    bias, batch_first, dropout, bidirectional, reverse, clip, init_state, dtype, rng
-        As for :class:`RNN`.
+    bias, batch_first, dropout, recurrent_dropout, input_dropout, bidirectional, reverse, clip, init_state, dtype, rng
+        As for :class:`RNN`. Recurrent dropout acts on what W_hh multiplies: h_before, or r * h_before in W_hn's product
+        with reset_after=False. It does not act on z * h_before.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras", "orthogonal" and None as for :class:`RNN`, or
         ("chrono", T_max). The latter sets ``b_z = log(u)``, where u is uniform in (1, T_max - 1) for each unit, so the
@@ -83,6 +84,8 @@ class GRU(Recurrent[Array]):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         activations: Sequence[Any] | None = None,

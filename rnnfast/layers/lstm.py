@@ -42,7 +42,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         and unit.
     coupled : bool, default False
         Whether the forget gate is 1 - i. The rows of f in the parameters are then unused.
-    bias, batch_first, dropout, bidirectional, reverse, clip, init_state, dtype, rng
+    bias, batch_first, dropout, recurrent_dropout, input_dropout, bidirectional, reverse, clip, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras", "orthogonal" and None as for :class:`RNN`, or one of those
@@ -93,6 +93,8 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         activations: Sequence[Any] | None = None,

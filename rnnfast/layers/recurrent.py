@@ -16,7 +16,7 @@ from rnnfast.streams import Stream
 
 from . import saving
 from .base import ArrayLayer, Gradients, Tape, require_recorded
-from .execution import Call, Execution, Kept, Plan, Weights
+from .execution import Call, Execution, Kept, Plan, Weights, spread
 
 __all__ = ["Recurrent"]
 
@@ -40,7 +40,8 @@ class Recurrent(ArrayLayer, Generic[State]):
     clip: float | None = None
     peepholes = coupled = init_state = False
     _leak: Any = None
-    dropout: float  # can be assigned, and takes effect in the next forward
+    dropout: float  # the three options of dropout can be assigned, and take effect in the next forward
+    recurrent_dropout = input_dropout = 0.0
     execution: Execution
     _cell: str  # of the class, one of its cells
     _first = saving.FIRST
@@ -59,6 +60,8 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.bias = arguments.flag("bias", given["bias"])
         self.batch_first = arguments.flag("batch_first", given["batch_first"])
         self.dropout = given["dropout"]
+        self.recurrent_dropout = given.get("recurrent_dropout", 0.0)
+        self.input_dropout = given["input_dropout"]
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout is applied between layers, so it has no effect with num_layers=1", stacklevel=3)
         self.bidirectional = arguments.flag("bidirectional", given["bidirectional"])
@@ -143,8 +146,11 @@ class Recurrent(ArrayLayer, Generic[State]):
         return Execution(engine, self.batch_first, type(self).__name__, extras, plain)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "dropout":
-            object.__setattr__(self, name, arguments.fraction(name, value))
+        if name in saving.DROPOUTS:
+            value = arguments.fraction(name, value)
+            if value and name == "recurrent_dropout" and functional.CELLS[self._cell].elementwise:
+                raise ValueError(f"recurrent_dropout must be 0, as a {type(self).__name__} has no recurrent product")
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -411,12 +417,23 @@ class Recurrent(ArrayLayer, Generic[State]):
         inputs, reset_state = call.inputs, call.reset_state
         if reset_state is not None:
             reset_state = _copy(reset_state[0]), _copy(reset_state[1])
-        masks = self._masks(call.plan) if self.dropout and self.engine.num_layers > 1 else None
-        inputs = functional.Inputs(inputs.x, _copy(inputs.h0), _copy(inputs.c0), masks)
-        call = Call(inputs, call.plan, call.ragged, reset_state)
+        plan, x, factors, recurrent_masks = call.plan, inputs.x, None, None
+        masks = self._masks(plan) if self.dropout and self.engine.num_layers > 1 else None
+        if self.recurrent_dropout or self.input_dropout:
+            recurrent_masks, of_inputs = self._masks_of_rows(plan)
+            with np.errstate(all="ignore"):  # infinities and NaN are valid data
+                if of_inputs:
+                    factors = spread(plan, of_inputs[0])
+                    x = x * factors
+                if of_inputs[1:]:
+                    of_layers = np.stack(of_inputs[1:])[:, np.newaxis]
+                    shape = (*of_layers.shape[:1], plan.T, *of_layers.shape[2:])
+                    masks = np.broadcast_to(of_layers, shape) if masks is None else masks * of_layers
+        inputs = functional.Inputs(x, _copy(inputs.h0), _copy(inputs.c0), masks, recurrent_masks=recurrent_masks)
+        call = Call(inputs, plan, call.ragged, reset_state)
         outputs, kept, leases = run.train(call, self._parameters, checkpoint)
-        if learned:
-            kept = kept._replace(learned=learned)
+        if learned or factors is not None:
+            kept = kept._replace(learned=learned, factors=factors)
         y = outputs.y
         y.flags.writeable = False
         if y.base is not None:
@@ -426,9 +443,29 @@ class Recurrent(ArrayLayer, Generic[State]):
 
     def _masks(self, plan: Plan) -> Array:
         """Draw the dropout factors for the outputs of all layers but the last: 0, or 1 / (1 - dropout)."""
-        shape, dropout = (self.engine.num_layers - 1, plan.T, plan.N, plan.y[-1]), self.dropout
-        factor = self.dtype.type(1 / (1 - dropout) if dropout < 1 else 0)
-        return initializers.drawn(shape, self.dtype, lambda n: factor * (self._rng.random(n, np.float32) >= dropout))
+        return _factors(self._rng, (self.engine.num_layers - 1, plan.T, plan.N, plan.y[-1]), self.dropout, self.dtype)
+
+    def _masks_of_rows(self, plan: Plan) -> tuple[Array | None, list[Array]]:
+        """Draw the factors of recurrent dropout (L*D, N, H_out), and those of input dropout for each layer (N, I_k).
+
+        The layer's generator is used once per call, for a key. Each mask is the sequence of random numbers under that
+        key from a counter of its own, so the factors of a row depend neither on the other rows nor on the other option.
+        """
+        engine, N, key = self.engine, plan.N, self._rng.integers(1 << 64, size=2, dtype=np.uint64)
+
+        def draw(kind: int, which: int, width: int, dropout: float) -> Array:
+            bits = np.random.Philox(key=key, counter=[0, 0, which, kind])
+            return _factors(np.random.Generator(bits), (N, width), dropout, self.dtype)
+
+        recurrent_masks, of_inputs = None, []
+        if self.recurrent_dropout:
+            states = range(engine.num_layers * engine.directions)
+            width = engine.output_size
+            recurrent_masks = np.stack([draw(0, state, width, self.recurrent_dropout) for state in states])
+        if self.input_dropout:
+            widths = [engine.input_size, *[engine.directions * engine.output_size] * (engine.num_layers - 1)]
+            of_inputs = [draw(1, layer, width, self.input_dropout) for layer, width in enumerate(widths)]
+        return recurrent_masks, of_inputs
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         kept: Kept = self._open(tape)
@@ -441,6 +478,9 @@ class Recurrent(ArrayLayer, Generic[State]):
         found, dreset_state = run.differentiate(kept, functional.OutputGradients(dy, *last), parameters, per_step)
         if any(kept.learned):
             self._add_learned(parameters, kept.learned, (found.dh0, found.dc0, *(dreset_state or ())))
+        if kept.factors is not None:
+            with np.errstate(all="ignore"):
+                np.multiply(found.dx, kept.factors, out=found.dx)
         gradients = Gradients(found.dx, _joined(found.dh0, found.dc0), parameters)
         gradients.h = found.dh
         if dreset_state is not None:
@@ -463,6 +503,12 @@ class Recurrent(ArrayLayer, Generic[State]):
         if not self.engine.info.has_c:
             return cast("Array", super()._cells(tape))
         return self.execution.plain.cells(self._open(tape))
+
+
+def _factors(rng: np.random.Generator, shape: tuple[int, ...], dropout: float, dtype: np.dtype[Any]) -> Array:
+    """Draw factors of dropout: 0, or 1 / (1 - dropout)."""
+    factor = dtype.type(1 / (1 - dropout) if dropout < 1 else 0)
+    return initializers.drawn(shape, dtype, lambda n: factor * (rng.random(n, np.float32) >= dropout))
 
 
 def _copy(state: Array | None) -> Array | None:

@@ -51,6 +51,13 @@ class RNN(Recurrent[Array]):
     dropout : float, default 0
         Dropout probability, from 0 to 1, for the outputs of all layers but the last in ``forward``. The remaining
         outputs are scaled by 1 / (1 - dropout). Calling the layer applies no dropout.
+    recurrent_dropout : float, default 0
+        Dropout probability for the h_before that W_hh multiplies, in ``forward``. Each row, unit, layer and direction
+        has one mask for all steps (Y. Gal and Z. Ghahramani, "A theoretically grounded application of dropout in
+        recurrent neural networks", 2016). The direct path from h_before to h, as in a leaky RNN, is not affected.
+    input_dropout : float, default 0
+        Dropout probability for the input of each layer, in ``forward``. Each row, feature and layer has one mask for
+        all steps. Between layers, it acts in addition to `dropout`.
     bidirectional : bool, default False
         Whether each layer runs in both directions. Their outputs are concatenated in y, forward direction first.
     reverse : bool, default False
@@ -124,6 +131,8 @@ class RNN(Recurrent[Array]):
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         activations: Sequence[Any] | None = None,

@@ -19,6 +19,7 @@ from rnnfast._types import Array, ArrayLike, Path
 
 __all__ = [
     "CLASSES",
+    "DROPOUTS",
     "agreed",
     "construct",
     "create",
@@ -40,15 +41,25 @@ __all__ = [
 
 CLASSES: dict[str, type[Any]] = {}  # the public classes by name, from which `load` builds layers
 
+DROPOUTS = "dropout", "recurrent_dropout", "input_dropout"  # of recurrent layers
 FREE = (
     "batch_first",
-    "dropout",
+    *DROPOUTS,
     "p",
     "dtype",
     "name",
 )  # options that may differ between a file and the layer that loads it
 # Options that files of earlier versions lack, with the values to assume for them.
-LATER = {"activations": None, "clip": None, "peepholes": False, "coupled": False, "leak": None, "init_state": False}
+LATER = {
+    "activations": None,
+    "clip": None,
+    "peepholes": False,
+    "coupled": False,
+    "leak": None,
+    "init_state": False,
+    "recurrent_dropout": 0.0,
+    "input_dropout": 0.0,
+}
 SIDES = {"forward_layer": "forward.", "backward_layer": "backward."}  # options that are layers: names of parameters
 FIRST = "weight_ih_l0"  # the parameter that every recurrent layer has
 

@@ -172,7 +172,8 @@ class Run:
         self.state = unpair(h_n, c_n)
         self.tape = guards.bytes(sizes.tape) if keep_tape else None
         self.workspaces = [guards.bytes(sizes.forward_workspace)]
-        self.inputs = functional.Inputs(self.x, self.h0, self.c0, self.masks)
+        recurrent_masks = guards.constant(p.options.get("recurrent_masks"))
+        self.inputs = functional.Inputs(self.x, self.h0, self.c0, self.masks, recurrent_masks=recurrent_masks)
         outputs = functional.Outputs(self.y, h_n, c_n)
         self.forward = lambda: functional.forward(engine, packed, self.inputs, outputs, self.workspaces[0], self.tape)
         self.forward()

@@ -34,6 +34,7 @@ def problem(
     reverse=False,
     bias=True,
     dropout=False,
+    recurrent_dropout=False,
     dtype=np.float64,
     weights="full",
     seed=0,
@@ -54,7 +55,7 @@ def problem(
         cell, I, H, proj_size=proj_size, num_layers=num_layers, bidirectional=bidirectional, bias=bias
     )
     keep = rng.random((num_layers - 1, T, N, directions * width)) < 0.75
-    return SimpleNamespace(
+    made = SimpleNamespace(
         cell=cell,
         dtype=np.dtype(dtype),
         weights=weights,
@@ -80,6 +81,9 @@ def problem(
             "masks": (keep / 0.75).astype(dtype) if dropout else None,
         },
     )
+    if recurrent_dropout:  # not only 0 and one other value, so that every error shows
+        made.options["recurrent_masks"] = values(num_layers * directions, N, width)
+    return made
 
 
 def variant_problem(variant, T, N, I, H, **options):
@@ -93,8 +97,9 @@ def run_reference(p, dtype=None):
     cast = (lambda a: a) if dtype is None else (lambda a: a.astype(dtype))
     state, dstate = (tuple(map(cast, members(s))) if isinstance(s, tuple) else cast(s) for s in (p.state, p.dstate))
     options = dict(p.options)
-    if options["masks"] is not None:
-        options["masks"] = cast(options["masks"])
+    for name in ("masks", "recurrent_masks"):
+        if options.get(name) is not None:
+            options[name] = cast(options[name])
     parameters = {name: cast(value) for name, value in p.parameters.items()}
     y, end, tape = reference.forward(p.cell, parameters, cast(p.x), state, **options)
     dx, dstart, dparameters = reference.backward(tape, cast(p.dy), dstate)
@@ -118,6 +123,8 @@ def rows(p, which):
     )
     if p.options["masks"] is not None:
         q.options = {**p.options, "masks": p.options["masks"][:, :, which].copy()}
+    if "recurrent_masks" in p.options:
+        q.options = {**q.options, "recurrent_masks": p.options["recurrent_masks"][:, which].copy()}
     return q
 
 

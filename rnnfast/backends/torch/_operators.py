@@ -355,6 +355,8 @@ def _infer(call: Call) -> tuple[Tensor, ...]:
 def _inputs(call: Call, plan: _Plan) -> functional.Inputs:
     """The inputs of a call as the engine takes them."""
     h0, c0, dropout = _contiguous(call.h0), _contiguous(call.c0), _contiguous(call.dropout)
+    if dropout is not None and dropout.ndim == 3:
+        dropout = dropout[:, :, np.newaxis]  # of x without a batch axis
     inputs = functional.Inputs(_sequence(call.x, call.axes), _batched(h0), _batched(c0), dropout, plan.order)
     if plan.ragged is None:
         return inputs
