@@ -98,4 +98,5 @@ def test_nan_stays_in_its_row(variant, rng):
     for name, value in results(layer, x, state, dy, dstate).items():
         if name.removeprefix("d") not in layer.parameters:
             np.testing.assert_array_equal(value[:, [0, 2]], expected[name][:, [0, 2]], err_msg=name)
-            assert not np.array_equal(value[:, 1], expected[name][:, 1]), name
+            is_unused = name == "dstate 0" and "sru" in variant
+            assert is_unused or not np.array_equal(value[:, 1], expected[name][:, 1]), name
