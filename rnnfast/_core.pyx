@@ -1343,6 +1343,126 @@ def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients
         release(&buffers)
 
 
+cdef class MemberPointers:
+    """Pointers to the parameters of all members of an ensemble: arrays (M, ...), in the order of `parameter_shapes`."""
+    cdef void **at
+    cdef Views views
+    cdef Engine engine
+    cdef ptrdiff_t members
+
+    def __cinit__(self, Engine engine not None, list arrays not None, ptrdiff_t members, bint writable=False):
+        cdef ptrdiff_t states = engine.num_layers * engine.directions, m, i, kinds = engine.kind_count
+        cdef Py_buffer *view
+        if members < 1:
+            raise ValueError(f"an ensemble has at least 1 member, got {members}")
+        self.engine, self.members = engine, members
+        self.views = Views([array for array in arrays if array is not None], PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+        self.at = <void **>PyMem_Calloc(members * RNNFAST_KINDS * states, sizeof(void *))
+        if self.at == NULL:
+            raise MemoryError()
+        for m in range(members):
+            # Pointers checks the number of arrays, and the bytes of each.
+            one = Pointers(engine, [None if array is None else array[m] for array in arrays], PyBUF_SIMPLE, writable)
+            memcpy(self.at + m * RNNFAST_KINDS * states, one.at, RNNFAST_KINDS * states * sizeof(void *))
+
+    def __dealloc__(self):
+        PyMem_Free(self.at)
+
+
+cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, workspace, bint back, Buffers *buffers, Watch *watch,
+                          rnnfast_sizes *sizes) except -1:
+    """Set what forward and backward of an ensemble share."""
+    cdef rnnfast_problem *p = &all.problem
+    cdef size_t item = engine.table.item, bytes
+    cdef Py_ssize_t states
+    memset(all, 0, sizeof(all[0]))
+    describe(p, engine, watch)
+    p.x = acquire_array(buffers, inputs.x, PyBUF_STRIDES, item, 4, -1, -1, -1, engine.input_size)
+    all.members, p.T, p.N = length(buffers, 0), length(buffers, 1), length(buffers, 2)
+    all.x, p.x_step, p.x_row = stride(buffers, 0, 1), stride(buffers, 1, item), stride(buffers, 2, item)
+    measure(p, engine, None, sizes, &states)
+    all.h, all.c = engine.state_bytes(states, engine.output_size), engine.state_bytes(states, engine.hidden_size)
+    all.packed, all.packed_back, all.tape = engine.packed_size, engine.packed_back_size, sizes.tape
+    p.h0 = acquire_optional(buffers, inputs.h0, PyBUF_SIMPLE, all.members * all.h)
+    p.c0 = acquire_optional(buffers, inputs.c0, PyBUF_SIMPLE, all.members * all.c)
+    bytes = sizes.backward_workspace if back else sizes.forward_workspace
+    p.workspace = acquire(buffers, workspace, PyBUF_WRITABLE, bytes)
+    all.workspace = bytes
+    p.threads = min(p.threads & (RNNFAST_OPENMP - 1), buffers.held[buffers.count - 1].len // <Py_ssize_t>bytes) | (p.threads & RNNFAST_OPENMP)
+    return 0
+
+
+def forward_members(Engine engine, MemberPointers parameters, packed, packed_back, Inputs inputs, Outputs outputs, workspace, tape=None):
+    """Run the members of an ensemble forward.
+
+    All arrays are those of `forward` and `pack` with one more axis in front. A stride of 0 on that axis of x shares it. With `parameters`,
+    packed and packed_back are written first, else packed is read. The workspace has room for one or more threads.
+    """
+    cdef rnnfast_members all
+    cdef rnnfast_problem *p = &all.problem
+    cdef rnnfast_sizes sizes
+    cdef Watch watch
+    cdef Buffers buffers
+    cdef size_t item = engine.table.item
+    buffers.count = 0
+    try:
+        describe_members(&all, engine, inputs, workspace, False, &buffers, &watch, &sizes)
+        if parameters is not None:
+            if parameters.engine is not engine or parameters.members != all.members:
+                raise ValueError("the pointers are those of another engine, or of another number of members")
+            all.parameters = <const void *const *>parameters.at
+        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, all.members * all.packed)
+        p.packed_back = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, all.members * all.packed_back)
+        p.y = acquire_array(&buffers, outputs.y, PyBUF_WRITABLE, item, 4, all.members, p.T, p.N, engine.directions * engine.output_size)
+        all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.h_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE, all.members * all.h)
+        if engine.has_c:
+            p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, all.members * all.c)
+        p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, all.members * all.tape)
+        with nogil:
+            engine.table.forward_members(&all)
+        finish(&watch)
+    finally:
+        release(&buffers)
+
+
+def backward_members(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients output_gradients,
+                     InputGradients input_gradients, workspace):
+    """Compute the gradients of one `forward_members`, whose arrays and those of `backward` these are, with one more axis in front."""
+    cdef rnnfast_members all
+    cdef rnnfast_problem *p = &all.problem
+    cdef rnnfast_sizes sizes
+    cdef Watch watch
+    cdef Buffers buffers
+    cdef size_t item = engine.table.item
+    cdef Py_ssize_t features = engine.directions * engine.output_size
+    cdef MemberPointers pointers
+    buffers.count = 0
+    try:
+        describe_members(&all, engine, inputs, workspace, True, &buffers, &watch, &sizes)
+        pointers = MemberPointers(engine, input_gradients.dparameters, all.members, True)
+        p.dparameters = pointers.at
+        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, all.members * all.packed_back)
+        p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
+        all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, all.members * all.tape)
+        if output_gradients.dy is not None:
+            p.dy = acquire_array(&buffers, output_gradients.dy, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
+            all.dy, p.dy_step, p.dy_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.dh_n = acquire_optional(&buffers, output_gradients.dh_n, PyBUF_SIMPLE, all.members * all.h)
+        p.dc_n = acquire_optional(&buffers, output_gradients.dc_n, PyBUF_SIMPLE, all.members * all.c)
+        p.dx = acquire_array(&buffers, input_gradients.dx, PyBUF_WRITABLE, item, 4, all.members, p.T, p.N, engine.input_size)
+        all.dx, p.dx_step, p.dx_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.dh0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE, all.members * all.h)
+        if engine.has_c:
+            p.dc0 = acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE, all.members * all.c)
+        with nogil:
+            engine.table.backward_members(&all)
+        finish(&watch)
+    finally:
+        release(&buffers)
+
+
 cdef struct Form:
     char kind                   # as the format of a buffer spells it
     Py_ssize_t item

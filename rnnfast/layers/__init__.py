@@ -16,6 +16,7 @@ Modules:
 from .base import Gradients, Layer, Tape
 from .bidirectional import Bidirectional
 from .elementwise import Activation, Dropout, LayerNorm
+from .ensemble import Ensemble
 from .gru import GRU
 from .linear import Embedding, Linear
 from .lstm import LSTM
@@ -33,6 +34,7 @@ __all__ = [
     "Bidirectional",
     "Dropout",
     "Embedding",
+    "Ensemble",
     "Gradients",
     "Layer",
     "LayerNorm",

@@ -1,0 +1,230 @@
+"""Ensembles: many recurrent layers of one shape, each with its own weights, in one call of the engine."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from rnnfast import _core, arguments, functional, names
+from rnnfast._types import Array, ArrayLike
+from rnnfast.functional import InputGradients, Inputs, OutputGradients, Outputs
+
+from . import saving
+from .base import Gradients, Tape, lasting
+from .recurrent import Recurrent
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble:
+    """Recurrent layers of one shape, each with its own weights, which run in one call.
+
+    The results of each member are bitwise those of the layer alone, for any number of threads, which share the members.
+
+    Parameters
+    ----------
+    layers : sequence of RNN, LSTM or GRU
+        M layers of one class with the same options, without init_state and dropout. Their parameters are copied.
+
+    Attributes
+    ----------
+    parameters : mapping of str to ndarray
+        The parameters under the names of a layer's, stacked: (M, ...). Changes take effect in the next call, and an
+        optimizer of :mod:`rnnfast.training` takes the ensemble as it takes a layer.
+
+    Raises
+    ------
+    ValueError
+        If `layers` is empty, if two layers differ in class or options, or if they have init_state or dropout.
+    TypeError
+        If a member is not an RNN, LSTM or GRU.
+
+    Examples
+    --------
+    >>> import numpy as np, rnnfast
+    >>> ensemble = rnnfast.Ensemble([rnnfast.GRU(4, 8, rng=seed) for seed in range(3)])
+    >>> y, h = ensemble(np.ones((5, 2, 4), np.float32))
+    >>> y.shape, h.shape
+    ((3, 5, 2, 8), (3, 1, 2, 8))
+    """
+
+    def __init__(self, layers: Sequence[Recurrent[Any]]) -> None:
+        layers = list(layers)
+        if not layers:
+            raise ValueError("layers is empty, but an ensemble needs at least one layer")
+        for m, layer in enumerate(layers):
+            if not isinstance(layer, Recurrent):
+                raise TypeError(f"layers[{m}] must be an RNN, LSTM or GRU, got {type(layer).__name__}")
+            theirs, ours = saving.differences(layer, layers[0], ())
+            if theirs:
+                raise ValueError(f"layers[{m}] has {theirs}, but layers[0] has {ours}: members must have one shape")
+        if layers[0].init_state or layers[0].dropout:
+            raise ValueError("layers have init_state or dropout, which ensembles do not support: create them without")
+        self._template = copy.copy(layers[0])
+        self._template.unfreeze()
+        self._execution = self._template.execution
+        self._members = len(layers)
+        stacked = {str(n): lasting(np.stack([one.parameters[n] for one in layers])) for n in layers[0].parameters}
+        self._parameters = names.named(stacked)
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        return types.MappingProxyType(self._parameters)
+
+    def __len__(self) -> int:
+        return self._members
+
+    def __getitem__(self, m: int) -> Any:
+        """Return a layer with copies of the parameters of member m."""
+        layer = copy.copy(self._template)
+        layer.load_state_dict({name: array[m] for name, array in self._parameters.items()})
+        return layer
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[m] for m in range(self._members))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (list(self),)
+
+    def __repr__(self) -> str:
+        return f"Ensemble({self._members} x {saving.describe(self._template)})"
+
+    def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Array, Any]:
+        """Run all members over a sequence in inference mode.
+
+        Parameters
+        ----------
+        x : array_like of real numbers, (T, N, I), with batch_first (N, T, I), or one for each member: (M, T, N, I)
+        state : array_like (M, L*D, N, H_out); for LSTM a pair with (M, L*D, N, H), optional
+            The initial states; None means zeros.
+
+        Returns
+        -------
+        y : ndarray, (M, T, N, D*H_out), with batch_first (M, N, T, D*H_out)
+        state : ndarray, or for LSTM the pair (h, c)
+
+        Raises
+        ------
+        ValueError
+            If a shape does not match the members.
+        TypeError
+            If an argument does not hold real numbers.
+        """
+        outputs, _ = self._run(*self._read(x, state), False)
+        return outputs.y, outputs.state
+
+    def forward(self, x: ArrayLike, state: Any = None) -> tuple[Array, Any, Tape]:
+        """Run all members as a call does, and return also the tape that :meth:`backward` needs."""
+        x, plan, states = self._read(x, state)
+        outputs, kept = self._run(x, plan, tuple(None if one is None else one.copy() for one in states), True)
+        outputs.y.flags.writeable = False
+        return outputs.y[...], outputs.state, Tape(cast("Any", self), kept)
+
+    def backward(self, tape: Tape, dy: ArrayLike | None, dstate: Any = None) -> Gradients:
+        """Return the gradients of the ``forward`` that made `tape`.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this ensemble's ``forward``.
+        dy : array_like of the shape of y, or None
+            None means zeros.
+        dstate : array_like of the shape of the state, for LSTM a pair, optional
+
+        Returns
+        -------
+        Gradients
+            ``parameters`` and ``state`` are stacked. ``x`` has the shape of x: if the members share x, it is the sum of
+            their gradients.
+
+        Raises
+        ------
+        ValueError
+            If the tape comes from another ensemble, or a shape does not match.
+        TypeError
+            If `tape` is not a Tape, or an argument does not hold real numbers.
+        """
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape must be the Tape that forward returned, got {type(tape).__name__}")
+        if tape._owner is not cast("Any", self):
+            raise ValueError("tape comes from another ensemble or layer: pass a tape of this ensemble's forward")
+        x, plan, states, y, buffer, packed_back = tape._kept
+        run, engine = self._execution, self._template.engine
+        dy = arguments.shaped("dy", dy, engine.dtype, y.shape)
+        last = self._states("dstate", dstate, plan)
+        parameters = {str(name): np.zeros(array.shape, engine.dtype) for name, array in self._parameters.items()}
+        dx = np.empty((self._members, *plan.x), engine.dtype)
+        h, c = self._empty_states(plan)
+        trained = [parameters.get(name) for name in run._names]
+        functional_gradients = OutputGradients(None if dy is None else self._time_first(dy), *last)
+        _core.backward_members(
+            engine,
+            packed_back,
+            Inputs(self._time_first(self._spread(x)), *states),
+            self._time_first(y),
+            buffer,
+            functional_gradients,
+            InputGradients(self._time_first(dx), h, c, trained),
+            self._workspace(plan.sizes.backward_workspace),
+        )
+        return Gradients(dx if x.ndim == 4 else dx.sum(axis=0), h if c is None else (h, c), parameters)
+
+    # ---- arguments and arrays
+
+    def _read(self, x: Any, state: Any) -> tuple[Array, Any, tuple[Array | None, Array | None]]:
+        """Check the arguments of a call; return x, the plan of one member, and h and c."""
+        x = arguments.real("x", x, self._template.engine.dtype)
+        layout = "(N, T, I)" if self._template.batch_first else "(T, N, I)"
+        if x.ndim not in (3, 4):
+            raise ValueError(f"x must be {layout} to share it, or have an axis of members before, got shape {x.shape}")
+        if x.ndim == 4 and x.shape[0] != self._members:
+            raise ValueError(
+                f"x has {x.shape[0]} members on its first axis, but this ensemble has {self._members}: pass one x for "
+                f"each member, or {layout} to share it"
+            )
+        plan = self._execution.plan(x.shape[-3:])
+        if not plan.N:
+            raise ValueError(f"x has no rows: N must be at least 1, got shape {x.shape}")
+        return x, plan, self._states("state", state, plan)
+
+    def _states(self, name: str, value: Any, plan: Any) -> tuple[Array | None, Array | None]:
+        h, c = (self._members, *plan.h), None if plan.c is None else (self._members, *plan.c)
+        return (None, None) if value is None else self._execution.state(name, value, plan._replace(h=h, c=c))
+
+    def _empty_states(self, plan: Any) -> tuple[Array, Array | None]:
+        dtype = self._template.engine.dtype
+        return (
+            np.empty((self._members, *plan.h), dtype),
+            None if plan.c is None else np.empty((self._members, *plan.c), dtype),
+        )
+
+    def _spread(self, x: Array) -> Array:
+        """Return x with an axis of members, along which a shared x repeats without a copy."""
+        return x if x.ndim == 4 else np.broadcast_to(x, (self._members, *x.shape))
+
+    def _time_first(self, array: Array) -> Array:
+        return array.transpose(0, 2, 1, 3) if self._template.batch_first else array
+
+    def _workspace(self, nbytes: int) -> Array:
+        """Return a workspace for all threads that can take part."""
+        return functional.empty(nbytes * min(self._members, functional.get_num_threads()))
+
+    def _run(self, x: Array, plan: Any, states: Any, keeps: bool) -> tuple[Outputs, Any]:
+        run, engine, M = self._execution, self._template.engine, self._members
+        arrays = {
+            name: np.repeat(array[np.newaxis], M, axis=0) for name, array in run.extras.items()
+        } | self._parameters
+        pointers = _core.MemberPointers(engine, [arrays[name] for name in run._names], M)
+        packed = functional.empty(M * engine.packed_size)
+        packed_back = functional.empty(M * engine.packed_back_size) if keeps else None
+        tape = functional.empty(M * plan.sizes.tape) if keeps else None
+        outputs = Outputs(np.empty((M, *plan.y), engine.dtype), *self._empty_states(plan))
+        own = Outputs(self._time_first(outputs.y), outputs.h_n, outputs.c_n)
+        inputs = Inputs(self._time_first(self._spread(x)), *states)
+        workspace = self._workspace(plan.sizes.forward_workspace)
+        _core.forward_members(engine, pointers, packed, packed_back, inputs, own, workspace, tape)
+        return outputs, (x, plan, states, outputs.y, tape, packed_back)
