@@ -224,6 +224,30 @@ class InputGradients:
     def __new__(cls, dx: Any, dh0: Any, dc0: Any, dparameters: Any, dh: Any = None) -> Self: ...
 
 @disjoint_base
+class MemberPointers:
+    def __init__(self, engine: Engine, arrays: list[Any], members: int, writable: bool = False) -> None: ...
+
+def forward_members(
+    engine: Engine,
+    parameters: MemberPointers | None,
+    packed: Any,
+    packed_back: Any,
+    inputs: Inputs,
+    outputs: Outputs,
+    workspace: Any,
+    tape: Any = None,
+) -> None: ...
+def backward_members(
+    engine: Engine,
+    packed_back: Any,
+    inputs: Inputs,
+    y: Any,
+    tape: Any,
+    output_gradients: OutputGradients,
+    input_gradients: InputGradients,
+    workspace: Any,
+) -> None: ...
+
 class PreparedCall:
     packed: NDArray[Any] | None
     initial: Any
