@@ -1392,7 +1392,7 @@ cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, wo
     return 0
 
 
-def forward_members(Engine engine, MemberPointers parameters, packed, packed_back, Inputs inputs, Outputs outputs, workspace, tape=None):
+def forward_members(Engine engine, MemberPointers parameters or None, packed, packed_back, Inputs inputs, Outputs outputs, workspace, tape=None):
     """Run the members of an ensemble forward.
 
     All arrays are those of `forward` and `pack` with one more axis in front. A stride of 0 on that axis of x shares it. With `parameters`,
