@@ -149,7 +149,12 @@ class Engine:
 @disjoint_base
 class Pointers:
     def __new__(
-        cls, engine: Engine, arrays: Sequence[NDArray[Any] | None], flags: int = 0, optional: bool = False
+        cls,
+        engine: Engine,
+        arrays: Sequence[NDArray[Any] | None],
+        flags: int = 0,
+        optional: bool = False,
+        members: int = 1,
     ) -> Self: ...
 
 @disjoint_base
@@ -223,13 +228,9 @@ class InputGradients:
     dh: Any
     def __new__(cls, dx: Any, dh0: Any, dc0: Any, dparameters: Any, dh: Any = None) -> Self: ...
 
-@disjoint_base
-class MemberPointers:
-    def __init__(self, engine: Engine, arrays: list[Any], members: int, writable: bool = False) -> None: ...
-
 def forward_members(
     engine: Engine,
-    parameters: MemberPointers | None,
+    parameters: Pointers | None,
     packed: Any,
     packed_back: Any,
     inputs: Inputs,

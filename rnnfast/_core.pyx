@@ -466,21 +466,25 @@ cdef class Pointers:
     """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction.
 
     None stands for an array that is not there, which `optional` permits: the gradient of a bias or of per-unit extras.
+    With `members`, the arrays of an ensemble: each has an axis of members in front, and one member's pointers follow another's.
     """
     cdef void **at
     cdef Views views
     cdef Engine engine
+    cdef ptrdiff_t members
 
-    def __cinit__(self, Engine engine not None, arrays, int flags=PyBUF_SIMPLE, bint optional=False):
+    def __cinit__(self, Engine engine not None, arrays, int flags=PyBUF_SIMPLE, bint optional=False, ptrdiff_t members=1):
         cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions
-        cdef ptrdiff_t i, state, rows = engine.gates * engine.hidden_size, P = engine.output_size
+        cdef ptrdiff_t i, m, bytes, state, rows = engine.gates * engine.hidden_size, P = engine.output_size
         cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
                                                <ptrdiff_t>engine.info.extra_rows * engine.hidden_size]
         cdef list expected = list(arrays), given = []
         cdef Py_buffer *view
         cdef int kind
-        self.engine = engine
-        self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
+        if members < 1:
+            raise ValueError(f"members must be at least 1, got {members}")
+        self.engine, self.members = engine, members
+        self.at = <void **>PyMem_Calloc(members, RNNFAST_KINDS * states * sizeof(void *))
         if self.at == NULL:
             raise MemoryError()
         if len(expected) != engine.kind_count * states:
@@ -496,9 +500,11 @@ cdef class Pointers:
             if array is None:
                 continue
             sizes[0] = rows * (engine.input_size if state < directions else directions * P)
-            if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
-                raise ValueError(f"array {i} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
-            self.at[RNNFAST_KINDS * state + kind] = view.buf
+            bytes = sizes[kind] * <ptrdiff_t>engine.table.item
+            if view.len // members != bytes or view.len % members:
+                raise ValueError(f"array {i} has {view.len} bytes, but this parameter has {bytes} for each of {members} members")
+            for m in range(members):
+                self.at[RNNFAST_KINDS * (m * states + state) + kind] = <char *>view.buf + m * bytes
             view += 1
 
     def __dealloc__(self):
@@ -1153,21 +1159,26 @@ def pack(Engine engine, parameters, packed, packed_back):
     parameters : sequence of ndarray, or Pointers
         In the order of `parameter_shapes`.
     packed : ndarray of uint8 or None
-        The buffer that `forward` reads, with engine.packed_size bytes. None to skip it.
+        The buffer that `forward` reads, with engine.packed_size bytes for each of the pointers' members. None to skip it.
     packed_back : ndarray of uint8 or None
-        The buffer that `backward` reads, with engine.packed_back_size bytes. None to skip it.
+        The buffer that `backward` reads, with engine.packed_back_size bytes for each of them. None to skip it.
     """
     cdef Watch watch
+    cdef rnnfast_poll poll = start(&watch)
     cdef Buffers buffers
     cdef Pointers pointers = pointers_to(engine, parameters)
-    cdef void *forward_form
-    cdef void *backward_form
+    cdef ptrdiff_t m, kinds = RNNFAST_KINDS * engine.num_layers * engine.directions
+    cdef char *forward_form
+    cdef char *backward_form
     buffers.count = 0
     try:
-        forward_form = acquire_optional(&buffers, packed, PyBUF_WRITABLE, engine.packed_size)
-        backward_form = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, engine.packed_back_size)
+        forward_form = <char *>acquire_optional(&buffers, packed, PyBUF_WRITABLE, pointers.members * engine.packed_size)
+        backward_form = <char *>acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, pointers.members * engine.packed_back_size)
         with nogil:
-            engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, engine.limit(), start(&watch))
+            for m in range(pointers.members):
+                engine.table.pack(&engine.stack, <const void *const *>pointers.at + m * kinds,
+                                  forward_form + m * engine.packed_size if forward_form else NULL,
+                                  backward_form + m * engine.packed_back_size if backward_form else NULL, engine.limit(), poll)
         finish(&watch)
     finally:
         release(&buffers)
@@ -1343,32 +1354,6 @@ def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients
         release(&buffers)
 
 
-cdef class MemberPointers:
-    """Pointers to the parameters of all members of an ensemble: arrays (M, ...), in the order of `parameter_shapes`."""
-    cdef void **at
-    cdef Views views
-    cdef Engine engine
-    cdef ptrdiff_t members
-
-    def __cinit__(self, Engine engine not None, list arrays not None, ptrdiff_t members, bint writable=False):
-        cdef ptrdiff_t states = engine.num_layers * engine.directions, m, i, kinds = engine.kind_count
-        cdef Py_buffer *view
-        if members < 1:
-            raise ValueError(f"an ensemble has at least 1 member, got {members}")
-        self.engine, self.members = engine, members
-        self.views = Views([array for array in arrays if array is not None], PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
-        self.at = <void **>PyMem_Calloc(members * RNNFAST_KINDS * states, sizeof(void *))
-        if self.at == NULL:
-            raise MemoryError()
-        for m in range(members):
-            # Pointers checks the number of arrays, and the bytes of each.
-            one = Pointers(engine, [None if array is None else array[m] for array in arrays], PyBUF_SIMPLE, writable)
-            memcpy(self.at + m * RNNFAST_KINDS * states, one.at, RNNFAST_KINDS * states * sizeof(void *))
-
-    def __dealloc__(self):
-        PyMem_Free(self.at)
-
-
 cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, workspace, bint back, Buffers *buffers, Watch *watch,
                           rnnfast_sizes *sizes) except -1:
     """Set what forward and backward of an ensemble share."""
@@ -1392,7 +1377,7 @@ cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, wo
     return 0
 
 
-def forward_members(Engine engine, MemberPointers parameters or None, packed, packed_back, Inputs inputs, Outputs outputs, workspace, tape=None):
+def forward_members(Engine engine, Pointers parameters or None, packed, packed_back, Inputs inputs, Outputs outputs, workspace, tape=None):
     """Run the members of an ensemble forward.
 
     All arrays are those of `forward` and `pack` with one more axis in front. A stride of 0 on that axis of x shares it. With `parameters`,
@@ -1436,12 +1421,12 @@ def backward_members(Engine engine, packed_back, Inputs inputs, y, tape, OutputG
     cdef Buffers buffers
     cdef size_t item = engine.table.item
     cdef Py_ssize_t features = engine.directions * engine.output_size
-    cdef MemberPointers pointers
+    cdef Pointers gradients
     buffers.count = 0
     try:
         describe_members(&all, engine, inputs, workspace, True, &buffers, &watch, &sizes)
-        pointers = MemberPointers(engine, input_gradients.dparameters, all.members, True)
-        p.dparameters = pointers.at
+        gradients = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE, True, all.members)
+        p.dparameters = gradients.at
         p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, all.members * all.packed_back)
         p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
         all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
@@ -1588,6 +1573,8 @@ cdef class PreparedCall:
             p.packed = acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         elif packed is None and states is None:
             self.parameters = pointers_to(engine, parameters)
+            if self.parameters.members != 1:
+                raise ValueError("a prepared call has one member: these pointers are those of several")
         else:
             raise ValueError("parameters stand for packed weights, and their calls have no states: pass None for both")
         self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -66,10 +67,14 @@ class Ensemble:
             raise ValueError("layers have init_state or dropout, which ensembles do not support: create them without")
         self._template = copy.copy(layers[0])
         self._template.unfreeze()
-        self._execution = self._template.execution
+        self._execution = run = self._template.execution
         self._members = len(layers)
         stacked = {str(n): lasting(np.stack([one.parameters[n] for one in layers])) for n in layers[0].parameters}
         self._parameters = names.named(stacked)
+        extras = {name: np.stack([array] * self._members) for name, array in run.extras.items()}
+        ordered = [{**extras, **stacked}[name] for name in run._names]
+        self._pointers = functional.Pointers(run.engine, ordered, members=self._members)
+        self._frozen: tuple[Array, Array] | None = None  # packed weights for forward and backward
 
     @property
     def parameters(self) -> Mapping[str, Array]:
@@ -78,8 +83,13 @@ class Ensemble:
     def __len__(self) -> int:
         return self._members
 
-    def __getitem__(self, m: int) -> Any:
-        """Return a layer with copies of the parameters of member m."""
+    def __getitem__(self, index: int | slice) -> Any:
+        """Return a layer with copies of the parameters of one member, or for a slice an ensemble of several."""
+        if isinstance(index, slice):
+            return type(self)([self[m] for m in range(self._members)[index]])
+        m = operator.index(index)
+        if not -self._members <= m < self._members:
+            raise IndexError(f"there is no member {m}: this ensemble has {self._members}, numbered from 0")
         layer = copy.copy(self._template)
         layer.load_state_dict({name: array[m] for name, array in self._parameters.items()})
         return layer
@@ -92,6 +102,34 @@ class Ensemble:
 
     def __repr__(self) -> str:
         return f"Ensemble({self._members} x {saving.describe(self._template)})"
+
+    def freeze(self) -> None:
+        """Pack the weights once for all later calls, and make the parameter arrays read-only.
+
+        Results stay bitwise identical, and calls become faster. Existing views of the parameters remain writable, but
+        writing to them has no effect on the packed weights: do not use them.
+
+        Raises
+        ------
+        MemoryError
+            If there is not enough memory. Then nothing is changed.
+        """
+        if self._frozen is None:
+            engine = self._execution.engine
+            packed = functional.empty(self._members * engine.packed_size)
+            packed_back = functional.empty(self._members * engine.packed_back_size)
+            functional.pack(engine, self._pointers, packed, packed_back)
+            self._switch((packed, packed_back))
+
+    def unfreeze(self) -> None:
+        """Make the parameter arrays writable again, and pack them in every call."""
+        self._switch(None)
+
+    def _switch(self, frozen: tuple[Array, Array] | None) -> None:
+        """Freeze the ensemble with packed weights, or unfreeze it; if this raises, nothing is changed."""
+        views = self._parameters.values()
+        arrays = [one for view in views for one in (view.base, view) if one is not None]
+        _core.switch([(self, "_frozen", frozen)], arrays, frozen is None, [], [])
 
     def __call__(self, x: ArrayLike, state: Any = None) -> tuple[Array, Any]:
         """Run all members over a sequence in inference mode.
@@ -114,15 +152,19 @@ class Ensemble:
         TypeError
             If an argument does not hold real numbers.
         """
-        outputs, _ = self._run(*self._read(x, state), False)
+        outputs, _, _ = self._run(*self._read(x, state), False)
         return outputs.y, outputs.state
 
     def forward(self, x: ArrayLike, state: Any = None) -> tuple[Array, Any, Tape]:
         """Run all members as a call does, and return also the tape that :meth:`backward` needs."""
         x, plan, states = self._read(x, state)
-        outputs, kept = self._run(x, plan, tuple(None if one is None else one.copy() for one in states), True)
-        outputs.y.flags.writeable = False
-        return outputs.y[...], outputs.state, Tape(cast("Any", self), kept)
+        outputs, kept, leases = self._run(x, plan, tuple(None if one is None else one.copy() for one in states), True)
+        y = outputs.y
+        y.flags.writeable = False
+        if y.base is not None:
+            y.base.flags.writeable = False
+        # A view of a read-only array cannot be made writable.
+        return y[...], outputs.state, Tape(cast("Any", self), kept, leases)
 
     def backward(self, tape: Tape, dy: ArrayLike | None, dstate: Any = None) -> Gradients:
         """Return the gradients of the ``forward`` that made `tape`.
@@ -153,42 +195,46 @@ class Ensemble:
         if tape._owner is not cast("Any", self):
             raise ValueError("tape comes from another ensemble or layer: pass a tape of this ensemble's forward")
         x, plan, states, y, buffer, packed_back = tape._kept
-        run, engine = self._execution, self._template.engine
+        run, engine, empty = self._execution, self._execution.engine, self._execution.results.empty
         dy = arguments.shaped("dy", dy, engine.dtype, y.shape)
         last = self._states("dstate", dstate, plan)
-        parameters = {str(name): np.zeros(array.shape, engine.dtype) for name, array in self._parameters.items()}
-        dx = np.empty((self._members, *plan.x), engine.dtype)
+        zeros = run.results.zeros
+        parameters = {str(name): zeros(array.shape, engine.dtype) for name, array in self._parameters.items()}
+        dx = empty((self._members, *plan.x), engine.dtype)
         h, c = self._empty_states(plan)
-        trained = [parameters.get(name) for name in run._names]
-        functional_gradients = OutputGradients(None if dy is None else self._time_first(dy), *last)
-        _core.backward_members(
-            engine,
-            packed_back,
-            Inputs(self._time_first(self._spread(x)), *states),
-            self._time_first(y),
-            buffer,
-            functional_gradients,
-            InputGradients(self._time_first(dx), h, c, trained),
-            self._workspace(plan.sizes.backward_workspace),
-        )
-        return Gradients(dx if x.ndim == 4 else dx.sum(axis=0), h if c is None else (h, c), parameters)
+        if plan.N:
+            workspace = self._workspace(plan.sizes.backward_workspace)
+            _core.backward_members(
+                engine,
+                packed_back,
+                Inputs(self._time_first(self._spread(x)), *states),
+                self._time_first(y),
+                buffer,
+                OutputGradients(None if dy is None else self._time_first(dy), *last),
+                InputGradients(self._time_first(dx), h, c, [parameters.get(name) for name in run._names]),
+                workspace,
+            )
+            run.workspaces.release(workspace)
+        if x.ndim == 3:
+            with np.errstate(all="ignore"):  # infinities and NaN are valid data
+                dx = dx.sum(axis=0)
+        return Gradients(dx, h if c is None else (h, c), parameters)
 
     # ---- arguments and arrays
 
     def _read(self, x: Any, state: Any) -> tuple[Array, Any, tuple[Array | None, Array | None]]:
         """Check the arguments of a call; return x, the plan of one member, and h and c."""
-        x = arguments.real("x", x, self._template.engine.dtype)
-        layout = "(N, T, I)" if self._template.batch_first else "(T, N, I)"
-        if x.ndim not in (3, 4):
-            raise ValueError(f"x must be {layout} to share it, or have an axis of members before, got shape {x.shape}")
-        if x.ndim == 4 and x.shape[0] != self._members:
+        run = self._execution
+        arguments.refuse_result("x", x)
+        x = arguments.real("x", x, run.engine.dtype)
+        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[0] != self._members):
+            layout = "N, T, I" if self._template.batch_first else "T, N, I"
             raise ValueError(
-                f"x has {x.shape[0]} members on its first axis, but this ensemble has {self._members}: pass one x for "
-                f"each member, or {layout} to share it"
+                f"x has shape {x.shape}, but the {self._members} members need ({layout}), which they share, or "
+                f"({self._members}, {layout}): a single sequence also has an axis of rows, of length 1"
             )
-        plan = self._execution.plan(x.shape[-3:])
-        if not plan.N:
-            raise ValueError(f"x has no rows: N must be at least 1, got shape {x.shape}")
+        shape = x.shape[-3:]
+        plan = run._plans.get(shape) or run.plan(shape)
         return x, plan, self._states("state", state, plan)
 
     def _states(self, name: str, value: Any, plan: Any) -> tuple[Array | None, Array | None]:
@@ -196,11 +242,9 @@ class Ensemble:
         return (None, None) if value is None else self._execution.state(name, value, plan._replace(h=h, c=c))
 
     def _empty_states(self, plan: Any) -> tuple[Array, Array | None]:
-        dtype = self._template.engine.dtype
-        return (
-            np.empty((self._members, *plan.h), dtype),
-            None if plan.c is None else np.empty((self._members, *plan.c), dtype),
-        )
+        empty, dtype = self._execution.results.empty, self._execution.engine.dtype
+        h = empty((self._members, *plan.h), dtype)
+        return h, None if plan.c is None else empty((self._members, *plan.c), dtype)
 
     def _spread(self, x: Array) -> Array:
         """Return x with an axis of members, along which a shared x repeats without a copy."""
@@ -211,20 +255,31 @@ class Ensemble:
 
     def _workspace(self, nbytes: int) -> Array:
         """Return a workspace for all threads that can take part."""
-        return functional.empty(nbytes * min(self._members, functional.get_num_threads()))
+        workspace: Array = self._execution.workspaces.acquire(nbytes * min(self._members, functional.get_num_threads()))
+        return workspace
 
-    def _run(self, x: Array, plan: Any, states: Any, keeps: bool) -> tuple[Outputs, Any]:
-        run, engine, M = self._execution, self._template.engine, self._members
-        arrays = {
-            name: np.repeat(array[np.newaxis], M, axis=0) for name, array in run.extras.items()
-        } | self._parameters
-        pointers = _core.MemberPointers(engine, [arrays[name] for name in run._names], M)
-        packed = functional.empty(M * engine.packed_size)
-        packed_back = functional.empty(M * engine.packed_back_size) if keeps else None
-        tape = functional.empty(M * plan.sizes.tape) if keeps else None
-        outputs = Outputs(np.empty((M, *plan.y), engine.dtype), *self._empty_states(plan))
-        own = Outputs(self._time_first(outputs.y), outputs.h_n, outputs.c_n)
+    def _run(self, x: Array, plan: Any, states: Any, keeps: bool) -> tuple[Outputs, Any, list[_core.Lease]]:
+        run, engine, M = self._execution, self._execution.engine, self._members
+        outputs = Outputs(run.results.empty((M, *plan.y), engine.dtype), *self._empty_states(plan))
+        if not plan.N:
+            return outputs, (x, plan, states, outputs.y, None, None), []
+        leases: list[_core.Lease] = []
+        tape, frozen = None, self._frozen
+        if frozen is not None:
+            pointers, (packed, packed_back) = None, frozen
+        else:
+            pointers, packed = self._pointers, run.packs.acquire(M * engine.packed_size)
+            packed_back = run.packs.acquire(M * engine.packed_back_size) if keeps else None
+        if keeps:
+            leases = [run.tapes.lease(M * plan.sizes.tape)]
+            tape = leases[0].buffer
+            if frozen is None:
+                leases.append(_core.Lease(run.packs, packed_back, packed_back.nbytes))
         inputs = Inputs(self._time_first(self._spread(x)), *states)
+        own = Outputs(self._time_first(outputs.y), outputs.h_n, outputs.c_n)
         workspace = self._workspace(plan.sizes.forward_workspace)
         _core.forward_members(engine, pointers, packed, packed_back, inputs, own, workspace, tape)
-        return outputs, (x, plan, states, outputs.y, tape, packed_back)
+        run.workspaces.release(workspace)
+        if frozen is None:
+            run.packs.release(packed)
+        return outputs, (x, plan, states, outputs.y, tape, packed_back), leases
