@@ -1354,6 +1354,11 @@ def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients
         release(&buffers)
 
 
+cdef size_t bytes_of(ptrdiff_t members, size_t bytes) noexcept:
+    """Return the bytes of an array with an axis of members, or more than any array has if they cannot be counted."""
+    return PY_SSIZE_T_MAX if bytes and members > PY_SSIZE_T_MAX // <ptrdiff_t>bytes else members * bytes
+
+
 cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, workspace, bint back, Buffers *buffers, Watch *watch,
                           rnnfast_sizes *sizes) except -1:
     """Set what forward and backward of an ensemble share."""
@@ -1368,9 +1373,9 @@ cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, wo
     measure(p, engine, None, sizes, &states)
     all.h, all.c = engine.state_bytes(states, engine.output_size), engine.state_bytes(states, engine.hidden_size)
     all.packed, all.packed_back, all.tape = engine.packed_size, engine.packed_back_size, sizes.tape
-    p.h0 = acquire_optional(buffers, inputs.h0, PyBUF_SIMPLE, all.members * all.h)
-    p.c0 = acquire_optional(buffers, inputs.c0, PyBUF_SIMPLE, all.members * all.c)
-    bytes = sizes.backward_workspace if back else sizes.forward_workspace
+    p.h0 = acquire_optional(buffers, inputs.h0, PyBUF_SIMPLE, bytes_of(all.members, all.h))
+    p.c0 = acquire_optional(buffers, inputs.c0, PyBUF_SIMPLE, bytes_of(all.members, all.c))
+    bytes = max(sizes.backward_workspace if back else sizes.forward_workspace, <size_t>1)
     p.workspace = acquire(buffers, workspace, PyBUF_WRITABLE, bytes)
     all.workspace = bytes
     p.threads = min(p.threads & (RNNFAST_OPENMP - 1), buffers.held[buffers.count - 1].len // <Py_ssize_t>bytes) | (p.threads & RNNFAST_OPENMP)
@@ -1396,14 +1401,14 @@ def forward_members(Engine engine, Pointers parameters or None, packed, packed_b
             if parameters.engine is not engine or parameters.members != all.members:
                 raise ValueError("the pointers are those of another engine, or of another number of members")
             all.parameters = <const void *const *>parameters.at
-        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, all.members * all.packed)
-        p.packed_back = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, all.members * all.packed_back)
+        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, bytes_of(all.members, all.packed))
+        p.packed_back = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, bytes_of(all.members, all.packed_back))
         p.y = acquire_array(&buffers, outputs.y, PyBUF_WRITABLE, item, 4, all.members, p.T, p.N, engine.directions * engine.output_size)
         all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
-        p.h_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE, all.members * all.h)
+        p.h_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE, bytes_of(all.members, all.h))
         if engine.has_c:
-            p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, all.members * all.c)
-        p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, all.members * all.tape)
+            p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, bytes_of(all.members, all.c))
+        p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, bytes_of(all.members, all.tape))
         with nogil:
             engine.table.forward_members(&all)
         finish(&watch)
@@ -1427,20 +1432,20 @@ def backward_members(Engine engine, packed_back, Inputs inputs, y, tape, OutputG
         describe_members(&all, engine, inputs, workspace, True, &buffers, &watch, &sizes)
         gradients = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE, True, all.members)
         p.dparameters = gradients.at
-        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, all.members * all.packed_back)
+        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, bytes_of(all.members, all.packed_back))
         p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
         all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
-        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, all.members * all.tape)
+        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, bytes_of(all.members, all.tape))
         if output_gradients.dy is not None:
             p.dy = acquire_array(&buffers, output_gradients.dy, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
             all.dy, p.dy_step, p.dy_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
-        p.dh_n = acquire_optional(&buffers, output_gradients.dh_n, PyBUF_SIMPLE, all.members * all.h)
-        p.dc_n = acquire_optional(&buffers, output_gradients.dc_n, PyBUF_SIMPLE, all.members * all.c)
+        p.dh_n = acquire_optional(&buffers, output_gradients.dh_n, PyBUF_SIMPLE, bytes_of(all.members, all.h))
+        p.dc_n = acquire_optional(&buffers, output_gradients.dc_n, PyBUF_SIMPLE, bytes_of(all.members, all.c))
         p.dx = acquire_array(&buffers, input_gradients.dx, PyBUF_WRITABLE, item, 4, all.members, p.T, p.N, engine.input_size)
         all.dx, p.dx_step, p.dx_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
-        p.dh0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE, all.members * all.h)
+        p.dh0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE, bytes_of(all.members, all.h))
         if engine.has_c:
-            p.dc0 = acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE, all.members * all.c)
+            p.dc0 = acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE, bytes_of(all.members, all.c))
         with nogil:
             engine.table.backward_members(&all)
         finish(&watch)

@@ -1,7 +1,9 @@
 """Ensembles: each member gets bitwise the results of its layer alone; and the errors of their arguments."""
 
 import copy
+import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -57,18 +59,112 @@ def test_members_get_the_bits_of_their_layers(variant, options, dtype, isa, shar
     np.testing.assert_array_equal(found.x, np.sum(dx, axis=0) if shared else np.stack(dx))
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_frozen_ensembles_have_the_same_bits(variant):
+    layers = [make_layer(variant, I, H, dtype=np.float32, rng=seed) for seed in range(M)]
+    x = np.random.default_rng(0).standard_normal((T, N, I), np.float32)
+    ensemble = rnnfast.Ensemble(layers)
+
+    def results():
+        y, last, tape = ensemble.forward(x)
+        found = ensemble.backward(tape, y)
+        return bits(ensemble(x)[0], y, *as_tuple(last), found.x, *as_tuple(found.state), *found.parameters.values())
+
+    before = results()
+    ensemble.freeze()
+    ensemble.freeze()
+    for array in ensemble.parameters.values():
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        rnnfast.training.SGD(ensemble, lr=0.1).step(dict(ensemble.parameters))
+    assert results() == before
+    ensemble.unfreeze()
+    assert results() == before
+    for array in ensemble.parameters.values():
+        array[...] *= 0.5
+    assert results() != before
+
+
+def test_a_tape_keeps_the_weights_of_its_call():
+    ensemble = rnnfast.Ensemble([rnnfast.GRU(I, H, rng=seed) for seed in range(M)])
+    x = np.ones((T, N, I), np.float32)
+    y, _, tape = ensemble.forward(x)
+    before = ensemble.backward(tape, y).x
+    ensemble.parameters["weight_hh_l0"][...] = 0
+    ensemble.freeze()
+    assert ensemble.forward(x)[0].tobytes() != y.tobytes()
+    assert ensemble.backward(tape, y).x.tobytes() == before.tobytes()
+    with pytest.raises(ValueError, match="read-only"):
+        y[...] = 0
+
+
+def test_members_can_be_taken_out():
+    layers = [rnnfast.RNN(I, H, rng=seed) for seed in range(M)]
+    ensemble = rnnfast.Ensemble(layers)
+    ensemble.freeze()
+    for m in (-1, -M, 0, np.int64(2)):
+        member = ensemble[m]
+        assert bits(*member.parameters.values()) == bits(*layers[m].parameters.values())
+        member.parameters["weight_ih_l0"][...] = 0  # a copy, and not frozen
+    part = ensemble[1::2]
+    assert isinstance(part, rnnfast.Ensemble)
+    assert [bits(*one.parameters.values()) for one in part] == [bits(*one.parameters.values()) for one in layers[1::2]]
+    assert repr(part) == "Ensemble(2 x RNN(4, 6))"
+    for m in (M, -M - 1):
+        with pytest.raises(IndexError, match=f"there is no member {m}: this ensemble has {M}"):
+            ensemble[m]
+    with pytest.raises(TypeError, match="integer"):
+        ensemble["0"]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_batch_without_rows_has_empty_results(batch_first):
+    ensemble = rnnfast.Ensemble([rnnfast.LSTM(I, H, batch_first=batch_first, rng=0)] * M)
+    x = np.ones((0, T, I) if batch_first else (T, 0, I), np.float32)
+    assert ensemble(x)[0].shape == (M, *x.shape[:2], H)
+    y, (h, c), tape = ensemble.forward(np.stack([x] * M))
+    assert h.shape == c.shape == (M, 1, 0, H)
+    found = ensemble.backward(tape, y)
+    assert found.x.shape == (M, *x.shape)
+    assert not any(array.any() for array in found.parameters.values())
+
+
+@pytest.mark.parametrize("view", [np.s_[::-1], np.s_[:, ::-1], np.s_[..., ::-1], np.s_[::2, :, :]])
+def test_x_may_have_any_strides(view):
+    ensemble = rnnfast.Ensemble([rnnfast.GRU(I, H, rng=seed) for seed in range(M)])
+    x = np.random.default_rng(0).standard_normal((T, N, I))[view]
+    assert ensemble(x)[0].tobytes() == ensemble(np.ascontiguousarray(x, np.float32))[0].tobytes()
+
+
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2 if hasattr(os, "sched_getaffinity") else True, reason="one processor"
+)
+def test_a_second_thread_takes_members_of_a_small_ensemble(threads):
+    """It takes its share of the calling thread's processor time, in the best of some attempts."""
+    ensemble = rnnfast.Ensemble([rnnfast.LSTM(16, 16, rng=0)] * 64)
+    x = np.ones((20, 1, 16), np.float32)
+    ensemble.freeze()
+
+    def own_time(count):
+        threads(count)
+        begin = time.thread_time()
+        for _ in range(20):
+            ensemble(x)
+        return time.thread_time() - begin
+
+    assert any(own_time(2) < 0.8 * own_time(1) for _ in range(50))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_threads_gives_the_same_bits(threads, count):
     ensemble = rnnfast.Ensemble([rnnfast.LSTM(32, 64, rng=seed) for seed in range(23)])
     x = np.random.default_rng(0).standard_normal((40, 4, 32), np.float32)
-    before, results = rnnfast.get_num_threads(), []
-    try:
-        for n in (1, threads):
-            rnnfast.set_num_threads(n)
-            y, _, tape = ensemble.forward(x)
-            results.append(bits(y, *ensemble.backward(tape, np.ones_like(y)).parameters.values()))
-    finally:
-        rnnfast.set_num_threads(before)
+    results = []
+    for n in (1, count):
+        threads(n)
+        y, _, tape = ensemble.forward(x)
+        results.append(bits(y, *ensemble.backward(tape, np.ones_like(y)).parameters.values()))
     assert results[0] == results[1]
 
 
@@ -105,10 +201,17 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="init_state or dropout"):
         rnnfast.Ensemble([rnnfast.GRU(I, H, init_state=True)])
     ensemble = rnnfast.Ensemble([rnnfast.GRU(I, H)] * 2)
-    with pytest.raises(ValueError, match="3 members on its first axis, but this ensemble has 2"):
-        ensemble(np.ones((3, T, N, I)))
-    with pytest.raises(ValueError, match="must be"):
-        ensemble(np.ones((T, I)))
+    for shape in [(3, T, N, I), (T, I), (2, 2, T, N, I)]:
+        with pytest.raises(
+            ValueError, match=r"but the 2 members need \(T, N, I\), which they share, or \(2, T, N, I\)"
+        ):
+            ensemble(np.ones(shape))
+    with pytest.raises(ValueError, match="x has no time steps"):
+        ensemble(np.ones((2, 0, N, I)))
+    with pytest.raises(ValueError, match="x has 5 features"):
+        ensemble(np.ones((T, N, 5)))
+    with pytest.raises(TypeError, match="x is a tuple"):
+        ensemble(ensemble(np.ones((T, N, I))))
     with pytest.raises(ValueError, match="state must have"):
         ensemble(np.ones((T, N, I)), np.ones((1, N, H)))
     with pytest.raises(TypeError, match="tape must be the Tape"):
