@@ -214,5 +214,14 @@ def test_wrong_arguments_are_refused():
         ensemble(ensemble(np.ones((T, N, I))))
     with pytest.raises(ValueError, match="state must have"):
         ensemble(np.ones((T, N, I)), np.ones((1, N, H)))
+    _, _, tape = ensemble.forward(np.ones((T, N, I)))
+    with pytest.raises(ValueError, match=r"tape comes from another layer, Ensemble\(2 x GRU\(4, 6\)\)"):
+        ensemble[0].backward(tape, None)
+    with pytest.raises(ValueError, match="tape comes from another ensemble"):
+        copy.copy(ensemble).backward(tape, None)
+    with pytest.raises(AttributeError, match="it comes from an ensemble"):
+        tape.cells  # noqa: B018
+    with pytest.raises(ValueError, match="layers is empty"):
+        ensemble[1:1]
     with pytest.raises(TypeError, match="tape must be the Tape"):
         ensemble.backward(None, None)

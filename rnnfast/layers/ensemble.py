@@ -29,7 +29,8 @@ class Ensemble:
     Parameters
     ----------
     layers : sequence of RNN, LSTM or GRU
-        M layers of one class with the same options, without init_state and dropout. Their parameters are copied.
+        M layers of one class with the same options, without init_state and dropout. Their parameters are copied, so
+        ``[layer] * M`` makes M members that start with the same weights.
 
     Attributes
     ----------
@@ -43,6 +44,11 @@ class Ensemble:
         If `layers` is empty, if two layers differ in class or options, or if they have init_state or dropout.
     TypeError
         If a member is not an RNN, LSTM or GRU.
+
+    Notes
+    -----
+    Ensembles have neither ``lengths``, ``mask``, ``reset`` and ``checkpoint`` nor streams, weights in fewer bytes,
+    ``save`` and ``load``. They can be pickled.
 
     Examples
     --------
@@ -74,7 +80,7 @@ class Ensemble:
         extras = {name: np.stack([array] * self._members) for name, array in run.extras.items()}
         ordered = [{**extras, **stacked}[name] for name in run._names]
         self._pointers = functional.Pointers(run.engine, ordered, members=self._members)
-        self._frozen: tuple[Array, Array] | None = None  # packed weights for forward and backward
+        self._frozen: Any = None  # the pair of packed weights for forward and backward
 
     @property
     def parameters(self) -> Mapping[str, Array]:
@@ -84,7 +90,24 @@ class Ensemble:
         return self._members
 
     def __getitem__(self, index: int | slice) -> Any:
-        """Return a layer with copies of the parameters of one member, or for a slice an ensemble of several."""
+        """Return a layer with copies of the parameters of one member, or for a slice an ensemble of several.
+
+        Parameters
+        ----------
+        index : int or slice
+            Counted from 0, or if it is negative from the end.
+
+        Returns
+        -------
+        RNN, LSTM, GRU or Ensemble
+
+        Raises
+        ------
+        IndexError
+            If there is no such member.
+        ValueError
+            If a slice is empty.
+        """
         if isinstance(index, slice):
             return type(self)([self[m] for m in range(self._members)[index]])
         m = operator.index(index)
@@ -156,7 +179,27 @@ class Ensemble:
         return outputs.y, outputs.state
 
     def forward(self, x: ArrayLike, state: Any = None) -> tuple[Array, Any, Tape]:
-        """Run all members as a call does, and return also the tape that :meth:`backward` needs."""
+        """Run all members, and keep what :meth:`backward` needs.
+
+        Parameters
+        ----------
+        x, state
+            As for a call of the ensemble. The tape holds `x` by reference: do not change it before the last
+            ``backward``.
+
+        Returns
+        -------
+        y : ndarray
+            As for a call, but read-only, because the tape shares it.
+        state : ndarray, or for LSTM the pair (h, c)
+        tape : Tape
+            Pass it to :meth:`backward`. It keeps the weights of this call. It has no `cells`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for a call of the ensemble.
+        """
         x, plan, states = self._read(x, state)
         outputs, kept, leases = self._run(x, plan, tuple(None if one is None else one.copy() for one in states), True)
         y = outputs.y
@@ -220,6 +263,9 @@ class Ensemble:
                 dx = dx.sum(axis=0)
         return Gradients(dx, h if c is None else (h, c), parameters)
 
+    def _cells(self, tape: Tape) -> Any:  # noqa: ARG002
+        raise AttributeError("this tape has no cells, because it comes from an ensemble: run forward of a member")
+
     # ---- arguments and arrays
 
     def _read(self, x: Any, state: Any) -> tuple[Array, Any, tuple[Array | None, Array | None]]:
@@ -264,22 +310,21 @@ class Ensemble:
         if not plan.N:
             return outputs, (x, plan, states, outputs.y, None, None), []
         leases: list[_core.Lease] = []
-        tape, frozen = None, self._frozen
-        if frozen is not None:
-            pointers, (packed, packed_back) = None, frozen
-        else:
-            pointers, packed = self._pointers, run.packs.acquire(M * engine.packed_size)
-            packed_back = run.packs.acquire(M * engine.packed_back_size) if keeps else None
+        tape: Any = None
+        frozen = self._frozen
+        packed, packed_back = frozen or (run.packs.acquire(M * engine.packed_size), None)
         if keeps:
-            leases = [run.tapes.lease(M * plan.sizes.tape)]
+            leases.append(run.tapes.lease(M * plan.sizes.tape))
             tape = leases[0].buffer
-            if frozen is None:
-                leases.append(_core.Lease(run.packs, packed_back, packed_back.nbytes))
+        if keeps and not frozen:
+            leases.append(run.packs.lease(M * engine.packed_back_size))
+            packed_back = leases[1].buffer
+        pointers = None if frozen else self._pointers
         inputs = Inputs(self._time_first(self._spread(x)), *states)
         own = Outputs(self._time_first(outputs.y), outputs.h_n, outputs.c_n)
         workspace = self._workspace(plan.sizes.forward_workspace)
         _core.forward_members(engine, pointers, packed, packed_back, inputs, own, workspace, tape)
         run.workspaces.release(workspace)
-        if frozen is None:
+        if not frozen:
             run.packs.release(packed)
         return outputs, (x, plan, states, outputs.y, tape, packed_back), leases
