@@ -249,6 +249,7 @@ def backward_members(
     workspace: Any,
 ) -> None: ...
 
+@disjoint_base
 class PreparedCall:
     packed: NDArray[Any] | None
     initial: Any

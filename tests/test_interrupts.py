@@ -68,7 +68,7 @@ def many_rows(backward):
 
 
 def ensemble(backward):
-    networks, x = rnnfast.Ensemble([rnnfast.LSTM(64, 256, rng=0)] * 16), zeros(200, 4, 64)
+    networks, x = rnnfast.Ensemble([rnnfast.LSTM(64, 512, rng=0)] * 8), zeros(600, 4, 64)
     if not backward:
         return lambda: networks(x)
     y, _, tape = networks.forward(x)
