@@ -108,7 +108,7 @@ class Layer(Fixed):
         """Return the contents of a tape of this layer."""
         if not isinstance(tape, Tape):
             raise TypeError(f"tape must be the Tape that forward returned, got {type(tape).__name__}")
-        owner = tape._owner
+        owner: Any = tape._owner
         if owner is not self:
             other = saving.describe(owner) if isinstance(owner, Layer) else repr(owner)  # of an ensemble
             raise ValueError(
