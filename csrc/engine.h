@@ -81,6 +81,111 @@ COMPACT void pack(const rnnfast_stack *stack, const void *const *parameters, voi
     remove_red_zones(packed_back, length_of(&c.packed_back));
 }
 
+/* ---- ensembles ----
+ *
+ * Members are dealt to the threads in rounds, so that a worker that comes late joins at the next round. Each member is a call with one
+ * thread, which does not use the group. Cost: besides the calls, a copy of the problem for each member. */
+
+enum {
+    ROUNDS = 8,
+    MEMBER_WORK = 1 << 16 /* multiply-adds that take as long as the set-up of a member's call: about 2 us */
+};
+
+static void *of_member(const void *at, ptrdiff_t stride, ptrdiff_t m)
+{
+    return at ? (char *)at + m * stride : NULL;
+}
+
+/* The poll of a member's call. Only the calling thread's worker asks the caller. */
+static int is_member_stopped(void *context)
+{
+    const worker *w = context;
+    if (!*w->stopped && is_stop_requested(w->poller)) *w->poller->stopped = 1;
+    return *w->stopped;
+}
+
+static rnnfast_problem problem_of(const rnnfast_members *all, ptrdiff_t m, const worker *w)
+{
+    rnnfast_problem p = all->problem;
+    p.threads = 1;
+    p.poll = (rnnfast_poll){is_member_stopped, (void *)w};
+    p.workspace = of_member(p.workspace, all->workspace, w->thread);
+    p.x = of_member(p.x, all->x, m);
+    p.y = of_member(p.y, all->y, m);
+    p.h0 = of_member(p.h0, all->h, m);
+    p.c0 = of_member(p.c0, all->c, m);
+    p.h_n = of_member(p.h_n, all->h, m);
+    p.c_n = of_member(p.c_n, all->c, m);
+    p.dh_n = of_member(p.dh_n, all->h, m);
+    p.dc_n = of_member(p.dc_n, all->c, m);
+    p.dh0 = of_member(p.dh0, all->h, m);
+    p.dc0 = of_member(p.dc0, all->c, m);
+    p.tape = of_member(p.tape, all->tape, m);
+    p.packed = of_member(p.packed, all->packed, m);
+    p.packed_back = of_member(p.packed_back, all->packed_back, m);
+    p.dy = of_member(p.dy, all->dy, m);
+    p.dx = of_member(p.dx, all->dx, m);
+    if (p.dparameters) p.dparameters += m * RNNFAST_KINDS * p.stack.layers * p.stack.directions;
+    return p;
+}
+
+/* Multiply-adds that take as long as a member. */
+static double member_work(const rnnfast_problem *p)
+{
+    const rnnfast_stack *s = &p->stack;
+    return MEMBER_WORK + (double)p->T * p->N * s->layers * s->directions * s->H * (s->I + s->P) * 4;
+}
+
+COMPACT void forward_members_task(call *c, const worker *w)
+{
+    const rnnfast_members *all = c->members;
+    const range own = part(c->rows.end - c->rows.begin, w->thread, w->threads);
+    const double work = member_work(&all->problem);
+    for (ptrdiff_t m = c->rows.begin + own.begin; m < c->rows.begin + own.end; m++) {
+        rnnfast_problem p = problem_of(all, m, w);
+        const void *const *parameters = all->parameters ? all->parameters + m * RNNFAST_KINDS * p.stack.layers * p.stack.directions : NULL;
+        if (parameters) pack(&p.stack, parameters, (void *)p.packed, (void *)p.packed_back, 1, p.poll);
+        forward(&p);
+        if (should_stop(w->poller, work < POLL_WORK ? (ptrdiff_t)work : POLL_WORK)) return;
+    }
+}
+
+COMPACT void backward_members_task(call *c, const worker *w)
+{
+    const rnnfast_members *all = c->members;
+    const range own = part(c->rows.end - c->rows.begin, w->thread, w->threads);
+    const double work = member_work(&all->problem);
+    for (ptrdiff_t m = c->rows.begin + own.begin; m < c->rows.begin + own.end; m++) {
+        rnnfast_problem p = problem_of(all, m, w);
+        backward(&p);
+        if (should_stop(w->poller, work < POLL_WORK ? (ptrdiff_t)work : POLL_WORK)) return;
+    }
+}
+
+static void run_members(const rnnfast_members *all, void (*task)(call *, const worker *))
+{
+    call c;
+    c.s = shape_of(&all->problem.stack);
+    c.members = all;
+    start(&c, all->problem.threads, all->members * member_work(&all->problem), &all->problem.poll);
+    const ptrdiff_t members = max_of(max_of(all->members / ROUNDS, c.group), 1);
+    for (c.rows.begin = 0; c.rows.begin < all->members && !c.stopped; c.rows.begin = c.rows.end) {
+        c.rows.end = min_of(c.rows.begin + members, all->members);
+        run(&c, task);
+    }
+    finish(&c);
+}
+
+static void forward_members(const rnnfast_members *all)
+{
+    run_members(all, forward_members_task);
+}
+
+static void backward_members(const rnnfast_members *all)
+{
+    run_members(all, backward_members_task);
+}
+
 /* ---- the rest of the table ---- */
 
 /* c of each step, from the tape. */
@@ -155,4 +260,6 @@ const rnnfast_table TABLE = {
     .step_size = step_size,
     .prepare_step = prepare_step,
     .step = step,
+    .forward_members = forward_members,
+    .backward_members = backward_members,
 };

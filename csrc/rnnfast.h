@@ -289,6 +289,16 @@ typedef struct {         /* the arrays of a prepared step, contiguous; c0 and c_
     void *h_n, *c_n;     /* may be h0 and c0, to update a state in place */
 } rnnfast_step;
 
+/* Many networks of one shape, each with its own weights. The arrays of member m begin m times a stride after those of the problem; a stride
+ * of 0 shares an array. Parameters and dparameters are the pointers of all members, one member after the other. */
+typedef struct {
+    rnnfast_problem problem;       /* of member 0; its threads and poll are those of the whole call */
+    ptrdiff_t members;             /* at least 1 */
+    const void *const *parameters; /* written to packed and packed_back, where these are not NULL, before the pass; NULL: packed already */
+    ptrdiff_t workspace;           /* strides, in bytes; the workspace has one part for each of the threads */
+    ptrdiff_t packed, packed_back, x, y, h, c, tape, dy, dx;
+} rnnfast_members;
+
 typedef struct { /* the functions of an element type and instruction set */
     const char *isa;
     size_t item;                                         /* bytes of an element */
@@ -312,6 +322,9 @@ typedef struct { /* the functions of an element type and instruction set */
     int (*step_size)(const rnnfast_stack *, ptrdiff_t N, size_t *bytes);
     void (*prepare_step)(const rnnfast_stack *, ptrdiff_t N, const void *packed, void *prepared);
     void (*step)(void *prepared, const rnnfast_step *);
+    /* forward and backward of all members. Bitwise, each gets the results of a call of its own. */
+    void (*forward_members)(const rnnfast_members *);
+    void (*backward_members)(const rnnfast_members *);
 } rnnfast_table;
 
 /* The valid steps of a ragged batch: step t of row n is valid if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n

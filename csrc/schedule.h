@@ -115,6 +115,7 @@ typedef struct call {
     const rnnfast_problem *problem;
     const rnnfast_linear *linear;
     const void *const *parameters; /* to be packed */
+    const rnnfast_members *members;
     shape s;
     extent e;
     workspace work;

@@ -153,6 +153,12 @@ cdef extern from "rnnfast.h":
         void *h_n
         void *c_n
 
+    ctypedef struct rnnfast_members:
+        rnnfast_problem problem
+        ptrdiff_t members
+        const void *const *parameters
+        ptrdiff_t workspace, packed, packed_back, x, y, h, c, tape, dy, dx
+
     ctypedef struct rnnfast_table:
         const char *isa
         size_t item
@@ -173,6 +179,8 @@ cdef extern from "rnnfast.h":
         int (*step_size)(const rnnfast_stack *, ptrdiff_t N, size_t *bytes) noexcept nogil
         void (*prepare_step)(const rnnfast_stack *, ptrdiff_t N, const void *packed, void *prepared) noexcept nogil
         void (*step)(void *prepared, const rnnfast_step *) noexcept nogil
+        void (*forward_members)(const rnnfast_members *) noexcept nogil
+        void (*backward_members)(const rnnfast_members *) noexcept nogil
 
     ctypedef struct rnnfast_pattern:
         ptrdiff_t T, N

@@ -151,7 +151,12 @@ class Engine:
 @disjoint_base
 class Pointers:
     def __new__(
-        cls, engine: Engine, arrays: Sequence[NDArray[Any] | None], flags: int = 0, optional: bool = False
+        cls,
+        engine: Engine,
+        arrays: Sequence[NDArray[Any] | None],
+        flags: int = 0,
+        optional: bool = False,
+        members: int = 1,
     ) -> Self: ...
 
 @disjoint_base
@@ -233,6 +238,27 @@ class InputGradients:
     dparameters: Any
     dh: Any
     def __new__(cls, dx: Any, dh0: Any, dc0: Any, dparameters: Any, dh: Any = None) -> Self: ...
+
+def forward_members(
+    engine: Engine,
+    parameters: Pointers | None,
+    packed: Any,
+    packed_back: Any,
+    inputs: Inputs,
+    outputs: Outputs,
+    workspace: Any,
+    tape: Any = None,
+) -> None: ...
+def backward_members(
+    engine: Engine,
+    packed_back: Any,
+    inputs: Inputs,
+    y: Any,
+    tape: Any,
+    output_gradients: OutputGradients,
+    input_gradients: InputGradients,
+    workspace: Any,
+) -> None: ...
 
 @disjoint_base
 class PreparedCall:

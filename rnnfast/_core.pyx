@@ -466,21 +466,25 @@ cdef class Pointers:
     """Pointers to a list of arrays, each at its index among the RNNFAST_KINDS parameters of a layer and direction.
 
     None stands for an array that is not there, which `optional` permits: the gradient of a bias or of per-unit extras.
+    With `members`, the arrays of an ensemble: each has an axis of members in front, and one member's pointers follow another's.
     """
     cdef void **at
     cdef Views views
     cdef Engine engine
+    cdef ptrdiff_t members
 
-    def __cinit__(self, Engine engine not None, arrays, int flags=PyBUF_SIMPLE, bint optional=False):
+    def __cinit__(self, Engine engine not None, arrays, int flags=PyBUF_SIMPLE, bint optional=False, ptrdiff_t members=1):
         cdef ptrdiff_t directions = engine.directions, states = engine.num_layers * directions
-        cdef ptrdiff_t i, state, rows = engine.gates * engine.hidden_size, P = engine.output_size
+        cdef ptrdiff_t i, m, bytes, state, rows = engine.gates * engine.hidden_size, P = engine.output_size
         cdef ptrdiff_t[RNNFAST_KINDS] sizes = [0, rows * P, rows, rows, P * engine.hidden_size,
                                                <ptrdiff_t>engine.info.extra_rows * engine.hidden_size]
         cdef list expected = list(arrays), given = []
         cdef Py_buffer *view
         cdef int kind
-        self.engine = engine
-        self.at = <void **>PyMem_Calloc(RNNFAST_KINDS * states, sizeof(void *))
+        if members < 1:
+            raise ValueError(f"members must be at least 1, got {members}")
+        self.engine, self.members = engine, members
+        self.at = <void **>PyMem_Calloc(members, RNNFAST_KINDS * states * sizeof(void *))
         if self.at == NULL:
             raise MemoryError()
         if len(expected) != engine.kind_count * states:
@@ -496,9 +500,11 @@ cdef class Pointers:
             if array is None:
                 continue
             sizes[0] = rows * (engine.input_size if state < directions else directions * P)
-            if view.len != sizes[kind] * <ptrdiff_t>engine.table.item:
-                raise ValueError(f"array {i} has {view.len} bytes, but this parameter has {sizes[kind] * engine.table.item}")
-            self.at[RNNFAST_KINDS * state + kind] = view.buf
+            bytes = sizes[kind] * <ptrdiff_t>engine.table.item
+            if view.len // members != bytes or view.len % members:
+                raise ValueError(f"array {i} has {view.len} bytes, but this parameter has {bytes} for each of {members} members")
+            for m in range(members):
+                self.at[RNNFAST_KINDS * (m * states + state) + kind] = <char *>view.buf + m * bytes
             view += 1
 
     def __dealloc__(self):
@@ -1154,21 +1160,26 @@ def pack(Engine engine, parameters, packed, packed_back):
     parameters : sequence of ndarray, or Pointers
         In the order of `parameter_shapes`.
     packed : ndarray of uint8 or None
-        The buffer that `forward` reads, with engine.packed_size bytes. None to skip it.
+        The buffer that `forward` reads, with engine.packed_size bytes for each of the pointers' members. None to skip it.
     packed_back : ndarray of uint8 or None
-        The buffer that `backward` reads, with engine.packed_back_size bytes. None to skip it.
+        The buffer that `backward` reads, with engine.packed_back_size bytes for each of them. None to skip it.
     """
     cdef Watch watch
+    cdef rnnfast_poll poll = start(&watch)
     cdef Buffers buffers
     cdef Pointers pointers = pointers_to(engine, parameters)
-    cdef void *forward_form
-    cdef void *backward_form
+    cdef ptrdiff_t m, kinds = RNNFAST_KINDS * engine.num_layers * engine.directions
+    cdef char *forward_form
+    cdef char *backward_form
     buffers.count = 0
     try:
-        forward_form = acquire_optional(&buffers, packed, PyBUF_WRITABLE, engine.packed_size)
-        backward_form = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, engine.packed_back_size)
+        forward_form = <char *>acquire_optional(&buffers, packed, PyBUF_WRITABLE, pointers.members * engine.packed_size)
+        backward_form = <char *>acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, pointers.members * engine.packed_back_size)
         with nogil:
-            engine.table.pack(&engine.stack, <const void *const *>pointers.at, forward_form, backward_form, engine.limit(), start(&watch))
+            for m in range(pointers.members):
+                engine.table.pack(&engine.stack, <const void *const *>pointers.at + m * kinds,
+                                  forward_form + m * engine.packed_size if forward_form else NULL,
+                                  backward_form + m * engine.packed_back_size if backward_form else NULL, engine.limit(), poll)
         finish(&watch)
     finally:
         release(&buffers)
@@ -1356,6 +1367,105 @@ def backward(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients
         release(&buffers)
 
 
+cdef size_t bytes_of(ptrdiff_t members, size_t bytes) noexcept:
+    """Return the bytes of an array with an axis of members, or more than any array has if they cannot be counted."""
+    return PY_SSIZE_T_MAX if bytes and members > PY_SSIZE_T_MAX // <ptrdiff_t>bytes else members * bytes
+
+
+cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, workspace, bint back, Buffers *buffers, Watch *watch,
+                          rnnfast_sizes *sizes) except -1:
+    """Set what forward and backward of an ensemble share."""
+    cdef rnnfast_problem *p = &all.problem
+    cdef size_t item = engine.table.item, bytes
+    cdef Py_ssize_t states
+    memset(all, 0, sizeof(all[0]))
+    describe(p, engine, watch)
+    p.x = acquire_array(buffers, inputs.x, PyBUF_STRIDES, item, 4, -1, -1, -1, engine.input_size)
+    all.members, p.T, p.N = length(buffers, 0), length(buffers, 1), length(buffers, 2)
+    all.x, p.x_step, p.x_row = stride(buffers, 0, 1), stride(buffers, 1, item), stride(buffers, 2, item)
+    measure(p, engine, None, sizes, &states)
+    all.h, all.c = engine.state_bytes(states, engine.output_size), engine.state_bytes(states, engine.hidden_size)
+    all.packed, all.packed_back, all.tape = engine.packed_size, engine.packed_back_size, sizes.tape
+    p.h0 = acquire_optional(buffers, inputs.h0, PyBUF_SIMPLE, bytes_of(all.members, all.h))
+    p.c0 = acquire_optional(buffers, inputs.c0, PyBUF_SIMPLE, bytes_of(all.members, all.c))
+    bytes = max(sizes.backward_workspace if back else sizes.forward_workspace, <size_t>1)
+    p.workspace = acquire(buffers, workspace, PyBUF_WRITABLE, bytes)
+    all.workspace = bytes
+    p.threads = min(p.threads & (RNNFAST_OPENMP - 1), buffers.held[buffers.count - 1].len // <Py_ssize_t>bytes) | (p.threads & RNNFAST_OPENMP)
+    return 0
+
+
+def forward_members(Engine engine, Pointers parameters or None, packed, packed_back, Inputs inputs, Outputs outputs, workspace, tape=None):
+    """Run the members of an ensemble forward.
+
+    All arrays are those of `forward` and `pack` with one more axis in front. A stride of 0 on that axis of x shares it. With `parameters`,
+    packed and packed_back are written first, else packed is read. The workspace has room for one or more threads.
+    """
+    cdef rnnfast_members all
+    cdef rnnfast_problem *p = &all.problem
+    cdef rnnfast_sizes sizes
+    cdef Watch watch
+    cdef Buffers buffers
+    cdef size_t item = engine.table.item
+    buffers.count = 0
+    try:
+        describe_members(&all, engine, inputs, workspace, False, &buffers, &watch, &sizes)
+        if parameters is not None:
+            if parameters.engine is not engine or parameters.members != all.members:
+                raise ValueError("the pointers are those of another engine, or of another number of members")
+            all.parameters = <const void *const *>parameters.at
+        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, bytes_of(all.members, all.packed))
+        p.packed_back = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, bytes_of(all.members, all.packed_back))
+        p.y = acquire_array(&buffers, outputs.y, PyBUF_WRITABLE, item, 4, all.members, p.T, p.N, engine.directions * engine.output_size)
+        all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.h_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE, bytes_of(all.members, all.h))
+        if engine.has_c:
+            p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, bytes_of(all.members, all.c))
+        p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, bytes_of(all.members, all.tape))
+        with nogil:
+            engine.table.forward_members(&all)
+        finish(&watch)
+    finally:
+        release(&buffers)
+
+
+def backward_members(Engine engine, packed_back, Inputs inputs, y, tape, OutputGradients output_gradients,
+                     InputGradients input_gradients, workspace):
+    """Compute the gradients of one `forward_members`, whose arrays and those of `backward` these are, with one more axis in front."""
+    cdef rnnfast_members all
+    cdef rnnfast_problem *p = &all.problem
+    cdef rnnfast_sizes sizes
+    cdef Watch watch
+    cdef Buffers buffers
+    cdef size_t item = engine.table.item
+    cdef Py_ssize_t features = engine.directions * engine.output_size
+    cdef Pointers gradients
+    buffers.count = 0
+    try:
+        describe_members(&all, engine, inputs, workspace, True, &buffers, &watch, &sizes)
+        gradients = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE, True, all.members)
+        p.dparameters = gradients.at
+        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, bytes_of(all.members, all.packed_back))
+        p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
+        all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, bytes_of(all.members, all.tape))
+        if output_gradients.dy is not None:
+            p.dy = acquire_array(&buffers, output_gradients.dy, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
+            all.dy, p.dy_step, p.dy_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.dh_n = acquire_optional(&buffers, output_gradients.dh_n, PyBUF_SIMPLE, bytes_of(all.members, all.h))
+        p.dc_n = acquire_optional(&buffers, output_gradients.dc_n, PyBUF_SIMPLE, bytes_of(all.members, all.c))
+        p.dx = acquire_array(&buffers, input_gradients.dx, PyBUF_WRITABLE, item, 4, all.members, p.T, p.N, engine.input_size)
+        all.dx, p.dx_step, p.dx_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
+        p.dh0 = acquire(&buffers, input_gradients.dh0, PyBUF_WRITABLE, bytes_of(all.members, all.h))
+        if engine.has_c:
+            p.dc0 = acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE, bytes_of(all.members, all.c))
+        with nogil:
+            engine.table.backward_members(&all)
+        finish(&watch)
+    finally:
+        release(&buffers)
+
+
 cdef struct Form:
     char kind                   # as the format of a buffer spells it
     Py_ssize_t item
@@ -1481,6 +1591,8 @@ cdef class PreparedCall:
             p.packed = acquire(&self.buffers, packed, PyBUF_SIMPLE, engine.packed_size)
         elif packed is None and states is None:
             self.parameters = pointers_to(engine, parameters)
+            if self.parameters.members != 1:
+                raise ValueError("a prepared call has one member: these pointers are those of several")
         else:
             raise ValueError("parameters stand for packed weights, and their calls have no states: pass None for both")
         self.of_x[0], self.of_y[0], self.shapes_of_y = form_of(engine, x), form_of(engine, y), (y,)

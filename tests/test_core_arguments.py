@@ -37,6 +37,13 @@ given = lambda: (
     _core.OutputGradients(f(T, N, H)), _core.InputGradients(f(T, N, I), f(1, N, H), f(1, N, H), weights()),
     b(sizes.backward_workspace),
 )
+M = 2
+many = lambda: [f(M, *shape) for shape in functional.parameter_shapes(engine).values()]
+members_given = lambda: (
+    b(M * engine.packed_back_size), _core.Inputs(f(M, T, N, I), f(M, 1, N, H), f(M, 1, N, H)), f(M, T, N, H),
+    np.zeros(M * sizes.tape, np.uint8), _core.OutputGradients(f(M, T, N, H), f(M, 1, N, H), f(M, 1, N, H)),
+    _core.InputGradients(f(M, T, N, I), f(M, 1, N, H), f(M, 1, N, H), many()), b(M * sizes.backward_workspace),
+)
 slots = lambda: _core.Slots(engine, packed, [f(1, 3, H), f(1, 3, H)], pool=BufferPool(2), empty=np.empty)
 class Owner: pass
 def joined():
@@ -53,7 +60,7 @@ CALLS = {
     "Outputs": lambda: (_core.Outputs, [f(T, N, H), f(1, N, H), f(1, N, H)]),
     "OutputGradients": lambda: (_core.OutputGradients, [f(T, N, H), f(1, N, H), f(1, N, H)]),
     "InputGradients": lambda: (_core.InputGradients, [f(T, N, I), f(1, N, H), f(1, N, H), weights()]),
-    "Pointers": lambda: (_core.Pointers, [engine, weights(), 0, False]),
+    "Pointers": lambda: (_core.Pointers, [engine, many(), 0, False, M]),
     "Lease": lambda: (_core.Lease, [BufferPool(2), b(64), 64]),
     "Slots": lambda: (lambda *a: _core.Slots(*a, pool=BufferPool(2), empty=np.empty),
                       [engine, packed, [f(1, 3, H), f(1, 3, H)]]),
@@ -98,6 +105,12 @@ CALLS = {
         _core.Outputs(f(T, N, H), f(1, N, H), f(1, N, H)),
         b(sizes.forward_workspace), b(sizes.tape)]),
     "backward": lambda: (_core.backward, [engine, *given()]),
+    "forward_members": lambda: (_core.forward_members, [
+        engine, _core.Pointers(engine, many(), members=M), b(M * engine.packed_size), b(M * engine.packed_back_size),
+        _core.Inputs(f(M, T, N, I), f(M, 1, N, H), f(M, 1, N, H)),
+        _core.Outputs(f(M, T, N, H), f(M, 1, N, H), f(M, 1, N, H)),
+        b(M * sizes.forward_workspace), b(M * sizes.tape)]),
+    "backward_members": lambda: (_core.backward_members, [engine, *members_given()]),
     "cells": lambda: (_core.cells, [engine, T, N, b(sizes.tape), f(1, T, N, H)]),
     "fold": lambda: (_core.fold, [engine, f(T, N, H), order]),
     "arrange": lambda: (_core.arrange, [T, N, intp(4, 1), None, None, lambda size: np.empty(size, np.intp)]),
@@ -261,6 +274,19 @@ for name, call in {
     "order in fold": lambda: functional.fold(engine, f(1, 6000, H), long),
     "order in fill": lambda: long.fill(0, f(6000, 1, H)),
     "order in cells": lambda: _core.cells(engine, 6000, 1, b(10**7), f(1, 6000, 1, H), long),
+    "members in a prepared call": lambda: _core.PreparedCall(
+        engine, None, ((T, N, I), (T, N, H), (1, N, H), (1, N, H)), time_first=True, pool=BufferPool(2), empty=np.empty,
+        parameters=_core.Pointers(engine, many(), members=M)),
+    "members in pack": lambda: _core.pack(
+        engine, _core.Pointers(engine, many(), members=M), b(engine.packed_size), None),
+    "another number of members": lambda: _core.Pointers(engine, many(), members=M + 1),
+    "more members than pointers": lambda: _core.forward_members(
+        engine, _core.Pointers(engine, weights()), b(10**5), None, _core.Inputs(f(M, T, N, I)),
+        _core.Outputs(f(M, T, N, H), f(M, 1, N, H), f(M, 1, N, H)), b(10**5)),
+    "too many members to count": lambda: _core.forward_members(
+        engine, None, b(10**5), None, _core.Inputs(np.broadcast_to(f(T, N, I), (2**56, T, N, I))),
+        _core.Outputs(np.lib.stride_tricks.as_strided(f(T, N, H), (2**56, T, N, H), (0, N * H * 4, H * 4, 4)),
+                      f(1, N, H), f(1, N, H)), b(10**5)),
     "no slots": lambda: _core.Slots(engine, packed, [f(1, 0, H)] * 2, pool=BufferPool(2), empty=np.empty),
     "lease": lambda: _core.Lease(BufferPool(2), b(10), 10**9),
     "lease of negative size": lambda: _core.Lease(BufferPool(2), b(10), -1),

@@ -67,6 +67,14 @@ def many_rows(backward):
     return lambda: layer.backward(tape, y, state)
 
 
+def ensemble(backward):
+    networks, x = rnnfast.Ensemble([rnnfast.LSTM(64, 512, rng=0)] * 8), zeros(600, 4, 64)
+    if not backward:
+        return lambda: networks(x)
+    y, _, tape = networks.forward(x)
+    return lambda: networks.backward(tape, y)
+
+
 def dropout(steps):
     layer = rnnfast.RNN(1, 64, 2, dropout=0.5, rng=0)
     plan = layer.execution.plan((steps, 100, 1))
@@ -108,6 +116,8 @@ OPERATIONS = {
     "many steps, backward": lambda: many_steps(True),
     "many rows": lambda: many_rows(False),
     "many rows, backward": lambda: many_rows(True),
+    "Ensemble": lambda: ensemble(False),
+    "Ensemble.backward": lambda: ensemble(True),
     "activation": lambda: lambda: functional.activation("tanh", zeros(30_000_000), "scalar"),
 }
 QUICK = {"Linear.backward, few rows", "Embedding", "mask", "RNN, construction", "dropout masks", "many steps"}
@@ -175,20 +185,22 @@ def flat(value):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("kind", ["call", "forward", "backward", "ragged", "linear", "fill"])
+@pytest.mark.parametrize("kind", ["call", "forward", "backward", "ragged", "linear", "fill", "ensemble"])
 def test_exceptions_of_handlers_leave_layers_whole(threads, kind, frozen):
     """The exception comes out as it was raised, and later results are bitwise the same."""
     threads(2)
     rng = np.random.default_rng(0)
     layer, readout = rnnfast.LSTM(64, 700, 2, rng=0), rnnfast.Linear(700, 700, rng=0)
+    networks = rnnfast.Ensemble([rnnfast.GRU(64, 200, rng=seed) for seed in range(9)])
     x = rng.standard_normal((60, 4, 64)).astype(np.float32)
     wide = rng.standard_normal((600, 700)).astype(np.float32)
     pattern = {"mask": rng.random((60, 4)) < 0.7, "reset": rng.random((60, 4)) < 0.2}
     order = functional.arrange(100_000, 4, mask=rng.random((100_000, 4)) < 0.5)[0]
     if frozen:
-        layer.freeze(), readout.freeze()
+        layer.freeze(), readout.freeze(), networks.freeze()
     y, _, tape = layer.forward(x)
     z, linear_tape = readout.forward(wide)
+    outputs, _, networks_tape = networks.forward(x)
     sequence = zeros(100_000, 4, 8)
     operation = {
         "call": lambda: layer(x),
@@ -197,6 +209,7 @@ def test_exceptions_of_handlers_leave_layers_whole(threads, kind, frozen):
         "ragged": lambda: layer(x, **pattern),
         "linear": lambda: (readout(wide), *readout.backward(linear_tape, z)),
         "fill": lambda: order.fill(-1, sequence) or sequence,
+        "ensemble": lambda: (networks(x), *networks.backward(networks_tape, outputs)),
     }[kind]
     expected = [array.tobytes() for array in flat(operation())]
     parameters = {name: array.tobytes() for name, array in layer.parameters.items()}

@@ -17,6 +17,7 @@ from .base import Gradients, Layer, Tape
 from .bidirectional import Bidirectional
 from .elementwise import Activation, Dropout, LayerNorm
 from .elementwise_cells import SRU, IndRNN, MinGRU, MinLSTM
+from .ensemble import Ensemble
 from .gru import GRU
 from .linear import Embedding, Linear
 from .lstm import LSTM
@@ -35,6 +36,7 @@ __all__ = [
     "Bidirectional",
     "Dropout",
     "Embedding",
+    "Ensemble",
     "Gradients",
     "IndRNN",
     "Layer",

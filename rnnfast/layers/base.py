@@ -108,9 +108,11 @@ class Layer(Fixed):
         """Return the contents of a tape of this layer."""
         if not isinstance(tape, Tape):
             raise TypeError(f"tape must be the Tape that forward returned, got {type(tape).__name__}")
-        if tape._owner is not self:
+        owner: Any = tape._owner
+        if owner is not self:
+            other = saving.describe(owner) if isinstance(owner, Layer) else repr(owner)  # of an ensemble
             raise ValueError(
-                f"tape comes from another layer, {saving.describe(tape._owner)}: pass it to that layer's backward, "
+                f"tape comes from another layer, {other}: pass it to that layer's backward, "
                 f"or pass a tape that forward of this {type(self).__name__} returned"
             )
         return tape._kept
