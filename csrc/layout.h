@@ -53,8 +53,10 @@ static int is_valid(const rnnfast_stack *stack)
  * products. dgates are not padded, because their columns are the terms of a sum. */
 static ptrdiff_t gate_length(const cell *cell, ptrdiff_t H)
 {
-    const stage *first = &cell->stage[0]; /* of an elementwise cell, all columns come from the product with W_ih */
-    return HAS_MASKS && (!has_product(first) || first->count == cell->info.columns || H > FEW_VECTORS * LANES) ? H : padded(H, LANES);
+    /* All columns of an elementwise cell come from the product with W_ih. */
+    return HAS_MASKS && (cell->info.elementwise || cell->stage[0].count == cell->info.columns || H > FEW_VECTORS * LANES)
+               ? H
+               : padded(H, LANES);
 }
 
 /* The length of a row of gates or dgates. Rows do not conflict in cache sets, which would double the time of column sums. */
