@@ -51,6 +51,7 @@ class Settings(NamedTuple):
     dropout: float = 0.0  # of the outputs of the layers
     patience: int = 20  # epochs without a better validation loss, after which training stops
     clip: float = 1.0
+    window: int | None = None  # steps of truncated back-propagation
 
 
 class Cell(NamedTuple):
@@ -123,10 +124,6 @@ class Music:
         steps = np.concatenate([x[1:] for x in self.test])
         return key_loss(np.broadcast_to(np.log(often / (1 - often)), steps.shape), steps)[0]
 
-    def updates(self, batch):
-        """Return the number of mini-batches in an epoch."""
-        return -(-len(self.training) // batch)
-
     def data(self, batch):  # noqa: ARG002
         """Return what fit trains on, and what it validates on."""
         return [([x[:-1] for x in part], [x[1:] for x in part]) for part in (self.training, self.validation)]
@@ -148,9 +145,6 @@ class Drawn:
         self.length = run.length or self.length
         self.validation, self.test = ([self.draw(ROWS, rng) for _ in range(HELD_OUT // ROWS)] for _ in range(2))
         return f"T = {self.length}, new training sequences for each update, {HELD_OUT} test sequences"
-
-    def updates(self, batch):  # noqa: ARG002
-        return UPDATES
 
     def data(self, batch):
         return lambda rng: (self.draw(batch, rng) for _ in range(UPDATES)), lambda _: self.validation
@@ -239,18 +233,24 @@ def train(task, cell, settings, seed, callbacks=()):
     rng = np.random.default_rng(seed)
     model = build(task, cell, settings, rng)
     data, validation = task.data(settings.batch)
+    optimizer = Adam(model, lr=settings.learning_rate)
+    schedule = schedules.cosine(settings.learning_rate, settings.epochs)
+
+    def anneal(history):
+        optimizer.lr = schedule(len(history.loss))
+
     history = fit(
         model,
         data,
         loss=task.loss,
-        optimizer=Adam(model, lr=settings.learning_rate),
+        optimizer=optimizer,
         epochs=settings.epochs,
         batch_size=settings.batch,
         validation=validation,
         patience=settings.patience,
-        schedule=schedules.cosine(settings.learning_rate, settings.epochs * task.updates(settings.batch)),
         clip=settings.clip,
-        callbacks=callbacks,
+        window=settings.window,
+        callbacks=[anneal, *callbacks],
         rng=rng,
         verbose=False,
     )
