@@ -239,6 +239,11 @@ def test_music_needs_a_folder(capsys):
     assert "needs --data FOLDER with Nottingham.mat" in capsys.readouterr().err
 
 
+def test_length_is_for_drawn_sequences(folder, capsys):
+    assert literature.main(["nottingham", "--data", str(folder), "--length", "7"]) == 2
+    assert "leave it out" in capsys.readouterr().err
+
+
 def test_without_scipy_it_says_what_to_install(folder, capsys, monkeypatch):
     monkeypatch.setitem(literature.sys.modules, "scipy.io", None)
     assert literature.main(["nottingham", "--data", str(folder)]) == 2
