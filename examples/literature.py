@@ -66,7 +66,7 @@ class Cell(NamedTuple):
 CELLS = {
     "rnn": Cell(rnnfast.RNN, {"nottingham": 4.05, "jsb": 8.91, "adding": 0.177, "copy": 0.0202}, 0.4),
     "lstm": Cell(rnnfast.LSTM, {"nottingham": 3.29, "jsb": 8.45, "adding": 0.164, "copy": 0.0204}),
-    "gru": Cell(rnnfast.GRU, {"nottingham": 3.46, "jsb": 8.43, "adding": 5.3e-5, "copy": 0.0197}),
+    "gru": Cell(rnnfast.GRU, {"nottingham": 3.46, "jsb": 8.43, "adding": 5.3e-5, "copy": 0.0197}, 0.4),
 }
 
 
