@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def music(folder):
-    task = literature.Music("Nottingham.mat", literature.Settings(hidden=32, learning_rate=0.02, epochs=30, batch=8))
+    task = literature.Music("Nottingham.mat", literature.Settings(hidden=32, learning_rate=0.05, epochs=30, batch=8))
     task.prepare(options("nottingham", "--data", str(folder)))
     return task
 
@@ -54,7 +54,7 @@ def options(*arguments):
 
 
 def drawn(kind, length=8, **settings):
-    task = kind(length, literature.Settings(hidden=16, learning_rate=0.01, epochs=4, batch=20)._replace(**settings))
+    task = kind(length, literature.Settings(hidden=16, learning_rate=0.025, epochs=4, batch=20)._replace(**settings))
     task.prepare(options("adding"))
     return task
 
