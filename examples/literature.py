@@ -199,7 +199,7 @@ class Copy(Drawn):
 MUSIC = Settings(hidden=200, learning_rate=0.005, epochs=26, batch=12, input_dropout=0.1, dropout=0.3, window=50)
 TASKS = {
     "nottingham": Music("Nottingham.mat", MUSIC),
-    "jsb": Music("JSB_Chorales.mat", MUSIC._replace(epochs=40, input_dropout=0.2, dropout=0.5)),
+    "jsb": Music("JSB_Chorales.mat", MUSIC._replace(epochs=100, input_dropout=0.2, dropout=0.5)),
     "adding": Adding(600, Settings(hidden=64, learning_rate=0.01, epochs=20, batch=32)),
     "copy": Copy(1000, Settings(hidden=64, learning_rate=0.005, epochs=10, batch=32)),
 }
