@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def music(folder):
-    task = literature.Music("Nottingham.mat", literature.Settings(hidden=32, learning_rate=0.05, epochs=30, batch=8))
+    task = literature.Music("Nottingham.mat", literature.Settings(hidden=32, learning_rate=0.02, epochs=30, batch=8))
     task.prepare(options("nottingham", "--data", str(folder)))
     return task
 
@@ -54,7 +54,7 @@ def options(*arguments):
 
 
 def drawn(kind, length=8, **settings):
-    task = kind(length, literature.Settings(hidden=16, learning_rate=0.025, epochs=4, batch=20)._replace(**settings))
+    task = kind(length, literature.Settings(hidden=16, learning_rate=0.01, epochs=4, batch=20)._replace(**settings))
     task.prepare(options("adding"))
     return task
 
@@ -181,6 +181,44 @@ def test_dropout_acts_in_training_only(music):
     x = music.test[0][:, np.newaxis]
     assert not np.array_equal(model.forward(x)[0], model.forward(x)[0])
     assert music.evaluate(model) == music.evaluate(model)
+
+
+@pytest.mark.parametrize(("name", "gates"), [("rnn", 1), ("gru", 3)])
+def test_recurrent_weights_are_orthogonal_for_music(name, gates, music):
+    cell = literature.CELLS[name]
+    settings = music.settings._replace(**cell.settings["nottingham"])
+    model = literature.build(music, cell, settings, np.random.default_rng(0))
+    (layer,) = (layer for layer in model if isinstance(layer, cell.kind))
+    for block in np.split(layer.parameters["weight_hh_l0"], gates):
+        np.testing.assert_allclose(block @ block.T, np.eye(settings.hidden), atol=1e-5)
+
+
+def test_gru_for_music_starts_by_replacing_its_state():
+    layer = rnnfast.GRU(2, 3, rng=0)
+    literature.replace_state(layer)
+    parameters = layer.parameters
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        parameters[name][:] = 0
+    parameters["bias_ih_l0"][6:], parameters["bias_hh_l0"][6:] = 0, 0.5
+    y = layer(np.zeros((1, 1, 2)), np.ones((1, 1, 3)))[0]
+    r, z = 1 / (1 + np.exp([-2, 2]))
+    np.testing.assert_allclose(y, (1 - z) * np.tanh(0.5 * r) + z, rtol=1e-5)
+
+
+def test_settings_of_a_cell_replace_those_of_the_task(folder, monkeypatch):
+    used = {}
+
+    def train(_, cell, settings, *__):
+        used[cell.kind] = settings
+        return literature.Result(settings, 0, 0, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(literature, "train", train)
+    assert literature.main(["nottingham", "--data", str(folder)]) == 0
+    task = literature.TASKS["nottingham"].settings
+    for cell in literature.CELLS.values():
+        assert used[cell.kind] == task._replace(**cell.settings.get("nottingham", {}))
+    assert used[rnnfast.LSTM] != used[rnnfast.RNN] != used[rnnfast.GRU]
+    assert used[rnnfast.GRU].start is literature.replace_state
 
 
 def test_report(folder, capsys):
