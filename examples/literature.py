@@ -73,15 +73,15 @@ def replace_state(gru):
         gru.parameters["bias_hh_l0"][rows] = 0
 
 
-RNN = {"learning_rate": 0.002, "init": "orthogonal"}
-GRU = {"init": "orthogonal", "start": replace_state}
+RNN_SETTINGS = {"learning_rate": 0.002, "init": "orthogonal"}
+GRU_SETTINGS = {"init": "orthogonal", "start": replace_state}
 
 # To compare another layer, add a row.
 CELLS = {
     "rnn": Cell(
         rnnfast.RNN,
         {"nottingham": 4.05, "jsb": 8.91, "adding": 0.177, "copy": 0.0202},
-        {"nottingham": {**RNN, "dropout": 0.1}, "jsb": {**RNN, "dropout": 0.3}},
+        {"nottingham": {**RNN_SETTINGS, "dropout": 0.1}, "jsb": {**RNN_SETTINGS, "dropout": 0.3}},
     ),
     "lstm": Cell(
         rnnfast.LSTM,
@@ -91,7 +91,10 @@ CELLS = {
     "gru": Cell(
         rnnfast.GRU,
         {"nottingham": 3.46, "jsb": 8.43, "adding": 5.3e-5, "copy": 0.0197},
-        {"nottingham": {**GRU, "learning_rate": 0.002, "dropout": 0.1, "epochs": 30}, "jsb": {**GRU, "dropout": 0.3}},
+        {
+            "nottingham": {**GRU_SETTINGS, "learning_rate": 0.002, "dropout": 0.1, "epochs": 30},
+            "jsb": {**GRU_SETTINGS, "dropout": 0.3},
+        },
     ),
 }
 
