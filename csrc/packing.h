@@ -51,11 +51,11 @@ INLINE ptrdiff_t depth_of(int weights, ptrdiff_t K)
     return (ptrdiff_t)(((size_t)K + (size_t)parts_of_element(weights) - 1) / (size_t)parts_of_element(weights));
 }
 
-/* Part k of n of some columns, in whole vectors. */
+/* Part k of n of some columns, in whole vectors; empty if there are fewer vectors than parts. */
 static range columns_of(ptrdiff_t columns, int k, int n)
 {
     range vectors = part((columns + LANES - 1) / LANES, k, n);
-    return (range){vectors.begin * LANES, min_of(vectors.end * LANES, columns)};
+    return (range){min_of(vectors.begin * LANES, columns), min_of(vectors.end * LANES, columns)};
 }
 
 /* Packs row k of a K x columns matrix: `row`, or, unless mask is NULL, row times mask. */

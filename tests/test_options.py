@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
-from support.compare import assert_close, assert_same, central_differences, members, named
+from support.compare import assert_close, assert_same, assert_same_bits, central_differences, members, named
 
 import rnnfast
 from rnnfast import functional, options
@@ -568,3 +568,17 @@ def test_bidirectional_of_two_layers(backward):
 def test_refused(kind, given, error, text):
     with pytest.raises(error, match=text):
         kind(I, H, **given)
+
+
+def test_fewer_units_than_threads_have_vectors(threads, dtype, rng):
+    """Workers without units of their own must not touch the sums for the gradient of the peepholes."""
+    layer = rnnfast.LSTM(200, 3, peepholes=True, dtype=dtype, rng=0)
+    x = rng.standard_normal((300, 40, 200)).astype(dtype)
+    found = []
+    for count in (1, 3):
+        threads(count)
+        for _ in range(5):
+            y, _, tape = layer.forward(x)
+            found.append(layer.backward(tape, y).parameters)
+    for gradients in found[1:]:
+        assert_same_bits(gradients, found[0])
