@@ -61,7 +61,11 @@ def dtype(request):
     return request.param
 
 
-@pytest.fixture(params=VARIANTS)
+# Cells that share most of their code with another one are left to --full.
+TWINS = ("rnn_relu_leaky", "mingru", "minlstm", "indrnn_tanh")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.full if name in TWINS else ()) for name in VARIANTS])
 def variant(request):
     """A cell, or a cell with a projection: a key of support.cells.VARIANTS."""
     return request.param

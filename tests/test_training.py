@@ -590,7 +590,11 @@ BACKWARDS = (
                 "layer": rnnfast.GRU(3, 4, batch_first=True),
             },
         ),
-        (TypeError, r"layer must be an RNN, .* forward\(x, state\) returns .* got function", {"layer": sequence}),
+        (
+            TypeError,
+            r"layer must be a recurrent layer, .* forward\(x, state\) returns .* got function",
+            {"layer": sequence},
+        ),
         (ValueError, BACKWARDS.format("GRU with bidirectional=True"), {"layer": rnnfast.GRU(3, 4, bidirectional=True)}),
         (ValueError, BACKWARDS.format("LSTM with reverse=True"), {"layer": rnnfast.LSTM(3, 4, reverse=True)}),
         (ValueError, BACKWARDS.format("Bidirectional"), {"layer": rnnfast.Bidirectional(rnnfast.RNN(3, 4))}),
