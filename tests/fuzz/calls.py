@@ -119,6 +119,8 @@ def generic(case):
         count = len(options.DEFAULTS[p.cell]) * (1 + p.options["bidirectional"])
         assume(len(chosen["activations"]) >= count)
         chosen["activations"] = [one if isinstance(one, str) else tuple(one) for one in chosen["activations"][:count]]
+    if info.elementwise:
+        chosen = {}
     if info.extra == "leak":
         chosen = {"leak": np.random.default_rng(case["seed"]).uniform(0.1, 1, p.hidden_size)}
     layer = make_layer(
