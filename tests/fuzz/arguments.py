@@ -292,7 +292,7 @@ def attribute(name):
             setattr(layer, attribute, value)
         except AttributeError as error:
             raise TypeError(str(error)) from None
-        built = saving.options(layer).keys() - {"dropout"}
+        built = saving.options(layer).keys() - set(saving.DROPOUTS)
         assert attribute not in built, f"{attribute}, with which the layer was built, was assigned"
         # What was accepted and what a call refuses later are both fine; the interpreter must survive.
         for use in (lambda: layer([1] if name == "embedding" else values(T, N, I)), lambda: repr(layer), layer.freeze):
