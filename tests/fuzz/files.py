@@ -39,7 +39,7 @@ VALUES = [
     "abc", "aa", "x" * 1000, [None], "2024-01", "moments", "numbers", "months",
 ]  # fmt: skip
 KEYS = [
-    "class", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "input_dropout", "bidirectional",
+    "class", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
     "reverse", "rng", "init", "dtype", "activations", "clip", "peepholes", "coupled", "leak", "merge",
     "forward_layer", "self", "format", "layer", "kind", "characters", "sizes", "options", "times", "column",
     "hidden", "layers", "cell", "embedding", "", "__class__", "max_epochs", "differences", "in_features",
