@@ -1,8 +1,7 @@
 /* Backward through a block of steps, for one direction of one layer, and the gradients of its parameters.
  *
- * Steps run from last to first. Each runs the stages in reverse: a stage's pointwise part, then the product, if there is one, that turns
- * dgates into dh.
- * Then dx and the sums for the weight gradients are computed for the whole block.
+ * Steps run from last to first. Each runs the stages in reverse: a stage's pointwise part, then its product, if any, which turns dgates
+ * into dh. Then dx and the sums for the weight gradients are computed for the whole block.
  *
  * Order of the sums: a weight gradient consists of chains over at most SUM_ROWS rows (step by step, rows of the batch within a step).
  * Each chain starts from zero, and chains are added from the last block to the first. Their boundaries depend on T and N only.

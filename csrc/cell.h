@@ -45,7 +45,7 @@ typedef void pointwise(const point *, range units);
 
 typedef struct {
     int from_aux;     /* the product reads aux; otherwise h of the step before */
-    int first, count; /* the columns that the product adds to; count 0: it computes h, or with a pointwise part there is no product */
+    int first, count; /* the columns that the product adds to; with count 0, a stage computes h, or, if it is pointwise, has no product */
     int keeps_dh;
     pointwise *forward, *backward; /* run after the product (backward: before it); may be NULL */
 } stage;

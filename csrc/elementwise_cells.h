@@ -1,4 +1,4 @@
-/* Elementwise cells: a unit depends on its own state only, so there is no product with h_before.
+/* Elementwise cells: each unit depends on its own state alone, and steps need no matrix product.
  *
  * Layout, columns of the gates buffer (a is a pre-activation, bias + W_ih x; forward replaces it by its activation, except in minLSTM):
  *

@@ -112,7 +112,7 @@ def test_members_can_be_taken_out():
     assert [bits(*one.parameters.values()) for one in part] == [bits(*one.parameters.values()) for one in layers[1::2]]
     assert repr(part) == "Ensemble(2 x RNN(4, 6))"
     for m in (M, -M - 1):
-        with pytest.raises(IndexError, match=f"there is no member {m}: this ensemble has {M}"):
+        with pytest.raises(IndexError, match=f"index {m} is out of range for an ensemble of {M} members"):
             ensemble[m]
     with pytest.raises(TypeError, match="integer"):
         ensemble["0"]

@@ -104,7 +104,7 @@ class Ensemble:
         Raises
         ------
         IndexError
-            If there is no such member.
+            If the index is out of range.
         ValueError
             If a slice is empty.
         """
@@ -112,7 +112,7 @@ class Ensemble:
             return type(self)([self[m] for m in range(self._members)[index]])
         m = operator.index(index)
         if not -self._members <= m < self._members:
-            raise IndexError(f"there is no member {m}: this ensemble has {self._members}, numbered from 0")
+            raise IndexError(f"index {m} is out of range for an ensemble of {self._members} members")
         layer = copy.copy(self._template)
         layer.load_state_dict({name: array[m] for name, array in self._parameters.items()})
         return layer
