@@ -136,7 +136,8 @@ static double member_work(const rnnfast_problem *p)
     return MEMBER_WORK + (double)p->T * p->N * s->layers * s->directions * s->H * (s->I + s->P) * 4;
 }
 
-COMPACT void forward_members_task(call *c, const worker *w)
+/* Forward, or, if there is a dx to write, backward. */
+COMPACT void members_task(call *c, const worker *w)
 {
     const rnnfast_members *all = c->members;
     const range own = part(c->rows.end - c->rows.begin, w->thread, w->threads);
@@ -145,24 +146,13 @@ COMPACT void forward_members_task(call *c, const worker *w)
         rnnfast_problem p = problem_of(all, m, w);
         const void *const *parameters = all->parameters ? all->parameters + m * RNNFAST_KINDS * p.stack.layers * p.stack.directions : NULL;
         if (parameters) pack(&p.stack, parameters, (void *)p.packed, (void *)p.packed_back, 1, p.poll);
-        forward(&p);
+        if (p.dx) backward(&p);
+        else forward(&p);
         if (should_stop(w->poller, work < POLL_WORK ? (ptrdiff_t)work : POLL_WORK)) return;
     }
 }
 
-COMPACT void backward_members_task(call *c, const worker *w)
-{
-    const rnnfast_members *all = c->members;
-    const range own = part(c->rows.end - c->rows.begin, w->thread, w->threads);
-    const double work = member_work(&all->problem);
-    for (ptrdiff_t m = c->rows.begin + own.begin; m < c->rows.begin + own.end; m++) {
-        rnnfast_problem p = problem_of(all, m, w);
-        backward(&p);
-        if (should_stop(w->poller, work < POLL_WORK ? (ptrdiff_t)work : POLL_WORK)) return;
-    }
-}
-
-static void run_members(const rnnfast_members *all, void (*task)(call *, const worker *))
+static void run_members(const rnnfast_members *all)
 {
     call c;
     c.s = shape_of(&all->problem.stack);
@@ -171,19 +161,9 @@ static void run_members(const rnnfast_members *all, void (*task)(call *, const w
     const ptrdiff_t members = max_of(max_of(all->members / ROUNDS, c.group), 1);
     for (c.rows.begin = 0; c.rows.begin < all->members && !c.stopped; c.rows.begin = c.rows.end) {
         c.rows.end = min_of(c.rows.begin + members, all->members);
-        run(&c, task);
+        run(&c, members_task);
     }
     finish(&c);
-}
-
-static void forward_members(const rnnfast_members *all)
-{
-    run_members(all, forward_members_task);
-}
-
-static void backward_members(const rnnfast_members *all)
-{
-    run_members(all, backward_members_task);
 }
 
 /* ---- the rest of the table ---- */
@@ -260,6 +240,5 @@ const rnnfast_table TABLE = {
     .step_size = step_size,
     .prepare_step = prepare_step,
     .step = step,
-    .forward_members = forward_members,
-    .backward_members = backward_members,
+    .members = run_members,
 };

@@ -322,9 +322,8 @@ typedef struct { /* the functions of an element type and instruction set */
     int (*step_size)(const rnnfast_stack *, ptrdiff_t N, size_t *bytes);
     void (*prepare_step)(const rnnfast_stack *, ptrdiff_t N, const void *packed, void *prepared);
     void (*step)(void *prepared, const rnnfast_step *);
-    /* forward and backward of all members. Bitwise, each gets the results of a call of its own. */
-    void (*forward_members)(const rnnfast_members *);
-    void (*backward_members)(const rnnfast_members *);
+    /* Runs forward, or backward if the problem has dx, for all members. Bitwise, each gets the results of a call of its own. */
+    void (*members)(const rnnfast_members *);
 } rnnfast_table;
 
 /* The valid steps of a ragged batch: step t of row n is valid if t < lengths[n] and mask[t, n]; at reset[t, n] a new sequence of row n

@@ -184,7 +184,6 @@ typedef struct {
 
 static int by_rows(const direction *d, ptrdiff_t N, int n, double of_step)
 {
-    if (d->s.elementwise) return N >= n;
     double weights = of_step / N;
     if (N >= TILE_ROWS * n) return weights < FAR_WEIGHTS || N >= MANY_TILES * TILE_ROWS * n || d->s.H_gate % LANES;
     return N >= 2 * n && of_step < (double)MANY_BARRIERS * BARRIER_WORK * n;
@@ -194,8 +193,8 @@ static int by_rows(const direction *d, ptrdiff_t N, int n, double of_step)
 static share take_share(const direction *d, const worker *w, range rows)
 {
     ptrdiff_t N = rows.end - rows.begin;
-    double of_step = (double)N * d->s.gates * d->s.H * (d->s.elementwise ? d->K + POINT_WORK : d->s.P);
-    if (by_rows(d, N, w->n, of_step)) {
+    double of_step = (double)N * d->s.gates * d->s.H * d->s.P;
+    if (d->s.elementwise ? N >= w->n : by_rows(d, N, w->n, of_step)) {
         range own = part(N, w->k, w->n);
         return (share){{rows.begin + own.begin, rows.begin + own.end}, 0, 1};
     }

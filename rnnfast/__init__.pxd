@@ -179,8 +179,7 @@ cdef extern from "rnnfast.h":
         int (*step_size)(const rnnfast_stack *, ptrdiff_t N, size_t *bytes) noexcept nogil
         void (*prepare_step)(const rnnfast_stack *, ptrdiff_t N, const void *packed, void *prepared) noexcept nogil
         void (*step)(void *prepared, const rnnfast_step *) noexcept nogil
-        void (*forward_members)(const rnnfast_members *) noexcept nogil
-        void (*backward_members)(const rnnfast_members *) noexcept nogil
+        void (*members)(const rnnfast_members *) noexcept nogil
 
     ctypedef struct rnnfast_pattern:
         ptrdiff_t T, N

@@ -1423,7 +1423,7 @@ def forward_members(Engine engine, Pointers parameters or None, packed, packed_b
             p.c_n = acquire(&buffers, outputs.c_n, PyBUF_WRITABLE, bytes_of(all.members, all.c))
         p.tape = acquire_optional(&buffers, tape, PyBUF_WRITABLE, bytes_of(all.members, all.tape))
         with nogil:
-            engine.table.forward_members(&all)
+            engine.table.members(&all)
         finish(&watch)
     finally:
         release(&buffers)
@@ -1460,7 +1460,7 @@ def backward_members(Engine engine, packed_back, Inputs inputs, y, tape, OutputG
         if engine.has_c:
             p.dc0 = acquire(&buffers, input_gradients.dc0, PyBUF_WRITABLE, bytes_of(all.members, all.c))
         with nogil:
-            engine.table.backward_members(&all)
+            engine.table.members(&all)
         finish(&watch)
     finally:
         release(&buffers)

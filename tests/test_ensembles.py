@@ -153,7 +153,10 @@ def test_a_second_thread_takes_members_of_a_small_ensemble(threads):
             ensemble(x)
         return time.thread_time() - begin
 
-    assert any(own_time(2) < 0.8 * own_time(1) for _ in range(50))
+    end = time.monotonic() + 30  # other programs may keep the second processor busy for a while
+    while not (is_shared := own_time(2) < 0.8 * own_time(1)) and time.monotonic() < end:
+        pass
+    assert is_shared
 
 
 @pytest.mark.parametrize("count", [2, 3])
