@@ -69,10 +69,8 @@ class BuildKernels(build_ext):
             else:  # cl has no vector types
                 isa_flags, flags, macros = {"scalar": []}, ["/std:c11"], [("RNNFAST_SCALAR_ONLY", "1")]
 
-        units = {
-            f"csrc/{name}.c": flags
-            for name in ("dispatch", "threads", "order", "optimizers_f32", "optimizers_f64", "xla_ffi", "ort_ops")
-        }
+        plain = "dispatch", "threads", "order", "zoneout", "optimizers_f32", "optimizers_f64", "xla_ffi", "ort_ops"
+        units = {f"csrc/{name}.c": flags for name in plain}
         for isa, own in isa_flags.items():
             units |= {f"csrc/f{bits}_{isa}.c": flags + own for bits in (32, 64)}
 

@@ -9,16 +9,22 @@
  */
 #pragma once
 
-#include "schedule.h"
+#include "zoneout.h"
 
 enum { POINTS = 16 }; /* rows whose addresses are computed at a time for sums of the extras */
+
+/* Whether the gradient of h_before has a share in dh before the product that computes the rest. */
+static int adds_to_dh(const direction *d, const stage *g)
+{
+    return !g->from_aux && (g->keeps_dh || d->s.zones);
+}
 
 static product stage_product_back(const direction *d, int i, range rows)
 {
     const stage *g = &d->s.cell->stage[i];
     product p = {.K = stage_columns(&d->s, g, 1), .columns = stage_source(&d->s, g), .b = d->w.w[i], .whole = 1};
-    p.from = !g->from_aux && g->keeps_dh ? FROM_C : FROM_ZERO;
-    p.a = g->count ? d->dgates : window(&d->dh, 0, rows);
+    p.from = adds_to_dh(d, g) ? FROM_C : FROM_ZERO;
+    p.a = g->count ? d->dgates : window(d->dh_out, 0, rows);
     p.c = window(g->from_aux ? &d->daux : &d->dh, 0, rows);
     p.a.N = rows.end - rows.begin;
     if (is_masked(d, g)) p.from = FROM_ZERO, p.c = window(&d->masked, 0, rows); /* mask_rows_back() does the rest */
@@ -52,7 +58,7 @@ SEPARATE void mask_rows_back(const direction *d, int i, ptrdiff_t t, range rows,
         REAL *to = row_at(g->from_aux ? &d->daux : &d->dh, 0, r);
         FOR_UNITS (j, lanes, columns) {
             vec sum = get(from + j, lanes) * get(mask + j, lanes);
-            if (!g->from_aux && g->keeps_dh) sum = sum + get(to + j, lanes);
+            if (adds_to_dh(d, g)) sum = sum + get(to + j, lanes);
             put(to + j, dy ? sum + get(dy + j, lanes) : sum, lanes);
         }
     }
@@ -85,8 +91,9 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
     ptrdiff_t gates_slot = d->s.keeps_gates ? t : 0;
     if (rows.begin == rows.end) return;
     if (d->begin || t == d->T - 1 || d->s.elementwise) add_dy(d, t, rows, of_P, w->poller);
-    if (d->s.projects) copy_rows(&d->dh_steps, slot, &d->dh, rows, of_P); /* for the gradient of weight_hr */
     if (d->dh_of_all.at) copy_rows(&d->dh_of_all, t, &d->dh, rows, of_P);
+    if (d->s.zones) split_gradients(d, t, rows, units, of_P, w->poller);
+    if (d->s.projects) copy_rows(&d->dh_steps, slot, d->dh_out, rows, of_P); /* for the gradient of weight_hr */
     for (int i = d->s.stages - 1; i >= 0; i--) {
         for (ptrdiff_t r = rows.begin; cell->stage[i].backward && r < rows.end; r++) {
             if (should_stop(w->poller, POINT_WORK * d->s.H_row)) return;
@@ -94,11 +101,12 @@ static void step_back(const direction *d, const worker *w, product *p, ptrdiff_t
             point_at(&at, d, t, gates_slot, r);
             at.dgates = row_at(&d->dgates, slot, r);
             at.daux = row_at(&d->daux, 0, r);
-            at.dh = d->s.projects ? at.daux : row_at(&d->dh, 0, r);
-            at.dc = row_at(&d->dc, 0, r);
+            at.dh = d->s.projects ? at.daux : row_at(d->dh_out, 0, r);
+            at.dc = row_at(d->dc_out, 0, r);
             if (d->s.reads_x) at.dx = row_at(&d->dx, t, r);
             cell->stage[i].backward(&at, units);
         }
+        if (d->s.zones && i == 0) join_gradients(d, rows, units, w->poller);
         if (!has_product(&cell->stage[i])) continue;
         if (own->n > 1) barrier(w);
         aim_back(&p[i], d, i, t, slot, rows);

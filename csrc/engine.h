@@ -2,7 +2,7 @@
  *
  * A stub (f32_avx2.c ...) defines REAL_BITS, LANES, TILE_VECS, ISA and TABLE, and includes this file. Everything but TABLE is static, so
  * the same source is compiled once for each stub, with the stub's flags. Includes run one way: engine -> {step -> stack, linear} ->
- * {forward, backward} -> schedule -> {layout, products -> integers -> narrow -> gemm} -> {arena, caches, cells, packing} ->
+ * {forward, backward} -> zoneout -> schedule -> {layout, products -> integers -> narrow -> gemm} -> {arena, caches, cells, packing} ->
  * {activations, view} -> simd.
  */
 #pragma once

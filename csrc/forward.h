@@ -12,7 +12,7 @@
  */
 #pragma once
 
-#include "schedule.h"
+#include "zoneout.h"
 
 enum { FEW_FEATURES = 8 }; /* of x that a single row multiplies step by step */
 
@@ -46,7 +46,7 @@ static void set_rows(product *p, const direction *d, const stage *g, range rows)
 {
     p->rows = rows.end - rows.begin;
     p->a = g->from_aux ? d->aux : d->y;
-    p->c = g->count ? d->gates : d->y;
+    p->c = g->count ? d->gates : *d->h_out;
     p->a.N = p->c.N = p->rows;
 }
 
@@ -58,7 +58,7 @@ static void aim(product *p, const direction *d, const stage *g, ptrdiff_t t, ptr
     if (g->from_aux) view_from(&p->a, &d->aux, t, rows.begin);
     else if (t) view_from(&p->a, &d->y, t - 1, rows.begin);
     else view_from(&p->a, &d->h0, 0, rows.begin);
-    view_from(&p->c, g->count ? &d->gates : &d->y, g->count ? slot : t, rows.begin);
+    view_from(&p->c, g->count ? &d->gates : d->h_out, g->count ? slot : t, rows.begin);
     if (g->count) p->c.at += g->first * d->s.H_gate;
     p->from_last = from_last(t);
 }
@@ -186,7 +186,7 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
     share own = take_share(d, w, rows_taking(d, t0, all_rows));
     if (!own.n) return;
     range rows = own.rows, units = columns_of(d->s.H, own.k, own.n);
-    if (!d->begin && !d->masks.at && own.n == 1 && rows.end - rows.begin == 1) {
+    if (!d->begin && !d->masks.at && !d->s.zones && own.n == 1 && rows.end - rows.begin == 1) {
         forward_row(d, w, t0, t1, t0 - first, rows.begin);
         return;
     }
@@ -223,5 +223,6 @@ static void forward_block(const direction *d, const worker *w, ptrdiff_t t0, ptr
             }
             if (own.n > 1 && !d->s.elementwise) barrier(w);
         }
+        if (d->s.zones) zone_out(d, t, rows, &own, w);
     }
 }

@@ -25,7 +25,7 @@ typedef struct {
     const cell *cell;
     int weights;
     int gates, columns, stages;
-    int keeps_gates, has_c, keeps_aux, projects, elementwise, reads_x;
+    int keeps_gates, has_c, keeps_aux, projects, elementwise, reads_x, zones;
     ptrdiff_t L, D, I, H, P;
     ptrdiff_t H_gate;                              /* from column to column of the gates buffer; dgates are H apart */
     ptrdiff_t gates_row, dgates_row, H_row, P_row; /* lengths of rows */
@@ -86,6 +86,7 @@ static shape shape_of(const rnnfast_stack *stack)
     s.has_c = info->has_c;
     s.elementwise = info->elementwise;
     s.reads_x = info->reads_x;
+    s.zones = stack->zoneout_h > 0 || stack->zoneout_c > 0;
     s.keeps_aux = info->keeps_aux || s.projects;
     s.H_gate = gate_length(cell, s.H);
     s.gates_row = gates_row(times(s.columns, s.H_gate));
@@ -215,8 +216,9 @@ INLINE weights weights_at(const parts *p, const shape *s, ptrdiff_t layer, ptrdi
 
 /* ---- tape: outputs of all layers but the last, then the values of all steps that each layer and direction keeps ---- */
 
+/* With zoneout, h_new and c_new are what the cell computes, of which backward reads h_new only where gates are not kept. */
 typedef struct {
-    REAL *gates, *c, *aux; /* [rows, row], or NULL */
+    REAL *gates, *c, *aux, *h_new, *c_new; /* [rows, row], or NULL */
 } kept;
 
 static REAL *lay_out_output(arena *a, const shape *s, const extent *e)
@@ -230,6 +232,8 @@ static kept lay_out_kept(arena *a, const shape *s, const extent *e)
     if (s->keeps_gates) k.gates = reserve(a, times(e->rows, s->gates_row));
     if (s->has_c) k.c = reserve(a, times(e->rows, s->H_row));
     if (s->keeps_aux) k.aux = reserve(a, times(e->rows, s->H_row));
+    if (s->zones && !s->keeps_gates) k.h_new = reserve(a, times(e->rows, s->P_row));
+    if (s->zones && s->has_c) k.c_new = reserve(a, times(e->rows, s->H_row));
     return k;
 }
 
@@ -258,9 +262,10 @@ static kept kept_at(const parts *tape, const shape *s, const extent *e, ptrdiff_
 
 /* Scratch memory of one direction. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with
  * a projection, dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, x, h and aux in
- * panels, and the sums for the gradient of the extras. Both: the masked operands of a step's recurrent product, or their gradients. */
+ * panels, and the sums for the gradient of the extras. Both: the masked operands of a step's recurrent product, or their gradients; with
+ * zoneout, what the cell computes in a step, or its gradient. */
 typedef struct {
-    REAL *gates, *aux, *masked;
+    REAL *gates, *aux, *masked, *h_new, *c_new;
     REAL *dgates, *dh_steps, *dh, *dc, *daux;
     REAL *gate_tiles, *dh_tiles, *x_panels, *h_panels, *aux_panels, *extra_sums;
 } scratch;
@@ -299,6 +304,8 @@ INLINE void lay_out_workspace(workspace *w, arena *a, const shape *s, const exte
     if (back && s->D > 1) w->second_dx = reserve(a, times(e->stored, widest_input(s)));
     for (int d = 0; d < s->D; d++) {
         w->of[d].masked = reserve(a, times(e->N, s->P_row));
+        if (s->zones) w->of[d].h_new = reserve(a, times(e->N, s->P_row));
+        if (s->zones && s->has_c) w->of[d].c_new = reserve(a, times(e->N, s->H_row));
         if (back) {
             lay_out_backward(&w->of[d], a, s, e);
         } else {

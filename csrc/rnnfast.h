@@ -10,6 +10,9 @@
  *   masks                [L-1, T, N, D*P] any stride between layers, steps and rows, 0 too; factors for the output of each layer but the
  *                                         last (dropout)
  *   recurrent_masks      [L*D, N, P]      contiguous; factors for what all products with weight_hh read, the same for all steps
+ *   zoneout_masks        [L*D, T, N, W]   contiguous bytes: bit j % 8 of byte j / 8 is set if h of unit j keeps its value at that step (zoneout);
+ *                                         then, from byte RNNFAST_ZONEOUT_BYTES(P) on, for a cell with c, the same of c. W is
+ *                                         RNNFAST_ZONEOUT_BYTES(P), plus RNNFAST_ZONEOUT_BYTES(H) for a cell with c
  *
  * parameters: six pointers for each layer and direction, NULL for those that do not exist, in torch's gate order (i,f,g,o; r,z,n):
  *   weight_ih [G*H, I or D*P], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], extra [rows, H]
@@ -25,7 +28,7 @@
  * - For single steps, as in an audio callback, prepare a step once (step_size, prepare_step) and call step for each. A prepared step is
  *   suitable for real-time threads: it allocates nothing, takes no lock and makes no system call. Its bits are those of forward.
  * - For gradients, call forward with a tape. Then call backward with packed_back of the same parameters and with the same tape, x, y, h0,
- *   c0, masks and recurrent_masks, unchanged since forward.
+ *   c0 and masks of all kinds, unchanged since forward.
  *
  * Nothing here allocates memory, and nothing but sizes() fails: arguments are trusted. Buffers must not overlap unless stated otherwise.
  * All functions may be called from any number of threads at once, if each call has its own outputs, tape and workspace. The contents of
@@ -76,6 +79,7 @@
 #define RNNFAST_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -84,7 +88,7 @@ extern "C" {
 /* The version of this interface. Code compiled against one version does not work with another. It is raised when a struct, a function or a
  * meaning changes. It stays the same when entries are added at the ends of rnnfast_table and rnnfast_api, or cells and functions at the
  * ends of their enums: existing code then still works, and rnnfast_api tells whether a library has everything that a header declares. */
-#define RNNFAST_ABI 5
+#define RNNFAST_ABI 6
 
 enum { RNNFAST_ALIGNMENT = 64 }; /* bytes */
 
@@ -173,6 +177,8 @@ typedef struct {
     double clip;                          /* arguments of activations are clipped to -clip .. clip; 0: no clipping */
     int peepholes;                        /* LSTM: i and f see c of the step before, o sees c */
     int coupled;                          /* LSTM: f = 1 - i */
+    /* Zoneout of h and of c, probabilities: without zoneout_masks, h = zoneout_h * h_before + (1 - zoneout_h) * (h of the cell). */
+    double zoneout_h, zoneout_c;
 } rnnfast_stack;
 
 typedef struct {        /* bytes */
@@ -201,6 +207,9 @@ typedef struct { /* functions of libgomp, which other OpenMP runtimes offer as w
 } rnnfast_openmp;
 
 enum { RNNFAST_KINDS = 6 }; /* parameters of a layer and direction */
+
+/* The bytes of the bits of some units in zoneout_masks. */
+#define RNNFAST_ZONEOUT_BYTES(units) (((units) + 63) / 64 * 8)
 
 enum { RNNFAST_SUM_ROWS = 256 }; /* rows in one chain of a weight gradient; longer chains would lose accuracy */
 
@@ -246,6 +255,7 @@ typedef struct {
     const void *masks; /* optional */
     ptrdiff_t masks_layer, masks_step, masks_row;
     const void *recurrent_masks; /* optional; with an order, those of sequences */
+    const void *zoneout_masks;   /* optional; unused unless the stack has zoneout */
 
     const void *packed; /* forward only, with h_n and c_n */
     void *h_n, *c_n;
@@ -351,6 +361,10 @@ void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequen
  * values of the step before or after, and zeros if there is none. */
 void rnnfast_fill(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll);
 
+/* Draws zoneout_masks for a call: each bit is set with the stack's probability, to 32 binary digits. It depends on the key, the layer and
+ * direction, the step, the row and the unit, and on nothing else. */
+void rnnfast_draw_zoneout(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, int has_c, const uint32_t key[2], void *masks, rnnfast_poll);
+
 /* Makes an OpenMP runtime known; all its functions must exist. Waits for calls on several threads. Ignored in forked children,
  * where most runtimes hang. */
 void rnnfast_use_openmp(const rnnfast_openmp *);
@@ -376,6 +390,7 @@ typedef struct {
     void (*fill)(const rnnfast_order *, int from, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row, rnnfast_poll);
     void (*use_openmp)(const rnnfast_openmp *);
     size_t step; /* of rnnfast_step */
+    void (*draw_zoneout)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, int has_c, const uint32_t key[2], void *masks, rnnfast_poll);
 } rnnfast_api;
 
 #ifdef __cplusplus

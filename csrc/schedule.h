@@ -32,6 +32,11 @@ typedef struct {
     view x, y, h0, c0;
     view gates, c, aux; /* of all steps; without a tape gates are of a block, and c and aux of one step */
     view masks, masked; /* of a step, for recurrent products; masks.at may be NULL */
+    /* What the cell computes, and its gradients: y, c, dh and dc, or with zoneout h_new ... dc_new, from which zoneout.h makes y ... dc. */
+    const view *h_out, *c_out, *dh_out, *dc_out;
+    view h_new, c_new, dh_new, dc_new;
+    view zoneout_masks; /* of all steps, rows of bytes; .at may be NULL */
+    REAL zoneout[2];    /* of h and c */
     weights w;
     cell_options options;
     view h_n, c_n;
@@ -93,11 +98,11 @@ static void point_at(point *p, const direction *d, ptrdiff_t t, ptrdiff_t slot, 
     p->gates = row_at(&d->gates, slot, n);
     p->h_before = before(&d->y, &d->h0, t, n);
     p->aux = row_at(&d->aux, t, n);
-    p->h = d->s.projects ? p->aux : row_at(&d->y, t, n);
+    p->h = d->s.projects ? p->aux : row_at(d->h_out, t, n);
     if (d->s.reads_x) p->x = row_at(&d->x, t, n);
     if (d->s.has_c) {
         p->c_before = before(&d->c, &d->c0, t, n);
-        p->c = row_at(&d->c, t, n);
+        p->c = row_at(d->c_out, t, n);
     }
 }
 

@@ -105,6 +105,29 @@ static void finish_stack(const call *c)
     remove_red_zones(c->packed.base, length_of(&c->packed));
 }
 
+/* Sets the members of zoneout. */
+COMPACT void set_zoneout(call *c, direction *d, const kept *k, ptrdiff_t state, int which)
+{
+    const rnnfast_problem *p = c->problem;
+    const shape *s = &c->s;
+    const extent *e = &c->e;
+    const ptrdiff_t bytes = RNNFAST_ZONEOUT_BYTES(s->P) + (s->has_c ? RNNFAST_ZONEOUT_BYTES(s->H) : 0);
+    const char *masks = p->zoneout_masks;
+    if (masks) masks += state * p->T * p->N * bytes;
+    d->zoneout_masks = as_taken(p, like_x(p, masks, bytes / (ptrdiff_t)sizeof(REAL)), which);
+    d->zoneout[0] = (REAL)p->stack.zoneout_h;
+    d->zoneout[1] = (REAL)p->stack.zoneout_c;
+    d->dh_new = view_of(d->own->h_new, e->N, 0, s->P_row);
+    d->h_new = k->h_new ? in_order(p, e, k->h_new, s->P_row) : d->dh_new;
+    d->h_out = &d->h_new;
+    d->dh_out = &d->dh_new;
+    if (!s->has_c) return;
+    d->dc_new = view_of(d->own->c_new, e->N, 0, s->H_row);
+    d->c_new = k->c_new ? in_order(p, e, k->c_new, s->H_row) : d->dc_new;
+    d->c_out = &d->c_new;
+    d->dc_out = &d->dc_new;
+}
+
 /* Sets the members that forward and backward share. */
 INLINE direction *set_direction(call *c, ptrdiff_t layer, int which, view x, view y, weights w)
 {
@@ -133,6 +156,11 @@ INLINE direction *set_direction(call *c, ptrdiff_t layer, int which, view x, vie
     d->gates = in_order(p, e, k.gates, s->gates_row);
     d->c = in_order(p, e, k.c, s->H_row);
     d->aux = in_order(p, e, k.aux ? k.aux : c->work.zeros, k.aux ? s->H_row : 0);
+    d->h_out = &d->y;
+    d->c_out = &d->c;
+    d->dh_out = &d->dh;
+    d->dc_out = &d->dc;
+    if (s->zones) set_zoneout(c, d, &k, state, which);
     return d;
 }
 

@@ -1,7 +1,7 @@
 /* A prepared step: everything but the arithmetic of one step is done in advance, in memory of the caller.
  *
- * A single row in one direction goes through the layers by forward.h's step_row(). More rows, or two directions, are a call of forward()
- * with one step and one thread, whose arguments are kept.
+ * A single row in one direction goes through the layers by forward.h's step_row(). More rows, two directions, or zoneout are a call of
+ * forward() with one step and one thread, whose arguments are kept.
  *
  * Layout: the prepared_step, a step_layer for each layer, then the workspace of forward(), of which a single row uses the gates and aux.
  * Aliasing: h_n may be h0, and c_n may be c0; y and x overlap nothing. Pointwise parts write h and c where they read h_before and c_before.
@@ -55,7 +55,7 @@ COMPACT void prepare_step(const rnnfast_stack *stack, ptrdiff_t N, const void *p
     REAL *layers = (REAL *)memory + elements_of(sizeof *p), *rest = layers + length_of_layers(stack);
     memset(p, 0, sizeof *p);
     p->s = shape_of(stack);
-    p->is_single = N == 1 && stack->directions == 1;
+    p->is_single = N == 1 && stack->directions == 1 && !p->s.zones;
     p->layers = (step_layer *)(void *)layers;
     p->problem = (rnnfast_problem){.stack = *stack, .T = 1, .N = N, .threads = 1, .workspace = rest, .packed = packed};
     p->problem.x_step = p->problem.x_row = stack->I;

@@ -4,6 +4,8 @@
 #     from rnnfast cimport rnnfast_api, rnnfast_import
 #     cdef const rnnfast_api *api = rnnfast_import()
 
+from libc.stdint cimport uint32_t
+
 cdef extern from "rnnfast.h":
     enum:
         RNNFAST_ABI
@@ -11,6 +13,8 @@ cdef extern from "rnnfast.h":
         RNNFAST_KINDS
         RNNFAST_SUM_ROWS
         RNNFAST_OPENMP
+
+    ptrdiff_t RNNFAST_ZONEOUT_BYTES(ptrdiff_t units) noexcept nogil
 
     ctypedef enum rnnfast_cell:
         RNNFAST_RNN_TANH
@@ -68,6 +72,7 @@ cdef extern from "rnnfast.h":
         rnnfast_activation activations[2][3]
         double clip
         int peepholes, coupled
+        double zoneout_h, zoneout_c
 
     ctypedef struct rnnfast_sizes:
         size_t packed, packed_back, tape, forward_workspace, backward_workspace
@@ -109,6 +114,7 @@ cdef extern from "rnnfast.h":
         const void *masks
         ptrdiff_t masks_layer, masks_step, masks_row
         const void *recurrent_masks
+        const void *zoneout_masks
         const void *packed
         void *h_n
         void *c_n
@@ -208,6 +214,8 @@ cdef extern from "rnnfast.h":
                      rnnfast_poll) noexcept nogil
         void (*use_openmp)(const rnnfast_openmp *) noexcept nogil
         size_t step
+        void (*draw_zoneout)(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, int has_c, const uint32_t *key, void *masks,
+                             rnnfast_poll) noexcept nogil
 
     # Only for modules linked with the sources; all others find these in rnnfast_api.
     const char *const *rnnfast_isas() noexcept nogil
@@ -217,6 +225,8 @@ cdef extern from "rnnfast.h":
     void rnnfast_arrange(const rnnfast_pattern *, rnnfast_order *, ptrdiff_t *sequences_of, ptrdiff_t *rows, ptrdiff_t *scratch) noexcept nogil
     void rnnfast_fill(const rnnfast_order *, int source, void *array, size_t bytes, ptrdiff_t step, ptrdiff_t row,
                       rnnfast_poll) noexcept nogil
+    void rnnfast_draw_zoneout(const rnnfast_stack *, ptrdiff_t T, ptrdiff_t N, int has_c, const uint32_t *key, void *masks,
+                              rnnfast_poll) noexcept nogil
 
 cdef extern from "rnnfast_python.h":
     const char *RNNFAST_CAPSULE

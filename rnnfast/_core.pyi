@@ -126,6 +126,7 @@ class Engine:
     info: CellInfo
     extra: str
     options: Any
+    zoneout: tuple[float, float]
     packed_size: int
     packed_back_size: int
     def __new__(
@@ -144,7 +145,11 @@ class Engine:
         options: Any = None,
         openmp: bool = False,
         weights: str = "full",
+        zoneout: tuple[float, float] = (0.0, 0.0),
     ) -> Self: ...
+    def draw_zoneout(
+        self, T: int, N: int, key: Sequence[int], empty: Callable[[int], NDArray[Any]]
+    ) -> NDArray[Any]: ...
     def sizes(self, T: int, N: int, order: Order | None = None) -> Sizes: ...
     def host_call(self, time_first: bool, has_h0: bool, has_c0: bool) -> bytes: ...
 
@@ -205,6 +210,7 @@ class Inputs:
     masks: Any
     order: Order | None
     recurrent_masks: Any
+    zoneout_masks: Any
     def __new__(
         cls,
         x: Any,
@@ -213,6 +219,7 @@ class Inputs:
         masks: Any = None,
         order: Order | None = None,
         recurrent_masks: Any = None,
+        zoneout_masks: Any = None,
     ) -> Self: ...
 
 @disjoint_base

@@ -17,7 +17,7 @@ cimport cython
 from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memset, strncpy
 from libc.time cimport CLOCKS_PER_SEC, clock, clock_t
 from rnnfast cimport *
@@ -335,7 +335,7 @@ cdef int finish(Watch *watch) except -1:
 
 cdef struct Buffers:
     int count
-    Py_buffer held[16]
+    Py_buffer held[20]
 
 
 cdef object ndarray = numpy.ndarray
@@ -1022,13 +1022,15 @@ cdef class Engine:
     cdef readonly str extra             # name of the per-unit extras (info.extra_rows, hidden_size); "" if there are none
     cdef readonly size_t packed_size, packed_back_size
     cdef readonly object options        # as given
+    cdef readonly tuple zoneout         # of h and of c
     cdef int kinds[RNNFAST_KINDS]       # indices of its parameters among RNNFAST_KINDS
     cdef int kind_count
     cdef int on_openmp                  # RNNFAST_OPENMP or 0
     cdef bint has_c
 
     def __cinit__(self, str cell, dtype, input_size, hidden_size, *, proj_size=0, num_layers=1, bint bidirectional=False,
-                  bint reverse=False, bint bias=True, str isa=None, options=None, bint openmp=False, str weights="full"):
+                  bint reverse=False, bint bias=True, str isa=None, options=None, bint openmp=False, str weights="full",
+                  zoneout=(0.0, 0.0)):
         cdef rnnfast_sizes sizes
         self.on_openmp = RNNFAST_OPENMP if openmp else 0
         if getattr(dtype, "char", "") not in ("f", "d") or not dtype.isnative:
@@ -1082,6 +1084,11 @@ cdef class Engine:
                 if function not in FUNCTIONS:
                     raise ValueError(f"activation is {function!r}; expected one of {', '.join(FUNCTIONS)}")
                 self.stack.activations[i // 3][i % 3] = rnnfast_activation(FUNCTIONS.index(function), alpha, beta)
+        of_h, of_c = zoneout
+        if not (0 <= of_h <= 1 and 0 <= of_c <= 1) or of_c and not self.has_c:
+            raise ValueError(f"zoneout is {zoneout!r}, but must be probabilities of h and of c, that of c 0 for a cell without c")
+        self.stack.zoneout_h, self.stack.zoneout_c = of_h, of_c
+        self.zoneout = (self.stack.zoneout_h, self.stack.zoneout_c)
         self.extra = self.info.extra if self.stack.peepholes or not self.table.cell_info(self.stack.cell).extra_is_optional else ""
         if self.table.sizes(&self.stack, 1, 1, NULL, &sizes):
             raise ValueError(self._too_large())
@@ -1103,6 +1110,38 @@ cdef class Engine:
     cdef size_t state_bytes(self, Py_ssize_t rows, Py_ssize_t width) noexcept:
         """Return the bytes of a state of all layers and directions."""
         return self.num_layers * self.directions * rows * width * self.table.item
+
+    cdef size_t zoneout_bytes(self, ptrdiff_t T, ptrdiff_t N) noexcept:
+        """Return the bytes of zoneout_masks."""
+        cdef ptrdiff_t of_row = RNNFAST_ZONEOUT_BYTES(self.output_size)
+        if self.has_c:
+            of_row += RNNFAST_ZONEOUT_BYTES(self.hidden_size)
+        return self.num_layers * self.directions * T * N * of_row
+
+    def draw_zoneout(self, T, N, key, empty):
+        """Return masks of zoneout for `Inputs`, in an array of bytes from ``empty(shape)``.
+
+        Whether a unit keeps its value is decided for each layer, direction, step and row by the two integers of 32 bits
+        in `key`. It does not depend on T, N and H.
+        """
+        cdef Watch watch
+        cdef rnnfast_poll poll = start(&watch)
+        cdef Buffers buffers
+        cdef ptrdiff_t steps = T, rows = N
+        cdef uint32_t words[2]
+        cdef void *to
+        self.sizes(T, N)  # raises if there are too many steps and rows
+        words[0], words[1] = key
+        masks = empty(self.zoneout_bytes(steps, rows)).reshape(self.num_layers * self.directions, steps, rows, -1)
+        buffers.count = 0
+        try:
+            to = acquire(&buffers, masks, PyBUF_WRITABLE, self.zoneout_bytes(steps, rows))
+            with nogil:
+                rnnfast_draw_zoneout(&self.stack, steps, rows, self.has_c, words, to, poll)
+            finish(&watch)
+        finally:
+            release(&buffers)
+        return masks
 
     def sizes(self, T, N, Order order=None):
         """Return the bytes of a tape and of workspaces for T steps and N rows, or for an order."""
@@ -1199,12 +1238,15 @@ cdef class Inputs:
         For a ragged batch, the order of its steps, from `arrange`. There is then one state for each of its sequences.
     recurrent_masks : ndarray or None, (num_layers * directions, N, output_size)
         Factors for what the products with weight_hh read, the same for all steps. With an order, those of sequences.
+    zoneout_masks : ndarray of uint8 or None, (num_layers * directions, T, N, bytes)
+        From ``engine.draw_zoneout``, for an engine with zoneout. Without them, h and c are expectations.
     """
-    cdef readonly object x, h0, c0, masks, recurrent_masks
+    cdef readonly object x, h0, c0, masks, recurrent_masks, zoneout_masks
     cdef readonly Order order
 
-    def __cinit__(self, x, h0=None, c0=None, masks=None, Order order=None, recurrent_masks=None):
+    def __cinit__(self, x, h0=None, c0=None, masks=None, Order order=None, recurrent_masks=None, zoneout_masks=None):
         self.x, self.h0, self.c0, self.masks, self.order, self.recurrent_masks = x, h0, c0, masks, order, recurrent_masks
+        self.zoneout_masks = zoneout_masks
 
 
 cdef class Outputs:
@@ -1254,6 +1296,7 @@ cdef int acquire_masks(rnnfast_problem *p, Buffers *buffers, Engine engine, Inpu
         p.masks = acquire_array(buffers, inputs.masks, PyBUF_STRIDES, item, 4, engine.num_layers - 1, p.T, p.N, engine.directions * P)
         p.masks_layer, p.masks_step, p.masks_row = stride(buffers, 0, item), stride(buffers, 1, item), stride(buffers, 2, item)
     p.recurrent_masks = acquire_optional(buffers, inputs.recurrent_masks, PyBUF_SIMPLE, engine.state_bytes(states, P))
+    p.zoneout_masks = acquire_optional(buffers, inputs.zoneout_masks, PyBUF_SIMPLE, engine.zoneout_bytes(p.T, p.N))
     return 0
 
 
@@ -2329,7 +2372,7 @@ cdef rnnfast_api functions = rnnfast_api(
     problem=sizeof(rnnfast_problem), sizes=sizeof(rnnfast_sizes), order=sizeof(rnnfast_order), linear=sizeof(rnnfast_linear),
     pattern=sizeof(rnnfast_pattern), isas=rnnfast_isas, get_table=rnnfast_get_table,
     count=rnnfast_count, arrange=rnnfast_arrange, fill=rnnfast_fill, use_openmp=rnnfast_use_openmp,
-    step=sizeof(rnnfast_step))
+    step=sizeof(rnnfast_step), draw_zoneout=rnnfast_draw_zoneout)
 
 api = PyCapsule_New(&functions, RNNFAST_CAPSULE, NULL)
 

@@ -85,6 +85,7 @@ def _layers(engine: functional.Engine) -> list[list[Part]]:
             proj_size=engine.proj_size,
             reverse=bool(turned),
             bias=engine.bias,
+            zoneout=engine.zoneout,
             isa=engine.isa,
             options=None if engine.options is None else engine.options.of_direction(turned),
         )
@@ -179,7 +180,9 @@ def _inputs(part: Part, window: _Window, source: Array, start: list[Any], inputs
     """Return the inputs of a part for a window of `inputs`; `source` holds x of all steps."""
     masks = window.take(inputs.masks, layers=True) if part.engine.num_layers > 1 else None
     h0, c0, recurrent_masks = *start, *_of_part((inputs.recurrent_masks,), part, window)
-    return Inputs(window.take(source), h0, c0, masks, window.order, recurrent_masks)
+    zoneout_masks = None if inputs.zoneout_masks is None else inputs.zoneout_masks[part.states]
+    of_steps = window.take(source), h0, c0, masks, window.order, recurrent_masks
+    return Inputs(*of_steps, window.take(zoneout_masks, layers=True))
 
 
 def forward(

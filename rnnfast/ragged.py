@@ -84,7 +84,7 @@ class Ragged:
         masks = inputs.recurrent_masks
         if masks is not None:
             masks = masks.take(self._of_rows(), axis=1)
-        return Inputs(inputs.x, h0, c0, inputs.masks, self.order, masks)
+        return Inputs(inputs.x, h0, c0, inputs.masks, self.order, masks, inputs.zoneout_masks)
 
     def outputs(self, outputs: Outputs) -> Outputs:
         """Return the outputs of the engine, with new arrays for the states of sequences."""

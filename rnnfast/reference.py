@@ -16,7 +16,7 @@ state networks with leaky-integrator neurons", 2007 (leaky RNN). L. Feng et al.,
 (minGRU, minLSTM). T. Lei et al., "Simple recurrent units for highly parallelizable recurrence", 2018 (SRU). S. Li et
 al., "Independently recurrent neural network (IndRNN): building a longer and deeper RNN", 2018. Y. Gal and
 Z. Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", 2016 (input and recurrent
-dropout).
+dropout). D. Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", 2016.
 """
 
 from __future__ import annotations
@@ -273,12 +273,28 @@ def _inputs(p, x):
     return np.concatenate([a, x], axis=2) if p.reads_x else a
 
 
+def _step_zoned(step, p, a, state, zoneout):
+    """Run a step, after which the state keeps the shares `zoneout` of the state before."""
+    after, values = step(p, a, *state)
+    if zoneout is not None:
+        after = tuple(z * old + (1 - z) * new for z, old, new in zip(zoneout, state, after, strict=True))
+    return after, values
+
+
+def _gradient_zoned(gradient, p, d, values, dstate, zoneout):
+    """Return the gradients of a and of the state before a step of `_step_zoned`; add those of p to d."""
+    if zoneout is None:
+        return gradient(p, d, values, *dstate)
+    da, before = gradient(p, d, values, *((1 - z) * member for z, member in zip(zoneout, dstate, strict=True)))
+    return da, tuple(one + z * member for one, z, member in zip(before, zoneout, dstate, strict=True))
+
+
 def _run(step, p, x, state):
     """Run one direction of one layer, in the order of x; return y (T, N, H or P), the states and the values kept."""
     inputs = _inputs(p, x)
     states, kept = [], []
-    for a in inputs:
-        state, values = step(p, a, *state)
+    for a, zoneout in zip(inputs, p.zoneout, strict=True):
+        state, values = _step_zoned(step, p, a, state, zoneout)
         states.append(state)
         kept.append(values)
     return np.stack([h for h, *_ in states]), states, kept
@@ -287,10 +303,10 @@ def _run(step, p, x, state):
 def _run_gradient(gradient, p, d, x, kept, dy, dstate):
     """Return the gradients of x, the initial state and every h, in the order of `_run`; add those of p to d."""
     dinputs, dhs = [], []
-    for values, dy_t in zip(reversed(kept), reversed(dy), strict=True):
+    for values, dy_t, zoneout in zip(reversed(kept), reversed(dy), reversed(p.zoneout), strict=True):
         dh, *dc = dstate
         dh = dh + dy_t
-        da, dstate = gradient(p, d, values, dh, *dc)
+        da, dstate = _gradient_zoned(gradient, p, d, values, (dh, *dc), zoneout)
         dinputs.append(da)
         dhs.append(dh)
     return _input_gradient(p, d, x, dinputs), dstate, dhs[::-1]
@@ -341,11 +357,11 @@ def _run_selected(step, p, x, state, reset_state, order):
     zeros = [np.zeros_like(member) for member in state]
     last = zeros[0]
     outputs, states, kept = [], [], []
-    for a, (valid, repeats, starts) in zip(inputs, order, strict=True):
+    for a, zoneout, (valid, repeats, starts) in zip(inputs, p.zoneout, order, strict=True):
         state = _select(starts, reset_state, state)
         last = np.where(starts, 0, last)
         # Rows without this step compute on zeros, so that their state cannot affect the gradients of the parameters.
-        after, values = step(p, a, *_select(valid, state, zeros))
+        after, values = _step_zoned(step, p, a, _select(valid, state, zeros), zoneout)
         state = _select(valid, after, state)
         last = np.where(valid, after[0], last)
         outputs.append(np.where(valid | repeats, last, 0))
@@ -359,11 +375,12 @@ def _run_selected_gradient(gradient, p, d, x, kept, dy, dstate, order):
     zeros = [np.zeros_like(member) for member in dstate]
     dreset, dlast = zeros, zeros[0]
     dinputs, dhs = [], []
-    for values, dy_t, (valid, repeats, starts) in zip(reversed(kept), reversed(dy), reversed(order), strict=True):
+    steps = zip(reversed(kept), reversed(dy), reversed(p.zoneout), reversed(order), strict=True)
+    for values, dy_t, zoneout, (valid, repeats, starts) in steps:
         dlast = dlast + np.where(valid | repeats, dy_t, 0)
         dh, *dc = _select(valid, dstate, zeros)
         dh = dh + np.where(valid, dlast, 0)
-        da, dbefore = gradient(p, d, values, dh, *dc)
+        da, dbefore = _gradient_zoned(gradient, p, d, values, (dh, *dc), zoneout)
         dstate = _select(valid, dbefore, dstate)
         dlast = np.where(valid | starts, 0, dlast)
         dreset = [total + np.where(starts, member, 0) for total, member in zip(dreset, dstate, strict=True)]
@@ -419,6 +436,7 @@ def forward(
     masks: Array | None = None,
     input_masks: Sequence[Array] | None = None,
     recurrent_masks: Array | None = None,
+    zoneout: Sequence[Any] | None = None,
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     reset: ArrayLike | None = None,
@@ -477,6 +495,10 @@ def forward(
     recurrent_masks : ndarray, (layers * directions, N, H or P), optional
         Factors for what the products with W_hh and its parts read, h or r * h, the same for all steps (recurrent
         dropout). In gru, the last term z * h is not affected, nor is (1 - leak) * h.
+    zoneout : sequence of array_like, optional
+        For h, and for lstm and sru also for c, the shares z of the state before that a step keeps: h' of the equations
+        above is replaced by z * h + (1 - z) * h'. Arrays that broadcast to (layers * directions, T, N, H or P), of 0
+        and 1 in training, or else a probability. h' follows from the c' of the equations, before it is replaced.
     lengths : array_like of int, (N,), optional
         The number of valid steps of each row, from 0 to T. The rest is padding, where y is 0. Mutually exclusive with
         `mask`.
@@ -535,6 +557,7 @@ def forward(
         for suffix in suffixes:
             recurrent_mask = None if recurrent_masks is None else recurrent_masks[len(ends)]
             p = _gather(cell, parameters, f"_l{layer}{suffix}", recurrent_mask)
+            p.zoneout = [None] * T
             if p.weight_hh is None:
                 widths = (len(p.weight_ih) // _ROWS.get(cell, 1),) * (1 + (cell in _HAS_C))
             else:
@@ -548,6 +571,10 @@ def forward(
                 for given in (state, reset_state)
             )
             way = slice(None, None, -1) if reverse or suffix else slice(None)
+            if zoneout is not None:
+                states, sizes = num_layers * len(suffixes), [member.shape[1] for member in start]
+                shares = [np.broadcast_to(z, (states, T, N, H))[len(ends)] for z, H in zip(zoneout, sizes, strict=True)]
+                p.zoneout = list(zip(*(of_steps[way] for of_steps in shares), strict=True))
             if steps is None:
                 output, states, kept = _run(step, p, y[way], start)
             else:

@@ -363,7 +363,7 @@ typedef struct {
     const rnnfast_cell_info *cell;
     ptrdiff_t T, N, states, rows; /* rows: of states, which are those of sequences in a ragged batch */
     const rnnfast_order *order;
-    array x, h0, c0, masks, recurrent_masks, dy, dh_n, dc_n;
+    array x, h0, c0, masks, recurrent_masks, zoneout_masks, dy, dh_n, dc_n;
     const void *parameters[MOST_PARAMETERS];
     void *start[MOST_PARAMETERS]; /* of the gradients, which are added to it; NULL: no gradient */
     ptrdiff_t counts[MOST_PARAMETERS];
@@ -442,6 +442,7 @@ static rnnfast_problem problem_of(const problem *p, const outcome *o, int thread
     q.tape = o->tape;
     q.masks = p->masks.at, q.masks_layer = p->masks.block, q.masks_step = p->masks.step, q.masks_row = p->masks.row;
     q.recurrent_masks = p->recurrent_masks.at;
+    q.zoneout_masks = p->zoneout_masks.at;
     q.packed = p->packed;
     q.h_n = o->h_n.at, q.c_n = o->c_n.at;
     q.packed_back = p->packed_back;
@@ -597,6 +598,8 @@ static void choose_stack(caller *c, problem *p)
     s->directions = (int)between(c, 1, 2);
     s->reverse = s->directions == 1 && one_in(c, 3);
     s->layers = one_in(c, 2) ? 1 : between(c, 2, 3);
+    if (one_in(c, 3)) s->zoneout_h = 0.3;
+    if (p->cell->has_c && one_in(c, 3)) s->zoneout_c = 0.6;
     p->T = between(c, 1, 9);
     p->N = between(c, 1, 13);
     s->I = near_edge(c);
@@ -665,6 +668,18 @@ static array random_states(caller *c, const problem *p, ptrdiff_t width)
     return a;
 }
 
+/* Whether units keep their values, as elements of which only the bits count. */
+static array random_zoneout(caller *c, const problem *p)
+{
+    const rnnfast_stack *s = &p->stack;
+    const int has_c = p->cell->has_c;
+    const ptrdiff_t bytes = RNNFAST_ZONEOUT_BYTES(s->P) + (has_c ? RNNFAST_ZONEOUT_BYTES(s->H) : 0);
+    const uint32_t key[2] = {(uint32_t)next(c), (uint32_t)next(c)};
+    array a = new_array(c, p->states, p->T, p->N, bytes / (ptrdiff_t)c->item, 1);
+    rnnfast_draw_zoneout(s, p->T, p->N, has_c, key, a.at, (rnnfast_poll){0});
+    return a;
+}
+
 /* dy at all steps, folded, and unwritten again at masked steps. */
 static void fold_dy(caller *c, problem *p)
 {
@@ -697,6 +712,7 @@ static problem *new_problem(caller *c)
         randomise_entries(c, p, &p->masks, 1.5);
     }
     if (one_in(c, 2)) p->recurrent_masks = random_states(c, p, s->P);
+    if ((s->zoneout_h > 0 || s->zoneout_c > 0) && one_in(c, 2)) p->zoneout_masks = random_zoneout(c, p);
     p->h0 = random_states(c, p, s->P);
     p->dh_n = random_states(c, p, s->P);
     if (p->cell->has_c) {
@@ -775,6 +791,7 @@ static problem part_of_problem(caller *c, const problem *p, ptrdiff_t t0, ptrdif
     q.dy = part_of(c, p->dy, t0, t1, n0, n1);
     q.masks = part_of(c, p->masks, t0, t1, n0, n1);
     q.recurrent_masks = plain_copy(c, part_of(c, p->recurrent_masks, 0, 1, n0, n1));
+    q.zoneout_masks = plain_copy(c, part_of(c, p->zoneout_masks, t0, t1, n0, n1));
     q.h0 = plain_copy(c, part_of(c, p->h0, 0, 1, n0, n1));
     q.c0 = plain_copy(c, part_of(c, p->c0, 0, 1, n0, n1));
     q.dh_n = plain_copy(c, part_of(c, p->dh_n, 0, 1, n0, n1));
@@ -934,9 +951,10 @@ static void check_sequence_alone(caller *c, const problem *p, const outcome *exp
 {
     const rnnfast_order *o = p->order;
     const ptrdiff_t k = between(c, 0, o->begin[1] - o->begin[0] - 1), steps = steps_of_sequence(o, k);
-    array *const arrays[] = {(array *)&p->x, (array *)&p->dy, (array *)&p->masks, (array *)&expected->y, (array *)&expected->dx};
-    array own[5] = {{0}};
-    for (int i = 0; i < 5; i++) {
+    array *const arrays[] = {(array *)&p->x,        (array *)&p->dy,       (array *)&p->masks, (array *)&p->zoneout_masks,
+                             (array *)&expected->y, (array *)&expected->dx};
+    array own[6] = {{0}};
+    for (int i = 0; i < 6; i++) {
         const array *a = arrays[i];
         if (!a->at) continue;
         own[i] = new_array(c, a->blocks, steps, 1, a->F, 0);
@@ -950,14 +968,14 @@ static void check_sequence_alone(caller *c, const problem *p, const outcome *exp
     q.order = NULL;
     q.T = steps;
     q.N = q.rows = 1;
-    q.x = own[0], q.dy = own[1], q.masks = own[2];
+    q.x = own[0], q.dy = own[1], q.masks = own[2], q.zoneout_masks = plain_copy(c, own[3]);
     q.h0 = plain_copy(c, part_of(c, p->h0, 0, 1, k, k + 1));
     q.c0 = plain_copy(c, part_of(c, p->c0, 0, 1, k, k + 1));
     q.recurrent_masks = plain_copy(c, part_of(c, p->recurrent_masks, 0, 1, k, k + 1));
     q.dh_n = plain_copy(c, part_of(c, p->dh_n, 0, 1, k, k + 1));
     q.dc_n = plain_copy(c, part_of(c, p->dc_n, 0, 1, k, k + 1));
     outcome alone = new_outcome(c, &q), same = part_of_outcome(c, expected, 0, 1, k, k + 1);
-    same.y = own[3], same.dx = own[4], same.dh = same.cells = (array){0};
+    same.y = own[4], same.dx = own[5], same.dh = same.cells = (array){0};
     forward(c, &q, &alone, (int)between(c, 1, 4), 1, 0);
     backward(c, &q, &alone, (int)between(c, 1, 4), 0);
     check_forward_same(c, &q, &alone, &same);
@@ -994,7 +1012,8 @@ static void call_stack(caller *c)
     if (one_in(c, 3)) check_stopped(c, p, &expected);
     if (!o) check_some_rows(c, p, &expected);
     if (p->stack.directions == 1 && (o ? o->steps : p->T) > 1) check_two_calls(c, p, &expected);
-    if (!o && !p->masks.at && !p->recurrent_masks.at && (p->stack.directions == 1 || p->T == 1)) check_steps(c, p, &expected);
+    if (!o && !p->masks.at && !p->recurrent_masks.at && !p->zoneout_masks.at && (p->stack.directions == 1 || p->T == 1))
+        check_steps(c, p, &expected);
     if (o && o->steps) check_sequence_alone(c, p, &expected);
     if (o) check_fill(c, p, &expected);
 }

@@ -121,6 +121,7 @@ CALLS = {
         f(2, 3), f(4, 3), f(2, 4), f(2, 3), f(4, 3), f(4), b(_core.linear_sizes(2, 3, 4, 4)[1])]),
     "activation": lambda: (_core.activation, ["tanh", f(9), f(9)]),
     "Engine.sizes": lambda: (engine.sizes, [T, N, order]),
+    "Engine.draw_zoneout": lambda: (engine.draw_zoneout, [T, N, (1, 2), functional.empty]),
     "Engine.host_call": lambda: (engine.host_call, [True, False, False]),
     "Order.fill": lambda: (order.fill, [-1, f(T, N, H)]),
     "PreparedCall.run": lambda: (prepared().run, [f(T, N, I), (f(1, N, H), None)]),
@@ -195,7 +196,7 @@ def test_arrays_of_objects_are_refused():
         VALID.replace("np.float32", "np.float64")
         + """
 FIELDS = {
-    _core.Inputs: ("x", "h0", "c0", "masks", "order", "recurrent_masks"),
+    _core.Inputs: ("x", "h0", "c0", "masks", "order", "recurrent_masks", "zoneout_masks"),
     _core.Outputs: ("y", "h_n", "c_n"),
     _core.OutputGradients: ("dy", "dh_n", "dc_n"),
     _core.InputGradients: ("dx", "dh0", "dc0", "dparameters", "dh"),
@@ -360,10 +361,11 @@ def test_engine_refuses_two_directions_that_are_reversed():
 @pytest.fixture
 def arguments():
     """The arguments of forward and backward for an LSTM, which a test can replace one at a time."""
-    engine = Engine("lstm", np.dtype(np.float32), 3, 5, num_layers=2)
+    engine = Engine("lstm", np.dtype(np.float32), 3, 5, num_layers=2, zoneout=(0.5, 0.5))
     f, sizes = lambda *shape: np.zeros(shape, np.float32), engine.sizes(4, 2)
     parameters = [f(*shape) for shape in functional.parameter_shapes(engine).values()]
     buffers = {name: functional.empty(size) for name, size in sizes._asdict().items()}
+    buffers["zoneout_masks"] = engine.draw_zoneout(4, 2, (1, 2), functional.empty).reshape(-1)
     for name in ("packed", "packed_back"):
         buffers[name] = functional.empty(getattr(engine, f"{name}_size"))
     functional.pack(engine, parameters, buffers["packed"], buffers["packed_back"])
@@ -381,7 +383,7 @@ def arguments():
 
 
 def run_both(a):
-    inputs = Inputs(a["x"], a["h0"], a["c0"], a["masks"], a["order"], a["recurrent_masks"])
+    inputs = Inputs(a["x"], a["h0"], a["c0"], a["masks"], a["order"], a["recurrent_masks"], a["zoneout_masks"])
     outputs = Outputs(a["y"], a["h_n"], a["c_n"])
     functional.forward(a["engine"], a["packed"], inputs, outputs, a["forward_workspace"], a["tape"])
     given = OutputGradients(a["dy"], a["dh_n"], a["dc_n"])
@@ -399,6 +401,7 @@ def run_both(a):
         "dh",
         "masks",
         "recurrent_masks",
+        "zoneout_masks",
         "h0",
         "c0",
         "h_n",
@@ -438,7 +441,7 @@ def test_lists_of_parameters_are_checked(arguments):
 def test_orders_that_exceed_x_are_refused(arguments):
     """The batch sizes of a packed batch may have changed since they were compared with x."""
     engine, order = arguments["engine"], functional.packed_order(np.array([3, 3, 3]))
-    a = {**arguments, "order": order, "masks": None, "dh": None}
+    a = {**arguments, "order": order, "masks": None, "zoneout_masks": None, "dh": None}
     for name in ("h0", "c0", "h_n", "c_n", "dh_n", "dc_n", "dh0", "dc0", "recurrent_masks"):
         a[name] = np.zeros((2, 3, 5), np.float32)
     for name, size in engine.sizes(9, 1, order)._asdict().items():

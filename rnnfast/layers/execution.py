@@ -95,7 +95,8 @@ def engine_view(plan: Plan, sequence: Any, h: Any = None, c: Any = None) -> tupl
 def engine_inputs(plan: Plan, inputs: Inputs) -> Inputs:
     """Return views of inputs in the engine's layout, which all masks have."""
     x, h0, c0 = engine_view(plan, inputs.x, inputs.h0, inputs.c0)
-    return Inputs(x, h0, c0, inputs.masks, recurrent_masks=inputs.recurrent_masks)
+    masks = {"recurrent_masks": inputs.recurrent_masks, "zoneout_masks": inputs.zoneout_masks}
+    return Inputs(x, h0, c0, inputs.masks, **masks)
 
 
 def spread(plan: Plan, factors: Array) -> Array:

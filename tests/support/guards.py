@@ -9,6 +9,7 @@ import numpy as np
 from rnnfast import functional
 from support.cells import is_trained
 from support.compare import members, named
+from support.problems import zoneout_masks
 
 # Bytes on either side of a buffer: a multiple of 64, so that a buffer is aligned like the memory in which it lies.
 GUARD = 256
@@ -80,6 +81,15 @@ class Guards:
         self._watched.append(check)
         return array
 
+    def bits(self, values):
+        """A read-only copy of bytes; None stays None."""
+        if values is None:
+            return None
+        array = self.bytes(values.size, offset=self.dtype.itemsize).reshape(values.shape)
+        array[...] = values
+        array.setflags(write=False)
+        return array
+
     def check(self):
         for check in self._watched:
             check()
@@ -135,6 +145,7 @@ def make_engine(p, isa=None):
         bidirectional=p.options["bidirectional"],
         reverse=p.options["reverse"],
         bias=p.bias,
+        zoneout=p.zoneout,
         isa=isa,
         weights=p.weights,
     )
@@ -173,7 +184,14 @@ class Run:
         self.tape = guards.bytes(sizes.tape) if keep_tape else None
         self.workspaces = [guards.bytes(sizes.forward_workspace)]
         recurrent_masks = guards.constant(p.options.get("recurrent_masks"))
-        self.inputs = functional.Inputs(self.x, self.h0, self.c0, self.masks, recurrent_masks=recurrent_masks)
+        self.inputs = functional.Inputs(
+            self.x,
+            self.h0,
+            self.c0,
+            self.masks,
+            recurrent_masks=recurrent_masks,
+            zoneout_masks=guards.bits(zoneout_masks(p)),
+        )
         outputs = functional.Outputs(self.y, h_n, c_n)
         self.forward = lambda: functional.forward(engine, packed, self.inputs, outputs, self.workspaces[0], self.tape)
         self.forward()

@@ -35,11 +35,15 @@ def problem(
     bias=True,
     dropout=False,
     recurrent_dropout=False,
+    zoneout=None,
     dtype=np.float64,
     weights="full",
     seed=0,
 ):
-    """Random parameters, x, state, dropout masks, dy and dstate, with the options as the reference takes them."""
+    """Random parameters, x, state, dropout masks, dy and dstate, with the options as the reference takes them.
+
+    zoneout: "masks" for random ones, or "rates" for expectations.
+    """
     rng = np.random.default_rng(seed)
     directions = 1 + bidirectional
     width, info = proj_size or H, CELLS[cell]
@@ -83,7 +87,23 @@ def problem(
     )
     if recurrent_dropout:  # not only 0 and one other value, so that every error shows
         made.options["recurrent_masks"] = values(num_layers * directions, N, width)
+    made.zoneout = (0.25, 0.5 * info.has_c) if zoneout else (0.0, 0.0)
+    if zoneout:
+        shares = made.zoneout[: 1 + info.has_c]
+        if zoneout == "masks":
+            shape = num_layers * directions, T, N
+            shares = [rng.random((*shape, size)) < rate for rate, size in zip(shares, (width, H), strict=False)]
+        made.options["zoneout"] = tuple(np.asarray(share, dtype) for share in shares)
     return made
+
+
+def zoneout_masks(p):
+    """The masks of zoneout as the engine takes them: for each row, the bits of h, then those of c; None for rates."""
+    shares = p.options.get("zoneout", ())
+    if not shares or shares[0].ndim == 0:
+        return None
+    padded = [np.pad(share, [(0, 0)] * 3 + [(0, -share.shape[3] % 64)]) for share in shares]
+    return np.packbits(np.concatenate(padded, axis=3) != 0, axis=3, bitorder="little")
 
 
 def variant_problem(variant, T, N, I, H, **options):
@@ -100,6 +120,8 @@ def run_reference(p, dtype=None):
     for name in ("masks", "recurrent_masks"):
         if options.get(name) is not None:
             options[name] = cast(options[name])
+    if "zoneout" in options:
+        options["zoneout"] = tuple(map(cast, options["zoneout"]))
     parameters = {name: cast(value) for name, value in p.parameters.items()}
     y, end, tape = reference.forward(p.cell, parameters, cast(p.x), state, **options)
     dx, dstart, dparameters = reference.backward(tape, cast(p.dy), dstate)
@@ -125,6 +147,9 @@ def rows(p, which):
         q.options = {**p.options, "masks": p.options["masks"][:, :, which].copy()}
     if "recurrent_masks" in p.options:
         q.options = {**q.options, "recurrent_masks": p.options["recurrent_masks"][:, which].copy()}
+    if "zoneout" in p.options:
+        shares = tuple(share[:, :, which] if share.ndim else share for share in p.options["zoneout"])
+        q.options = {**q.options, "zoneout": shares}
     return q
 
 

@@ -90,12 +90,15 @@ def layer_of(p, isa=None, **options):
             bias=p.bias,
             dtype=p.dtype,
             **({} if masks is None else {"dropout": 0.25}),
+            **({} if p.zoneout == (0, 0) else {"zoneout": p.zoneout if p.zoneout[1] else p.zoneout[0]}),
             **extras_of(p),
             **options,
         )
     layer.load_state_dict({name: value for name, value in p.parameters.items() if name in layer.parameters})
     if masks is not None:
         layer._masks = lambda _: masks
+    if any(p.zoneout):
+        layer._zoneout_masks = lambda _: plain.zoneout_masks(p)
     return layer
 
 
@@ -146,6 +149,8 @@ def in_float64(p):
     q.options = {**p.options, "masks": None if masks is None else cast(masks, np.float64)}
     if "reset_state" in p.options:
         q.options["reset_state"] = cast(p.options["reset_state"], np.float64)
+    if "zoneout" in p.options:
+        q.options["zoneout"] = cast(p.options["zoneout"], np.float64)
     return q
 
 
@@ -196,7 +201,7 @@ def shown(p):
     T, N, width = p.dy.shape
     suffixes = ("_l0", "_l0_reverse") if p.options["bidirectional"] else ("_l0",)
     parameters = {f"{kind}{end}": np.ones((1, 1)[: 1 + ("weight" in kind)]) for end in suffixes for kind in PARAMETERS}
-    options = {**p.options, "num_layers": 1, "masks": None}
+    options = {**p.options, "num_layers": 1, "masks": None, "zoneout": None}
     options.pop("reset_state", None)
     y, _, _ = reference.forward("rnn_tanh", parameters, np.ones((T, N, 1)), **options)
     return np.repeat(y != 0, width // y.shape[2], axis=2)
