@@ -135,7 +135,7 @@ def gradient_flow(
     Parameters
     ----------
     layer : recurrent layer, such as LSTM, or Bidirectional
-        Must not use the options activations, clip, peepholes and coupled.
+        Must not use the options activations, clip, peepholes, coupled and zoneout.
     x, state
         As for a call of the layer, with at least one row.
     dy : array_like of the shape of y, optional
@@ -193,10 +193,10 @@ def _at_rest(layer: Any) -> Any:
     if isinstance(layer, Bidirectional):
         sides = _at_rest(layer.forward_layer), _at_rest(layer.backward_layer)
         return Bidirectional(*sides, merge=layer.merge)
-    if layer.engine.options is not None:
+    if layer.engine.options is not None or layer.zoneout:
         raise ValueError(
-            f"layer must not use the options activations, clip, peepholes and coupled, got {saving.describe(layer)}: "
-            "backward(tape, dy, per_step=True) returns the gradients of such layers too"
+            "layer must not use the options activations, clip, peepholes, coupled and zoneout, got "
+            f"{saving.describe(layer)}: backward(tape, dy, per_step=True) returns the gradients of such layers too"
         )
     if any(getattr(layer, name) for name in saving.DROPOUTS):
         layer = copy.copy(layer)

@@ -148,9 +148,9 @@ def c_source(layer: Any, name: str = "model") -> CSource:
     Parameters
     ----------
     layer : recurrent layer, such as LSTM, or Sequential
-        With any options, but not in the reverse direction. A Sequential can hold, besides at least one such layer,
-        Linear, Activation, Dropout (which does nothing here), and an Embedding as its first layer. Weights of a float64
-        layer are rounded to float32. A layer that is frozen with weights in fewer bytes is written with these.
+        With any options but zoneout, and not in the reverse direction. A Sequential can hold, besides at least one such
+        layer, Linear, Activation, Dropout (which does nothing here), and an Embedding as its first layer. Weights of a
+        float64 layer are rounded to float32. A layer that is frozen with weights in fewer bytes is written with these.
     name : str, default "model"
         A C identifier, with which the public names of the program start.
 
@@ -164,8 +164,8 @@ def c_source(layer: Any, name: str = "model") -> CSource:
     TypeError
         If `layer`, or a layer of the Sequential, is not one of those above.
     ValueError
-        If a layer runs in the reverse direction or is frozen with int8 activations, the parameters are not finite, or
-        `name` is not an identifier.
+        If a layer runs in the reverse direction, has zoneout or is frozen with int8 activations, the parameters are not
+        finite, or `name` is not an identifier.
 
     Notes
     -----
@@ -328,6 +328,8 @@ class _Program:
 
     def recur(self, engine: Any, own: dict[str, Array]) -> None:
         """Add one layer of a stack, as step_row() in csrc/forward.h computes it. `own` are its parameters."""
+        if any(engine.zoneout):
+            raise ValueError("layer has zoneout, which programs do not support: train and export a layer without")
         n, H, P, name = self.cells, engine.hidden_size, engine.output_size, engine.info.name
         ih, hh, stages = self.sources.cell(name)
         has_aux = bool(engine.proj_size) or any(stage.from_aux and stage.columns for stage in stages)

@@ -100,6 +100,18 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def zoneout(value: Any, has_c: bool) -> float | tuple[float, float]:
+    """Check the option; return the probability of h, or those of h and c unless that of c is 0."""
+    if not isinstance(value, (list, tuple)):
+        return arguments.fraction("zoneout", value)
+    if not has_c:
+        raise TypeError(f"zoneout must be one number, as this layer's state is h alone, got {value!r}")
+    if len(value) != 2:
+        raise ValueError(f"zoneout must be a number, or a pair of h's and c's, got {value!r}")
+    of_h, of_c = (arguments.fraction(f"zoneout[{i}]", one) for i, one in enumerate(value))
+    return (of_h, of_c) if of_c else of_h
+
+
 def clip(value: Any) -> float | None:
     """Check the option."""
     if value is None:

@@ -201,7 +201,7 @@ def test_wrong_arguments_are_refused():
         rnnfast.Ensemble([rnnfast.GRU(I, H), rnnfast.GRU(I, 9)])
     with pytest.raises(ValueError, match=r"layers\[1\] has the class RNN"):
         rnnfast.Ensemble([rnnfast.GRU(I, H), rnnfast.RNN(I, H)])
-    with pytest.raises(ValueError, match="init_state or dropout"):
+    with pytest.raises(ValueError, match="init_state, zoneout or dropout"):
         rnnfast.Ensemble([rnnfast.GRU(I, H, init_state=True)])
     ensemble = rnnfast.Ensemble([rnnfast.GRU(I, H)] * 2)
     for shape in [(3, T, N, I), (T, I), (2, 2, T, N, I)]:

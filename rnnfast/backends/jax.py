@@ -493,7 +493,7 @@ def _options(kind: type[Any], arrays: Mapping[str, Any], options: Mapping[str, A
     dtype = arrays["weight_hh_l0"].dtype
     if dtype not in arguments.DTYPES:
         raise ValueError(f"parameters must have dtype float32 or float64, got {dtype}")
-    allowed = [name for name in saving.signature(kind) if name not in (*saving.DROPOUTS, "init_state")]
+    allowed = [name for name in saving.signature(kind) if name not in (*saving.DROPOUTS, "init_state", "zoneout")]
     for name in options:
         if name not in allowed:
             raise TypeError(f"{name} is not an option of {kind.__name__.lower()}: the options are {', '.join(allowed)}")

@@ -38,7 +38,7 @@ class MinGRU(Recurrent[Array]):
         The function g. With "positive", h stays positive if the initial state is.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, zoneout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras" and None as for :class:`RNN`, or ("chrono", T_max), which
@@ -84,6 +84,7 @@ class MinGRU(Recurrent[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,
@@ -114,7 +115,7 @@ class MinLSTM(Recurrent[Array]):
         The function g. With "positive", h stays positive if the initial state is.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, zoneout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras" and None as for :class:`RNN`, or "forget" and "chrono" as
@@ -153,6 +154,7 @@ class MinLSTM(Recurrent[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,
@@ -188,7 +190,7 @@ class SRU(Recurrent[tuple[Array, Array]]):
         one layer if it is bidirectional. "auto" is "identity" where that is possible, and "linear" otherwise.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, zoneout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
         How the parameters are initialised: "torch", "keras" and None as for :class:`RNN`, or "forget" and "chrono" as
@@ -230,6 +232,7 @@ class SRU(Recurrent[tuple[Array, Array]]):
         batch_first: bool = False,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,
@@ -273,7 +276,7 @@ class IndRNN(Recurrent[Array]):
         The function f.
     bias : bool, default True
         Whether to add the bias b_ih.
-    batch_first, dropout, input_dropout, bidirectional, reverse, init_state, dtype, rng
+    batch_first, dropout, input_dropout, zoneout, bidirectional, reverse, init_state, dtype, rng
         As for :class:`RNN`.
     init : str or None, default "torch"
         How the parameters are initialised: "torch", "keras", "identity" and None as for :class:`RNN`. w is uniform in
@@ -313,6 +316,7 @@ class IndRNN(Recurrent[Array]):
         batch_first: bool = False,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         init_state: bool = False,

@@ -29,8 +29,8 @@ class Ensemble:
     Parameters
     ----------
     layers : sequence of recurrent layers
-        M layers of one class with the same options, without init_state and any dropout. Their parameters are copied, so
-        ``[layer] * M`` makes M members that start with the same weights.
+        M layers of one class with the same options, without init_state, zoneout and any dropout. Their parameters are
+        copied, so ``[layer] * M`` makes M members that start with the same weights.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Ensemble:
     Raises
     ------
     ValueError
-        If `layers` is empty, if two layers differ in class or options, or if they have init_state or dropout.
+        If `layers` is empty, if two layers differ in class or options, or if they have init_state, zoneout or dropout.
     TypeError
         If a member is not a recurrent layer.
 
@@ -69,8 +69,10 @@ class Ensemble:
             theirs, ours = saving.differences(layer, layers[0], ())
             if theirs:
                 raise ValueError(f"layers[{m}] has {theirs}, but layers[0] has {ours}: members must have one shape")
-        if layers[0].init_state or any(getattr(layers[0], name) for name in saving.DROPOUTS):
-            raise ValueError("layers have init_state or dropout, which ensembles do not support: create them without")
+        if any(getattr(layers[0], name) for name in ("init_state", "zoneout", *saving.DROPOUTS)):
+            raise ValueError(
+                "layers have init_state, zoneout or dropout, which ensembles do not support: create them without"
+            )
         self._template = copy.copy(layers[0])
         self._template.unfreeze()
         self._execution = run = self._template.execution

@@ -38,7 +38,9 @@ class GRU(Recurrent[Array]):
     activations : list, optional
         Two activation functions, specified as for :class:`RNN`: for the gates r and z, and for n. The default is
         sigmoid, tanh.
-    bias, batch_first, dropout, recurrent_dropout, input_dropout, bidirectional, reverse, clip, init_state, dtype, rng
+    zoneout, bias, batch_first, dropout, input_dropout, bidirectional, reverse, clip, init_state, dtype, rng
+        As for :class:`RNN`.
+    recurrent_dropout : float, default 0
         As for :class:`RNN`. Recurrent dropout acts on what W_hh multiplies: h_before, or r * h_before in W_hn's product
         with reset_after=False. It does not act on z * h_before.
     init : str, tuple or None, default "torch"
@@ -86,6 +88,7 @@ class GRU(Recurrent[Array]):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         activations: Sequence[Any] | None = None,

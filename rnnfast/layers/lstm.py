@@ -42,6 +42,9 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         and unit.
     coupled : bool, default False
         Whether the forget gate is 1 - i. The rows of f in the parameters are then unused.
+    zoneout : float or (float, float), default 0
+        As for :class:`RNN`; a pair holds the probabilities of h and of c. h follows from the c that the step computes,
+        not from the one that it keeps. With a projection, the units of h are those of the projection.
     bias, batch_first, dropout, recurrent_dropout, input_dropout, bidirectional, reverse, clip, init_state, dtype, rng
         As for :class:`RNN`.
     init : str, tuple or None, default "torch"
@@ -95,6 +98,7 @@ class LSTM(Recurrent[tuple[Array, Array]]):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         activations: Sequence[Any] | None = None,

@@ -40,6 +40,7 @@ class Recurrent(ArrayLayer, Generic[State]):
     clip: float | None = None
     peepholes = coupled = init_state = False
     _leak: Any = None
+    zoneout: float | tuple[float, float] = 0.0
     dropout: float  # the three options of dropout can be assigned, and take effect in the next forward
     recurrent_dropout = input_dropout = 0.0
     execution: Execution
@@ -77,6 +78,7 @@ class Recurrent(ArrayLayer, Generic[State]):
         self.coupled = arguments.flag("coupled", given.get("coupled", False))
         self.init_state = arguments.flag("init_state", given["init_state"])
         states = self.num_layers * (1 + self.bidirectional)
+        self.zoneout = options.zoneout(given["zoneout"], functional.CELLS[cell].has_c)
         self._leak = options.leak(given.get("leak"), states, self.hidden_size, self.dtype)
         # Not an option, as only the constructor uses it. Bidirectional passes it to the layer that it creates.
         self._init = given["init"]
@@ -131,6 +133,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             bidirectional=self.bidirectional,
             reverse=self.reverse,
             bias=self.bias,
+            zoneout=self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, 0.0),
             options=options.read(
                 self._cell, 1 + self.bidirectional, self.activations, self.clip, self.peepholes, self.coupled
             ),
@@ -155,7 +158,7 @@ class Recurrent(ArrayLayer, Generic[State]):
             super().__setattr__(name, value)
 
     def _fixed(self) -> Collection[str]:
-        return {*super()._fixed(), "proj_size", "peepholes", "coupled", "init_state"}
+        return {*super()._fixed(), "proj_size", "peepholes", "coupled", "init_state", "zoneout"}
 
     @property
     def leak(self) -> Any:
@@ -429,7 +432,14 @@ class Recurrent(ArrayLayer, Generic[State]):
                     of_layers = np.stack(of_inputs[1:])[:, np.newaxis]
                     shape = (*of_layers.shape[:1], plan.T, *of_layers.shape[2:])
                     masks = np.broadcast_to(of_layers, shape) if masks is None else masks * of_layers
-        inputs = functional.Inputs(x, _copy(inputs.h0), _copy(inputs.c0), masks, recurrent_masks=recurrent_masks)
+        inputs = functional.Inputs(
+            x,
+            _copy(inputs.h0),
+            _copy(inputs.c0),
+            masks,
+            recurrent_masks=recurrent_masks,
+            zoneout_masks=self._zoneout_masks(plan) if self.zoneout else None,
+        )
         call = Call(inputs, plan, call.ragged, reset_state)
         outputs, kept, leases = run.train(call, self._parameters, checkpoint)
         if learned or factors is not None:
@@ -466,6 +476,11 @@ class Recurrent(ArrayLayer, Generic[State]):
             widths = [engine.input_size, *[engine.directions * engine.output_size] * (engine.num_layers - 1)]
             of_inputs = [draw(1, layer, width, self.input_dropout) for layer, width in enumerate(widths)]
         return recurrent_masks, of_inputs
+
+    def _zoneout_masks(self, plan: Plan) -> Array | None:
+        """Draw the units that keep their values at each step, under a key of the call from the layer's generator."""
+        key = self._rng.integers(1 << 32, size=2, dtype=np.uint32).tolist()
+        return self.engine.draw_zoneout(plan.T, plan.N, key, functional.empty) if plan.N else None
 
     def _differentiate(self, tape: Tape, dy: Any, dstate: Any, per_step: bool = False, member: str = "") -> Gradients:
         kept: Kept = self._open(tape)

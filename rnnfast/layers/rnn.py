@@ -58,6 +58,11 @@ class RNN(Recurrent[Array]):
     input_dropout : float, default 0
         Dropout probability for the input of each layer, in ``forward``. Each row, feature and layer has one mask for
         all steps. Between layers, it acts in addition to `dropout`.
+    zoneout : float, default 0
+        The probability with which a unit of h keeps its value of the step before in ``forward``, drawn for each row and
+        step (D. Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", 2016). A call
+        of the layer, and a stream, compute the expectation: ``z * h_before + (1 - z) * h``. Unlike dropout, it
+        therefore changes them too, and cannot be assigned.
     bidirectional : bool, default False
         Whether each layer runs in both directions. Their outputs are concatenated in y, forward direction first.
     reverse : bool, default False
@@ -133,6 +138,7 @@ class RNN(Recurrent[Array]):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         input_dropout: float = 0.0,
+        zoneout: float = 0.0,
         bidirectional: bool = False,
         reverse: bool = False,
         activations: Sequence[Any] | None = None,

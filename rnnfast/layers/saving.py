@@ -59,6 +59,7 @@ LATER = {
     "init_state": False,
     "recurrent_dropout": 0.0,
     "input_dropout": 0.0,
+    "zoneout": 0.0,
 }
 SIDES = {"forward_layer": "forward.", "backward_layer": "backward."}  # options that are layers: names of parameters
 FIRST = "weight_ih_l0"  # the parameter that every recurrent layer has
