@@ -7,6 +7,7 @@ with the length of the sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -97,12 +98,11 @@ class _Recurrence:
         if self._learned:
             shapes[f"{self._learned}0"] = (engine.hidden_size,)
         H = engine.hidden_size
-        memory = np.zeros(
-            arguments.countable("the traces", (N, sum(int(np.prod(one)) for one in shapes.values()))), item
-        )
+        size = sum(math.prod(shape) for shape in shapes.values())
+        memory = np.zeros(arguments.countable("the traces", (N, size)), item)
         flat, traces, views = memory.reshape(-1), {}, []
         for name, shape in shapes.items():
-            part, flat = np.split(flat, [N * int(np.prod(shape))])
+            part, flat = np.split(flat, [N * math.prod(shape)])
             traces[name] = part.reshape(N, *shape)
             if not name.startswith("weight_hr"):  # h alone depends on it
                 width = shape[1] if name.startswith("weight") else 1
@@ -146,7 +146,7 @@ class _Recurrence:
         )
 
     def backward(self, dy: Array, before: int) -> tuple[Array, dict[str, Array]]:
-        """Return the gradients of x and, under their names in the model, of the parameters, from that of y (N, H_out)."""
+        """Return the gradients of x, and of the parameters by their names in the model, from that of y (N, H_out)."""
         N, moment = len(self._x), self.moments[before]
         self._dy[:, 0, 0] = dy
         gradients = {name: np.zeros_like(array) for name, array in moment.traces.items()}
@@ -174,11 +174,11 @@ class Learner(Fixed):
     Call :meth:`step` with the features of a step to predict, and :meth:`learn` with the target once it is known, at any
     time before the next step.
 
-    The gradients are those of real-time recurrent learning (RTRL) if the model has one recurrent layer, and that is a
-    :class:`~rnnfast.MinGRU`, :class:`~rnnfast.MinLSTM`, :class:`~rnnfast.SRU` or :class:`~rnnfast.IndRNN`: exact, through
-    all earlier steps. For RNN, LSTM and GRU they are those of e-prop, an approximation, which drops all paths through
-    ``weight_hh``. In a model with several recurrent layers, gradients pass from layer to layer within the current step
-    only, which is also an approximation. See Notes.
+    With one recurrent layer whose recurrence is elementwise (:class:`~rnnfast.MinGRU`, :class:`~rnnfast.MinLSTM`,
+    :class:`~rnnfast.SRU`, :class:`~rnnfast.IndRNN`), gradients are those of real-time recurrent learning (RTRL): exact,
+    through all earlier steps. For RNN, LSTM and GRU they are those of e-prop, an approximation that drops all paths
+    through ``weight_hh``. With several recurrent layers, gradients pass from layer to layer within the current step
+    only, which is an approximation, too. See Notes.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ class Learner(Fixed):
         ``Adam(readout)`` to train the readout alone. By default ``Adam(model)``.
     loss : callable, optional
         ``loss(y, target)`` returns the loss and its gradient with respect to y, as the losses in
-        :mod:`rnnfast.training` do, which average over the rows. By default :func:`~rnnfast.training.mean_squared_error`.
+        :mod:`rnnfast.training` do, which average over the rows. By default ``mean_squared_error``.
     clip : float, optional
         The largest norm of the gradients of a step: see :func:`~rnnfast.training.clip_grad_norm`.
     batch_size : int, default 1
@@ -202,9 +202,11 @@ class Learner(Fixed):
     Attributes
     ----------
     model : recurrent layer or Sequential
-        Its parameters are updated in place; use it for inference at any time. Read-only, like `batch_size`.
-    optimizer, loss, clip
-        As passed. They can be assigned.
+        Its parameters are updated in place; use it for inference at any time.
+    optimizer, batch_size
+        Read-only, like `model`. The learning rate can be changed: ``learner.optimizer.lr = 0.001``.
+    loss, clip
+        They can be assigned.
     last_loss : float or None
         The loss of the last update.
 
@@ -225,8 +227,8 @@ class Learner(Fixed):
 
         trace[t] = D[t] * trace[t-1] + ds[t]/dp        with s[t-1] fixed
 
-    where D is the diagonal of ds[t]/ds[t-1] without the paths through weight_hh. The gradient of the loss L of step t is
-    ::
+    where D is the diagonal of ds[t]/ds[t-1] without the paths through weight_hh. The gradient of the loss L of step t
+    is ::
 
         dL/dp = (dL/dp with s[t-1] fixed) + dL/ds[t-1] * trace[t-1]
 
@@ -243,8 +245,8 @@ class Learner(Fixed):
     Sources: R. Williams and D. Zipser, "A learning algorithm for continually running fully recurrent neural networks",
     1989 (RTRL); M. Mozer, "A focused backpropagation algorithm for temporal pattern recognition", 1989 (elementwise
     recurrence); K. Irie, A. Gopalakrishnan and J. Schmidhuber, "Exploring the promise and limits of real-time recurrent
-    learning", 2023; N. Zucchet et al., "Online learning of long-range dependencies", 2023 (several layers); G. Bellec et
-    al., "A solution to the learning dilemma for recurrent networks of spiking neurons", 2020 (e-prop).
+    learning", 2023; N. Zucchet et al., "Online learning of long-range dependencies", 2023 (several layers); G. Bellec
+    et al., "A solution to the learning dilemma for recurrent networks of spiking neurons", 2020 (e-prop).
 
     A step computes y with the weights of that time, and :meth:`learn` differentiates at the same weights. Only one
     thread at a time may use a learner.
@@ -288,7 +290,7 @@ class Learner(Fixed):
             _check(prefix, layer)
         if not any(isinstance(layer, Recurrent) for layer in layers.values()):
             raise ValueError(
-                f"model has no recurrent layer, got {saving.describe(model)}: train it with its backward and an optimizer"
+                f"model must have a recurrent layer, got {saving.describe(model)}: use its backward and an optimizer"
             )
         if not callable(loss):
             raise TypeError(f"loss must be a function, got {loss!r}")
@@ -296,6 +298,9 @@ class Learner(Fixed):
         self.clip = None if clip is None else arguments.number("clip", clip, positive=True)
         self.optimizer = Adam(model) if optimizer is None else optimizer
         require_optimizer(self.optimizer, model)
+        self._shapes = {str(name): array.shape for name, array in model.parameters.items()}
+        names = {id(array): str(name) for name, array in model.parameters.items()}
+        self._updated = {name: names[id(array)] for name, array in self.optimizer._parameters.items()}
         self.last_loss: float | None = None
         self._parts: list[tuple[str, Any]] = []
         for prefix, layer in layers.items():
@@ -308,7 +313,7 @@ class Learner(Fixed):
         self._built = True
 
     def _fixed(self) -> tuple[str, ...]:
-        return "model", "batch_size"
+        return "model", "optimizer", "batch_size"
 
     def __repr__(self) -> str:
         return f"Learner({saving.describe(self.model)}, optimizer={self.optimizer!r}, batch_size={self.batch_size})"
@@ -562,9 +567,7 @@ class Learner(Fixed):
         gradients = self._differentiate(step, dy)
         if self.clip is not None:
             clip_grad_norm(gradients, self.clip)
-        of_arrays = {id(array): gradients[name] for name, array in self.model.parameters.items()}
-        updated = self.optimizer._parameters
-        self.optimizer.step({name: of_arrays[id(array)] for name, array in updated.items()})
+        self.optimizer.step({name: gradients[own] for name, own in self._updated.items()})
         self.last_loss = float(loss)
 
     def _differentiate(self, step: _Step, dy: Any) -> dict[str, Array]:
@@ -582,8 +585,9 @@ class Learner(Fixed):
                 gradient = results.x
                 gradients |= {f"{prefix}{name}": array for name, array in results.parameters.items()}
         # The h of a learned initial state has no effect on later steps where the state is c.
-        zeros = {str(n): np.zeros_like(a) for n, a in self.model.parameters.items() if n not in gradients}
-        return gradients | zeros
+        for name in self._shapes.keys() - gradients.keys():
+            gradients[name] = np.zeros(self._shapes[name], self._dtype)
+        return gradients
 
 
 def _flat(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -616,7 +620,7 @@ def _check(prefix: str, layer: Any) -> None:
         raise ValueError(f"{name}, {described}, has dropout, which a learner does not apply: set it to 0")
     if not getattr(layer, "reset_after", True):
         raise ValueError(
-            f"{name}, {described}, applies its reset gate before the product with weight_hh, and e-prop drops all paths "
-            "through it: use reset_after=True"
+            f"{name}, {described}, applies its reset gate before the product with weight_hh, whose paths e-prop drops: "
+            "use reset_after=True"
         )
     narrow.require_full(layer.engine.weights, layer)
