@@ -99,7 +99,7 @@ class _Recurrence:
             shapes[f"{self._learned}0"] = (engine.hidden_size,)
         H = engine.hidden_size
         size = sum(math.prod(shape) for shape in shapes.values())
-        memory = np.zeros(arguments.countable("the traces", (N, size)), item)
+        memory = np.zeros((N, size), item)
         flat, traces, views = memory.reshape(-1), {}, []
         for name, shape in shapes.items():
             part, flat = np.split(flat, [N * math.prod(shape)])
@@ -138,7 +138,8 @@ class _Recurrence:
         moment.memory.fill(0)
         self._backward(inputs, self._of_state, self._terms[after])
         _core.add_scaled(moment.views, self._factors, self.moments[before].views)
-        return self._y.reshape(N, -1)
+        y: Array = self._y.reshape(N, -1)
+        return y
 
     def _backward(self, inputs: Inputs, of_outputs: OutputGradients, of_inputs: InputGradients) -> None:
         _core.backward_members(
@@ -177,8 +178,8 @@ class Learner(Fixed):
     With one recurrent layer whose recurrence is elementwise (:class:`~rnnfast.MinGRU`, :class:`~rnnfast.MinLSTM`,
     :class:`~rnnfast.SRU`, :class:`~rnnfast.IndRNN`), gradients are those of real-time recurrent learning (RTRL): exact,
     through all earlier steps. For RNN, LSTM and GRU they are those of e-prop, an approximation that drops all paths
-    through ``weight_hh``. With several recurrent layers, gradients pass from layer to layer within the current step
-    only, which is an approximation, too. See Notes.
+    through ``weight_hh``. From layer to layer, gradients pass within the current step only. So those of layers before
+    the last recurrent layer are approximations, too. See Notes.
 
     Parameters
     ----------
@@ -233,9 +234,14 @@ class Learner(Fixed):
         dL/dp = (dL/dp with s[t-1] fixed) + dL/ds[t-1] * trace[t-1]
 
     where dL/ds[t-1] is computed within step t, also without the paths through weight_hh. The recurrence of minGRU,
-    minLSTM, SRU and IndRNN is elementwise: nothing is dropped, and the sum over all steps equals the gradient of
-    back-propagation through time, as long as the weights do not change. As they do, traces combine derivatives at
-    different weights, as in all online learning; small learning rates keep the difference small.
+    minLSTM, SRU and IndRNN is elementwise: nothing is dropped, and for the last recurrent layer and those after it, the
+    sum over all steps equals the gradient of back-propagation through time, as long as the weights do not change. As
+    they do, traces combine derivatives at different weights, as in all online learning; small learning rates keep the
+    difference small.
+
+    A recurrent layer has traces of its own parameters only. Through the state of a later layer, a parameter also acts
+    on later steps; this is dropped. A layer that is not recurrent, such as an Embedding before a recurrent layer, has
+    no traces and learns from the current step.
 
     For LSTM the equations are those of e-prop: D is the forget gate. For GRU, D is z; for a leaky RNN, 1 - alpha; and
     for a plain RNN 0, so that only the current step counts. The gradient of a projection is that of the current step.

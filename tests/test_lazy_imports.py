@@ -3,7 +3,7 @@
 import pytest
 from support.processes import python
 
-LAZY = ["backends", "dask", "diagnostics", "export", "portable", "quantization", "reference", "sklearn", "threads"]
+LAZY = ["backends", "dask", "diagnostics", "export", "online", "portable", "quantization", "reference", "sklearn", "threads"]
 
 
 def test_import_loads_no_lazy_module():
@@ -12,7 +12,7 @@ def test_import_loads_no_lazy_module():
     assert "'rnnfast.layers'" in run.stdout
 
 
-@pytest.mark.parametrize("name", ["diagnostics", "export", "quantization", "reference", "threads", "backends"])
+@pytest.mark.parametrize("name", ["diagnostics", "export", "online", "quantization", "reference", "threads", "backends"])
 def test_modules_are_reachable_as_attributes(name):
     run = python(code=f"import rnnfast; print(rnnfast.{name}.__name__, {name!r} in dir(rnnfast))")
     assert run.stdout.split() == [f"rnnfast.{name}", "True"], run.stderr
