@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from . import functional as functional
     from . import layers as layers
     from . import models as models
+    from . import online as online
     from . import quantization as quantization
     from . import reference as reference
     from . import sklearn as sklearn
@@ -101,7 +102,18 @@ __all__ = [
 
 
 # Imported at their first use. Those that need an extra say so when it is missing.
-_LAZY = ("backends", "dask", "diagnostics", "export", "models", "quantization", "reference", "sklearn", "threads")
+_LAZY = (
+    "backends",
+    "dask",
+    "diagnostics",
+    "export",
+    "models",
+    "online",
+    "quantization",
+    "reference",
+    "sklearn",
+    "threads",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -62,6 +62,7 @@ def optimize(
     steps: NDArray[np.int64],
     options: tuple[float, ...],
 ) -> None: ...
+def add_scaled(targets: list[NDArray[Any]], factors: NDArray[Any], sources: list[NDArray[Any]]) -> None: ...
 
 @disjoint_base
 class BufferPool:

@@ -36,6 +36,7 @@ cdef extern from "Python.h":
         PyBUF_SIMPLE
         PyBUF_WRITABLE
         PyBUF_FORMAT
+        PyBUF_ND
         PyBUF_STRIDES
         PyBUF_C_CONTIGUOUS
         PyBUF_RECORDS_RO
@@ -64,6 +65,14 @@ cdef extern from "optimizers.h":
     ctypedef void rnnfast_update(void *parameter, const void *gradient, void *const *moments, ptrdiff_t n, const double *options) noexcept nogil
     rnnfast_update *const *rnnfast_optimizers_f32
     rnnfast_update *const *rnnfast_optimizers_f64
+
+
+cdef extern from "traces.h":
+    ctypedef struct rnnfast_trace_shape:
+        ptrdiff_t members, groups, units, width
+    ctypedef void rnnfast_add_scaled(void *target, const void *factors, const void *source, const rnnfast_trace_shape *shape,
+                                     int is_summed) noexcept nogil
+    rnnfast_add_scaled rnnfast_add_scaled_f32, rnnfast_add_scaled_f64
 
 
 cdef extern from "host_call.h":
@@ -895,6 +904,43 @@ def optimize(str kind not None, list parameters not None, list gradients not Non
             step = (rnnfast_optimizers_f32 if p.at[i].itemsize == sizeof(float) else rnnfast_optimizers_f64)[which]
             update(step, &p.at[i], g.at[i].buf, at, o)
         (<int64_t *>count.at[0].buf)[0] += 1
+
+
+def add_scaled(list targets not None, factors, list sources not None):
+    """Add arrays to others, each multiplied by a factor for each member and unit; csrc/traces.h has the layouts.
+
+    Parameters
+    ----------
+    targets : list of ndarray
+        Each with the elements of its source, or without the axis of members, over which it is then summed.
+    factors : ndarray, (members, units)
+    sources : list of ndarray, (members, groups, units, width)
+        All arrays are contiguous, of one dtype.
+    """
+    cdef Views to = Views(targets, PyBUF_WRITABLE)
+    cdef Views of = Views([factors], PyBUF_ND)
+    cdef Views source = Views(sources, PyBUF_ND)
+    cdef rnnfast_trace_shape shape
+    cdef Py_buffer *factor = of.at
+    cdef Py_buffer *view
+    cdef Py_ssize_t i, least
+    if to.count != source.count or not is_float(factor) or factor.ndim != 2:
+        raise ValueError(f"expected {source.count} targets, and factors (members, units) of float32 or float64")
+    for i in range(source.count):
+        view = &source.at[i]
+        if not is_float(view) or not is_float(&to.at[i]) or view.itemsize != factor.itemsize or to.at[i].itemsize != factor.itemsize:
+            raise TypeError("targets and sources must have the dtype of the factors")
+        if view.ndim != 4 or view.shape[0] != factor.shape[0] or view.shape[2] != factor.shape[1]:
+            raise ValueError(f"source {i} must have shape (members, groups, units, width), with the axes of the factors")
+        least = view.len // max(view.shape[0], 1)
+        if to.at[i].len != view.len and to.at[i].len != least:
+            raise ValueError(f"target {i} must have the elements of its source, or those of one member")
+    with nogil:
+        for i in range(source.count):
+            view = &source.at[i]
+            shape.members, shape.groups, shape.units, shape.width = view.shape[0], view.shape[1], view.shape[2], view.shape[3]
+            (rnnfast_add_scaled_f32 if view.itemsize == sizeof(float) else rnnfast_add_scaled_f64)(
+                to.at[i].buf, factor.buf, view.buf, &shape, to.at[i].len != view.len)
 
 
 # ---- pools of buffers ----

@@ -59,6 +59,21 @@ def _weights_of(own: Any, run: Any, layer: Any, user: str) -> tuple[Array, tuple
     return run.snapshot(layer.parameters, frozen=run is current), layer._initial()
 
 
+def rows_of(rows: Any, N: int) -> Any:
+    """Check the rows to reset; return them as an index into an axis of N rows. None stands for all of them."""
+    if rows is None:
+        return slice(None)
+    try:
+        which = arguments.array("rows", rows)
+        if which.dtype.kind not in "iub" and which.size:
+            raise IndexError(f"its dtype is {which.dtype}, neither integers nor booleans")
+        if which.ndim > 1:
+            raise IndexError(f"it has {which.ndim} axes, more than one")
+        return np.atleast_1d(np.arange(N)[which if which.size else which.astype(np.intp)])
+    except (IndexError, ValueError) as error:
+        raise IndexError(f"rows does not index a batch of {N} rows: {error}") from None
+
+
 def _steps_of(name: str, value: Any, layer: Any, N: int) -> Array:
     """Check the features of one step and return them as (N, I)."""
     size = layer.engine.input_size
@@ -287,17 +302,7 @@ class Stream(Fixed):
         IndexError
             If `rows` is not a valid index into the batch axis.
         """
-        which: Any = slice(None)
-        if rows is not None:
-            try:
-                which = arguments.array("rows", rows)
-                if which.dtype.kind not in "iub" and which.size:
-                    raise IndexError(f"its dtype is {which.dtype}, neither integers nor booleans")
-                if which.ndim > 1:
-                    raise IndexError(f"it has {which.ndim} axes, more than one")
-                which = np.atleast_1d(np.arange(self.batch_size)[which if which.size else which.astype(np.intp)])
-            except (IndexError, ValueError) as error:
-                raise IndexError(f"rows does not index a batch of {self.batch_size} rows: {error}") from None
+        which = rows_of(rows, self.batch_size)
 
         def cleared(*states: Array | None) -> tuple[None, list[Array | None]]:
             values = [None if state is None else state.copy() for state in states]

@@ -122,14 +122,16 @@ class Recurrent(ArrayLayer, Generic[State]):
         """Return cells of the class with all numbers of gates that it can have."""
         return (cls._cell,)
 
-    def _new_engine(self, **given: Any) -> functional.Engine:
+    def _new_engine(
+        self, input_size: int | None = None, num_layers: int | None = None, **given: Any
+    ) -> functional.Engine:
         return functional.Engine(
             self._cell,
             self.dtype,
-            self.input_size,
+            input_size or self.input_size,
             self.hidden_size,
             proj_size=self.proj_size,
-            num_layers=self.num_layers,
+            num_layers=num_layers or self.num_layers,
             bidirectional=self.bidirectional,
             reverse=self.reverse,
             bias=self.bias,

@@ -146,7 +146,7 @@ def fit(
         arguments.flag("per_step", per_step)
     batch_size, rng = arguments.size("batch_size", batch_size), arguments.generator(rng)
     optimizer = Adam(model) if optimizer is None else optimizer
-    _require_optimizer(optimizer, model)
+    require_optimizer(optimizer, model)
     resumed = checkpoint if checkpoint is not None and os.path.exists(checkpoint) else None
     if resumed is not None:  # the fraction for validation is drawn again
         rng.bit_generator.state = resuming.about(resumed)["start"]
@@ -174,7 +174,7 @@ def fit(
     return loop.history
 
 
-def _require_optimizer(optimizer: Any, model: Any) -> None:
+def require_optimizer(optimizer: Any, model: Any) -> None:
     """Raise unless the optimizer updates parameters of the model."""
     if isinstance(optimizer, type) or not all(hasattr(optimizer, name) for name in ("step", "lr")):
         raise TypeError(f"optimizer must be one such as Adam(model), got {optimizer!r}")
