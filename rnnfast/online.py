@@ -185,7 +185,7 @@ class Learner(Fixed):
     ----------
     model : recurrent layer, or Sequential
         A Sequential may hold recurrent layers, Linear, Embedding, LayerNorm and Activation. Recurrent layers run
-        forward in time, without dropout, a GRU with ``reset_after=True``.
+        forward in time, without dropout and zoneout, a GRU with ``reset_after=True``.
     readout : layer, optional
         Maps the output of the layer to the prediction, as a :class:`~rnnfast.Linear` does. ``Learner(layer, readout)``
         is the same as ``Learner(Sequential(layer, readout))``.
@@ -624,6 +624,8 @@ def _check(prefix: str, layer: Any) -> None:
         )
     if any(getattr(layer, option) for option in saving.DROPOUTS):
         raise ValueError(f"{name}, {described}, has dropout, which a learner does not apply: set it to 0")
+    if layer.zoneout:
+        raise ValueError(f"{name}, {described}, has zoneout, which a learner does not support: build it without")
     if not getattr(layer, "reset_after", True):
         raise ValueError(
             f"{name}, {described}, applies its reset gate before the product with weight_hh, whose paths e-prop drops: "

@@ -551,6 +551,7 @@ LAYER = MinGRU(I, H, rng=0)
         ((GRU(I, H, reset_after=False),), {}, ValueError, "use reset_after=True"),
         ((MinGRU(I, H, 2, dropout=0.1),), {}, ValueError, "has dropout, which a learner does not apply"),
         ((LSTM(I, H, recurrent_dropout=0.1),), {}, ValueError, "has dropout"),
+        ((LSTM(I, H, zoneout=0.1),), {}, ValueError, "has zoneout, which a learner does not support"),
         ((Linear(I, H),), {}, ValueError, "model must have a recurrent layer"),
         ((Sequential(LAYER, rnnfast.Dropout(0.1)),), {}, TypeError, "layer 1 of model must be a recurrent layer"),
         ((Sequential(LAYER, rnnfast.Pool("last")),), {}, TypeError, "train other models with truncated_bptt"),
