@@ -40,10 +40,10 @@ COMPACT const uint8_t *kept_units(const direction *d, ptrdiff_t t, ptrdiff_t n, 
     return (const uint8_t *)row_at(&d->zoneout_masks, t, n) + (of_c ? RNNFAST_ZONEOUT_BYTES(d->s.P) : 0);
 }
 
-SEPARATE void mix_row(REAL *to, const REAL *before, const REAL *new, const uint8_t *kept, REAL rate, range units)
+SEPARATE void mix_row(REAL *to, const REAL *before, const REAL *computed, const uint8_t *kept, REAL rate, range units)
 {
     FOR_UNITS (j, lanes, units) {
-        vec a = get(before + j, lanes), b = get(new + j, lanes);
+        vec a = get(before + j, lanes), b = get(computed + j, lanes);
         put(to + j, kept ? select(lanes_of_bits(kept, j), a, b) : muladd(broadcast(rate), a - b, b), lanes);
     }
 }
@@ -52,14 +52,14 @@ SEPARATE void mix_row(REAL *to, const REAL *before, const REAL *new, const uint8
 SEPARATE void split_row(REAL *d, REAL *d_new, const uint8_t *kept, REAL rate, range units)
 {
     FOR_UNITS (j, lanes, units) {
-        vec whole = get(d + j, lanes), zero = broadcast(0), share = whole * broadcast(rate), rest = whole - share;
+        vec whole = get(d + j, lanes), zero = broadcast(0), share = whole * broadcast(rate), others = whole - share;
         if (kept) {
             ivec mask = lanes_of_bits(kept, j);
             share = select(mask, whole, zero);
-            rest = select(mask, zero, whole);
+            others = select(mask, zero, whole);
         }
         put(d + j, share, lanes);
-        put(d_new + j, rest, lanes);
+        put(d_new + j, others, lanes);
     }
 }
 
