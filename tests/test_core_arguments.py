@@ -80,6 +80,7 @@ CALLS = {
     "Views": lambda: (_core.Views, [[f(3)], 0]),
     "address": lambda: (_core.address, [f(3)]),
     "assign": lambda: (_core.assign, [[f(3), f(2, 2)], [f(3), f(2, 2)]]),
+    "add_scaled": lambda: (_core.add_scaled, [[f(2, 1, 3, 2)], f(2, 3), [f(2, 1, 3, 2)]]),
     "switch": lambda: (_core.switch, [[(Owner(), "a", 1)], [f(3)], False, [f(3)], [f(3)]]),
     "committed": lambda: (_core.committed, [len]),
     "optimize": lambda: (_core.optimize, [
