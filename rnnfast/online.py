@@ -248,9 +248,9 @@ class Learner(Fixed):
     on later steps; this is dropped. A layer that is not recurrent, such as an Embedding before a recurrent layer, has
     no traces and learns from the current step.
 
-    For LSTM the equations are those of e-prop: D is the forget gate, and the path through peepholes. For GRU, D is z; for
-    a leaky RNN, 1 - alpha; and for a plain RNN 0, so that only the current step counts. The gradient of a projection is
-    that of the current step, and that of the learned initial h of an LSTM is 0.
+    For LSTM the equations are those of e-prop: D is the forget gate, and the path through peepholes. For GRU, D is z;
+    for a leaky RNN, 1 - alpha; and for a plain RNN 0, so that only the current step counts. The gradient of a
+    projection is that of the current step, and that of the learned initial h of an LSTM is 0.
 
     Costs of a step: about those of forward and two backward passes over one step, and reading and writing the traces.
 
