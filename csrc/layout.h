@@ -216,9 +216,9 @@ INLINE weights weights_at(const parts *p, const shape *s, ptrdiff_t layer, ptrdi
 
 /* ---- tape: outputs of all layers but the last, then the values of all steps that each layer and direction keeps ---- */
 
-/* With zoneout, h_new and c_new are what the cell computes, of which backward reads h_new only where gates are not kept. */
+/* With zoneout, new_state is what backward reads of the state that the cell computes: c, or h of a cell that keeps no gates. */
 typedef struct {
-    REAL *gates, *c, *aux, *h_new, *c_new; /* [rows, row], or NULL */
+    REAL *gates, *c, *aux, *new_state; /* [rows, row], or NULL */
 } kept;
 
 static REAL *lay_out_output(arena *a, const shape *s, const extent *e)
@@ -232,8 +232,7 @@ static kept lay_out_kept(arena *a, const shape *s, const extent *e)
     if (s->keeps_gates) k.gates = reserve(a, times(e->rows, s->gates_row));
     if (s->has_c) k.c = reserve(a, times(e->rows, s->H_row));
     if (s->keeps_aux) k.aux = reserve(a, times(e->rows, s->H_row));
-    if (s->zones && !s->keeps_gates) k.h_new = reserve(a, times(e->rows, s->P_row));
-    if (s->zones && s->has_c) k.c_new = reserve(a, times(e->rows, s->H_row));
+    if (s->zones && (s->has_c || !s->keeps_gates)) k.new_state = reserve(a, times(e->rows, s->H_row));
     return k;
 }
 
@@ -263,9 +262,9 @@ static kept kept_at(const parts *tape, const shape *s, const extent *e, ptrdiff_
 /* Scratch memory of one direction. Forward: gates of a block of steps and aux of a step, if no tape keeps them. Backward: dgates and, with
  * a projection, dh of a block of steps; dh, dc and daux of a step; for sums over SUM_ROWS rows dgates and dh in tiles, x, h and aux in
  * panels, and the sums for the gradient of the extras. Both: the masked operands of a step's recurrent product, or their gradients; with
- * zoneout, what the cell computes in a step, or its gradient. */
+ * zoneout, h and then c that the cell computes in a step, or their gradients. */
 typedef struct {
-    REAL *gates, *aux, *masked, *h_new, *c_new;
+    REAL *gates, *aux, *masked, *new_states;
     REAL *dgates, *dh_steps, *dh, *dc, *daux;
     REAL *gate_tiles, *dh_tiles, *x_panels, *h_panels, *aux_panels, *extra_sums;
 } scratch;
@@ -304,8 +303,7 @@ INLINE void lay_out_workspace(workspace *w, arena *a, const shape *s, const exte
     if (back && s->D > 1) w->second_dx = reserve(a, times(e->stored, widest_input(s)));
     for (int d = 0; d < s->D; d++) {
         w->of[d].masked = reserve(a, times(e->N, s->P_row));
-        if (s->zones) w->of[d].h_new = reserve(a, times(e->N, s->P_row));
-        if (s->zones && s->has_c) w->of[d].c_new = reserve(a, times(e->N, s->H_row));
+        if (s->zones) w->of[d].new_states = reserve(a, times(2 * e->N, s->H_row));
         if (back) {
             lay_out_backward(&w->of[d], a, s, e);
         } else {

@@ -117,14 +117,13 @@ COMPACT void set_zoneout(call *c, direction *d, const kept *k, ptrdiff_t state, 
     d->zoneout_masks = as_taken(p, like_x(p, masks, bytes / (ptrdiff_t)sizeof(REAL)), which);
     d->zoneout[0] = (REAL)p->stack.zoneout_h;
     d->zoneout[1] = (REAL)p->stack.zoneout_c;
-    d->dh_new = view_of(d->own->h_new, e->N, 0, s->P_row);
-    d->h_new = k->h_new ? in_order(p, e, k->h_new, s->P_row) : d->dh_new;
+    d->h_new = d->dh_new = view_of(d->own->new_states, e->N, 0, s->H_row);
+    d->c_new = d->dc_new = view_of(d->own->new_states + e->N * s->H_row, e->N, 0, s->H_row);
+    assert(s->keeps_gates || !s->has_c);
+    if (k->new_state) *(s->has_c ? &d->c_new : &d->h_new) = in_order(p, e, k->new_state, s->H_row);
     d->h_out = &d->h_new;
-    d->dh_out = &d->dh_new;
-    if (!s->has_c) return;
-    d->dc_new = view_of(d->own->c_new, e->N, 0, s->H_row);
-    d->c_new = k->c_new ? in_order(p, e, k->c_new, s->H_row) : d->dc_new;
     d->c_out = &d->c_new;
+    d->dh_out = &d->dh_new;
     d->dc_out = &d->dc_new;
 }
 
