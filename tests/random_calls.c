@@ -1018,6 +1018,104 @@ static void call_stack(caller *c)
     if (o) check_fill(c, p, &expected);
 }
 
+/* ---- members: many problems of one shape in one call ---- */
+
+enum { MOST_MEMBERS = 5 };
+
+/* Block m of an array of all members, each with some blocks; an array that is shared has only one member. */
+static array member_of(const caller *c, array a, ptrdiff_t blocks, ptrdiff_t m)
+{
+    if (!a.at || a.blocks == blocks) return a;
+    a.at = row_of(c, &a, m * blocks, 0, 0);
+    a.blocks = blocks;
+    a.gap_bytes = 0;
+    return a;
+}
+
+/* States of all members, which exist if those of a problem do. */
+static array states_of_members(caller *c, const problem *p, const array *of_one, ptrdiff_t members)
+{
+    array a = {0};
+    if (!of_one->at) return a;
+    a = new_array(c, members * p->states, 1, p->rows, of_one->F, 1);
+    randomise(c, a.at, members * p->states * p->rows * of_one->F, 1);
+    return a;
+}
+
+/* Masks of dropout and zoneout are shared, and so may be x. */
+static void call_members(caller *c)
+{
+    problem p = *new_problem(c);
+    p.wants_dh = 0;
+    const rnnfast_stack *s = &p.stack;
+    const rnnfast_sizes sizes = sizes_of(c, &p);
+    const ptrdiff_t members = between(c, 1, MOST_MEMBERS), threads = between(c, 1, 4), item = (ptrdiff_t)c->item;
+    const ptrdiff_t parameters = RNNFAST_KINDS * p.states, of_state = p.states * p.rows * item;
+    const int shares_x = one_in(c, 2), is_packed = one_in(c, 2);
+    outcome joint = {0}, expected[MOST_MEMBERS];
+    problem all = p, q[MOST_MEMBERS];
+    const void *pointers[MOST_MEMBERS * MOST_PARAMETERS];
+    void *dparameters[MOST_MEMBERS * MOST_PARAMETERS];
+    if (!shares_x) all.x = new_array(c, members, p.T, p.N, s->I, 0), randomise_entries(c, &p, &all.x, 1);
+    if (p.dy.at) all.dy = new_array(c, members, p.T, p.N, p.dy.F, 0), randomise_entries(c, &p, &all.dy, 1);
+    all.h0 = states_of_members(c, &p, &p.h0, members), all.c0 = states_of_members(c, &p, &p.c0, members);
+    all.dh_n = states_of_members(c, &p, &p.dh_n, members), all.dc_n = states_of_members(c, &p, &p.dc_n, members);
+    joint.y = new_array(c, members, p.T, p.N, s->directions * s->P, 0);
+    joint.dx = new_array(c, members, p.T, p.N, s->I, 0);
+    joint.h_n = new_array(c, members * p.states, 1, p.rows, s->P, 1), joint.dh0 = new_array(c, members * p.states, 1, p.rows, s->P, 1);
+    if (p.cell->has_c) joint.c_n = new_array(c, members * p.states, 1, p.rows, s->H, 1);
+    if (p.cell->has_c) joint.dc0 = new_array(c, members * p.states, 1, p.rows, s->H, 1);
+    joint.tape = aligned(c, (size_t)members * sizes.tape);
+    all.packed = aligned(c, (size_t)members * sizes.packed);
+    all.packed_back = aligned(c, (size_t)members * sizes.packed_back);
+    for (ptrdiff_t m = 0; m < members; m++) {
+        q[m] = all;
+        memset(q[m].parameters, 0, sizeof q[m].parameters);
+        memset(q[m].start, 0, sizeof q[m].start);
+        add_parameters(c, &q[m]);
+        pack(c, &q[m]);
+        q[m].x = member_of(c, all.x, 1, m), q[m].dy = member_of(c, all.dy, 1, m);
+        q[m].h0 = member_of(c, all.h0, p.states, m), q[m].c0 = member_of(c, all.c0, p.states, m);
+        q[m].dh_n = member_of(c, all.dh_n, p.states, m), q[m].dc_n = member_of(c, all.dc_n, p.states, m);
+        expected[m] = new_outcome(c, &q[m]);
+        forward(c, &q[m], &expected[m], 1, 1, 0);
+        backward(c, &q[m], &expected[m], 1, 0);
+        const outcome start = new_outcome(c, &q[m]);
+        memcpy(pointers + m * parameters, q[m].parameters, (size_t)parameters * sizeof *pointers);
+        memcpy(dparameters + m * parameters, start.dparameters, (size_t)parameters * sizeof *dparameters);
+        char *packed = (char *)all.packed + (size_t)m * sizes.packed, *back = (char *)all.packed_back + (size_t)m * sizes.packed_back;
+        if (is_packed) c->table->pack(s, q[m].parameters, packed, back, 1, (rnnfast_poll){0});
+    }
+    rnnfast_members call = {.problem = problem_of(&all, &joint, (int)threads), .members = members};
+    call.parameters = is_packed ? NULL : pointers;
+    call.packed = (ptrdiff_t)sizes.packed, call.packed_back = (ptrdiff_t)sizes.packed_back, call.tape = (ptrdiff_t)sizes.tape;
+    call.x = shares_x ? 0 : all.x.block * item, call.y = joint.y.block * item;
+    call.dy = all.dy.block * item, call.dx = joint.dx.block * item;
+    call.h = of_state * s->P, call.c = of_state * s->H;
+    call.workspace = (ptrdiff_t)sizes.forward_workspace;
+    call.problem.workspace = aligned(c, (size_t)threads * sizes.forward_workspace);
+    call.problem.dx = NULL;
+    c->table->members(&call);
+    call.parameters = NULL;
+    call.problem.dparameters = dparameters;
+    call.problem.dx = joint.dx.at;
+    call.workspace = (ptrdiff_t)sizes.backward_workspace;
+    call.problem.workspace = aligned(c, (size_t)threads * sizes.backward_workspace);
+    c->table->members(&call);
+    check_entries(c, "y of members", &p, &joint.y);
+    check_entries(c, "dx of members", &p, &joint.dx);
+    for (ptrdiff_t m = 0; m < members; m++) {
+        outcome own = {.y = member_of(c, joint.y, 1, m), .dx = member_of(c, joint.dx, 1, m)};
+        own.h_n = member_of(c, joint.h_n, p.states, m), own.c_n = member_of(c, joint.c_n, p.states, m);
+        own.dh0 = member_of(c, joint.dh0, p.states, m), own.dc0 = member_of(c, joint.dc0, p.states, m);
+        memcpy(own.dparameters, dparameters + m * parameters, (size_t)parameters * sizeof *dparameters);
+        check_outcome(c, &q[m], &own);
+        check_forward_same(c, &q[m], &own, &expected[m]);
+        check_backward_same(c, &q[m], &own, &expected[m]);
+        check_gradients_same(c, &q[m], &own, &expected[m]);
+    }
+}
+
 /* ---- the rest of the interface ---- */
 
 static array random_rows(caller *c, ptrdiff_t M, ptrdiff_t F)
@@ -1181,12 +1279,13 @@ static void *run_caller(void *argument)
     c->item = one_in(c, 2) ? 4 : 8;
     c->table = rnnfast_get_table(c->isa ? c->isa : isa, c->item);
     if (!c->table) fail(c, "%s does not run here", c->isa);
-    switch (between(c, 0, 11)) {
+    switch (between(c, 0, 12)) {
     case 0:
     case 1: call_linear(c); break;
     case 2: call_activations(c); break;
     case 3: call_sizes(c); break;
     case 4: call_optimizer(c); break;
+    case 12: call_members(c); break;
     case 5:
         if (one_in(c, 3)) call_order(c);
         else call_stack(c);
