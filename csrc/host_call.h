@@ -37,7 +37,10 @@ static inline int rnnfast_is_valid_call(const rnnfast_table *table, const rnnfas
     if (!valid || !cell || call->has_c0 > cell->has_c) return 0;
     if (s->directions < 1 || s->directions > 2 || s->reverse + s->directions > 2) return 0;
     if (s->layers < 1 || s->I < 1 || s->H < 1 || s->P < 1 || !(s->clip >= 0 && s->clip <= DBL_MAX)) return 0;
-    if (s->zoneout_h != 0 || s->zoneout_c != 0) return 0; /* the adapters do not support it */
+    for (int i = 0; i < 2; i++) { /* the adapters do not support zoneout */
+        double rate = i ? s->zoneout_c : s->zoneout_h;
+        if (!(rate >= 0 && rate <= 0)) return 0;
+    }
     if (s->P < s->H) kinds |= 1 << 4;
     if (cell->extra_rows && (s->peepholes || !cell->extra_is_optional)) kinds |= 1 << 5;
     return (call->kinds == kinds || call->kinds == (kinds | biases)) && !table->sizes(s, 1, 1, NULL, &sizes);
