@@ -8,7 +8,7 @@ import numpy as np
 
 from rnnfast import functional
 from support.cells import is_trained
-from support.compare import members, named
+from support.compare import assert_close, gradient_by_differences, members, named
 from support.problems import zoneout_masks
 
 # Bytes on either side of a buffer: a multiple of 64, so that a buffer is aligned like the memory in which it lies.
@@ -248,6 +248,17 @@ class Run:
 def run_engine(p, isa=None, *, layout="plain"):
     """The results of forward and backward by name."""
     return Run(p, isa, layout=layout).backward()
+
+
+def assert_central_differences(p, isa=None):
+    """Compare all gradients of the engine with central differences of its outputs; p is in float64."""
+
+    def run_forward(p):
+        run = Run(p, isa, keep_tape=False)
+        return run.y, run.state
+
+    results, expected = run_engine(p, isa), gradient_by_differences(p, run_forward)
+    assert_close({name: results[name] for name in expected}, expected, 1e-8)
 
 
 def run_in_a_row(p, isa=None):
