@@ -1461,6 +1461,17 @@ cdef size_t bytes_of(ptrdiff_t members, size_t bytes) noexcept:
     return PY_SSIZE_T_MAX if bytes and members > PY_SSIZE_T_MAX // <ptrdiff_t>bytes else members * bytes
 
 
+cdef void *acquire_packed(Buffers *buffers, obj, ptrdiff_t members, ptrdiff_t *apart) except? NULL:
+    """Acquire packed weights of all members, or of exactly one, which all of them then share."""
+    cdef void *at = acquire(buffers, obj, PyBUF_SIMPLE, apart[0])
+    cdef Py_ssize_t given = buffers.held[buffers.count - 1].len
+    if given == apart[0]:
+        apart[0] = 0
+    elif <size_t>given < bytes_of(members, apart[0]):
+        raise ValueError(f"a buffer has {given} bytes, but {apart[0]} are needed for each of {members} members")
+    return at
+
+
 cdef int describe_members(rnnfast_members *all, Engine engine, Inputs inputs, workspace, bint back, Buffers *buffers, Watch *watch,
                           rnnfast_sizes *sizes) except -1:
     """Set what forward and backward of an ensemble share."""
@@ -1488,7 +1499,8 @@ def forward_members(Engine engine, Pointers parameters or None, packed, packed_b
     """Run the members of an ensemble forward.
 
     All arrays are those of `forward` and `pack` with one more axis in front. A stride of 0 on that axis of x shares it. With `parameters`,
-    packed and packed_back are written first, else packed is read. The workspace has room for one or more threads.
+    packed and packed_back are written first, else packed is read, which may be that of one member, to share it. The workspace has room for
+    one or more threads.
     """
     cdef rnnfast_members all
     cdef rnnfast_problem *p = &all.problem
@@ -1503,8 +1515,10 @@ def forward_members(Engine engine, Pointers parameters or None, packed, packed_b
             if parameters.engine is not engine or parameters.members != all.members:
                 raise ValueError("the pointers are those of another engine, or of another number of members")
             all.parameters = <const void *const *>parameters.at
-        p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, bytes_of(all.members, all.packed))
-        p.packed_back = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, bytes_of(all.members, all.packed_back))
+            p.packed = acquire(&buffers, packed, PyBUF_WRITABLE, bytes_of(all.members, all.packed))
+            p.packed_back = acquire_optional(&buffers, packed_back, PyBUF_WRITABLE, bytes_of(all.members, all.packed_back))
+        else:
+            p.packed = acquire_packed(&buffers, packed, all.members, &all.packed)
         p.y = acquire_array(&buffers, outputs.y, PyBUF_WRITABLE, item, 4, all.members, p.T, p.N, engine.directions * engine.output_size)
         all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
         p.h_n = acquire(&buffers, outputs.h_n, PyBUF_WRITABLE, bytes_of(all.members, all.h))
@@ -1534,7 +1548,7 @@ def backward_members(Engine engine, packed_back, Inputs inputs, y, tape, OutputG
         describe_members(&all, engine, inputs, workspace, True, &buffers, &watch, &sizes)
         gradients = Pointers(engine, input_gradients.dparameters, PyBUF_WRITABLE, True, all.members)
         p.dparameters = gradients.at
-        p.packed_back = acquire(&buffers, packed_back, PyBUF_SIMPLE, bytes_of(all.members, all.packed_back))
+        p.packed_back = acquire_packed(&buffers, packed_back, all.members, &all.packed_back)
         p.y = acquire_array(&buffers, y, PyBUF_STRIDES, item, 4, all.members, p.T, p.N, features)
         all.y, p.y_step, p.y_row = stride(&buffers, 0, 1), stride(&buffers, 1, item), stride(&buffers, 2, item)
         p.tape = acquire(&buffers, tape, PyBUF_SIMPLE, bytes_of(all.members, all.tape))

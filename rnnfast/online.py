@@ -72,8 +72,8 @@ class _Recurrence:
 
         H, P, dtype = engine.hidden_size, engine.output_size, engine.dtype
         sizes = engine.sizes(1, 1)
-        self._packed = functional.empty(N * engine.packed_size)
-        self._packed_back = functional.empty(N * engine.packed_back_size)
+        self._packed = functional.empty(engine.packed_size)
+        self._packed_back = functional.empty(engine.packed_back_size)
         self._tape = functional.empty(N * sizes.tape)
         workspace = max(sizes.forward_workspace, sizes.backward_workspace)
         self._workspace = functional.empty(workspace * min(N, functional.get_num_threads()))
@@ -129,13 +129,11 @@ class _Recurrence:
         engine, after = self.engine, 1 - before
         N = len(self._x)
         self._x[:, 0, 0] = x
-        packed, back = self._packed.reshape(N, -1), self._packed_back.reshape(N, -1)
         if self._pointers_back is self._pointers:
-            functional.pack(engine, self._pointers, packed[0], back[0])
+            functional.pack(engine, self._pointers, self._packed, self._packed_back)
         else:
-            functional.pack(engine, self._pointers, packed[0], None)
-            functional.pack(engine, self._pointers_back, None, back[0])
-        packed[1:], back[1:] = packed[0], back[0]
+            functional.pack(engine, self._pointers, self._packed, None)
+            functional.pack(engine, self._pointers_back, None, self._packed_back)
         inputs, moment = self._inputs[before], self.moments[after]
         _core.forward_members(
             engine, None, self._packed, None, inputs, self._outputs[after], self._workspace, self._tape
@@ -577,7 +575,7 @@ class Learner(Fixed):
 
     def _require_step(self) -> _Step:
         if self._last is None:
-            raise RuntimeError("there is no step to learn from: call step first, and learn once after each step")
+            raise RuntimeError("there is no step to learn from: call step first; each step allows one call of learn")
         return self._last
 
     def _learn(self, step: _Step, target: Any, options: dict[str, Any]) -> None:

@@ -285,6 +285,12 @@ for name, call in {
     "more members than pointers": lambda: _core.forward_members(
         engine, _core.Pointers(engine, weights()), b(10**5), None, _core.Inputs(f(M, T, N, I)),
         _core.Outputs(f(M, T, N, H), f(M, 1, N, H), f(M, 1, N, H)), b(10**5)),
+    "packed weights of one and a half members": lambda: _core.forward_members(
+        engine, None, b(engine.packed_size * 3 // 2), None, _core.Inputs(f(M, T, N, I)),
+        _core.Outputs(f(M, T, N, H), f(M, 1, N, H), f(M, 1, N, H)), b(10**5)),
+    "packed weights of one member, to be written for all": lambda: _core.forward_members(
+        engine, _core.Pointers(engine, many(), members=M), b(engine.packed_size), None, _core.Inputs(f(M, T, N, I)),
+        _core.Outputs(f(M, T, N, H), f(M, 1, N, H), f(M, 1, N, H)), b(10**5)),
     "too many members to count": lambda: _core.forward_members(
         engine, None, b(10**5), None, _core.Inputs(np.broadcast_to(f(T, N, I), (2**56, T, N, I))),
         _core.Outputs(np.lib.stride_tricks.as_strided(f(T, N, H), (2**56, T, N, H), (0, N * H * 4, H * 4, 4)),

@@ -531,7 +531,7 @@ def test_ids_out_of_range():
 def test_learning_needs_a_step(rng):
     learner = new_learner()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="call step first, and learn once after each step"):
+        with pytest.raises(RuntimeError, match="call step first; each step allows one call of learn"):
             learner.learn(np.ones((N, 2)))
         with pytest.raises(RuntimeError, match="call step first"):
             learner.backward(np.ones((N, 2)))
