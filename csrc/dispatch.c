@@ -59,7 +59,9 @@ extern const rnnfast_table rnnfast_f32_avx2, rnnfast_f64_avx2, rnnfast_f32_avx51
 #ifndef RNNFAST_SCALAR_ONLY
 extern const rnnfast_table rnnfast_f32_base, rnnfast_f64_base;
 #endif
+#ifndef X86 /* there base has the same bits */
 extern const rnnfast_table rnnfast_f32_scalar, rnnfast_f64_scalar;
+#endif
 
 /* All tables that were compiled, best first; float and double of each instruction set. */
 static const rnnfast_table *const tables[][2] = {
@@ -70,7 +72,9 @@ static const rnnfast_table *const tables[][2] = {
 #ifndef RNNFAST_SCALAR_ONLY
     {&rnnfast_f32_base, &rnnfast_f64_base},
 #endif
+#ifndef X86
     {&rnnfast_f32_scalar, &rnnfast_f64_scalar},
+#endif
 };
 
 /* Their names; a machine has those from unusable() on. */
@@ -81,7 +85,10 @@ static const char *const names[] = {
 #ifndef RNNFAST_SCALAR_ONLY
     "base",
 #endif
-    "scalar", NULL,
+#ifndef X86
+    "scalar",
+#endif
+    NULL,
 };
 
 /* How many of the first tables do not run here. */

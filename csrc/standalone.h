@@ -5,7 +5,8 @@
  * w may be narrow (rnnfast_weights): then each element is of uint16_t or int8_t, and for RNNFAST_INT8 the sum is that of narrow.h.
  * Layout: w is [K, columns], so sums of neighbouring columns can be computed side by side, in vectors, without changing a result.
  * The arrays do not overlap.
- * Error: each element of sums is one chain of muladd() over rising k, as in gemm.h, so the bits are those of the instruction set "scalar".
+ * Error: each element of sums is one chain of muladd() over rising k, as in gemm.h, so the bits are those of kernels without
+ * fused products: the last of rnnfast_isas().
  * Cost: for each k, a tile loads an element of a, and TILE of w for TILE multiply-adds. Its sums stay in registers, also those of a
  * Cortex-M4; one sum at a time would wait for each addition. Where the processor has vectors, a tile is GROUPS of them.
  */

@@ -1,7 +1,8 @@
 """Models as C programs: one source file with the weights in it, for microcontrollers, WebAssembly and plug-ins.
 
 The source consists of the same definitions in csrc/ from which the kernels are compiled, so its results are bitwise
-those of the instruction set "scalar". It needs no library, not even the mathematical functions of C.
+those of the last of `rnnfast.isas()`, which fuses no product with a sum. It needs no library, not even the mathematical
+functions of C.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ void {name}_run({name}_state *state, const {input} *x, size_t T, float *y);
 SOURCE = """\
 /* {title}, as rnnfast {version} wrote it: see {name}.h.
  *
- * Compile it with any C11 compiler, optimised (-O2 or -O3). Results are bitwise those of rnnfast's instruction set
- * "scalar" if the compiler follows IEEE 754 and fuses no product with a sum. gcc does so here whatever its options,
- * and clang unless it is given -ffp-contract=fast. Vectors, where a compiler uses them, do not change a result.
+ * Compile it with any C11 compiler, optimised (-O2 or -O3). Results are bitwise those of rnnfast with the last
+ * instruction set of rnnfast.isas() if the compiler follows IEEE 754 and fuses no product with a sum. gcc does so here
+ * whatever its options, and clang unless it is given -ffp-contract=fast.
+ * Vectors, where a compiler uses them, do not change a result.
  */
 #include "{name}.h"
 

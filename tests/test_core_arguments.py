@@ -92,7 +92,7 @@ CALLS = {
     "PreparedCall.replace": lambda: (step().replace, [packed, None]),
     "CellInfo": lambda: (_core.CellInfo, list(range(12))),
     "Sizes": lambda: (_core.Sizes, [1, 2, 3]),
-    "use_isa": lambda: (_core.use_isa, ["scalar"]),
+    "use_isa": lambda: (_core.use_isa, ["base"]),
     "isas": lambda: (_core.isas, []),
     "get_default_isa": lambda: (_core.get_default_isa, []),
     "set_default_isa": lambda: (_core.set_default_isa, [_core.get_default_isa()]),
@@ -127,7 +127,7 @@ CALLS = {
     "Order.fill": lambda: (order.fill, [-1, f(T, N, H)]),
     "PreparedCall.run": lambda: (prepared().run, [f(T, N, I), (f(1, N, H), None)]),
     "PreparedCall.step": lambda: (step().step, [f(N, I), f(N, H)]),
-    "use_isa.__exit__": lambda: (_core.use_isa("scalar").__exit__, []),
+    "use_isa.__exit__": lambda: (_core.use_isa("base").__exit__, []),
 }
 """
 WRONG = """

@@ -118,7 +118,7 @@ OPERATIONS = {
     "many rows, backward": lambda: many_rows(True),
     "Ensemble": lambda: ensemble(False),
     "Ensemble.backward": lambda: ensemble(True),
-    "activation": lambda: lambda: functional.activation("tanh", zeros(30_000_000), "scalar"),
+    "activation": lambda: lambda: functional.activation("tanh", zeros(30_000_000), "base"),
 }
 QUICK = {"Linear.backward, few rows", "Embedding", "mask", "RNN, construction", "dropout masks", "many steps"}
 CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in OPERATIONS]

@@ -102,6 +102,47 @@ def test_wheel_is_small_and_without_debug_information(wheel):
         assert b".debug_info" not in archive.read(extension)
 
 
+# Prints the instruction set, and a digest of the results of all cells.
+DIGEST = """
+import hashlib
+import numpy as np
+from support.cells import VARIANTS
+from support.guards import run_engine
+from support.problems import variant_problem
+from rnnfast import functional
+
+digest, isa = hashlib.sha256(), functional.isas()[-1]
+for variant in VARIANTS:
+    for dtype in (np.float32, np.float64):
+        results = run_engine(variant_problem(variant, 5, 3, 7, 21, dtype=dtype, num_layers=2, bidirectional=True), isa)
+        for name in sorted(results):
+            digest.update(results[name].tobytes())
+print(isa, digest.hexdigest())
+"""
+
+
+@pytest.mark.full
+def test_a_build_without_vectors(sources, tmp_path):
+    """As with MSVC. It passes the tests of the engine, and has the bits of other kernels that fuse nothing."""
+    package, tests = tmp_path / "package", CHECKOUT / "tests"
+
+    def run(*arguments, **variables):
+        environment = {**os.environ, "RNNFAST_SCALAR_ONLY": "1", **variables}
+        command = [sys.executable, "-P", *arguments]
+        result = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    run("setup.py", "-q", "build", "--build-base", tmp_path / "build", "--build-lib", package)
+    path = f"{package}{os.pathsep}{tests}"
+    isa, digest = run("-c", DIGEST, PYTHONPATH=path).split()
+    assert isa == "scalar"
+    if "avx2" in rnnfast.isas():
+        assert run("-c", DIGEST, PYTHONPATH=str(tests)).split() == ["base", digest]
+    modules = (f"test_{name}.py" for name in ("engine", "engine_linear", "ragged", "narrow", "activations"))
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", *(tests / module for module in modules), PYTHONPATH=path)
+
+
 @pytest.mark.full
 def test_wheel_from_the_sdist_has_the_same_bytes(wheel, sdist, tmp_path):
     with tarfile.open(sdist) as archive:
